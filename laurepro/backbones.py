@@ -1,0 +1,118 @@
+"""Dilated ResNets: the backbone that every row shares.
+
+Parameter names are torchvision's (`conv1`, `bn1`, `layer1.0.conv1`, ...), so that ImageNet weights load by name;
+with the deep stem, `conv1` is a sequence of three 3x3 convolutions. There is no classification layer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from laurepro import spec
+
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+EXPANSION = 4
+
+# Stride, dilation of the first block, dilation of the others: layer3 and layer4 (He et al. 2016; Yu and Koltun
+# 2016). No multi-grid. The first block keeps the dilation of what comes in, the others that of what goes out.
+GEOMETRY: dict[int, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    8: ((1, 1, 2), (1, 2, 4)),
+    16: ((2, 1, 1), (1, 1, 2)),
+    32: ((2, 1, 1), (2, 1, 1)),
+}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which has the stride and the dilation), 1x1, plus the shortcut.
+
+    Shapes: [N, in_channels, h, w] to [N, 4 * channels, ceil(h / stride), ceil(w / stride)].
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        out_channels = EXPANSION * channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the block."""
+        x = self.relu(self.bn1(self.conv1(input)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        shortcut = input if self.downsample is None else self.downsample(input)
+        out: Tensor = self.relu(x + shortcut)
+        return out
+
+
+class ResNet(nn.Module):
+    """The four feature maps of a ResNet whose last stages are dilated to keep the output stride.
+
+    Args:
+        backbone: depth, stem, width (64 is full) and optionally the number of blocks of each stage.
+        output_stride: 8, 16 or 32.
+
+    Attributes:
+        channels: channels of the four maps, (4, 8, 16, 32) * width.
+    """
+
+    def __init__(self, backbone: spec.Backbone, output_stride: int = 8) -> None:
+        super().__init__()
+        width = backbone.width
+        if backbone.stem == "deep":
+            stem = 2 * width
+            self.conv1: nn.Module = nn.Sequential(
+                nn.Conv2d(3, width, 3, 2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, stem, 3, padding=1, bias=False),
+            )
+        else:
+            stem = width
+            self.conv1 = nn.Conv2d(3, stem, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+
+        blocks = backbone.blocks or BLOCKS[backbone.kind]
+        geometry = ((1, 1, 1), (2, 1, 1), *GEOMETRY[output_stride])
+        in_channels = stem
+        layers = []
+        for stage, (count, (stride, first, rest)) in enumerate(zip(blocks, geometry, strict=True)):
+            channels = width * 2**stage
+            layer = []
+            for index in range(count):
+                block_stride, dilation = (stride, first) if index == 0 else (1, rest)
+                layer.append(Bottleneck(in_channels, channels, block_stride, dilation))
+                in_channels = EXPANSION * channels
+            layers.append(nn.Sequential(*layer))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.channels = (4 * width, 8 * width, 16 * width, 32 * width)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[N, 3, H, W] to maps at strides 4, 8, min(16, output_stride) and output_stride."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        c1 = self.layer1(x)
+        c2 = self.layer2(c1)
+        c3 = self.layer3(c2)
+        c4 = self.layer4(c3)
+        return c1, c2, c3, c4

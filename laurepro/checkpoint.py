@@ -1,0 +1,167 @@
+"""Checkpoints and final weights that are either whole or noticed to be broken.
+
+A checkpoint `checkpoint-00000100.ckpt` is one line of text (`head -n 1` shows it: key, step, sha256) and then
+what `torch.save` wrote. The final weights `weights.pt` are an ordinary torch file,
+`{"sha256": ..., "state_dict": ...}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laurepro.errors import LaureproError
+
+KEPT = 2  # the last one, and the one before for when the last is broken
+WEIGHTS = "weights.pt"
+_MAGIC = "laurepro-checkpoint-1"
+_log = logging.getLogger(__name__)
+
+
+class Broken(Exception):
+    """A file is not what was written."""
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Write the state after `step` steps, whole or not at all, and drop all but the last two.
+
+    Args:
+        folder: The job's folder. Only one process may write there: files left half written are removed.
+        step: The number of steps done.
+        state: What `torch.load(weights_only=True)` takes, with the job's key under "key".
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    payload = buffer.getbuffer()
+    key = str(state["key"])
+    header = f"{_MAGIC} key={key} step={step} sha256={_checksum(key, step, payload)}\n"
+    _write(folder / f"checkpoint-{step:08d}.ckpt", header.encode(), payload)
+    _sweep(folder, "checkpoint-*.tmp")
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
+    """The newest state that can be read, its tensors on the CPU, or None. A broken file is reported and passed over.
+
+    Raises:
+        LaureproError: The newest readable one belongs to another key.
+    """
+    for file in _newest_first(folder):
+        try:
+            found, state = _read(file)
+        except Broken as error:
+            _log.warning("%s is broken (%s); the one before is used", file, error)
+            continue
+        if found != key:
+            raise LaureproError(
+                f"{file}: is a checkpoint of key {found}, expected {key}",
+                "it was trained with other settings; remove the folder, or use another --runs",
+            )
+        return state
+    return None
+
+
+def save_weights(folder: Path, state_dict: Mapping[str, Tensor]) -> str:
+    """Write `weights.pt` whole or not at all. Returns its `weights_sha256`."""
+    weights = {name: tensor.detach().cpu() for name, tensor in state_dict.items()}
+    digest = weights_sha256(weights)
+    buffer = io.BytesIO()
+    torch.save({"sha256": digest, "state_dict": weights}, buffer)
+    _write(folder / WEIGHTS, b"", buffer.getbuffer())
+    _sweep(folder, f"{WEIGHTS}.*.tmp")
+    return digest
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Read `weights.pt`, on the CPU, and check its checksum.
+
+    Raises:
+        LaureproError: There is none, or it is not what was written.
+    """
+    file = folder / WEIGHTS
+    hint = "train that job again: laurepro run ... --force"
+    if not file.is_file():
+        raise LaureproError(f"{file}: no such weights", hint)
+    try:
+        content = _load(file.read_bytes())
+        state_dict: dict[str, Tensor] = content["state_dict"]
+        if weights_sha256(state_dict) != content["sha256"]:
+            raise Broken("its checksum differs")
+    except (Broken, KeyError, TypeError, AttributeError) as error:
+        raise LaureproError(f"{file}: is broken ({error})", hint) from None
+    return state_dict
+
+
+def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
+    """The sha256 over name, dtype, shape and bytes of each tensor, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _checksum(key: str, step: int, payload: memoryview) -> str:
+    # The header's fields are covered too: a flipped bit in the key must not look like another job's checkpoint.
+    digest = hashlib.sha256(f"{_MAGIC} {key} {step}\n".encode())
+    digest.update(payload)
+    return digest.hexdigest()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.ckpt"), reverse=True)
+
+
+def _read(file: Path) -> tuple[str, dict[str, Any]]:
+    """Key and state of one checkpoint. Raises Broken."""
+    content = file.read_bytes()
+    end = content.find(b"\n", 0, 300)
+    words = content[: max(end, 0)].decode("ascii", "replace").split(" ")
+    fields = dict(word.partition("=")[::2] for word in words[1:])
+    if words[0] != _MAGIC or set(fields) != {"key", "step", "sha256"}:
+        raise Broken("its first line is damaged or cut short")
+    payload = memoryview(content)[end + 1 :]
+    if not fields["step"].isdigit() or _checksum(fields["key"], int(fields["step"]), payload) != fields["sha256"]:
+        raise Broken("its checksum differs")
+    return fields["key"], _load(payload)
+
+
+def _load(payload: bytes | memoryview) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise Broken(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    return state
+
+
+def _write(file: Path, header: bytes, payload: memoryview) -> None:
+    """Write beside the file, onto the disk, and move into place: a crash leaves the old file or the new one."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as stream:
+        stream.write(header)
+        stream.write(payload)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    """Remove what a killed process left half written."""
+    for left in folder.glob(pattern):
+        left.unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""Several processes as one: set-up from the environment that torchrun gives, sums, and batch normalisation.
+
+With one process every function here is the identity, and nothing is set up.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer fails, rather than hang for ever
+
+
+def initialise() -> None:
+    """Join the group that RANK and WORLD_SIZE name: gloo for tensors on the CPU, nccl for those on a GPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, as a new tensor, outside of autograd. With one process, the tensor itself."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; all ranks get the same answer, and none before all have asked."""
+    if world_size() == 1:
+        return flag
+    return bool(all_reduce_sum(torch.tensor(int(flag))).item())
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over ranks that gradients pass: every rank's output depends on every rank's input."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_reduce_sum(gradients[0])
+
+
+class AllReducedBatchNorm(_BatchNorm):
+    """Batch normalisation over the batches of all ranks, for the CPU, where torch's SyncBatchNorm refuses.
+
+    Mean and centred variance are those of the whole batch, however unequally it is spread over the ranks, and so
+    are the gradients. Input [N, C, ...]; parameters and buffers are named as in BatchNorm.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected [N, C, ...], got {input.dim()} dimension(s)")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise per channel; in eval mode exactly as BatchNorm."""
+        self._check_input_dim(input)
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        over = [d for d in range(input.dim()) if d != 1]
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        count = input.new_tensor([input.numel() // input.shape[1]])
+        sums: Tensor = _SumOverRanks.apply(torch.cat([input.sum(over), count]))
+        n = float(sums[-1])
+        mean = sums[:-1] / n
+        centred = input - mean.view(shape)
+        variance = _SumOverRanks.apply(centred.square().sum(over)) / n
+        if self.track_running_stats:
+            self._track(mean.detach(), variance.detach() * (n / max(n - 1, 1)))
+        output = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def synchronise_batch_norm(module: nn.Module) -> nn.Module:
+    """Make every BatchNorm in the module take its statistics over all ranks; names in `state_dict` stay.
+
+    Call it with the module on the device where it will run.
+    """
+    if world_size() == 1:
+        return module
+    if any(p.is_cuda for p in module.parameters()):
+        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return synchronised
+    return _convert(module)
+
+
+def _convert(module: nn.Module) -> nn.Module:
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        new = AllReducedBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
+        # The very same parameters and buffers, not copies: an optimiser may already hold them.
+        new._parameters, new._buffers = module._parameters, module._buffers
+        return new.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, _convert(child))
+    return module

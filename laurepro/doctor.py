@@ -1,0 +1,97 @@
+"""What `laurepro doctor` looks at. Torch is asked in a process of its own: a broken build must not end ours."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from laurepro import parts, record
+
+
+class Line(NamedTuple):
+    """One thing looked at. `optional`: the suite works without it."""
+
+    what: str
+    ok: bool
+    found: str
+    fix: str = ""
+    optional: bool = False
+
+
+_PROBE = """
+import json, torch
+out = {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": [], "nccl": None}
+if torch.cuda.is_available():
+    out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+out["nccl"] = torch.distributed.is_nccl_available()
+out["gloo"] = torch.distributed.is_gloo_available()
+import torchvision
+out["torchvision"] = torchvision.__version__
+torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+print(json.dumps(out))
+"""
+
+
+def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
+    """Every line, in the order in which one would mend things."""
+    version = platform.python_version()
+    yield Line("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed")
+    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        last = (probe.stderr.strip().splitlines() or ["no output"])[-1]
+        yield Line(
+            "torch", False, last, "make install brings a pair of torch and torchvision that fit together"
+        )
+    else:
+        found = json.loads(probe.stdout.splitlines()[-1])
+        yield Line("torch", True, f"{found['torch']}, torchvision {found['torchvision']} with its ops")
+        yield Line(
+            "distributed",
+            found["gloo"],
+            f"gloo {found['gloo']}, nccl {found['nccl']}",
+            "this torch has no gloo",
+        )
+        gpus = ", ".join(found["gpus"])
+        yield Line(
+            "GPU", bool(gpus), gpus or "none", "scale smoke runs on a CPU; paper needs a CUDA GPU", True
+        )
+    cupy = next(
+        (f"{p} {v}" for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := record.version_of(p))), None
+    )
+    yield Line(
+        "CuPy", cupy is not None, cupy or "not installed", "with a GPU: pip install 'laurepro[cuda13]'", True
+    )
+    slurm = shutil.which("sbatch")
+    yield Line("Slurm", slurm is not None, slurm or "no sbatch here", "only needed on a cluster", True)
+    for name in sorted({*parts.names("datasets"), *parts.LATER["datasets"]}):
+        if parts.path("datasets", name) is None:
+            yield Line(
+                f"data {name}", False, "not readable by this version yet", "scale smoke needs none", True
+            )
+            continue
+        problems = parts.load("datasets", name).problems(data, ("train", "val"))
+        fix = "bring the data set, or use scale smoke"
+        yield Line(f"data {name}", not problems, problems[0] if problems else "usable", fix, True)
+    commit, dirty = record.provenance()
+    state = "unknown commit" if commit is None else commit[:12] + (", dirty" if dirty else "")
+    yield Line(
+        "commit", commit is not None, state, "records will say 'unknown commit'; set LAUREPRO_COMMIT", True
+    )
+    for option, folder in (("--results", results), ("--runs", runs)):
+        try:
+            record.writable(folder, option)
+        except record.LaureproError as error:
+            yield Line(option, False, str(error), f"choose another folder with {option}")
+        else:
+            yield Line(option, True, f"{folder} can be written")
+    existing = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    yield Line(
+        "disk", free > 1, f"{free:.0f} GiB free for {runs}", "a smoke run needs well under 1 GiB; make room"
+    )

@@ -1,0 +1,29 @@
+"""The one exception a user is meant to see, and the nearest-name suggestion every lookup shares."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LaureproError(Exception):
+    """Bad input. The command line prints it without a traceback and exits with code 2.
+
+    Args:
+        message: What is wrong: names the file, the key, the value seen and what was expected.
+        hint: What to do about it; printed on a line of its own.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n  {hint}")
+
+
+def unknown(what: str, name: str, available: Iterable[str], where: str = "") -> LaureproError:
+    """The error for a name that does not exist: what exists, and the nearest to what was typed."""
+    names = sorted(available)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    prefix = f"{where}: " if where else ""
+    nearest = f"nearest: {close[0]};  " if close else ""
+    return LaureproError(
+        f"{prefix}unknown {what} {name!r}", f"{nearest}available: {', '.join(names) or 'none'}"
+    )

@@ -1,0 +1,65 @@
+"""The decoder of DeepLabv3+, whose inner upsampling is done by the row's upsampler.
+
+Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, with
+ordinary convolutions. The paper replaces "the bilinear upsampling in the decoder"; which of the two is not said:
+here it is the one of the ASPP features, and the class scores are brought to the picture's size bilinearly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from laurepro.heads import conv_bn_relu
+from laurepro.heads.aspp import ASPP
+
+FEATURES = ("decoder",)
+
+
+class Head(nn.Module):
+    """ASPP, upsampled to layer1's size, joined with layer1's features, and one or two 3x3 convolutions.
+
+    Args:
+        in_channels: channels of the backbone's four maps.
+        num_classes: not used; every head takes it.
+        channels: width of the ASPP and of the decoder.
+        low_channels: channels that layer1 is reduced to.
+        rates: dilations of the ASPP's 3x3 branches (at output stride 16).
+        decoder_convs: 3x3 convolutions after the two are joined.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, int, int, int],
+        num_classes: int,
+        *,
+        channels: int = 256,
+        low_channels: int = 48,
+        rates: tuple[int, ...] = (6, 12, 18),
+        decoder_convs: Literal[1, 2] = 2,
+    ) -> None:
+        super().__init__()
+        self.feature_channels = channels
+        self.aspp = ASPP(in_channels[3], channels, rates)
+        self.low = conv_bn_relu(in_channels[0], low_channels, 1)
+        widths = [channels + low_channels] + [channels] * decoder_convs
+        self.decoder = nn.Sequential(*(conv_bn_relu(i, o, 3) for i, o in zip(widths[:-1], widths[1:], strict=True)))
+
+    def forward(
+        self,
+        features: tuple[Tensor, Tensor, Tensor, Tensor],
+        upsample: Callable[[Tensor, Tensor, tuple[int, int]], Tensor],
+    ) -> tuple[Tensor, None]:
+        """The backbone's maps to (feature [N, channels, H/4, W/4], None).
+
+        Args:
+            features: the backbone's four maps.
+            upsample: (input, feature, size) to `input` at `size`. The offset branch reads the ASPP's output too.
+        """
+        low = self.low(features[0])
+        deep = self.aspp(features[3])
+        deep = upsample(deep, deep, (low.shape[2], low.shape[3]))
+        return self.decoder(torch.cat([deep, low], 1)), None

@@ -1,0 +1,167 @@
+"""The training loss: main + aux_weight * auxiliary + se_weight * semantic encoding (sections 3.2 and 4.1).
+
+A row without point sampling has plain cross-entropy at the label's size, averaged over the valid pixels. A row with
+it has a location-aware loss at k times the feature's size, with the labels brought there by nearest neighbour, and
+never forms the upsampled scores. With the weight 0 that is LaU without a loss of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from laurepro import spec
+from laurepro.errors import LaureproError
+from laurepro.model import Output
+from laurepro.ops import bilinear_upsample
+from laurepro.upsamplers import PointSampling
+
+IGNORED = -1
+Count = Callable[[Tensor], Tensor]
+
+
+def segmentation_loss(
+    output: Output,
+    target: Tensor,
+    loss: spec.Loss,
+    *,
+    world_size: int = 1,
+    reduce_sum: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The loss of one rank's share of a batch.
+
+    Args:
+        output: the network's, in training mode.
+        target: int64 [N, H, W] at the crop's size, -1 ignored.
+        loss: kind, weights and switches.
+        world_size: number of ranks over which the gradients are averaged.
+        reduce_sum: sum of a tensor over the ranks. With `count: global` a mean over valid pixels is then over
+            those of all ranks: sum * world_size / (all ranks' count), which averaged over ranks is that mean.
+
+    Returns:
+        "loss", the total that is differentiated, and its terms before their weights, those that there are of
+        "main", "aux" and "se". Without any valid pixel a mean over valid pixels is 0.
+
+    Raises:
+        LaureproError: a loss that the output or the resolution does not allow.
+    """
+
+    known: dict[torch.Size, Tensor] = {}
+
+    def count(labels: Tensor) -> Tensor:
+        """The denominator of a mean over the valid pixels, never 0; one exchange for each size of the labels."""
+        if labels.shape not in known:
+            valid = (labels != IGNORED).sum()
+            if loss.count == "global" and reduce_sum is not None:
+                known[labels.shape] = reduce_sum(valid).clamp(min=1) / world_size
+            else:
+                known[labels.shape] = valid.clamp(min=1).float()
+        return known[labels.shape]
+
+    terms = {"main": _pixels(output.logits, output.sampling, target, loss, count)}
+    total = terms["main"]
+    if output.aux_logits is not None or output.aux_sampling is not None:
+        terms["aux"] = _pixels(output.aux_logits, output.aux_sampling, target, loss, count)
+        total = total + loss.aux_weight * terms["aux"]
+    if output.se_logits is not None:
+        terms["se"] = _presence(output.se_logits, target)
+        total = total + loss.se_weight * terms["se"]
+    return {"loss": total, **terms}
+
+
+def nearest_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels [N, H, W] at another size: row i is row floor(i * H / h), in whole numbers, as released."""
+    height, width = target.shape[1:]
+    rows = torch.arange(size[0], device=target.device) * height // size[0]
+    columns = torch.arange(size[1], device=target.device) * width // size[1]
+    return target[:, rows[:, None], columns]
+
+
+def _pixels(
+    logits: Tensor | None, sampling: PointSampling | None, target: Tensor, loss: spec.Loss, count: Count
+) -> Tensor:
+    """The main or the auxiliary term. The auxiliary head is location-aware only where it has its own LaU."""
+    if sampling is not None and loss.kind != "cross_entropy":
+        return _location_aware(sampling, target, loss, count)
+    if sampling is not None:
+        logits = sampling.materialize()
+    assert logits is not None
+    return _cross_entropy(_resize(logits, target), target).sum() / count(target)
+
+
+def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, count: Count) -> Tensor:
+    """Equation 3 or equations 3 and 4, at the resolution of the sampling or of the labels."""
+    if loss.resolution == "full":
+        if loss.kind == "offset_regression":
+            raise LaureproError(
+                "loss.resolution 'full': offset_regression is defined on the sampling grid only",
+                "use loss.resolution lau, or loss.kind offset_guided",
+            )
+        return _full_size(sampling, target, loss, count)
+    input, offset, k, integer_gradient = sampling
+    labels = nearest_labels(target, (input.shape[2] * k, input.shape[3] * k))
+    valid = count(labels) if loss.normalize == "valid" else None
+    if loss.kind == "offset_regression":
+        return offset_regression_loss(
+            input,
+            offset,
+            labels,
+            k,
+            offset_weight=loss.offset_weight,
+            regression_weight=loss.regression_weight,
+            beta=loss.beta,
+            normalize=loss.normalize,
+            ignore_index=IGNORED,
+            integer_gradient=integer_gradient,
+            valid_count=valid,
+        )
+    return offset_guided_cross_entropy(
+        input,
+        offset,
+        labels,
+        k,
+        offset_weight=loss.offset_weight,
+        tie=loss.tie,
+        normalize=loss.normalize,
+        ignore_index=IGNORED,
+        integer_gradient=integer_gradient,
+        valid_count=valid,
+    )
+
+
+def _full_size(sampling: PointSampling, target: Tensor, loss: spec.Loss, count: Count) -> Tensor:
+    """Equation 3 at the label's size: both maps are formed and resized before their losses are compared."""
+    value = _cross_entropy(_resize(sampling.materialize(), target), target)
+    if loss.offset_weight:
+        with torch.no_grad():
+            plain = bilinear_upsample(sampling.input, sampling.scale_factor)
+            reference = _cross_entropy(_resize(plain, target), target)
+            worse = value >= reference if loss.tie == "paper" else value > reference
+        value = value * (1 + loss.offset_weight * worse)
+    if loss.normalize == "valid":
+        return value.sum() / count(target)
+    return value.mean()
+
+
+def _resize(logits: Tensor, target: Tensor) -> Tensor:
+    """To the target's size."""
+    if logits.shape[2:] == target.shape[1:]:
+        return logits
+    return F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=True)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Of each pixel, [N, H, W]; 0 where ignored."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(dtype), target, ignore_index=IGNORED, reduction="none")
+
+
+def _presence(se_logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of "this class is in this picture" (EncNet, section 3.1), mean over [N, n]."""
+    n, classes = se_logits.shape
+    present = se_logits.new_zeros(n, classes + 1)  # the first column takes the ignored pixels
+    present.scatter_(1, target.flatten(1) - IGNORED, 1.0)
+    return F.binary_cross_entropy_with_logits(se_logits, present[:, 1:])

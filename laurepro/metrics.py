@@ -1,0 +1,57 @@
+"""The vocabulary: every column a table may have, and what each stage's key covers. No torch here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """One column. `unit` is how the stored value is to be read; `divisor` only scales what is shown."""
+
+    title: str
+    unit: str
+    stage: str
+    digits: int
+    better: str
+    what: str
+    divisor: float = 1.0
+
+
+METRICS: dict[str, Metric] = {
+    "miou": Metric("mIoU", "%", "evaluate", 2, "higher", "mean over classes of intersection / union"),
+    "miou59": Metric("mIoU-59", "%", "evaluate", 2, "higher", "PASCAL Context, mean over the 59 classes"),
+    "miou60": Metric("mIoU-60", "%", "evaluate", 2, "higher", "miou59 x 59/60, the paper's convention"),
+    "miou60_background": Metric("mIoU-60bg", "%", "evaluate", 2, "higher", "60 classes, background scored"),
+    "pixacc": Metric("pixAcc", "%", "evaluate", 2, "higher", "correct / labelled pixels"),
+    "mean_accuracy": Metric("mAcc", "%", "evaluate", 2, "higher", "mean over classes of recall"),
+    "boundary_miou": Metric("bmIoU", "%", "evaluate", 2, "higher", "mIoU within 3 pixels of a label edge"),
+    "final_score": Metric(
+        "Final", "", "evaluate", 4, "higher", "(pixAcc + mIoU) / 2 as a fraction, ADE20K test"
+    ),
+    "params": Metric("Params", "M", "profile", 2, "lower", "learnable parameters", 1e6),
+    "macs": Metric(
+        "MACs", "G", "profile", 2, "lower", "multiply-accumulates of convolutions and linears", 1e9
+    ),
+    "d_params": Metric("+Params", "M", "profile", 2, "lower", "parameters added to the bilinear row", 1e6),
+    "d_macs": Metric(
+        "+MACs", "G", "profile", 2, "lower", "multiply-accumulates added to the bilinear row", 1e9
+    ),
+    "fps": Metric("FPS", "1/s", "profile", 2, "higher", "forward passes a second, batch 1"),
+}
+
+# The parts of an experiment that can change what a stage measures; its key covers these and no others.
+STAGES: dict[str, tuple[str, ...]] = {
+    "train": ("model", "loss", "op", "data", "train", "init_from"),
+    "evaluate": ("model", "loss", "op", "data", "train", "init_from", "eval"),
+    "profile": ("model", "op", "profile"),
+}
+
+
+def own_metric(column: str, dataset: str) -> str:
+    """The metric of our own record that stands beside a published column.
+
+    Only PASCAL Context has the 59/60 conventions; on any other data set the column is plain `miou`.
+    """
+    if column in ("miou59", "miou60", "miou60_background") and dataset != "pascal_context":
+        return "miou"
+    return column

@@ -1,0 +1,171 @@
+"""A row's network: backbone, head, auxiliary head, classifier, upsampler, in this order of construction.
+
+The order matters: with one seed, rows that differ only in the upsampler start from the same weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laurepro import parts, spec
+from laurepro.backbones import ResNet
+from laurepro.errors import LaureproError
+from laurepro.heads import conv_bn_relu
+from laurepro.upsamplers import PointSampling
+
+
+class Output(NamedTuple):
+    """What a forward pass gives. Exactly one of `logits` and `sampling` is there.
+
+    Attributes:
+        logits: [N, n, h, w] class scores, not yet at the picture's size.
+        sampling: the same, where the upsampler leaves the sampling to the loss.
+        se_logits: [N, n], where the head has the SE loss.
+        aux_logits: [N, n, h, w] of the auxiliary head; None in evaluation, and where it has its own LaU.
+        aux_sampling: the auxiliary head's, where it has its own LaU.
+    """
+
+    logits: Tensor | None
+    sampling: PointSampling | None
+    se_logits: Tensor | None
+    aux_logits: Tensor | None
+    aux_sampling: PointSampling | None
+
+
+class AuxHead(nn.Module):
+    """The FCN head on layer3 that only the training uses (PSPNet, Zhao et al. 2017)."""
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.block = conv_bn_relu(in_channels, channels, 3)
+        self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, in_channels, h, w] to (logits [N, n, h, w], feature [N, channels, h, w])."""
+        feature = self.block(input)
+        return self.classifier(feature), feature
+
+
+class Network(nn.Module):
+    """See `build`."""
+
+    def __init__(self, model: spec.Model, op: spec.Op, num_classes: int) -> None:
+        super().__init__()
+        head = parts.load("heads", model.head.kind)
+        upsampler = parts.load("upsamplers", model.upsampler.kind)
+        if model.aux_lau and "location_aware" not in upsampler.FEATURES:
+            raise LaureproError(
+                f"model.aux_lau: upsampler {model.upsampler.kind!r} does not sample points",
+                "use upsampler lau, or aux_lau false",
+            )
+        self.op = op
+        self.decoder: bool = "decoder" in head.FEATURES
+        self.backbone = ResNet(model.backbone, model.output_stride)
+        channels = self.backbone.channels
+        self.head: nn.Module = head.Head(channels, num_classes, **model.head.options)
+        feature_channels: int = self.head.feature_channels  # type: ignore[assignment]
+        self.aux: AuxHead | None = None
+        if model.aux:
+            self.aux = AuxHead(channels[2], model.aux_channels, num_classes, model.dropout)
+        self.dropout = nn.Dropout2d(model.dropout)
+        # Built even where it is replaced, so that what is drawn after it is the same in all rows.
+        self.classifier: nn.Conv2d | None = nn.Conv2d(feature_channels, num_classes, 1)
+        up_channels = feature_channels if self.decoder else num_classes
+        options = model.upsampler.options
+        self.upsampler: nn.Module = upsampler.Upsampler(up_channels, feature_channels, **options)
+        if getattr(self.upsampler, "replaces_classifier", False) and not self.decoder:
+            self.classifier = None
+        self.aux_upsampler: nn.Module | None = None
+        if self.aux is not None and model.aux_lau:
+            self.aux_upsampler = upsampler.Upsampler(num_classes, model.aux_channels, **options)
+        if model.dropout == 0:  # the heads' own rates too: no randomness is left
+            for module in self.modules():
+                if isinstance(module, nn.Dropout | nn.Dropout2d):
+                    module.p = 0.0
+
+    def forward(self, image: Tensor) -> Output:
+        """[N, 3, H, W] to an Output."""
+        features = self.backbone(image)
+        if self.decoder:
+            feature, se_logits = self.head(features, self._upsample)
+        else:
+            feature, se_logits = self.head(features)
+        scores: Tensor | PointSampling = self.dropout(feature)
+        if self.classifier is not None:
+            scores = self.classifier(scores)
+        if not self.decoder:
+            scores = self._with_op(self.upsampler(scores, feature))
+        aux: Tensor | PointSampling | None = None
+        if self.training and self.aux is not None:
+            aux, aux_feature = self.aux(features[2])
+            if self.aux_upsampler is not None:
+                aux = self._with_op(self.aux_upsampler(aux, aux_feature))
+        return Output(*_split(scores), se_logits, *_split(aux))
+
+    def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
+        """[N, 3, H, W] to class scores [N, n, H, W]: sampled, then resized bilinearly. Call `eval()` first."""
+        output = self(image)
+        logits = output.logits if output.sampling is None else output.sampling.materialize()
+        size = image.shape[2:]
+        return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+
+    def _with_op(self, scores: Tensor | PointSampling) -> Tensor | PointSampling:
+        if isinstance(scores, PointSampling):
+            return scores._replace(integer_gradient=self.op.integer_gradient)
+        return scores
+
+    def _upsample(self, input: Tensor, feature: Tensor, size: tuple[int, int]) -> Tensor:
+        """A decoder's upsampling to exactly `size`.
+
+        A sampled map has k*ceil(H/k) rows where the low-level map has H: row i stands at i/k in both, so the
+        first H are the right ones, and resizing would shift them. Any other size is resized.
+        """
+        out = self._with_op(self.upsampler(input, feature))
+        if isinstance(out, PointSampling):
+            k = out.scale_factor
+            out = out.materialize()
+            if all(0 <= have - want < k for have, want in zip(out.shape[2:], size, strict=True)):
+                return out[:, :, : size[0], : size[1]]
+        return F.interpolate(out, size, mode="bilinear", align_corners=True)
+
+
+def _split(scores: Tensor | PointSampling | None) -> tuple[Tensor | None, PointSampling | None]:
+    if isinstance(scores, PointSampling):
+        return None, scores
+    return scores, None
+
+
+def build(model: spec.Model, op: spec.Op, num_classes: int) -> Network:
+    """The network of a row, with random weights from torch's global generator.
+
+    Args:
+        model: backbone, output stride, head, upsampler.
+        op: semantics of the sampling op.
+        num_classes: classes of the data set that are scored.
+
+    Raises:
+        LaureproError: a part that does not exist, or parts that do not fit together.
+    """
+    return Network(model, op, num_classes)
+
+
+def parameter_groups(network: nn.Module, train: spec.Train) -> list[dict[str, Any]]:
+    """The optimizer's groups: `name`, `params`, `lr_multiplier`, `weight_decay`; a group without any is left out.
+
+    Batch normalisation and biases decay like the rest, as in the released code; only the offset branch (any
+    parameter of a module named `offset_head`) has its own decay.
+    """
+    groups: dict[str, dict[str, Any]] = {
+        "backbone": {"lr_multiplier": 1.0, "weight_decay": train.weight_decay},
+        "head": {"lr_multiplier": train.head_lr_multiplier, "weight_decay": train.weight_decay},
+        "offset": {"lr_multiplier": train.offset_lr_multiplier, "weight_decay": train.offset_weight_decay},
+    }
+    params: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+    for name, parameter in network.named_parameters():
+        path = name.split(".")
+        group = "offset" if "offset_head" in path else "backbone" if path[0] == "backbone" else "head"
+        params[group].append(parameter)
+    return [{"name": name, "params": params[name], **rest} for name, rest in groups.items() if params[name]]

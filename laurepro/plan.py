@@ -1,0 +1,148 @@
+"""From rows to jobs: what is wanted, what is reused, in which order. Pure: it reads neither disk nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from laurepro import spec
+from laurepro.errors import LaureproError, unknown
+from laurepro.metrics import METRICS
+from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table
+
+
+class RowPlan(NamedTuple):
+    """What a row asks for: its final jobs by seed, or why there are none."""
+
+    table: Table
+    row: Row
+    experiment: Experiment | None
+    jobs: tuple[Job, ...]
+    later: str | None
+
+    @property
+    def address(self) -> str:
+        """`table3a/encnet-os8-bilinear`."""
+        return f"{self.table.id}/{self.row.id}"
+
+
+class Plan(NamedTuple):
+    """`jobs` in an order that respects their needs; `reused` have a record already."""
+
+    rows: tuple[RowPlan, ...]
+    jobs: tuple[Job, ...]
+    reused: tuple[Job, ...]
+    wanted_by: dict[str, tuple[str, ...]]
+
+
+def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> list[tuple[Table, Row]]:
+    """The rows that TABLE or TABLE/ROW arguments name; `table3` means 3a and 3b.
+
+    A control or extension row of a table is left out where the scale says `controls: false`, unless it is
+    named itself: the paper's tables at the paper's scale are what the authors ran and the baselines.
+
+    Raises:
+        LaureproError: a name that does not exist, with the nearest.
+    """
+    tables = spec.tables()
+    targets = list(tables) if everything else list(targets)
+    chosen: dict[str, tuple[Table, Row]] = {}
+    for target in targets:
+        table_id, _, row_id = target.partition("/")
+        ids = (
+            [table_id]
+            if table_id in tables
+            else [t for t in tables if t[:-1] == table_id and t[-1].isalpha()]
+        )
+        if not ids:
+            raise unknown("table", table_id, [*tables, "table3"])
+        if row_id:
+            matches = [tables[t] for t in ids if any(r.id == row_id for r in tables[t].rows)] or [
+                tables[ids[0]]
+            ]
+            chosen[f"{matches[0].id}/{row_id}"] = (matches[0], matches[0].row(row_id))
+            continue
+        for t in ids:
+            for row in tables[t].rows:
+                if scale.controls or row.origin in ("authors", "quoted"):
+                    chosen[f"{t}/{row.id}"] = (tables[t], row)
+    return list(chosen.values())
+
+
+def row_plan(table: Table, row: Row, scale: Scale, seeds: int, overrides: Raw | None = None) -> RowPlan:
+    """The final jobs of one row (evaluate, profile); their needs come with `build`."""
+    if row.set is None:
+        return RowPlan(table, row, None, (), None)
+    experiment = spec.resolve(table, row, scale, overrides)
+    stages = sorted({METRICS[m].stage for m in table.metrics})
+    jobs = tuple(
+        Job(stage=stage, scale=scale.name, seed=0 if stage == "profile" else seed, experiment=experiment)
+        for stage in stages
+        for seed in range(1 if stage == "profile" else seeds)
+    )
+    later = dict.fromkeys(reason for job in jobs if (reason := not_runnable(job)))
+    return RowPlan(table, row, experiment, jobs, "; ".join(later) or None)
+
+
+def not_runnable(job: Job) -> str | None:
+    """What this version still lacks to run a job or what it needs, or None."""
+    reason = spec.not_runnable(job.experiment, (job.stage,))
+    return reason if reason or job.needs is None else not_runnable(job.needs)
+
+
+def build(
+    rows: Iterable[RowPlan],
+    done: set[str],
+    has_weights: Callable[[Job], bool],
+    force: bool = False,
+) -> Plan:
+    """Deduplicate by key, add what each job needs, and leave out what has a record.
+
+    Args:
+        rows: From `row_plan`.
+        done: Names of jobs that have a record.
+        has_weights: Whether a training's final weights are at hand: a record alone (one that was shipped)
+            cannot be evaluated again.
+        force: Run the rows' own jobs again although they have records.
+    """
+    rows = tuple(rows)
+    ordered: dict[str, Job] = {}
+    reused: dict[str, Job] = {}
+    wanted: dict[str, list[str]] = {}
+
+    def want(job: Job, address: str, depth: int = 0) -> None:
+        if depth > 8:
+            raise LaureproError(f"{address}: init_from goes round in a circle")
+        users = wanted.setdefault(job.name, [])
+        if address not in users:
+            users.append(address)
+        need = job.needs
+        forced = force and (job.stage != "train" or depth == 1)
+        if not forced and job.name in done and (depth == 0 or has_weights(job)):
+            reused[job.name] = job
+            if need is not None and need.name in done:
+                _reuse_chain(need, address)
+            return
+        if need is not None:
+            want(need, address, depth + 1)
+        ordered.setdefault(job.name, job)
+
+    def _reuse_chain(job: Job, address: str) -> None:
+        users = wanted.setdefault(job.name, [])
+        if address not in users:
+            users.append(address)
+        reused[job.name] = job
+
+    for row in rows:
+        for job in row.jobs:
+            want(job, row.address)
+    for name in ordered:
+        reused.pop(name, None)
+    # Dependencies were visited first, so insertion order is a valid order; trainings that others wait for lead.
+    jobs = sorted(ordered.values(), key=_depth)
+    return Plan(rows, tuple(jobs), tuple(reused.values()), {k: tuple(v) for k, v in wanted.items()})
+
+
+def _depth(job: Job) -> int:
+    need = job.needs
+    return 0 if need is None else 1 + _depth(need)

@@ -1,0 +1,228 @@
+"""What a finished job leaves: one small JSON in `results/records/`. Written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from laurepro import __version__
+from laurepro.errors import LaureproError
+from laurepro.spec import Experiment, Job, Strict
+
+CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
+
+
+class Environment(Strict):
+    """Where a number was measured. None: could not be known."""
+
+    laurepro: str
+    python: str
+    torch: str | None
+    torchvision: str | None
+    cupy: str | None
+    device: str
+    threads: int | None
+    platform: str
+    commit: str | None
+    dirty: bool | None
+
+
+class Record(Strict):
+    """One job's outcome. `metrics` are in the units of `metrics.METRICS`; a value that is missing is null."""
+
+    schema_version: Literal[1] = 1
+    job: str
+    key: str
+    stage: str
+    scale: str
+    dataset: str
+    split: str
+    seed: int
+    experiment: Experiment
+    metrics: dict[str, float | None]
+    class_names: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    boundary_confusion: tuple[tuple[int, ...], ...] | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    weights_sha256: str | None = None
+    environment: Environment
+    started: str
+    seconds: float
+    world_size: int
+    command: str
+
+
+@cache
+def provenance() -> tuple[str | None, bool | None]:
+    """Commit of the running code, and whether the code differs from it. (None, None) where nothing can tell."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        if not (root / ".git").exists():
+            raise OSError
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit, bool(_git(root, "status", "--porcelain", "--", *CODE))
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("LAUREPRO_COMMIT") or None, None
+
+
+def _git(root: Path, *args: str) -> str:
+    command = ["git", "-C", str(root), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def version_of(package: str) -> str | None:
+    """An installed distribution's version without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment(device: str, threads: int | None) -> Environment:
+    """The environment of this process."""
+    commit, dirty = provenance()
+    cupy = next((v for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := version_of(p))), None)
+    return Environment(
+        laurepro=__version__,
+        python=platform.python_version(),
+        torch=version_of("torch"),
+        torchvision=version_of("torchvision"),
+        cupy=cupy,
+        device=device,
+        threads=threads,
+        platform=f"{sys.platform}-{platform.machine()}",
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Replace a file so that a reader, or a kill, sees the old one or the new one, never a part."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def records_dir(results: Path) -> Path:
+    """Where the records of a results folder are."""
+    return results / "records"
+
+
+def writable(folder: Path, option: str) -> None:
+    """Raise LaureproError, before any work, where a folder cannot be made. Nothing is created."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise LaureproError(
+            f"{option} {folder}: {existing} is not a folder, so nothing can be written below it"
+        )
+    if not os.access(existing, os.W_OK):
+        raise LaureproError(f"{option} {folder}: no permission to write in {existing}")
+
+
+def write(results: Path, record: Record) -> Path:
+    """Write a record under its job's name."""
+    folder = records_dir(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{record.job}.json"
+    write_atomic(file, dump(record))
+    return file
+
+
+def dump(record: Record) -> str:
+    """The record as JSON: keys sorted, matrices one line a row, so that a diff reads well."""
+    raw = record.model_dump(mode="json")
+    raw["experiment"] = record.experiment.model_dump(mode="json", exclude_defaults=True)
+    raw["resolved"] = record.experiment.model_dump(mode="json")
+    lines = [f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+    return json.dumps(value, sort_keys=True)
+
+
+def read(file: Path) -> Record:
+    """Read a record. Raises LaureproError naming the file and what is wrong with it."""
+    try:
+        raw = json.loads(file.read_text())
+        raw.pop("resolved", None)
+        record = Record(**raw)
+    except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LaureproError(f"{file}: not a readable record: {reason}") from None
+    if record.job != file.stem:
+        raise LaureproError(f"{file}: the record inside is of job {record.job}")
+    return record
+
+
+def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
+    """All records by job name, and a line for each file that is not one."""
+    records: dict[str, Record] = {}
+    problems: list[str] = []
+    for file in sorted(records_dir(results).glob("*.json")):
+        try:
+            record = read(file)
+        except LaureproError as error:
+            problems.append(str(error))
+        else:
+            records[record.job] = record
+    return records, problems
+
+
+# ------------------------------------------------------------------------------------------ runs/<job>/
+
+
+def run_folder(runs: Path, job: Job | str) -> Path:
+    """Checkpoints, log, lock and progress of a job."""
+    return runs / (job if isinstance(job, str) else job.name)
+
+
+def has_weights(runs: Path, job: Job) -> bool:
+    """Whether a training's final weights are at hand."""
+    return (run_folder(runs, job) / "weights.pt").is_file()
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A small state file (progress, failure), or None where there is none or it is torn."""
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def running(runs: Path, name: str) -> bool:
+    """Whether some process holds the job's lock (the kernel frees it when the holder dies)."""
+    from filelock import FileLock, Timeout
+
+    file = run_folder(runs, name) / "lock"
+    if not file.exists():
+        return False
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

@@ -1,0 +1,170 @@
+"""One process of one job: set up, run the stage, leave a record or a failure. Every launcher ends up here.
+
+    python -m laurepro.worker --job runs/<job>/job.json --runs runs --results results --data data
+
+Exit codes: 0 a record was written (or was there), 1 the job failed, 2 bad input, 75 another process runs this job,
+143 stopped by a signal after a checkpoint: start it again and it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from laurepro import parts, record
+from laurepro.errors import LaureproError
+from laurepro.spec import Job
+
+BUSY, STOPPED = 75, 143
+_stop = False
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent is (Linux): an orphan would train on against a second copy of itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        parent = os.environ.get("LAUREPRO_PARENT")
+        if parent is not None and os.getppid() != int(parent) and "TORCHELASTIC_RUN_ID" not in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _on_signal(signum: int, frame: object) -> None:
+    global _stop
+    _stop = True
+
+
+class Progress:
+    """Writes `progress.json`, at most twice a second: what `status` and the launcher's bars show."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.last = file, 0.0
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        """Take the newest values."""
+        now = time.monotonic()
+        if now - self.last > 0.5 or values.get("step") == values.get("steps"):
+            self.last = now
+            temporary = self.file.with_suffix(".tmp")
+            temporary.write_text(json.dumps({**values, "time": time.time()}))
+            os.replace(temporary, self.file)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one job in this process. Returns the exit code."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m laurepro.worker", description=__doc__.splitlines()[0])
+    for option in ("--job", "--runs", "--results", "--data"):
+        parser.add_argument(option, type=Path, required=True)
+    parser.add_argument("--fresh", action="store_true", help="start over instead of from a checkpoint")
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, _on_signal)
+    job = Job.model_validate_json(args.job.read_text())
+    folder = record.run_folder(args.runs, job)
+    rank = int(os.environ.get("RANK", "0"))
+    lock = FileLock(folder / "lock")
+    if rank == 0:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logging.info("another process runs %s", job.name)
+            return BUSY
+        if not args.fresh and _finished(args, job):
+            return 0
+        if args.fresh:
+            for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*")]:
+                old.unlink()
+    try:
+        return _run(args, job, folder, rank)
+    except Exception as error:
+        _fail(folder, rank, error)
+        return 2 if isinstance(error, LaureproError) else 1
+    finally:
+        if rank == 0:
+            lock.release()
+
+
+def _finished(args: argparse.Namespace, job: Job) -> bool:
+    """Whether a record (and, for a training, its weights) appeared while this process started."""
+    file = record.records_dir(args.results) / f"{job.name}.json"
+    return file.is_file() and (job.stage != "train" or record.has_weights(args.runs, job))
+
+
+def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
+    from laurepro import distributed
+    from laurepro.stages import Context, Stopped
+
+    distributed.initialise()
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    stage = parts.load("stages", job.stage)
+    need = job.needs
+    context = Context(
+        folder=folder,
+        data_root=args.data,
+        weights=record.run_folder(args.runs, need) if need else None,
+        progress=Progress(folder / "progress.json") if rank == 0 else lambda values: None,
+        stop_requested=lambda: _stop,
+    )
+    try:
+        result = stage.run(job, context)
+    except Stopped:
+        logging.info("stopped by a signal; the checkpoint is written")
+        return STOPPED
+    if rank != 0:
+        return 0
+    record.write(
+        args.results,
+        record.Record(
+            job=job.name,
+            key=job.key,
+            stage=job.stage,
+            scale=job.scale,
+            dataset=job.experiment.data.name,
+            split=job.experiment.eval.split if job.stage == "evaluate" else job.experiment.data.train_split,
+            seed=job.seed,
+            experiment=job.experiment,
+            metrics=result.metrics,
+            class_names=result.class_names,
+            confusion=result.confusion,
+            boundary_confusion=result.boundary_confusion,
+            curve=result.curve,
+            weights_sha256=result.weights_sha256,
+            environment=record.environment(result.device, result.threads),
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - clock, 2),
+            world_size=distributed.world_size(),
+            command=shlex.join(["python", "-m", "laurepro.worker", *sys.argv[1:]]),
+        ),
+    )
+    (folder / "failure.json").unlink(missing_ok=True)
+    return 0
+
+
+def _fail(folder: Path, rank: int, error: Exception) -> None:
+    """Leave `failure.json`: reason, rank, and the last frames. The first rank to fail is the one that counts."""
+    traceback.print_exc()
+    reason = str(error) if isinstance(error, LaureproError) else f"{type(error).__name__}: {error}"
+    file = folder / "failure.json"
+    with open(file if rank == 0 else folder / f"failure-rank{rank}.json", "w") as stream:
+        last = traceback.format_exc().splitlines()[-6:]
+        json.dump({"reason": reason, "rank": rank, "last_lines": last, "time": time.time()}, stream, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
