@@ -53,13 +53,13 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LaureproError as error:
-            raise _shown(error) from None
+            raise BadInput(str(error)) from None
 
 
-def _shown(error: LaureproError) -> click.ClickException:
-    exception = click.ClickException(str(error))
-    exception.exit_code = 2
-    return exception
+class BadInput(click.ClickException):
+    """A LaureproError as click shows it: one message, exit code 2."""
+
+    exit_code = 2
 
 
 def _experiments(folder: str | None) -> None:
@@ -67,9 +67,7 @@ def _experiments(folder: str | None) -> None:
         os.environ["LAUREPRO_EXPERIMENTS"] = folder
 
 
-@click.group(
-    cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="laurepro")
 @click.option(
     "--experiments",
@@ -179,18 +177,14 @@ def _overview() -> None:
 
     records = Path("results")
     done = {r.stem for r in record.records_dir(records).glob("*.json")} if records.is_dir() else set()
-    click.echo(
-        "laurepro: reproduce Location-aware Upsampling (LaU, arXiv 1911.05250) from the command line.\n"
-    )
+    click.echo("laurepro: reproduce Location-aware Upsampling (LaU, arXiv 1911.05250) from the command line.\n")
     for table in spec.tables().values():
         own = [r for r in table.rows if r.set is not None]
         cited = len(table.rows) - len(own)
         click.echo(f"  {table.id:8} {_plural(len(own), 'row'):>8} to run, {cited} quoted   {table.title}")
     click.echo(f"\n{_plural(len(done), 'record')} in ./results.\n")
     click.echo("Next:")
-    click.echo(
-        "  laurepro run table3a --scale smoke      train and evaluate table 3a on generated pictures, on a CPU"
-    )
+    click.echo("  laurepro run table3a --scale smoke      train and evaluate table 3a on generated pictures, on a CPU")
     click.echo("  laurepro report table3a                 ours beside the paper's")
     click.echo("  laurepro show table3a                   the published rows, with who measured them")
 
@@ -267,9 +261,7 @@ def _choose(
 @main.command("plan")
 @click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
 @click.option("--all", "everything", is_flag=True, help="Every table (also when none is named).")
-@click.option(
-    "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
-)
+@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @_scaled
 @_paths
 def plan_command(
@@ -304,17 +296,12 @@ def plan_command(
             }
             for j in planned.jobs
         ]
-        click.echo(
-            json.dumps(
-                {"schema": 1, "jobs": jobs, "rows": len(rows), "reused": len(planned.reused)}, indent=1
-            )
-        )
+        click.echo(json.dumps({"schema": 1, "jobs": jobs, "rows": len(rows), "reused": len(planned.reused)}, indent=1))
         return
     for job in planned.jobs:
         later = plan.not_runnable(job)
-        click.echo(
-            f"{job.name}  for {', '.join(planned.wanted_by[job.name])}{f'  (not runnable yet: {later})' if later else ''}"
-        )
+        remark = f"  (not runnable yet: {later})" if later else ""
+        click.echo(f"{job.name}  for {', '.join(planned.wanted_by[job.name])}{remark}")
     click.echo(_summary(rows, planned, chosen.name))
 
 
@@ -342,9 +329,7 @@ def _summary(rows: list[Any], planned: Any, scale: str) -> str:
 def run(targets: tuple[str, ...], everything: bool, **options: Any) -> None:
     """Run what is missing of the tables or rows named; goes on from checkpoints and reuses records."""
     if not targets and not everything:
-        raise click.UsageError(
-            "name a TABLE or TABLE/ROW, as in `laurepro run table3a --scale smoke`, or give --all"
-        )
+        raise click.UsageError("name a TABLE or TABLE/ROW, as in `laurepro run table3a --scale smoke`, or give --all")
     _run(targets, everything, **options)
 
 
@@ -395,12 +380,12 @@ def _run(
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from the checkpoints", err=True)
         raise click.exceptions.Exit(130) from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise LaureproError(f"{error.filename or runs}: {error.strerror}") from None
     for failure in failures:
-        click.echo(
-            f"failed: {failure.job}: {failure.reason}\n  log: {runs / failure.job / 'log.txt'}", err=True
-        )
+        click.echo(f"failed: {failure.job}: {failure.reason}\n  log: {runs / failure.job / 'log.txt'}", err=True)
     if failures:
         click.echo(f"{_plural(len(failures), 'job')} failed; the same command tries them again", err=True)
         raise click.exceptions.Exit(2 if all(f.code == 2 for f in failures) else 1)
@@ -418,9 +403,7 @@ def _check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: st
     missing = []
     for name, splits in sorted(needed.items()):
         if parts.path("datasets", name) is None:
-            state = (
-                "not there" if not (root / name).is_dir() else "there, but this version cannot read it yet"
-            )
+            state = "not there" if not (root / name).is_dir() else "there, but this version cannot read it yet"
             missing.append(f"data set {name}: {root / name} is {state}")
         else:
             found = parts.load("datasets", name).problems(root, tuple(sorted(splits)))
@@ -429,7 +412,8 @@ def _check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: st
         target = " ".join(targets) or "--all"
         raise LaureproError(
             "\n".join(missing),
-            f"give the data folder with --data or $LAUREPRO_DATA, or try without data:\n  laurepro run {target} --scale smoke",
+            "give the data folder with --data or $LAUREPRO_DATA, or try without data:\n"
+            f"  laurepro run {target} --scale smoke",
         )
 
 
@@ -508,9 +492,7 @@ def status(
             click.echo(f"  running  {job_name}  step {state.get('step', '?')}/{state.get('steps', '?')}")
         for job_name in states["failed"]:
             failure = record.read_json(runs / job_name / "failure.json") or {}
-            click.echo(
-                f"  failed   {job_name}: {failure.get('reason', 'unknown reason')} (rank {failure.get('rank')})"
-            )
+            click.echo(f"  failed   {job_name}: {failure.get('reason', 'unknown reason')} (rank {failure.get('rank')})")
             for line in failure.get("last_lines", []):
                 click.echo(f"           | {line}")
             click.echo(f"           log: {runs / job_name / 'log.txt'}")
@@ -529,9 +511,7 @@ def status(
     show_default=True,
     type=click.Choice(["terminal", "markdown", "latex", "csv", "json"]),
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout."
-)
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
 @click.option("--strict", is_flag=True, help="Exit with 1 where one of our own rows has no complete numbers.")
 @click.option("--scale", metavar="NAME", help="Only this scale (default: every scale that has records).")
 @click.option(
@@ -578,9 +558,7 @@ def report_command(
 
 
 @main.command()
-@click.option(
-    "--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True
-)
+@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
 @_paths
 def doctor(data: Path, results: Path, runs: Path) -> None:
     """Versions, GPU, CuPy, Slurm, data and disk: each line with its fix."""

@@ -122,7 +122,7 @@ def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     if world_size() == 1:
         return module
     if any(p.is_cuda for p in module.parameters()):
-        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return synchronised
     return _convert(module)
 

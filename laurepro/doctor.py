@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from laurepro import parts, record
+from laurepro.errors import LaureproError
 
 
 class Line(NamedTuple):
@@ -45,9 +46,7 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
     if probe.returncode:
         last = (probe.stderr.strip().splitlines() or ["no output"])[-1]
-        yield Line(
-            "torch", False, last, "make install brings a pair of torch and torchvision that fit together"
-        )
+        yield Line("torch", False, last, "make install brings a pair of torch and torchvision that fit together")
     else:
         found = json.loads(probe.stdout.splitlines()[-1])
         yield Line("torch", True, f"{found['torch']}, torchvision {found['torchvision']} with its ops")
@@ -58,40 +57,28 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
             "this torch has no gloo",
         )
         gpus = ", ".join(found["gpus"])
-        yield Line(
-            "GPU", bool(gpus), gpus or "none", "scale smoke runs on a CPU; paper needs a CUDA GPU", True
-        )
-    cupy = next(
-        (f"{p} {v}" for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := record.version_of(p))), None
-    )
-    yield Line(
-        "CuPy", cupy is not None, cupy or "not installed", "with a GPU: pip install 'laurepro[cuda13]'", True
-    )
+        yield Line("GPU", bool(gpus), gpus or "none", "scale smoke runs on a CPU; paper needs a CUDA GPU", True)
+    cupy = next((f"{p} {v}" for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := record.version_of(p))), None)
+    yield Line("CuPy", cupy is not None, cupy or "not installed", "with a GPU: pip install 'laurepro[cuda13]'", True)
     slurm = shutil.which("sbatch")
     yield Line("Slurm", slurm is not None, slurm or "no sbatch here", "only needed on a cluster", True)
     for name in sorted({*parts.names("datasets"), *parts.LATER["datasets"]}):
         if parts.path("datasets", name) is None:
-            yield Line(
-                f"data {name}", False, "not readable by this version yet", "scale smoke needs none", True
-            )
+            yield Line(f"data {name}", False, "not readable by this version yet", "scale smoke needs none", True)
             continue
         problems = parts.load("datasets", name).problems(data, ("train", "val"))
         fix = "bring the data set, or use scale smoke"
         yield Line(f"data {name}", not problems, problems[0] if problems else "usable", fix, True)
     commit, dirty = record.provenance()
     state = "unknown commit" if commit is None else commit[:12] + (", dirty" if dirty else "")
-    yield Line(
-        "commit", commit is not None, state, "records will say 'unknown commit'; set LAUREPRO_COMMIT", True
-    )
+    yield Line("commit", commit is not None, state, "records will say 'unknown commit'; set LAUREPRO_COMMIT", True)
     for option, folder in (("--results", results), ("--runs", runs)):
         try:
             record.writable(folder, option)
-        except record.LaureproError as error:
+        except LaureproError as error:
             yield Line(option, False, str(error), f"choose another folder with {option}")
         else:
             yield Line(option, True, f"{folder} can be written")
     existing = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    yield Line(
-        "disk", free > 1, f"{free:.0f} GiB free for {runs}", "a smoke run needs well under 1 GiB; make room"
-    )
+    yield Line("disk", free > 1, f"{free:.0f} GiB free for {runs}", "a smoke run needs well under 1 GiB; make room")

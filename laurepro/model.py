@@ -65,8 +65,8 @@ class Network(nn.Module):
         self.decoder: bool = "decoder" in head.FEATURES
         self.backbone = ResNet(model.backbone, model.output_stride)
         channels = self.backbone.channels
-        self.head: nn.Module = head.Head(channels, num_classes, **model.head.options)
-        feature_channels: int = self.head.feature_channels  # type: ignore[assignment]
+        self.head = head.Head(channels, num_classes, **model.head.options)
+        feature_channels: int = self.head.feature_channels
         self.aux: AuxHead | None = None
         if model.aux:
             self.aux = AuxHead(channels[2], model.aux_channels, num_classes, model.dropout)

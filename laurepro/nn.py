@@ -138,6 +138,4 @@ class LocationAwareUpsample(nn.Module):
                 f"{tuple(input.shape)} and {tuple(feature.shape)}"
             )
         offset = self.offset_head(feature)
-        return location_aware_upsample(
-            input, offset, self.scale_factor, integer_gradient=self.integer_gradient
-        )
+        return location_aware_upsample(input, offset, self.scale_factor, integer_gradient=self.integer_gradient)

@@ -150,8 +150,6 @@ def write(results: Path, record: Record) -> Path:
 def dump(record: Record) -> str:
     """The record as JSON: keys sorted, matrices one line a row, so that a diff reads well."""
     raw = record.model_dump(mode="json")
-    raw["experiment"] = record.experiment.model_dump(mode="json", exclude_defaults=True)
-    raw["resolved"] = record.experiment.model_dump(mode="json")
     lines = [f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -165,9 +163,7 @@ def _value(value: Any) -> str:
 def read(file: Path) -> Record:
     """Read a record. Raises LaureproError naming the file and what is wrong with it."""
     try:
-        raw = json.loads(file.read_text())
-        raw.pop("resolved", None)
-        record = Record(**raw)
+        record = Record(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaureproError(f"{file}: not a readable record: {reason}") from None

@@ -45,9 +45,7 @@ class RowResult(NamedTuple):
         return self.values.get(own_metric(metric, dataset), {})
 
 
-def measure(
-    table: Table, scale: Scale, results: Path, runs: Path, overrides: Raw | None = None
-) -> list[RowResult]:
+def measure(table: Table, scale: Scale, results: Path, runs: Path, overrides: Raw | None = None) -> list[RowResult]:
     """Each row of a table at a scale with its records, in the table's order."""
     records, _ = record.read_all(results)
     return _measure(table, scale, records, runs, overrides)
@@ -113,9 +111,7 @@ def _live(job: Job, runs: Path, records: dict[str, Record]) -> tuple[Status | No
 # --------------------------------------------------------------------------------------------- frames
 
 
-def compare(
-    table: str, scale: str, *, results: Path | str = "results", runs: Path | str = "runs"
-) -> pandas.DataFrame:
+def compare(table: str, scale: str, *, results: Path | str = "results", runs: Path | str = "runs") -> pandas.DataFrame:
     """Paper and ours side by side, one line per row and column of the table.
 
     Args:
@@ -156,9 +152,7 @@ def _frame(rows: list[RowResult]) -> pandas.DataFrame:
                     "ours": mean,
                     "std": statistics.stdev(ours.values()) if len(ours) > 1 else None,
                     "n": len(ours),
-                    "difference": mean - paper
-                    if _comparable(r) and mean is not None and paper is not None
-                    else None,
+                    "difference": mean - paper if _comparable(r) and mean is not None and paper is not None else None,
                     "scale": r.scale.name,
                     "status": r.status,
                 }
@@ -231,9 +225,7 @@ def grid(rows: list[RowResult]) -> tuple[list[str], list[list[str]]]:
                 diff = statistics.fmean(ours) - value if ours and value is not None else None
                 line.append(show_value(diff, metric, signed=True))
         if over:
-            line += [
-                show_value(_over_baseline(rows, r, first, s), first, signed=True) for s in ("paper", "ours")
-            ]
+            line += [show_value(_over_baseline(rows, r, first, s), first, signed=True) for s in ("paper", "ours")]
         n = max((len(v) for v in r.values.values()), default=0)
         status = f"{r.status}: {r.remark}" if r.remark and r.status == "failed" else r.remark or r.status
         cells.append([*line, str(n) if r.row.set is not None else MISSING, scale.name, status])
@@ -270,9 +262,7 @@ def collect(
             raise unknown("table", target, [*tables, "table3"])
         ids += [t for t in chosen if t not in ids]
     records, problems = record.read_all(results)
-    return [
-        _measure(tables[t], spec.scale(s), records, runs, overrides) for t in ids for s in scales
-    ], problems
+    return [_measure(tables[t], spec.scale(s), records, runs, overrides) for t in ids for s in scales], problems
 
 
 def scales_with_records(results: Path) -> list[str]:
@@ -350,9 +340,7 @@ def _section(rows: list[RowResult], form: str) -> str:
         return f"## {_markdown(title)}\n\n{text}\n\n" + "\n".join(f"- {_markdown(n)}" for n in notes(rows))
     frame = pandas.DataFrame([[_latex(c) for c in line] for line in cells], columns=_distinct(head))
     heads = [_latex(h) for h in head]
-    body = tabulate(
-        _strip(frame), headers=heads, tablefmt="latex_raw", showindex=False, disable_numparse=True
-    )
+    body = tabulate(_strip(frame), headers=heads, tablefmt="latex_raw", showindex=False, disable_numparse=True)
     for old, new in zip(("\\hline",) * 3, ("\\toprule", "\\midrule", "\\bottomrule"), strict=True):
         body = body.replace(old, new, 1)
     caption = " ".join([title + ".", *notes(rows)])
@@ -410,9 +398,7 @@ def print_terminal(sections: list[list[RowResult]], width: int | None = None) ->
         title = Text(f"{table.title}\n{table.source.paper}, {table.source.where}; scale {scale.name}")
         grid_view = RichTable(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
         for index, name in enumerate(head):
-            grid_view.add_column(
-                Text(name), justify="left" if index < 2 or index == len(head) - 1 else "right"
-            )
+            grid_view.add_column(Text(name), justify="left" if index < 2 or index == len(head) - 1 else "right")
         for r, line in zip(rows, cells, strict=True):
             style = "dim" if r.status == "quoted" else styles.get(r.status, "")
             grid_view.add_row(*(Text(c) for c in line), style=style)

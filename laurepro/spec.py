@@ -283,9 +283,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Raw:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
             line = key_node.start_mark.line + 1
-            raise LaureproError(
-                f"{key_node.start_mark.name}, line {line}: duplicate key {key!r}", "keep one of them"
-            )
+            raise LaureproError(f"{key_node.start_mark.name}, line {line}: duplicate key {key!r}", "keep one of them")
         seen[key] = loader.construct_object(value_node, deep=True)
     return seen
 
@@ -341,8 +339,8 @@ def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
     for step in loc:
         field = getattr(model, "model_fields", {}).get(step)
         if field is not None:
-            args = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ()))]
-            model = next((a for a in args if hasattr(a, "model_fields")), model)
+            kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            model = next((a for a in kinds if hasattr(a, "model_fields")), model)
     return list(getattr(model, "model_fields", {}))
 
 
@@ -350,9 +348,7 @@ def load_table(file: Path) -> Table:
     """Read and check one table file. Raises LaureproError naming file, row and key."""
     raw = read_yaml(file)
     if not isinstance(raw, dict):
-        raise LaureproError(
-            f"{file}: expected a mapping with title, source, metrics, rows; got {type(raw).__name__}"
-        )
+        raise LaureproError(f"{file}: expected a mapping with title, source, metrics, rows; got {type(raw).__name__}")
     rows = raw.get("rows")
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise LaureproError(f"{file}: rows: expected a list of mappings, got {rows!r:.60}")
@@ -365,9 +361,7 @@ def load_table(file: Path) -> Table:
             raise LaureproError(f"{where}: published: expected metric: value, got {cells!r}")
         origin = row.get("origin") if row.get("origin") in ("authors", "quoted") else "authors"
         common = {"origin": origin, "confidence": row.get("confidence"), "note": row.get("note")}
-        filled = {
-            m: {**common, **v} if isinstance(v, dict) else {**common, "value": v} for m, v in cells.items()
-        }
+        filled = {m: {**common, **v} if isinstance(v, dict) else {**common, "value": v} for m, v in cells.items()}
         for metric in filled:
             if metric not in METRICS:
                 raise unknown("metric", metric, METRICS, f"{where}, published")
@@ -564,9 +558,7 @@ def _features_of(file: Path) -> frozenset[str]:
     import ast
 
     for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "FEATURES" for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "FEATURES" for t in node.targets):
             return frozenset(ast.literal_eval(node.value))
     return frozenset()
 
@@ -618,7 +610,8 @@ class Job(Strict):
         """Folder, record file, scheduler job and log line all have this name."""
         m = self.experiment.model
         stage = "test" if self.stage == "evaluate" and self.experiment.eval.split == "test" else self.stage
-        return f"{stage}-{self.experiment.data.name}-{m.head.kind}-{m.backbone.kind}-{m.upsampler.kind}-s{self.seed}-{self.key}"
+        what = f"{self.experiment.data.name}-{m.head.kind}-{m.backbone.kind}-{m.upsampler.kind}"
+        return f"{stage}-{what}-s{self.seed}-{self.key}"
 
     @property
     def needs(self) -> Job | None:

@@ -1,6 +1,6 @@
 """One process of one job: set up, run the stage, leave a record or a failure. Every launcher ends up here.
 
-    python -m laurepro.worker --job runs/<job>/job.json --runs runs --results results --data data
+    python -m laurepro.worker --job '{"stage": "train", ...}' --runs runs --results results --data data
 
 Exit codes: 0 a record was written (or was there), 1 the job failed, 2 bad input, 75 another process runs this job,
 143 stopped by a signal after a checkpoint: start it again and it goes on.
@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one job in this process. Returns the exit code."""
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m laurepro.worker", description=__doc__.splitlines()[0])
-    for option in ("--job", "--runs", "--results", "--data"):
+    parser.add_argument("--job", required=True, help="the job as JSON")
+    for option in ("--runs", "--results", "--data"):
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--fresh", action="store_true", help="start over instead of from a checkpoint")
     args = parser.parse_args(argv)
@@ -75,8 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, _on_signal)
-    job = Job.model_validate_json(args.job.read_text())
+    job = Job.model_validate_json(args.job)
     folder = record.run_folder(args.runs, job)
+    folder.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
     lock = FileLock(folder / "lock")
     if rank == 0:
@@ -149,7 +151,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 2),
             world_size=distributed.world_size(),
-            command=shlex.join(["python", "-m", "laurepro.worker", *sys.argv[1:]]),
+            command=os.environ.get("LAUREPRO_COMMAND") or shlex.join(sys.argv),
         ),
     )
     (folder / "failure.json").unlink(missing_ok=True)

@@ -6,6 +6,7 @@ labels they have ignored pixels: a line one pixel wide along some objects' lower
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -38,7 +39,7 @@ _Mask = npt.NDArray[np.bool_]
 class _Design(NamedTuple):
     """How scenes are drawn. Sizes are shares of SIZE; amounts of colour are on a scale of 0 to 1."""
 
-    index: int
+    number: int
     classes: tuple[int, ...]
     objects: tuple[int, int]
     size: tuple[float, float]
@@ -112,7 +113,7 @@ def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
 def scene(design: str, split: str, index: int) -> tuple[Image, npt.NDArray[np.int8]]:
     """Draw one scene: image uint8 [96, 96, 3] and label int8 [96, 96], -1 where ignored."""
     d = _DESIGNS[design]
-    rng = np.random.default_rng([VERSION, d.index, INFO.splits.index(split), index])
+    rng = np.random.default_rng([VERSION, d.number, INFO.splits.index(split), index])
     whole = (slice(None), slice(None))
     image = _look(0, d, whole, rng)
     owner = np.zeros((SIZE, SIZE), np.int8)  # which object is seen there; 0 is the ground
@@ -219,5 +220,6 @@ def _write(file: Path, images: Image, labels: npt.NDArray[np.int8]) -> None:
             np.savez(stream, images=images, labels=labels)
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         _log.warning("%s cannot be written (%s); the scenes will be generated on every start", file, error.strerror)

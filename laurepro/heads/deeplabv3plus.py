@@ -8,6 +8,7 @@ here it is the one of the ASPP features, and the class scores are brought to the
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -46,7 +47,7 @@ class Head(nn.Module):
         self.aspp = ASPP(in_channels[3], channels, rates)
         self.low = conv_bn_relu(in_channels[0], low_channels, 1)
         widths = [channels + low_channels] + [channels] * decoder_convs
-        self.decoder = nn.Sequential(*(conv_bn_relu(i, o, 3) for i, o in zip(widths[:-1], widths[1:], strict=True)))
+        self.decoder = nn.Sequential(*(conv_bn_relu(i, o, 3) for i, o in pairwise(widths)))
 
     def forward(
         self,

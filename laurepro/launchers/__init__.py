@@ -41,8 +41,7 @@ def command(job: Job, context: LaunchContext, node_rank: int = 0, endpoint: str 
 
     A single process needs no rendezvous; without torchrun's agent one import of torch a job is saved.
     """
-    folder = context.runs / job.name
-    worker = ["-m", "laurepro.worker", "--job", str(folder / "job.json"), "--runs", str(context.runs)]
+    worker = ["-m", "laurepro.worker", "--job", job.model_dump_json(exclude_defaults=True), "--runs", str(context.runs)]
     worker += ["--results", str(context.results), "--data", str(context.data)]
     worker += ["--fresh"] if job.name in context.fresh else []
     if context.nproc_per_node * context.nodes == 1:

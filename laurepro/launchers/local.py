@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -120,6 +121,7 @@ def _start(
     environment = os.environ | {
         "OMP_NUM_THREADS": str(job_threads(job, context)),
         "LAUREPRO_PARENT": str(os.getpid()),
+        "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a person types to do it again
         "PYTHONPATH": os.pathsep.join(
             p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p
         ),

@@ -1,0 +1,77 @@
+"""Stages, one file each: `stage: train` is `stages/train.py`, with `run(job: spec.Job, context: Context) -> Result`.
+
+A stage runs in every process of a job alike; `laurepro.distributed` is set up before. This file is importable
+without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Context(NamedTuple):
+    """Where a stage works and whom it tells."""
+
+    folder: Path  # runs/<job>, exists
+    data_root: Path
+    weights: Path | None  # runs/<needed job>, whose weights.pt to start from, or to evaluate
+    progress: Callable[[dict[str, float | int | str]], None]  # cheap: may be called at each step
+    stop_requested: Callable[[], bool]  # a signal came: leave a checkpoint and raise Stopped
+
+
+class Stopped(Exception):
+    """The stage ended early on request, and can be started again."""
+
+
+class Result(NamedTuple):
+    """What goes into the record."""
+
+    metrics: dict[str, float | None]
+    confusion: list[list[int]] | None  # row: the label's class, column: the predicted one
+    boundary_confusion: list[list[int]] | None  # the same, within 3 pixels of a label edge
+    class_names: tuple[str, ...]
+    curve: list[tuple[int, float]]  # (steps done, mean loss since the point before), at most 50
+    weights_sha256: str | None
+    device: str
+    threads: int
+
+
+def prepare(threads: int | None) -> torch.device:
+    """Set the number of threads and deterministic arithmetic; returns the device of this process.
+
+    Only the CPU is held to determinism: some CUDA kernels have no deterministic form. The thread count changes
+    the order of sums, hence the bits, so that it is part of the experiment where bits matter.
+    """
+    import torch
+
+    from laurepro import distributed
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = distributed.device()
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The device for the record: the GPU's name, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def normalise(batch: torch.Tensor) -> torch.Tensor:
+    """Pictures uint8 [N, H, W, 3] to network inputs float32 [N, 3, H, W], channels last in memory."""
+    import torch
+
+    mean = torch.tensor(MEAN, device=batch.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=batch.device).view(1, 3, 1, 1)
+    return batch.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)

@@ -1,0 +1,275 @@
+"""Train one experiment: SGD with the poly schedule, one step after the other, resumable after any of them.
+
+Nothing random has a state that would have to be saved: the order of an epoch, each picture's augmentation and each
+step's dropout are drawn from generators seeded with (seed, epoch or step, ...). A run that is killed and started
+again therefore ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from laurepro import checkpoint, distributed, losses, model, spec
+from laurepro.augment import training_sample
+from laurepro.datasets import Image, Label, Pictures, open_split
+from laurepro.errors import LaureproError
+from laurepro.stages import Context, Result, Stopped, device_name, normalise, prepare
+
+CURVE_POINTS = 50
+LOG_STEPS = 20
+AHEAD = 2  # batches that are read while another is used
+KEEP_DECODED = 2**30  # bytes: a data set smaller than that is decoded once and kept
+_log = logging.getLogger(__name__)
+
+
+def run(job: spec.Job, context: Context) -> Result:
+    """Train the job's experiment, from its last checkpoint if there is one, and write `weights.pt`.
+
+    Raises:
+        LaureproError: The experiment cannot be trained as it is; raised before any work.
+        RuntimeError: The loss became infinite or NaN.
+        Stopped: A stop was requested; the checkpoint is written.
+    """
+    experiment, train = job.experiment, job.experiment.train
+    rank, world = distributed.rank(), distributed.world_size()
+    if train.batch_size % world:
+        raise LaureproError(
+            f"train.batch_size {train.batch_size} cannot be divided over {world} processes",
+            "the batch size is that of all processes together; use another number of processes",
+        )
+    device = prepare(train.threads)
+    info, pictures = open_split(experiment.data, context.data_root, experiment.data.train_split)
+    rates = learning_rates(train, len(pictures))
+    steps = len(rates)
+
+    torch.manual_seed(job.seed)  # the same on every rank
+    network = model.build(experiment.model, experiment.op, len(info.classes))
+    if experiment.init_from is not None:
+        start_from(network, experiment.init_from.part, context)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    distributed.synchronise_batch_norm(network)
+    groups = model.parameter_groups(network, train)
+    optimiser = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum)
+    progress = _Progress()
+    state = checkpoint.load_latest(context.folder, job.key)
+    if state is not None:
+        network.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        progress = _Progress(**state["progress"])
+        if rank == 0:
+            _log.info("goes on after step %d of %d", progress.step, steps)
+
+    network.train()
+    parallel: nn.Module = network
+    if world > 1:
+        # Buffers are equal on all ranks already: the statistics of batch normalisation are over all of them.
+        ids = [device] if device.type == "cuda" else None
+        parallel = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+    plan = Batches(pictures, experiment.data, job.seed, train.batch_size, rank, world)
+    every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
+    began = time.monotonic() - progress.seconds
+
+    for step, (images, labels) in enumerate(plan.read(progress.step, steps, _workers(train)), progress.step):
+        for group in optimiser.param_groups:
+            group["lr"] = rates[step] * group["lr_multiplier"]
+        torch.manual_seed(_dropout_seed(job.seed, rank, step))
+        output = parallel(normalise(torch.from_numpy(images).to(device)))
+        target = torch.from_numpy(labels).to(device)
+        terms = losses.segmentation_loss(
+            output, target, experiment.loss, world_size=world, reduce_sum=distributed.all_reduce_sum
+        )
+        optimiser.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+        loss, stop = _agree(float(terms["loss"].detach()), context.stop_requested(), step)
+        progress.add(loss, time.monotonic() - began)
+        if progress.step % point == 0 or progress.step == steps:
+            progress.mark()
+        if rank == 0:
+            _report(context, progress, steps, plan.epoch(step), loss, rates[step])
+        stop = stop and progress.step < steps
+        if stop or (progress.step % every == 0 and progress.step < steps):
+            if rank == 0:
+                _save(context, job.key, network, optimiser, progress)
+            if stop:
+                distributed.any_rank(False)  # nobody leaves, and so ends the others, before rank 0 has written
+                raise Stopped
+
+    digest = checkpoint.weights_sha256(network.state_dict())
+    if rank == 0:
+        checkpoint.save_weights(context.folder, network.state_dict())
+    distributed.any_rank(False)
+    curve = [(int(at), float(loss)) for at, loss in progress.curve]
+    name, threads = device_name(device), torch.get_num_threads()
+    return Result({}, None, None, info.classes, curve, digest, name, threads)
+
+
+def learning_rates(train: spec.Train, pictures: int) -> list[float]:
+    """The base learning rate of each step: `lr * (1 - t / T) ** power`, started anew by each phase.
+
+    Raises:
+        LaureproError: There are fewer pictures than a batch takes.
+    """
+    per_epoch = pictures // train.batch_size
+    if per_epoch == 0:
+        raise LaureproError(f"train.batch_size {train.batch_size} is more than the {pictures} training pictures")
+    if train.phases is not None:
+        phases = [(phase.iterations, phase.lr) for phase in train.phases]
+    elif train.iterations is not None:
+        phases = [(train.iterations, train.lr)]
+    else:
+        assert train.epochs is not None
+        phases = [(train.epochs * per_epoch, train.lr)]
+    return [lr * (1 - t / total) ** train.power for total, lr in phases for t in range(total)]
+
+
+def start_from(network: model.Network, part: str, context: Context) -> None:
+    """Load another training's weights: all of them, or those of its backbone; names must match exactly."""
+    if context.weights is None:
+        raise LaureproError("init_from: the training that this one starts from was not given")
+    weights = checkpoint.load_weights(context.weights)
+    target: nn.Module = network
+    if part == "backbone":
+        target, prefix = network.backbone, "backbone."
+        weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    try:
+        target.load_state_dict(weights)
+    except RuntimeError as error:
+        raise LaureproError(f"init_from: the weights in {context.weights} do not fit: {error}") from None
+
+
+class Batches:
+    """Which pictures a step takes, and how they are augmented: a function of (seed, step) alone.
+
+    Batch b of an epoch is perm[b*B : (b+1)*B], of which rank r of R takes [r::R]; a rest smaller than B is left out.
+    """
+
+    def __init__(self, pictures: Pictures, data: spec.Data, seed: int, batch_size: int, rank: int, world: int) -> None:
+        self._pictures, self._data, self._seed = pictures, data, seed
+        self._batch_size, self._rank, self._world = batch_size, rank, world
+        self._order: tuple[int, list[int]] = (-1, [])
+        image, _ = pictures[0]
+        # uint8 colours and int64 label of one picture, times all
+        self._keep = len(pictures) * (image.nbytes + image.nbytes // 3 * 8) <= KEEP_DECODED
+        self._decoded: dict[int, tuple[Image, Label]] = {}
+
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, from 0."""
+        return step // (len(self._pictures) // self._batch_size)
+
+    def indices(self, step: int) -> list[int]:
+        """The pictures of this rank at a step."""
+        epoch, batch = divmod(step, len(self._pictures) // self._batch_size)
+        if self._order[0] != epoch:
+            # The count makes this another stream than that of any picture's augmentation.
+            rng = np.random.default_rng([self._seed, epoch, len(self._pictures)])
+            self._order = (epoch, rng.permutation(len(self._pictures)).tolist())
+        start = batch * self._batch_size
+        return self._order[1][start : start + self._batch_size][self._rank :: self._world]
+
+    def read(self, first: int, last: int, workers: int) -> Iterator[tuple[Image, Label]]:
+        """Yield images uint8 [n, crop, crop, 3] and labels int64 [n, crop, crop] of steps first ... last-1."""
+        if workers == 1:
+            for step in range(first, last):
+                yield _stack([self._sample(self.epoch(step), i) for i in self.indices(step)])
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            pending: deque[list[Future[tuple[Image, Label]]]] = deque()
+            for step in range(first, last + AHEAD):
+                if step < last:
+                    epoch = self.epoch(step)
+                    pending.append([pool.submit(self._sample, epoch, i) for i in self.indices(step)])
+                if step >= first + AHEAD:
+                    yield _stack([future.result() for future in pending.popleft()])
+
+    def _sample(self, epoch: int, index: int) -> tuple[Image, Label]:
+        picture = self._decoded.get(index)
+        if picture is None:
+            picture = self._pictures[index]
+            if self._keep:
+                self._decoded[index] = picture
+        return training_sample(*picture, self._data, np.random.default_rng([self._seed, epoch, index]))
+
+
+def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:
+    return np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
+
+
+@dataclass
+class _Progress:
+    """How far the training is; part of the checkpoint."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0  # spent on them, those before a restart too
+    loss_sum: float = 0.0  # since the last point of the curve
+    loss_count: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def add(self, loss: float, seconds: float) -> None:
+        self.step += 1
+        self.seconds = seconds
+        self.loss_sum += loss
+        self.loss_count += 1
+
+    def mark(self) -> None:
+        self.curve.append((self.step, self.loss_sum / self.loss_count))
+        self.loss_sum, self.loss_count = 0.0, 0
+
+
+def _workers(train: spec.Train) -> int:
+    """Threads that read pictures. One: in the training's own thread, for processes that share few cores."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return train.threads or max(1, min(8, (os.cpu_count() or 1) // local))
+
+
+def _dropout_seed(seed: int, rank: int, step: int) -> int:
+    # torch's CPU generator takes only 32 bits of a seed, so that the three are hashed and not packed.
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1)[0])
+
+
+def _agree(loss: float, stop: bool, step: int) -> tuple[float, bool]:
+    """The mean loss over ranks, and whether any rank was told to stop: one small sum for all.
+
+    Raises:
+        RuntimeError: on every rank alike, where the loss of one is infinite or NaN.
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+    report = torch.zeros(2 + world, dtype=torch.float64)
+    report[0], report[1], report[2 + rank] = loss, stop, not math.isfinite(loss)
+    total = distributed.all_reduce_sum(report).tolist()
+    bad = [str(r) for r, flag in enumerate(total[2:]) if flag]
+    if bad:
+        raise RuntimeError(f"the loss is not finite at step {step}, rank {', '.join(bad)}: try a smaller train.lr")
+    return total[0] / world, total[1] > 0
+
+
+def _report(context: Context, progress: _Progress, steps: int, epoch: int, loss: float, lr: float) -> None:
+    done, seconds = progress.step, progress.seconds
+    context.progress({"step": done, "steps": steps, "loss": loss, "epoch": epoch, "seconds": round(seconds, 1)})
+    if done % LOG_STEPS == 0 or done == steps:
+        _log.info("step %d/%d  epoch %d  loss %.4f  lr %.3g  %.0f s", done, steps, epoch, loss, lr, seconds)
+
+
+def _save(
+    context: Context, key: str, network: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress
+) -> None:
+    state = {
+        "key": key,
+        "model": network.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "progress": asdict(progress),
+    }
+    checkpoint.save(context.folder, progress.step, state)

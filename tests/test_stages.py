@@ -1,0 +1,486 @@
+"""Training, evaluation, checkpoints and several processes, all with tiny networks on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laurepro import checkpoint, distributed, model, spec
+from laurepro.datasets import open_split
+from laurepro.errors import LaureproError
+from laurepro.scores import scores
+from laurepro.stages import MEAN, STD, Context, Result, Stopped, evaluate, normalise, train
+
+STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def make_job(stage: str = "train", seed: int = 0, scale: str = "test", **changes: dict[str, Any]) -> spec.Job:
+    """A job whose network has width 4; `changes` are laid over its parts."""
+    parts: dict[str, Any] = {
+        "model": {
+            "backbone": {"width": 4, "blocks": (1, 1, 1, 1)},
+            "head": {"kind": "encnet", "channels": 8, "codewords": 4},
+            "upsampler": {"kind": "lau", "scale_factor": 4, "bottleneck_channels": 4},
+            "aux_channels": 4,
+            "dropout": 0.1,
+        },
+        "loss": {"kind": "offset_guided", "normalize": "valid"},
+        "data": {
+            "name": "shapes",
+            "base_size": 64,
+            "crop_size": 32,
+            "augment": {"short_side": (0.5, 1.0)},
+            "options": {"train_images": 18, "val_images": 5},
+        },
+        "train": {"iterations": STEPS, "batch_size": 4, "lr": 0.02, "head_lr_multiplier": 2.0, "threads": 1},
+        "eval": {"mode": "whole"},
+    }
+    experiment = spec.Experiment.model_validate(spec.merge(parts, changes))
+    return spec.Job(stage=stage, scale=scale, seed=seed, experiment=spec.canonical(experiment))
+
+
+def make_context(folder: Path, weights: Path | None = None, stop: Callable[[], bool] = lambda: False) -> Context:
+    folder.mkdir(exist_ok=True)
+    return Context(folder, folder.parent / "data", weights, lambda values: None, stop)
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """Asks for a stop when it is called the n-th time, which is after n steps."""
+    calls = iter(range(1, 10**6))
+    return lambda: next(calls) >= steps
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def test_same_seed_same_bits_and_another_seed_others(tmp_path: Path) -> None:
+    a = train.run(make_job(), make_context(tmp_path / "a"))
+    b = train.run(make_job(), make_context(tmp_path / "b"))
+    c = train.run(make_job(seed=1), make_context(tmp_path / "c"))
+    assert a == b
+    assert a.weights_sha256 != c.weights_sha256
+    assert [step for step, _ in a.curve] == list(range(1, STEPS + 1))
+    assert (a.device, a.threads, a.metrics) == ("cpu", 1, {})
+    saved = torch.load(tmp_path / "a" / "weights.pt", weights_only=True)
+    assert saved["sha256"] == a.weights_sha256 == checkpoint.weights_sha256(saved["state_dict"])
+
+
+@pytest.mark.parametrize("stops", [(3,), (2, 4)])
+def test_stopped_and_resumed_is_bitwise_the_same(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    whole = train.run(make_job(), make_context(tmp_path / "whole"))
+    for steps in stops:
+        with pytest.raises(Stopped):
+            train.run(make_job(), make_context(tmp_path / "parts", stop=after(steps)))
+    assert (tmp_path / "parts" / f"checkpoint-{sum(stops):08d}.ckpt").is_file()
+    torch.rand(7)  # what other code drew in between does not matter
+    assert train.run(make_job(), make_context(tmp_path / "parts")) == whole
+
+
+def test_reading_in_a_pool_gives_the_same_batches(tmp_path: Path) -> None:
+    job = make_job()
+    _, pictures = open_split(job.experiment.data, tmp_path, "train")
+    batches = train.Batches(pictures, job.experiment.data, 0, 4, 0, 1)
+    inline, pooled = list(batches.read(2, 9, 1)), list(batches.read(2, 9, 3))
+    assert len(inline) == len(pooled) == 7
+    for (a, b), (c, d) in zip(inline, pooled, strict=True):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, d)
+
+
+def test_an_epoch_is_a_permutation_shared_by_the_ranks(tmp_path: Path) -> None:
+    job = make_job()
+    _, pictures = open_split(job.experiment.data, tmp_path, "train")  # 18 pictures: 4 batches, 2 left out
+    whole = train.Batches(pictures, job.experiment.data, 5, 4, 0, 1)
+    ranks = [train.Batches(pictures, job.experiment.data, 5, 4, r, 2) for r in range(2)]
+    first = [i for step in range(4) for i in whole.indices(step)]
+    second = [i for step in range(4, 8) for i in whole.indices(step)]
+    assert len(set(first)) == len(set(second)) == 16 and first != second
+    assert [whole.epoch(step) for step in (0, 3, 4)] == [0, 0, 1]
+    for step in (6, 1):  # in any order
+        shares = [ranks[r].indices(step) for r in range(2)]
+        assert [shares[i % 2][i // 2] for i in range(4)] == whole.indices(step)
+
+
+def test_poly_schedule_and_phases() -> None:
+    rates = train.learning_rates(spec.Train(epochs=3, batch_size=4, lr=0.5), 18)
+    assert rates == pytest.approx([0.5 * (1 - t / 12) ** 0.9 for t in range(12)])
+    assert len(train.learning_rates(spec.Train(iterations=7), 100)) == 7
+    phases = ({"iterations": 2, "lr": 1.0}, {"iterations": 4, "lr": 0.1})
+    rates = train.learning_rates(spec.Train(phases=phases, power=1.0), 100)
+    assert rates == pytest.approx([1.0, 0.5, 0.1, 0.075, 0.05, 0.025])
+    with pytest.raises(LaureproError, match="more than the 15"):
+        train.learning_rates(spec.Train(epochs=1, batch_size=16), 15)
+
+
+def test_each_group_has_its_rate_and_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, tuple[float, float]]] = []
+
+    class Recorded(torch.optim.SGD):
+        def step(self, *args: Any) -> None:  # type: ignore[override]
+            seen.append({g["name"]: (g["lr"], g["weight_decay"]) for g in self.param_groups})
+            assert all(g["momentum"] == 0.9 for g in self.param_groups)
+
+    monkeypatch.setattr(torch.optim, "SGD", Recorded)
+    changes = {"iterations": 2, "lr": 0.02, "head_lr_multiplier": 3.0, "offset_lr_multiplier": 5.0}
+    train.run(make_job(train=changes), make_context(tmp_path / "job"))
+    second = 0.02 * 0.5**0.9
+    assert seen[0] == {"backbone": (0.02, 1e-4), "head": (0.06, 1e-4), "offset": (0.1, 0.0)}
+    assert {name: lr for name, (lr, _) in seen[1].items()} == pytest.approx(
+        {"backbone": second, "head": 3 * second, "offset": 5 * second}
+    )
+
+
+def test_progress_and_curve(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    context = make_context(tmp_path / "job")._replace(progress=told.append)
+    plain = {"upsampler": {"kind": "bilinear"}}
+    job = make_job(model=plain, loss={"kind": "cross_entropy"}, train={"iterations": 60})
+    result = train.run(job, context)
+    assert [t["step"] for t in told] == list(range(1, 61)) and {t["steps"] for t in told} == {60}
+    assert told[4]["epoch"] == 1  # 18 pictures are 4 batches
+    assert [step for step, _ in result.curve] == list(range(2, 61, 2))
+    assert result.curve[3][1] == pytest.approx((told[6]["loss"] + told[7]["loss"]) / 2)
+    assert np.mean([loss for _, loss in result.curve[-5:]]) < np.mean([loss for _, loss in result.curve[:5]])
+    names = sorted(file.name for file in (tmp_path / "job").iterdir())
+    assert names == ["checkpoint-00000025.ckpt", "checkpoint-00000050.ckpt", "weights.pt"]
+
+
+def test_starting_from_other_weights(tmp_path: Path) -> None:
+    parent = make_job(seed=7, train={"iterations": 1})
+    train.run(parent, make_context(tmp_path / "parent"))
+    weights = checkpoint.load_weights(tmp_path / "parent")
+    job = make_job()
+    for part, expected in (("model", set(weights)), ("backbone", {n for n in weights if n.startswith("backbone.")})):
+        network = model.build(job.experiment.model, job.experiment.op, 8)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        train.start_from(network, part, make_context(tmp_path / "child", weights=tmp_path / "parent"))
+        after_ = network.state_dict()
+        changed = {name for name in weights if not torch.equal(before[name], after_[name])}
+        assert changed <= expected and all(torch.equal(after_[name], weights[name]) for name in expected)
+        assert any(name.startswith("backbone.") for name in changed)
+    with pytest.raises(LaureproError, match="do not fit"):
+        other = model.build(make_job(model={"backbone": {"width": 8}}).experiment.model, job.experiment.op, 8)
+        train.start_from(other, "backbone", make_context(tmp_path / "child", weights=tmp_path / "parent"))
+    with pytest.raises(LaureproError, match="no such weights"):
+        train.start_from(network, "model", make_context(tmp_path / "child", weights=tmp_path / "nowhere"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"not finite at step \d+, rank 0"):
+        train.run(make_job(train={"lr": 1e30}), make_context(tmp_path / "job"))
+    assert not list((tmp_path / "job").iterdir())
+
+
+# --------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
+        checkpoint.save(tmp_path, step, {"key": "k", "x": torch.arange(1000), "step": step})
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["checkpoint-00000002.ckpt", "checkpoint-00000003.ckpt"]
+    newest = tmp_path / names[1]
+    content = newest.read_bytes()
+    state = checkpoint.load_latest(tmp_path, "k")
+    assert state is not None and state["step"] == 3 and torch.equal(state["x"], torch.arange(1000))
+    assert not caplog.records
+
+    def flipped(at: int) -> bytes:
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    header = content.index(b"\n")
+    assert content[:header].startswith(b"laurepro-checkpoint-1 key=k step=3 sha256=")
+    damages = [content[:-1], content[: len(content) // 2], content[:20], b""]
+    damages += [flipped(at) for at in (0, content.index(b"key=k") + 4, header, header + 100, len(content) - 1)]
+    for damaged in damages:
+        newest.write_bytes(damaged)
+        caplog.clear()
+        state = checkpoint.load_latest(tmp_path, "k")
+        assert state is not None and state["step"] == 2
+        [message] = [r for r in caplog.records if r.levelno == logging.WARNING]
+        assert str(newest) in message.getMessage()
+
+
+def test_checkpoint_of_another_key(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path, "mine") is None
+    checkpoint.save(tmp_path, 1, {"key": "theirs"})
+    with pytest.raises(LaureproError, match=r"theirs.*mine"):
+        checkpoint.load_latest(tmp_path, "mine")
+
+
+def test_broken_weights(tmp_path: Path) -> None:
+    weights = {"b": torch.randn(50, 20), "a": torch.tensor(3), "c": torch.zeros(0)}
+    digest = checkpoint.save_weights(tmp_path, weights)
+    loaded = checkpoint.load_weights(tmp_path)
+    assert digest == checkpoint.weights_sha256(loaded) and loaded.keys() == weights.keys()
+    file = tmp_path / "weights.pt"
+    content = file.read_bytes()
+    data = content.index(weights["b"].numpy().tobytes()) + 100
+    for damaged in (content[:-50], content[:data] + bytes([content[data] ^ 1]) + content[data + 1 :], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(LaureproError, match="broken"):
+            checkpoint.load_weights(tmp_path)
+
+
+def test_weights_sha256_sees_names_types_shapes_and_bytes_but_not_memory_layout() -> None:
+    x = torch.arange(24, dtype=torch.float32).view(1, 2, 3, 4)
+    digest = checkpoint.weights_sha256({"a": x, "b": torch.ones(2)})
+    assert digest == checkpoint.weights_sha256({"b": torch.ones(2), "a": x.to(memory_format=torch.channels_last)})
+    for other in (x + 1, x.view(1, 2, 4, 3), x.view(torch.int32)):
+        assert digest != checkpoint.weights_sha256({"a": other, "b": torch.ones(2)})
+    assert digest != checkpoint.weights_sha256({"a": x, "c": torch.ones(2)})
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+
+class Pointwise(nn.Module):
+    """A stand-in network whose scores differ with the place in the window, so that windows cannot be confused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = torch.randn(4, 3, 3, 3, generator=generator) * 0.3
+
+    def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
+        ramp = torch.linspace(0, 1, image.shape[3])
+        return F.conv2d(image, self.weight, padding=1) + ramp * torch.arange(4.0).view(1, 4, 1, 1)
+
+
+def naive_slide(network: Pointwise, image: Tensor, factors: tuple[float, ...], flip: bool, base: int) -> Tensor:
+    """The released evaluator, written down window by window, crop 24."""
+    crop, stride = 24, 16
+    _, _, h, w = image.shape
+    black = [-m / s for m, s in zip(MEAN, STD, strict=True)]
+    total = torch.zeros(1, 4, h, w)
+    for factor in factors:
+        long = math.ceil(base * factor)
+        height, width = (long, int(w * long / h + 0.5)) if h > w else (int(h * long / w + 0.5), long)
+        resized = F.interpolate(image, (height, width), mode="bilinear", align_corners=True)
+        rows, columns = max(height, crop), max(width, crop)
+        padded = torch.tensor(black).view(1, 3, 1, 1).expand(1, 3, rows + crop, columns + crop).clone()
+        padded[:, :, :height, :width] = resized
+        score, count = torch.zeros(1, 4, rows, columns), torch.zeros(rows, columns)
+        for top in range(0, 1000, stride):
+            for left in range(0, 1000, stride):
+                if (top and top + crop - stride >= rows) or (left and left + crop - stride >= columns):
+                    continue
+                window = padded[:, :, top : top + crop, left : left + crop]
+                logits = network.predict(window)
+                if flip:
+                    logits = logits + network.predict(window.flip(3)).flip(3)
+                values = logits.exp()
+                for y in range(top, min(top + crop, rows)):
+                    for x in range(left, min(left + crop, columns)):
+                        score[0, :, y, x] += values[0, :, y - top, x - left]
+                        count[y, x] += 1
+        assert (count > 0).all()
+        score = (score / count)[:, :, :height, :width]
+        total += F.interpolate(score, (h, w), mode="bilinear", align_corners=True)
+    return total.argmax(1)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (53, 37), (19, 61), (24, 24), (9, 11)])
+@pytest.mark.parametrize("multi_scale", [False, True])
+def test_slide_against_a_naive_loop(size: tuple[int, int], multi_scale: bool) -> None:
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    options = spec.Eval(multi_scale=multi_scale, factors=(0.4, 1.0, 1.3), base_size=41, crop_size=24)
+    found = evaluate.predict(Pointwise(), image, 4, options)  # type: ignore[arg-type]
+    expected = naive_slide(Pointwise(), image, options.factors if multi_scale else (1.0,), multi_scale, 41)
+    assert found.shape == (1, *size)
+    # Sums in another order may move a pixel whose two best scores are equal to the last bit.
+    assert (found != expected).sum() <= 1
+    assert len(expected.unique()) == 4
+
+
+def test_whole_pictures() -> None:
+    images = torch.randn(2, 3, 21, 33, generator=torch.Generator().manual_seed(0))
+    network = Pointwise()
+    single = evaluate.predict(network, images, 4, spec.Eval(mode="whole"))  # type: ignore[arg-type]
+    assert torch.equal(single, network.predict(images).argmax(1))
+    options = spec.Eval(mode="whole", multi_scale=True, factors=(0.75, 1.0))
+    total = torch.zeros(2, 4, 21, 33)
+    for height, width in ((16, 25), (21, 33)):  # 33 * 0.75 upwards, 21 * 25 / 33 rounded
+        resized = F.interpolate(images, (height, width), mode="bilinear", align_corners=True)
+        score = (network.predict(resized) + network.predict(resized.flip(3)).flip(3)).exp()
+        total += F.interpolate(score, (21, 33), mode="bilinear", align_corners=True)
+    found = evaluate.predict(network, images, 4, options)  # type: ignore[arg-type]
+    assert (found != total.argmax(1)).sum() <= 1
+
+
+def test_scaled_size_rounds_the_short_side() -> None:
+    assert evaluate.scaled_size(375, 500, 520) == (390, 520)
+    assert evaluate.scaled_size(500, 334, 260) == (260, 174)  # 173.68
+    assert evaluate.scaled_size(333, 500, 390) == (260, 390)  # 259.74
+
+
+def test_near_edge_is_within_three_pixels_of_another_label() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(-1, 3, (2, 4, 5), generator=generator).repeat_interleave(9, 1).repeat_interleave(9, 2)
+    found = evaluate.near_edge(labels)
+    for n in range(2):
+        for y in range(36):
+            for x in range(45):
+                window = labels[n, max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4]
+                near = bool((window != labels[n, y, x]).any())
+                assert found[n, y, x] == (labels[n, y, x] if near else -1)
+
+
+def test_confusion_matrix_counts_pairs() -> None:
+    labels, predicted = torch.tensor([[[0, 1, -1], [1, 2, 2]]]), torch.tensor([[[0, 2, 1], [1, 2, 0]]])
+    found = evaluate.confusion_matrix(labels, predicted, 3)
+    assert found.tolist() == [[1, 0, 0], [0, 1, 1], [1, 0, 1]] and found.dtype == torch.int64
+    with pytest.raises(RuntimeError, match="label is 2"):
+        evaluate.confusion_matrix(labels, predicted.clamp(max=1), 2)
+
+
+def test_evaluating_a_split(tmp_path: Path) -> None:
+    train.run(make_job(), make_context(tmp_path / "train"))
+    job = make_job("evaluate")
+    result = evaluate.run(job, make_context(tmp_path / "evaluate", weights=tmp_path / "train"))
+    network = model.build(job.experiment.model, job.experiment.op, 8)
+    network.load_state_dict(checkpoint.load_weights(tmp_path / "train"))
+    network.eval()
+    _, pictures = open_split(job.experiment.data, tmp_path / "data", "val")
+    expected, edges = np.zeros((8, 8), int), np.zeros((8, 8), int)
+    for image, label in (pictures[i] for i in range(5)):
+        with torch.no_grad():
+            predicted = network.predict(normalise(torch.from_numpy(image[None]))).argmax(1)[0].numpy()
+        band = evaluate.near_edge(torch.from_numpy(label[None]))[0].numpy()
+        np.add.at(expected, (label[label >= 0], predicted[label >= 0]), 1)
+        np.add.at(edges, (band[band >= 0], predicted[band >= 0]), 1)
+    # A batch's sums may come out in another order than one picture's: a pixel may move.
+    assert np.abs(np.array(result.confusion) - expected).sum() <= 4
+    assert np.abs(np.array(result.boundary_confusion) - edges).sum() <= 4
+    assert np.array(result.confusion).sum() == expected.sum()
+    assert result.metrics == scores(np.array(result.confusion), "shapes", np.array(result.boundary_confusion))
+    with pytest.raises(Stopped):
+        evaluate.run(job, make_context(tmp_path / "evaluate", tmp_path / "train", stop=lambda: True))
+
+
+def test_normalise() -> None:
+    batch = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
+    found = normalise(batch)
+    assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == torch.float32
+    expected = (batch.double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(found, expected.permute(0, 3, 1, 2).float())
+
+
+# --------------------------------------------------------------------------------------- several processes
+
+
+def together_job(stage: str = "train") -> spec.Job:
+    return make_job(stage, model={"dropout": 0.0})
+
+
+def batch_norm_case(rank: int | None) -> dict[str, Tensor]:
+    """Two steps of 1d and 2d normalisation; 5 samples, 2 of them for rank 0 and 3 for rank 1; None: all."""
+    generator = torch.Generator().manual_seed(0)
+    x2 = torch.randn(5, 3, 4, 6, generator=generator, dtype=torch.float64) + 100
+    x1, w2 = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((5, 4), (5, 3, 4, 6)))
+    network = nn.ModuleDict({"a": nn.BatchNorm2d(3, momentum=0.3), "b": nn.BatchNorm1d(4, momentum=None)}).double()
+    network["a"].weight.data += torch.arange(3)
+    names = list(network.state_dict())
+    network = distributed.synchronise_batch_norm(network)  # type: ignore[assignment]
+    assert list(network.state_dict()) == names
+    share = slice(None) if rank is None else slice(0, 2) if rank == 0 else slice(2, 5)
+    inputs = [x[share].clone().requires_grad_() for x in (x2, x1)]
+    for _ in range(2):
+        outputs = [network["a"](inputs[0]), network["b"](inputs[1])]
+        ((outputs[0] * w2[share]).sum() + outputs[1].pow(3).sum()).backward()
+    network.eval()
+    gradients = {n: distributed.all_reduce_sum(p.grad) for n, p in network.named_parameters() if p.grad is not None}
+    evaluated = network["a"](x2).detach()
+    values = {"y2": outputs[0], "y1": outputs[1], "g2": inputs[0].grad, "g1": inputs[1].grad}
+    return {
+        **{n: v.detach() for n, v in values.items()},
+        **gradients,
+        **network.state_dict(),
+        "evaluated": evaluated,
+    }
+
+
+def two_processes(rank: int, port: int, folder: Path) -> None:
+    """What each of the two processes does; everything is saved for the test to compare."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.initialise()
+    assert (distributed.rank(), distributed.world_size()) == (rank, 2)
+    assert [distributed.any_rank(flag) for flag in (False, rank == 1, True)] == [False, True, True]
+    out: dict[str, Any] = {"batch_norm": batch_norm_case(rank)}
+    with pytest.raises(LaureproError, match="cannot be divided over 2"):
+        train.run(make_job(train={"batch_size": 3}), make_context(folder / "odd"))
+    with pytest.raises(RuntimeError, match="not finite at step 4, rank 1"):
+        train._agree(math.nan if rank == 1 else 1.0, False, 4)
+    told: list[float] = []
+    context = make_context(folder / "two", stop=after(5 if rank == 1 else 10**6))
+    with pytest.raises(Stopped):  # rank 1 alone is told to stop, and both do
+        train.run(together_job(), context)
+    assert (folder / "two" / "checkpoint-00000005.ckpt").is_file()
+    context = make_context(folder / "two")._replace(progress=lambda values: told.append(float(values["loss"])))
+    out["train"] = tuple(train.run(together_job(), context))
+    assert len(told) == (STEPS - 5 if rank == 0 else 0)
+    context = make_context(folder / f"evaluate{rank}", weights=folder / "one")
+    out["evaluate"] = tuple(evaluate.run(together_job("evaluate"), context))
+    torch.save(out, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    one = train.run(together_job(), make_context(tmp_path / "one"))
+    context = make_context(tmp_path / "evaluate", weights=tmp_path / "one")
+    evaluated = evaluate.run(together_job("evaluate"), context)
+    _, pictures = open_split(together_job().experiment.data, tmp_path / "data", "train")
+    batches = [train.Batches(pictures, together_job().experiment.data, 0, 4, r, 2).read(0, STEPS, 1) for r in (0, 1)]
+    ignored = [[int((labels == -1).sum()) for _, labels in share] for share in batches]
+    assert all(a != b for a, b in zip(*ignored, strict=True))  # else an unweighted mean would pass, too
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_processes, (port, tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+    whole = batch_norm_case(None)
+    for name, expected in whole.items():
+        parts = [rank["batch_norm"][name] for rank in ranks]
+        found = torch.cat(parts) if name in ("y1", "y2", "g1", "g2") else parts[0]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+    two = [Result(*rank["train"]) for rank in ranks]
+    assert two[0].weights_sha256 == two[1].weights_sha256 and two[0].curve == two[1].curve
+    assert [step for step, _ in two[0].curve] == [step for step, _ in one.curve]
+    np.testing.assert_allclose([v for _, v in two[0].curve], [v for _, v in one.curve], rtol=0, atol=1e-5)
+    weights, expected_weights = (checkpoint.load_weights(tmp_path / name) for name in ("two", "one"))
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+    for rank in ranks:
+        result = Result(*rank["evaluate"])
+        assert result.confusion == evaluated.confusion
+        assert result.boundary_confusion == evaluated.boundary_confusion
+        assert result.metrics == evaluated.metrics
