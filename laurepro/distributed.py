@@ -93,7 +93,7 @@ class AllReducedBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (input.dim() - 2)]
         count = input.new_tensor([input.numel() // input.shape[1]])
         sums: Tensor = _SumOverRanks.apply(torch.cat([input.sum(over), count]))
-        n = float(sums[-1])
+        n = float(sums[-1].detach())
         mean = sums[:-1] / n
         centred = input - mean.view(shape)
         variance = _SumOverRanks.apply(centred.square().sum(over)) / n

@@ -149,16 +149,18 @@ class _LocationAwareUpsample(torch.autograd.Function):
         if nan is not None:
             grad = _by_group(grad, m).masked_fill(nan[:, :, None], 0.0).flatten(1, 2)
 
-        flat: list[Tensor] = []  # per axis, where the derivative is 0 for lack of a cell
+        factors: list[Tensor] = []  # per axis, d grid / d position, 0 where there is no cell to the right
         exact_grid = grid
         if need_offset:
-            grid = torch.empty_like(exact_grid)
+            grid = _empty_grid(offset, m)
             for axis, size in enumerate((h, w)):
                 position = offset[:, axis * m : (axis + 1) * m] + ctx.base[axis]
                 eps = torch.finfo(grid.dtype).eps
                 # Up to the last number below size - 1: a cell starts there, but none at size - 1.
                 clamped = position.clamp(0, (size - 1) * (1 - eps / 2))
-                flat.append(clamped != position)
+                # In floating point, since boolean masks take ten times as long: 1 where the clamp acted, 0 elsewhere.
+                outside = position.sub_(clamped).sign_().abs_()
+                factors.append(outside.sub_(1).mul_(-2 / ctx.spans[axis]))
                 cell = clamped.floor()
                 margin = eps * ctx.spans[axis]  # above one rounding error of the sampler's coordinate
                 inner = clamped.sub_(cell).clamp_(margin, 1 - margin).add_(cell)
@@ -184,11 +186,11 @@ class _LocationAwareUpsample(torch.autograd.Function):
         grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
         for axis in (0, 1):
             part = grad_offset[:, axis * m : (axis + 1) * m]
-            torch.mul(grad_grid[..., 1 - axis], 2 / ctx.spans[axis], out=part)
+            torch.mul(grad_grid[..., 1 - axis], factors[axis], out=part)
             if ctx.sizes[2 + axis] == 1:
                 part.zero_()
-            else:
-                part.masked_fill_(flat[axis], 0.0)
+            if nan is not None:
+                part.masked_fill_(nan, 0.0)
         if ctx.code:
             value = _sample(padded, exact_grid, (n, c))
             minus = -_by_group(grad * value, m).sum(2)
@@ -203,7 +205,7 @@ class _LocationAwareUpsample(torch.autograd.Function):
 def _exact_grid(offset: Tensor, base: tuple[Tensor, Tensor], sizes: tuple[int, int], spans: tuple[int, int]) -> Tensor:
     """Normalised sample positions, (N, M, H, W, 2), column first as the sampler has it; NaN where the offset is."""
     m = offset.shape[1] // 2
-    grid = offset.new_empty(offset.shape[0], m, *offset.shape[2:], 2)
+    grid = _empty_grid(offset, m)
     for axis in (0, 1):
         position = (offset[:, axis * m : (axis + 1) * m] + base[axis]).clamp_(0, sizes[axis] - 1)
         _normalise(position, spans[axis], grid[..., 1 - axis])
@@ -220,6 +222,12 @@ def _by_group(maps: Tensor, m: int) -> Tensor:
     """(N, C, H, W) as (N, M, C / M, H, W)."""
     n, c, height, width = maps.shape
     return maps.reshape(n, m, c // m, height, width)
+
+
+def _empty_grid(offset: Tensor, m: int) -> Tensor:
+    """(N, M, H, W, 2), with each coordinate's plane contiguous: quicker to fill, and as quick to sample with."""
+    n, _, height, width = offset.shape
+    return offset.new_empty(2, n, m, height, width).permute(1, 2, 3, 4, 0)
 
 
 def _sample(padded: Tensor, grid: Tensor, batch: tuple[int, int]) -> Tensor:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,11 +73,7 @@ def run(job: spec.Job, context: Context) -> Result:
             _log.info("goes on after step %d of %d", progress.step, steps)
 
     network.train()
-    parallel: nn.Module = network
-    if world > 1:
-        # Buffers are equal on all ranks already: the statistics of batch normalisation are over all of them.
-        ids = [device] if device.type == "cuda" else None
-        parallel = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+    parallel = _parallel(network, device) if world > 1 else network
     plan = Batches(pictures, experiment.data, job.seed, train.batch_size, rank, world)
     every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
     began = time.monotonic() - progress.seconds
@@ -149,6 +146,16 @@ def start_from(network: model.Network, part: str, context: Context) -> None:
         target.load_state_dict(weights)
     except RuntimeError as error:
         raise LaureproError(f"init_from: the weights in {context.weights} do not fit: {error}") from None
+
+
+def _parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its gradients averaged over ranks."""
+    ids = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # The name of the switch changes after torch 2.14; the old one works in all versions that are supported.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers are equal on all ranks already: the statistics of batch normalisation are over all of them.
+        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
 
 
 class Batches:
