@@ -72,7 +72,7 @@ def upsample_backward(
     u: Array, offset: Array, k: tuple[int, int], dv: Array, rule: str = "right"
 ) -> tuple[Array, Array]:
     """(dU, dOffset) for the gradient dv of V."""
-    n, c, h, w = u.shape
+    c = u.shape[1]
     m = offset.shape[1] // 2
     ys, xs, four = taps(u, offset, k)
     dead = ys.nan | xs.nan
@@ -147,9 +147,7 @@ def offset_guided(
     return total / divisor, du / divisor, do / divisor
 
 
-def corner_maps(
-    u: Array, target: Labels, k: tuple[int, int], ignore: int
-) -> list[tuple[Array, Array, Array]]:
+def corner_maps(u: Array, target: Labels, k: tuple[int, int], ignore: int) -> list[tuple[Array, Array, Array]]:
     """Per corner: NLL (N, H, W), and row and column distance from the position before clamping, (H, W)."""
     h, w = u.shape[2:]
     out = []

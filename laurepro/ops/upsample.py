@@ -214,7 +214,7 @@ def _exact_grid(offset: Tensor, base: tuple[Tensor, Tensor], sizes: tuple[int, i
 
 def _normalise(position: Tensor, span: int, out: Tensor | None = None) -> Tensor:
     """2 p / span - 1 in one pass; the product is exact, so that this rounds once however it is fused."""
-    minus_one = torch.tensor(-1.0, dtype=position.dtype)  # a scalar on the CPU combines with any device
+    minus_one = position.new_full((), -1.0)
     return torch.add(minus_one, position, alpha=2 / span, out=out)
 
 

@@ -46,16 +46,18 @@ def run(job: spec.Job, context: Context) -> Result:
     # Matrices [n, n] of all pixels and of those near a label edge; pictures, labelled pixels, and who stops.
     confusion, boundary = (torch.zeros(classes, classes, dtype=torch.int64) for _ in range(2))
     seen, labelled, stop, began = 0, 0, False, time.monotonic()
-    mine = range(rank, len(pictures), world)
+    # Whole blocks go to a rank, so that a batch holds the same pictures, and rounds alike, over any number of ranks.
+    size = BATCH if evaluation.mode == "whole" else 1
+    blocks = [range(i, min(i + size, len(pictures))) for i in range(rank * size, len(pictures), world * size)]
     with torch.inference_mode():
-        for images, labels in _batches(pictures, mine, BATCH if evaluation.mode == "whole" else 1):
+        for images, labels in (batch for block in blocks for batch in _batches(pictures, block)):
             predicted = predict(network, normalise(images.to(device)), classes, evaluation).cpu()
             confusion += confusion_matrix(labels, predicted, classes)
             boundary += confusion_matrix(near_edge(labels), predicted, classes)
             seen, labelled = seen + len(images), labelled + int((labels >= 0).sum())
             seconds = round(time.monotonic() - began, 1)
             if rank == 0:
-                context.progress({"step": seen, "steps": len(mine), "seconds": seconds})
+                context.progress({"step": seen, "steps": sum(map(len, blocks)), "seconds": seconds})
             if context.stop_requested():
                 stop = True
                 break
@@ -177,12 +179,12 @@ def near_edge(labels: Tensor) -> Tensor:
     return torch.where(highest != lowest, labels, -1)
 
 
-def _batches(pictures: Pictures, indices: Sequence[int], most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images uint8 [N, H, W, 3] and labels int64 [N, H, W]: neighbours of one size, at most so many."""
+def _batches(pictures: Pictures, block: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images uint8 [N, H, W, 3] and labels int64 [N, H, W]: neighbours of one size within a block."""
     batch: list[tuple[np.ndarray, np.ndarray]] = []
-    for index in indices:
+    for index in block:
         picture = pictures[index]
-        if batch and (len(batch) == most or batch[0][1].shape != picture[1].shape):
+        if batch and batch[0][1].shape != picture[1].shape:
             yield _tensors(batch)
             batch = []
         batch.append(picture)
