@@ -56,13 +56,13 @@ class Network(nn.Module):
         super().__init__()
         head = parts.load("heads", model.head.kind)
         upsampler = parts.load("upsamplers", model.upsampler.kind)
-        if model.aux_lau and "location_aware" not in upsampler.FEATURES:
+        if model.aux_lau and "location_aware" not in getattr(upsampler, "FEATURES", ()):
             raise LaureproError(
                 f"model.aux_lau: upsampler {model.upsampler.kind!r} does not sample points",
                 "use upsampler lau, or aux_lau false",
             )
         self.op = op
-        self.decoder: bool = "decoder" in head.FEATURES
+        self.decoder: bool = "decoder" in getattr(head, "FEATURES", ())
         self.backbone = ResNet(model.backbone, model.output_stride)
         channels = self.backbone.channels
         self.head = head.Head(channels, num_classes, **model.head.options)

@@ -133,16 +133,10 @@ def build(
             users.append(address)
         reused[job.name] = job
 
-    for row in rows:
-        for job in row.jobs:
-            want(job, row.address)
+    # Seed by seed, each evaluation behind its training: a run that is cut short has whole rows to show.
+    for job, address in sorted(((j, r.address) for r in rows for j in r.jobs), key=lambda pair: pair[0].seed):
+        want(job, address)
     for name in ordered:
         reused.pop(name, None)
-    # Dependencies were visited first, so insertion order is a valid order; trainings that others wait for lead.
-    jobs = sorted(ordered.values(), key=_depth)
-    return Plan(rows, tuple(jobs), tuple(reused.values()), {k: tuple(v) for k, v in wanted.items()})
-
-
-def _depth(job: Job) -> int:
-    need = job.needs
-    return 0 if need is None else 1 + _depth(need)
+    # What a job needs was entered before it, so this order is a valid one.
+    return Plan(rows, tuple(ordered.values()), tuple(reused.values()), {k: tuple(v) for k, v in wanted.items()})
