@@ -242,6 +242,19 @@ def show(target: str) -> None:
             click.echo(f"  {METRICS[metric].title}: {METRICS[metric].what}")
 
 
+@main.command()
+@click.option("--only", metavar="GLOB", multiple=True, help="Only items whose id matches, as in 'counts.*'.")
+@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+def check(only: tuple[str, ...], form: str) -> None:
+    """All that can be verified without training: specs, counts, the paper's arithmetic, the op."""
+    from laurepro import checks
+
+    results = checks.run(only)
+    click.echo(checks.as_json(results) if form == "json" else checks.render(results))
+    if checks.failed(results):
+        raise click.exceptions.Exit(1)
+
+
 def _choose(
     targets: tuple[str, ...],
     everything: bool,
@@ -301,7 +314,9 @@ def plan_command(
     for job in planned.jobs:
         later = plan.not_runnable(job)
         remark = f"  (not runnable yet: {later})" if later else ""
-        click.echo(f"{job.name}  for {', '.join(planned.wanted_by[job.name])}{remark}")
+        users = planned.wanted_by[job.name]
+        more = f" and {len(users) - 3} more" if len(users) > 3 else ""
+        click.echo(f"{job.name}  for {', '.join(users[:3])}{more}{remark}")
     click.echo(_summary(rows, planned, chosen.name))
 
 
@@ -396,7 +411,7 @@ def _check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: st
     from laurepro import parts
 
     needed: dict[str, set[str]] = {}
-    for job in planned.jobs:
+    for job in (j for j in planned.jobs if j.stage != "profile"):
         e = job.experiment
         splits = needed.setdefault(e.data.name, set())
         splits.add(e.data.train_split if job.stage == "train" else e.eval.split)

@@ -76,7 +76,7 @@ class OffsetHead(nn.Module):
             feature: (N, in_channels, h, w), the tensor that the classifier reads.
 
         Returns:
-            (N, 2, k h, k w). Half types come out as float32: positions of a half type would be whole pixels off.
+            (N, 2, k h, k w). Half types come out as float32: near 60, bfloat16 steps by a quarter pixel.
 
         Raises:
             ValueError: `feature` has another shape.

@@ -95,6 +95,8 @@ def offset_guided_cross_entropy(
     dtype = compute_dtype(input, offset)
     input, offset = input.to(dtype), offset.to(dtype)
     nll = _lau_nll(input, offset, target, scale_factor, ignore_index, integer_gradient)
+    if offset_weight == 0:  # every weight is 1: L' is not needed
+        return nll.sum() / _denominator(target, normalize, ignore_index, valid_count, nll.dtype)
     with torch.no_grad():
         plain = _bilinear_nll(input, target, scale_factor, ignore_index)
         weight = _offset_guided_weight(nll, plain, offset_weight, tie)
