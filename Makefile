@@ -42,7 +42,7 @@ lint: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/mypy
 
 check: lint ## All that can be verified without running tests
-	$(BIN)/laurepro plan --all --format json > /dev/null
+	@report=$$($(BIN)/laurepro check) || { echo "$$report"; exit 1; }; tail -n 1 <<< "$$report"
 
 acceptance: $(VENV)/.dev ## Smoke orderings over 5 seeds (about an hour on 2 cores)
 	$(BIN)/laurepro run table3a --scale smoke --seeds 5

@@ -28,7 +28,7 @@ METRICS: dict[str, Metric] = {
     "final_score": Metric(
         "Final", "", "evaluate", 4, "higher", "(pixAcc + mIoU) / 2 as a fraction, ADE20K test"
     ),
-    "params": Metric("Params", "M", "profile", 2, "lower", "learnable parameters", 1e6),
+    "params": Metric("Params", "M", "profile", 2, "lower", "learnable parameters, no auxiliary head", 1e6),
     "macs": Metric(
         "MACs", "G", "profile", 2, "lower", "multiply-accumulates of convolutions and linears", 1e9
     ),
@@ -36,7 +36,12 @@ METRICS: dict[str, Metric] = {
     "d_macs": Metric(
         "+MACs", "G", "profile", 2, "lower", "multiply-accumulates added to the bilinear row", 1e9
     ),
+    "flops": Metric("FLOPs", "G", "profile", 2, "lower", "two for each MAC, matrix products included", 1e9),
+    "activation_bytes": Metric("Activations", "MB", "profile", 1, "lower", "layers' outputs of one forward", 1e6),
+    "latency_ms": Metric("Latency", "ms", "profile", 2, "lower", "one forward pass, batch 1"),
     "fps": Metric("FPS", "1/s", "profile", 2, "higher", "forward passes a second, batch 1"),
+    "fps_ratio": Metric("FPS ratio", "", "profile", 4, "higher", "FPS over that of the bilinear row, in one process"),
+    "peak_bytes": Metric("Peak memory", "MB", "profile", 1, "lower", "CUDA memory of one forward, weights too", 1e6),
 }
 
 # The parts of an experiment that can change what a stage measures; its key covers these and no others.

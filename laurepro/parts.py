@@ -27,7 +27,6 @@ CLASS_OF = {"upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
 # Named by the paper's tables, built in a later version: such a row loads, is planned and shows "not runnable
 # yet". Any other name without a file is a misspelling.
 LATER: dict[str, frozenset[str]] = {
-    "stages": frozenset({"profile"}),
     "datasets": frozenset({"pascal_context", "ade20k", "voc2012_aug", "camvid"}),
 }
 

@@ -152,18 +152,29 @@ def _frame(rows: list[RowResult]) -> pandas.DataFrame:
                     "ours": mean,
                     "std": statistics.stdev(ours.values()) if len(ours) > 1 else None,
                     "n": len(ours),
-                    "difference": mean - paper if _comparable(r) and mean is not None and paper is not None else None,
+                    "difference": mean - paper
+                    if _comparable(r, metric) and mean is not None and paper is not None
+                    else None,
                     "scale": r.scale.name,
                     "status": r.status,
                 }
             )
+            if metric == "fps" and not r.is_baseline:
+                lines.append(lines[-1] | _ratio_line(rows, r))
     frame = pandas.DataFrame(lines)
     numbers = ["paper", "ours", "std", "difference"]
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
-def _comparable(r: RowResult) -> bool:
-    return r.scale.comparable
+def _ratio_line(rows: list[RowResult], r: RowResult) -> Raw:
+    """What a frame's line of `fps` becomes for `fps_ratio`: `std` and `n` are those of the alternating groups."""
+    (ours, spread), paper = _own_ratio(r), _published_ratio(rows, r)
+    return {"metric": "fps_ratio", "paper": paper, "ours": ours, "std": spread, "difference": None}
+
+
+def _comparable(r: RowResult, metric: str) -> bool:
+    """Whether a difference to the published number means something. Speeds of two devices are never compared."""
+    return r.scale.comparable and metric != "fps"
 
 
 def show_value(value: float | None, metric: str, signed: bool = False) -> str:
@@ -186,8 +197,8 @@ def _own(r: RowResult, metric: str) -> str:
 
 def _over_baseline(rows: list[RowResult], r: RowResult, metric: str, side: str) -> float | None:
     """A row's mean minus that of the bilinear row of its own head and output stride, seeds paired."""
-    base = next((b for b in rows if b.is_baseline and b.group == r.group), None)
-    if base is None or base is r:
+    base = _baseline(rows, r)
+    if base is None:
         return None
     if side == "paper":
         mine, theirs = r.row.published.get(metric), base.row.published.get(metric)
@@ -199,6 +210,35 @@ def _over_baseline(rows: list[RowResult], r: RowResult, metric: str, side: str) 
     return statistics.fmean(paired) if paired else None
 
 
+def _baseline(rows: list[RowResult], r: RowResult) -> RowResult | None:
+    """The bilinear row of a row's own network; None for itself."""
+    base = next((b for b in rows if b.is_baseline and b.group == r.group), None)
+    return None if base is r else base
+
+
+def _published_ratio(rows: list[RowResult], r: RowResult) -> float | None:
+    """A row's printed speed over that of the bilinear row of its own network."""
+    base = _baseline(rows, r)
+    mine = r.row.published.get("fps")
+    theirs = base.row.published.get("fps") if base else None
+    if mine is None or theirs is None or mine.value is None or not theirs.value:
+        return None
+    return mine.value / theirs.value
+
+
+def _own_ratio(r: RowResult) -> tuple[float | None, float | None]:
+    """Our speed over that of the bilinear twin, timed in turns in one process, and its spread over groups."""
+    mean, spread = (next(iter(r.values.get(m, {}).values()), None) for m in ("fps_ratio", "fps_ratio_std"))
+    return mean, spread
+
+
+def _ratio_cells(rows: list[RowResult], r: RowResult) -> list[str]:
+    """Paper's and our ratio of speeds, as the report prints them."""
+    mean, spread = _own_ratio(r)
+    ours = show_value(mean, "fps_ratio") + (f" ± {show_value(spread, 'fps_ratio')}" if spread is not None else "")
+    return [show_value(_published_ratio(rows, r), "fps_ratio"), ours]
+
+
 def grid(rows: list[RowResult]) -> tuple[list[str], list[list[str]]]:
     """Header and cells, as text: what every printed format shows."""
     table, scale = rows[0].table, rows[0].scale
@@ -208,10 +248,11 @@ def grid(rows: list[RowResult]) -> tuple[list[str], list[list[str]]]:
         own = own_metric(metric, "" if not scale.comparable else "pascal_context")
         mine = "ours" if own == metric else f"ours ({METRICS[own].title})"
         head += [f"{title} paper", mine]
-        head += ["difference"] if scale.comparable else []
+        head += ["difference"] if scale.comparable and metric != "fps" else []
     first = table.metrics[0]
     over = any(_over_baseline(rows, r, first, "paper") is not None for r in rows)
-    head += ["vs bilinear, paper", "vs bilinear, ours"] if over else []
+    how = "over" if first == "fps" else "vs"  # a speed is divided, anything else subtracted
+    head += [f"{how} bilinear, paper", f"{how} bilinear, ours"] if over else []
     head += ["n", "scale", "status"]
     cells = []
     for r in rows:
@@ -220,11 +261,13 @@ def grid(rows: list[RowResult]) -> tuple[list[str], list[list[str]]]:
             published = r.row.published.get(metric)
             value = published.value if published else None
             line += [show_value(value, metric), _own(r, metric)]
-            if scale.comparable:
+            if _comparable(r, metric):
                 ours = list(r.column(metric).values())
                 diff = statistics.fmean(ours) - value if ours and value is not None else None
                 line.append(show_value(diff, metric, signed=True))
-        if over:
+        if over and first == "fps":
+            line += _ratio_cells(rows, r)
+        elif over:
             line += [show_value(_over_baseline(rows, r, first, s), first, signed=True) for s in ("paper", "ours")]
         n = max((len(v) for v in r.values.values()), default=0)
         status = f"{r.status}: {r.remark}" if r.remark and r.status == "failed" else r.remark or r.status
@@ -238,10 +281,20 @@ def notes(rows: list[RowResult]) -> list[str]:
     lines = [f"Scale {scale.name}: {scale.sentence}"]
     if any(r.dirty for r in rows):
         lines.append("† measured with code that differs from its commit.")
-    if any(r.column(m) and len(r.column(m)) == 1 for r in rows for m in r.table.metrics):
+    scored = [m for m in rows[0].table.metrics if METRICS[m].stage == "evaluate"]
+    if any(len(r.column(m)) == 1 for r in rows for m in scored):
         lines.append("n = 1: one seed shows no spread and decides nothing.")
+    if "fps" in rows[0].table.metrics:
+        lines.append(
+            "FPS: batch 1, the whole forward. Speeds of different devices are not compared; what is, is a row's speed "
+            "over that of the same network with bilinear upsampling (ours: timed in turns in one process, ± the "
+            "standard deviation over the turns)."
+        )
+        least = min((n for r in rows for n in r.values.get("fps_iterations", {}).values()), default=None)
+        if least is not None and scale.comparable and least < 100:
+            lines.append(f"Only {least:.0f} forwards were timed for some rows, not the paper's 100: their time was up.")
     devices = sorted({rec.environment.device for r in rows for rec in r.records})
-    commits = sorted({(rec.environment.commit or "unknown commit")[:12] for r in rows for rec in r.records})
+    commits = sorted({(rec.environment.commit or "")[:12] or "unknown commit" for r in rows for rec in r.records})
     if devices:
         lines.append(f"Measured on {', '.join(devices)}; commit {', '.join(commits)}.")
     return lines

@@ -148,10 +148,13 @@ class Eval(Strict):
 
 
 class Profile(Strict):
-    """The picture size of the cost measurements."""
+    """The cost measurements: the picture's size, and forwards timed in so many groups after a warm-up."""
 
     height: int = Field(480, ge=1)
     width: int = Field(480, ge=1)
+    iterations: int = Field(100, ge=1)
+    groups: int = Field(10, ge=1)
+    warmup: int = Field(10, ge=0)
 
 
 class InitFrom(Strict):
@@ -574,9 +577,10 @@ def not_runnable(experiment: Experiment, stages: tuple[str, ...]) -> str | None:
     wanted = [
         ("heads", experiment.model.head.kind),
         ("upsamplers", experiment.model.upsampler.kind),
-        ("datasets", experiment.data.name),
         *(("stages", s) for s in stages),
     ]
+    if any(s != "profile" for s in stages):  # costs are measured without data
+        wanted.append(("datasets", experiment.data.name))
     missing = [f"{folder[:-1]} {name}" for folder, name in wanted if parts.later(folder, name)]
     return ", ".join(missing) if missing else None
 

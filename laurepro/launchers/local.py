@@ -53,6 +53,7 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
     devices = gpus()
     waiting = list(plan.jobs)
     free = list(range(len(devices) * context.jobs_per_gpu if devices else _cpu_slots(plan, context)))
+    total = len(free)
     running: list[Running] = []
     failures: dict[str, Failure] = {}
     busy: dict[str, float] = {}  # another process has these; asked again later
@@ -69,17 +70,16 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
                         show.line(f"skipped  {job.name}: {need.name} failed")
                         continue
                     blocked = need is not None and need.name in names and need.name not in finished
-                    if (
-                        blocked
-                        or busy.get(job.name, 0) > time.monotonic()
-                        or len(free) < context.nproc_per_node
-                    ):
+                    alone = job.stage == "profile"  # a speed is measured with nothing beside it: it takes all slots
+                    processes = 1 if alone else context.nproc_per_node
+                    wanted = total if alone else processes
+                    if blocked or busy.get(job.name, 0) > time.monotonic() or len(free) < wanted:
                         continue
-                    slots = tuple(free.pop(0) for _ in range(context.nproc_per_node))
+                    slots = tuple(free.pop(0) for _ in range(wanted))
                     waiting.remove(job)
-                    running.append(
-                        Running(job, _start(job, context, devices, slots), slots, time.monotonic())
-                    )
+                    mine = context._replace(nproc_per_node=processes)
+                    process = _start(job, mine, devices, slots[:processes])
+                    running.append(Running(job, process, slots, time.monotonic()))
                     show.line(f"started  {job.name}")
                 for run in list(running):
                     code = run.process.poll()

@@ -1,0 +1,107 @@
+"""The tables as specs: they load, resolve at every scale, build, and plan to the known number of jobs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from laurepro import parts, plan, spec
+from laurepro.checks import Finding, Item, counts, finding
+
+# Rows of the paper's tables; 3a with our control.
+ROWS = {
+    "table1": 5,
+    "table2": 5,
+    "table3a": 12,
+    "table3b": 12,
+    "table4": 9,
+    "table5": 9,
+    "table6": 7,
+    "table7": 4,
+    "table8": 12,
+}
+TRAININGS, EVALUATIONS, TESTS = 38, 40, 2
+SOURCE = "tables 1 to 8 of the paper"
+
+
+def _rows(table: str) -> Finding:
+    return finding(ROWS[table], len(spec.tables()[table].rows))
+
+
+def _experiments(table: str) -> list[spec.Experiment]:
+    """Of every row that has something to run, at every scale."""
+    found = spec.tables()[table]
+    scales = [spec.scale(name) for name in spec.scale_names()]
+    return [spec.resolve(found, row, scale) for scale in scales for row in found.rows if row.set is not None]
+
+
+def _resolves(table: str) -> Finding:
+    runnable = sum(row.set is not None for row in spec.tables()[table].rows)
+    expected = runnable * len(spec.scale_names())
+    return finding(f"{expected} experiments", f"{len(_experiments(table))} experiments")
+
+
+def _builds(table: str) -> Finding:
+    """Build each distinct network without memory for its weights."""
+    distinct: dict[str, tuple[spec.Model, int]] = {}
+    for experiment in _experiments(table):
+        classes = counts.classes(experiment.data.name)
+        distinct[f"{experiment.model.model_dump_json()} {classes}"] = (experiment.model, classes)
+    for model, classes in distinct.values():
+        counts.network(model, classes)
+    return finding("every network builds", "every network builds")
+
+
+def _jobs() -> list[spec.Job]:
+    """One seed of tables 1 to 7 at scale paper, each job once, trainings included."""
+    scale = spec.scale("paper")
+    rows = [plan.row_plan(t, r, scale, 1) for t, r in plan.select([n for n in ROWS if n != "table8"], scale)]
+    return list(plan.build(rows, set(), lambda job: False).jobs)
+
+
+def _planned(what: str) -> Finding:
+    jobs = _jobs()
+    evaluations = [j for j in jobs if j.stage == "evaluate"]
+    found = {
+        "trainings": sum(j.stage == "train" for j in jobs),
+        "evaluations": len(evaluations),
+        "tests": sum(j.experiment.eval.split == "test" for j in evaluations),
+    }
+    return finding({"trainings": TRAININGS, "evaluations": EVALUATIONS, "tests": TESTS}[what], found[what])
+
+
+def _plugins() -> Finding:
+    kinds = [("heads", e.model.head.kind) for t in spec.tables() for e in _experiments(t)]
+    kinds += [("upsamplers", e.model.upsampler.kind) for t in spec.tables() for e in _experiments(t)]
+    missing = sorted({f"{folder}/{kind}" for folder, kind in kinds if parts.path(folder, kind) is None})
+    return finding("none missing", ", ".join(missing) or "none missing")
+
+
+def items() -> list[Item]:
+    """Items of the paper's tables, and of any table that was added beside them."""
+    others = [name for name in spec.table_ids() if name not in ROWS]
+    found = [Item(f"specs.{t}.rows", f"{t} has its rows", SOURCE, partial(_rows, t)) for t in ROWS]
+    for table in [*ROWS, *others]:
+        where = "its file in experiments/"
+        found.append(
+            Item(
+                f"specs.{table}.resolves",
+                f"every row of {table} resolves at every scale",
+                where,
+                partial(_resolves, table),
+            )
+        )
+        found.append(
+            Item(f"specs.{table}.builds", f"the networks of {table} can be built", where, partial(_builds, table))
+        )
+    once = "each distinct experiment once; quoted rows where marked rerun"
+    for what in ("trainings", "evaluations"):
+        found.append(
+            Item(
+                f"specs.plan.{what}", f"tables 1 to 7 need so many {what} at scale paper", once, partial(_planned, what)
+            )
+        )
+    found.append(
+        Item("specs.plan.tests", "of these evaluations are on a test split", "Table 6", partial(_planned, "tests"))
+    )
+    found.append(Item("specs.plugins", "every head and upsampler named has its file", "experiments/", _plugins))
+    return found

@@ -1,0 +1,113 @@
+"""Load weights of other people's naming: the authors' released networks, and ImageNet ResNets.
+
+Nothing is downloaded here. A state dict is taken whole or not at all: every key must have a place, and every place
+must be filled, so that a network never starts from half of what was meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laurepro.backbones import ResNet
+from laurepro.errors import LaureproError
+from laurepro.model import Network
+
+# Names of the released code, and ours. The first rule whose pattern is the whole key counts.
+RULES: tuple[tuple[str, str], ...] = (
+    (r"pretrained\.(.+)", r"backbone.\1"),
+    (r"head\.encmodule\.fc\.0\.(.+)", r"head.encmodule.fc.\1"),
+    (r"head\.(?:conv6|conv2d)\.1\.(.+)", r"classifier.\1"),
+    (r"head\.aspp\.b([0-3])\.(.+)", r"head.aspp.branches.\1.\2"),
+    (r"head\.aspp\.b4\.gap\.(.+)", r"head.aspp.pool.\1"),
+    (r"(head\.(?:conv5|connect|fusion|encmodule|block|aspp\.project)\..+)", r"\1"),
+    (r"auxlayer\.conv5\.([01])\.(.+)", r"aux.block.\1.\2"),
+    (r"auxlayer\.conv5\.4\.(.+)", r"aux.classifier.1.\1"),
+    (r"diffUp0\.infer_h\.(.+)", r"upsampler.offset_head.rows.\1"),
+    (r"diffUp0\.infer_w\.(.+)", r"upsampler.offset_head.columns.\1"),
+)
+SHOWN = 20
+
+
+def released_name(key: str) -> str | None:
+    """Our name of a parameter of the released code, without `module.`; None where there is none."""
+    key = key.removeprefix("module.")
+    for pattern, ours in RULES:
+        match = re.fullmatch(pattern, key)
+        if match is not None:
+            return match.expand(ours)
+    return None
+
+
+def load_released(network: Network, state_dict: Mapping[str, Any]) -> None:
+    """Copy the weights of a network of the released code into ours.
+
+    EncNet (also with lateral connections) and ASPP, with or without LaU. The ImageNet classifier that the released
+    backbone carries along (`pretrained.fc`) is left out. The network must have the same parts: `aux: true` where the
+    checkpoint has an auxiliary head, and its bottleneck width and number of classes.
+
+    Args:
+        network: the network to fill, from `laurepro.model.build`.
+        state_dict: by the released names, with or without `module.`; or a checkpoint with it under `state_dict`.
+
+    Raises:
+        LaureproError: a key that has no place, a parameter that stays empty or another shape. Nothing is copied then.
+    """
+    inner = state_dict.get("state_dict")
+    given = inner if isinstance(inner, Mapping) else state_dict
+    named: dict[str, Tensor] = {}
+    homeless = []
+    for key, value in given.items():
+        if key.removeprefix("module.").startswith("pretrained.fc."):
+            continue
+        name = released_name(key)
+        if name is None:
+            homeless.append(key)
+        else:
+            named[name] = value
+    _load(network, named, homeless, "released checkpoint")
+
+
+def load_imagenet(backbone: ResNet, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy an ImageNet ResNet into a backbone: all of it except its classifier `fc`.
+
+    With `stem: plain` these are torchvision's names, with `stem: deep` those of the EncNet authors' models.
+
+    Args:
+        backbone: the backbone to fill.
+        state_dict: the whole ResNet's.
+
+    Raises:
+        LaureproError: see `load_released`.
+    """
+    named = {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
+    _load(backbone, named, [], "ImageNet weights")
+
+
+def _load(module: nn.Module, named: Mapping[str, Tensor], homeless: list[str], what: str) -> None:
+    own = module.state_dict()
+    homeless = homeless + [name for name in named if name not in own]
+    # Checkpoints of torch 1.0 and of other batch normalisations lack this counter, which nothing here reads.
+    empty = [n for n in own if n not in named and not n.endswith(".num_batches_tracked")]
+    shapes = [
+        f"{name} is {tuple(named[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in named and named[name].shape != value.shape
+    ]
+    problems = [
+        f"{len(names)} {title}: {', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
+        for title, names in (("keys without a place", homeless), ("not in it", empty), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise LaureproError(
+            f"{what} does not fit the network: " + "; ".join(problems),
+            "compare head, lateral, aux, upsampler, bottleneck_channels, backbone and classes with its own",
+        )
+    with torch.no_grad():
+        for name, value in named.items():
+            own[name].copy_(value)

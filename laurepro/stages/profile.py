@@ -1,0 +1,302 @@
+"""What a row's network costs: counted on shapes alone, and timed beside its bilinear twin in the same process.
+
+The network is the one that is evaluated: without the auxiliary head, which only the training runs, and without
+ImageNet's classification layer, which this program never builds (the paper's parameter counts include its 2,049,000).
+The twin is the same network with `upsampler: bilinear`. Speeds of two devices say nothing about each other, so that a
+row's speed is judged by its ratio to the twin.
+
+Protocol of the speeds (the paper's Table 8: 512 x 512, mean over 100 iterations; the script that its code is forked
+from: batch 1, 10 warm-up forwards, 10 groups of 10): float32 without TF32, random weights, normal noise for a picture,
+the whole forward with the final resize to the picture's size, the clock read only when the device is done.
+Row and twin take turns group by group. On a GPU the protocol is kept to the letter; on a CPU (where memory is laid out
+channels last, as in evaluation) a forward of a full network takes seconds, and as many are made as fit into BUDGET
+seconds, in at least 3 groups: `fps_iterations` is the number made.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import DeformConv2d
+
+from laurepro import distributed, model, parts, spec
+from laurepro.errors import LaureproError
+from laurepro.stages import Context, Result, Stopped, device_name
+
+BUDGET = 16.0  # seconds for the timed forwards of one row on a CPU, warm-up included
+LEAST_GROUPS = 3
+FLOAT_BYTES = 4
+
+# Classes that are scored, of data sets that may not have a reader yet: PASCAL Context without background, ADE20K's
+# scene-parsing benchmark, VOC 2012 with background, CamVid without void.
+CLASSES = {"pascal_context": 59, "ade20k": 150, "voc2012_aug": 21, "camvid": 11}
+
+
+class Counts(NamedTuple):
+    """What can be counted exactly. See `counts`."""
+
+    params: int
+    macs: int
+    activation_bytes: int
+
+
+def run(job: spec.Job, context: Context) -> Result:
+    """Count and time the network of `job`. Of several processes only the first measures.
+
+    Metrics (missing: None): `params`; `macs`, `flops`, `activation_bytes` of one picture of the profile's size;
+    `d_params`, `d_macs` over the bilinear twin (missing for a bilinear row, as are the ratios); `latency_ms`, `fps`;
+    `fps_ratio`, the row's speed over the twin's, and `fps_ratio_std`, the standard deviation of the groups' ratios;
+    `fps_iterations`, forwards timed of each; `peak_bytes`, CUDA memory allocated at most in one forward, weights
+    included (missing on a CPU).
+
+    Raises:
+        LaureproError: A data set whose number of classes is not known, or parts that do not fit together.
+        Stopped: A stop was requested; nothing is left behind.
+    """
+    experiment, profile = job.experiment, job.experiment.profile
+    if experiment.train.threads is not None:
+        torch.set_num_threads(experiment.train.threads)
+    device = distributed.device()
+    named = f"{device_name(device)} (float32, batch 1)"
+    if distributed.rank() != 0:
+        return Result({}, None, None, (), [], None, named, torch.get_num_threads())
+    torch.use_deterministic_algorithms(False)  # it would fill every new tensor, on the clock
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    classes = class_count(experiment.data.name)
+    mine = evaluated(experiment.model)
+    twin = None if mine.upsampler.kind == "bilinear" else bilinear_twin(mine)
+    size = (profile.height, profile.width)
+    own = counts(mine, experiment.op, classes, *size)
+    base = counts(twin, experiment.op, classes, *size) if twin else None
+
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(job.seed))
+    image = image.to(device, memory_format=_memory_format(device))
+    networks = [_network(mine, experiment.op, classes, job.seed, device)]
+    peak = _peak_bytes(networks[0], image)
+    if twin:
+        networks.append(_network(twin, experiment.op, classes, job.seed, device))
+    times = _times(networks, image, profile, context)
+    iterations = sum(n for n, _ in times)
+    seconds = sum(group[0] for _, group in times)
+    ratios = [group[1] / group[0] for _, group in times] if twin else []
+    return Result(
+        metrics={
+            "params": own.params,
+            "macs": own.macs,
+            "flops": flops(mine, experiment.op, classes, *size),
+            "activation_bytes": own.activation_bytes,
+            "d_params": own.params - base.params if base else None,
+            "d_macs": own.macs - base.macs if base else None,
+            "latency_ms": 1000 * seconds / iterations,
+            "fps": iterations / seconds,
+            "fps_ratio": sum(group[1] for _, group in times) / seconds if twin else None,
+            "fps_ratio_std": statistics.stdev(ratios) if len(ratios) > 1 else None,
+            "fps_iterations": iterations,
+            "peak_bytes": peak,
+        },
+        confusion=None,
+        boundary_confusion=None,
+        class_names=(),
+        curve=[],
+        weights_sha256=None,
+        device=named,
+        threads=torch.get_num_threads(),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- what is meant
+
+
+def class_count(dataset: str) -> int:
+    """Classes of a data set that are scored, whether or not its files, or its reader, are there."""
+    if parts.path("datasets", dataset) is not None:
+        return len(parts.load("datasets", dataset).INFO.classes)
+    if dataset not in CLASSES:
+        raise LaureproError(f"data set {dataset!r}: its number of classes is not known")
+    return CLASSES[dataset]
+
+
+def evaluated(row: spec.Model) -> spec.Model:
+    """The model as it is evaluated: without the auxiliary head."""
+    return row.model_copy(update={"aux": False, "aux_lau": False})
+
+
+def bilinear_twin(row: spec.Model) -> spec.Model:
+    """The same network with the bilinear upsampler."""
+    return row.model_copy(update={"upsampler": spec.Part(kind="bilinear")})
+
+
+# ---------------------------------------------------------------------------------------------------- counted
+
+
+def counts(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> Counts:
+    """Count one forward of one picture [1, 3, height, width] in evaluation, on the meta device: no arithmetic is done.
+
+    Returns:
+        `params`: learnable parameters. `macs`: multiply-accumulates of convolutions and linear layers and of nothing
+        else, as the paper's Table 1 counts its "FLOPs" (a deformable convolution counts as the convolution it is, its
+        offset convolution by itself; biases, normalisations, activations, sampling, resizing and the encoding's
+        matrix products are left out). `activation_bytes`: the outputs of all modules without submodules as float32,
+        where a module gives out a new tensor: one that hands its input on, or overwrites it, adds nothing, and
+        operations outside such modules (sums, concatenations, sampling, the final resize) are not in it.
+    """
+    network, image = _on_meta(row, op, classes, height, width)
+    tally = {"macs": 0, "elements": 0}
+    with torch.no_grad(), _counting(network, tally):
+        network.predict(image)
+    return Counts(
+        params=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        macs=tally["macs"],
+        activation_bytes=FLOAT_BYTES * tally["elements"],
+    )
+
+
+def flops(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> int:
+    """The total of torch's FlopCounterMode for the same forward.
+
+    Two for each multiply-accumulate of convolutions (deformable ones too) and matrix products, the encoding's included.
+    """
+    network, image = _on_meta(row, op, classes, height, width)
+    deformable: dict[Any, Any] = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=deformable)
+    with torch.no_grad(), counter:
+        network.predict(image)
+    return int(counter.get_total_flops())
+
+
+def _on_meta(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> tuple[model.Network, Tensor]:
+    with torch.device("meta"):
+        return model.build(evaluated(row), op, classes).eval(), torch.empty(1, 3, height, width)
+
+
+@contextmanager
+def _counting(network: nn.Module, tally: dict[str, int]) -> Iterator[None]:
+    """Add up, while it lasts, what the layers of `network` do."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output is not inputs[0]:
+            tally["elements"] += output.numel()
+        if isinstance(module, nn.Conv2d | DeformConv2d):
+            kernel = math.prod(module.kernel_size)
+            tally["macs"] += output.numel() * kernel * (module.in_channels // module.groups)
+        elif isinstance(module, nn.Linear):
+            tally["macs"] += output.numel() * module.in_features
+
+    handles = [m.register_forward_hook(hook) for m in network.modules() if not list(m.children())]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _deformable_flops(input: tuple[int, ...], weight: tuple[int, ...], *args: Any, out_shape: Any, **rest: Any) -> int:
+    """FlopCounterMode does not know the operation: as the convolution of the same weight."""
+    return int(2 * math.prod(out_shape) * math.prod(weight[1:]))
+
+
+# ------------------------------------------------------------------------------------------------------ timed
+
+
+def _network(row: spec.Model, op: spec.Op, classes: int, seed: int, device: torch.device) -> model.Network:
+    """A network whose offsets are of the size of a trained one's: below a pixel, or a few.
+
+    Under the initial statistics of batch normalisation random weights make activations that grow from block to block,
+    and LaU would sample nothing but the map's border, which is fast. One small batch sets the statistics, and the
+    offset branch, two convolutions deep, is made 0.09 times as strong as drawn.
+    """
+    torch.manual_seed(seed)
+    network = model.build(row, op, classes)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randn(4, 3, 64, 64))
+    for norm in norms:
+        norm.momentum = 0.1
+    for module in (m for name, m in network.named_modules() if name.endswith("offset_head")):
+        for weight in module.parameters():
+            weight.data.mul_(0.3)
+    network.to(device, memory_format=_memory_format(device))  # type: ignore[call-overload]
+    return network.eval()
+
+
+def _memory_format(device: torch.device) -> torch.memory_format:
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+
+
+def _peak_bytes(network: model.Network, image: Tensor) -> float | None:
+    """The most CUDA memory allocated during a forward, in bytes, while nothing but this network is there."""
+    if image.device.type != "cuda":
+        return None
+    with torch.inference_mode():
+        network.predict(image)  # libraries allocate their workspaces
+        torch.cuda.reset_peak_memory_stats(image.device)
+        network.predict(image)
+        torch.cuda.synchronize(image.device)
+    return torch.cuda.max_memory_allocated(image.device)
+
+
+def _times(
+    networks: list[model.Network], image: Tensor, profile: spec.Profile, context: Context
+) -> list[tuple[int, list[float]]]:
+    """For each group the forwards of one network, and the seconds that each network took for as many."""
+    budget = BUDGET if image.device.type == "cpu" else math.inf
+    began = time.perf_counter()
+    for _ in range(max(1, profile.warmup)):
+        once = sum(_seconds(network, image, 1) for network in networks)
+        if context.stop_requested():
+            raise Stopped
+        if time.perf_counter() - began + once > budget / 4:
+            break
+    groups, each = schedule(profile, once, budget - (time.perf_counter() - began))
+    times = []
+    for group in range(groups):
+        order = range(len(networks)) if group % 2 == 0 else reversed(range(len(networks)))
+        taken = {i: _seconds(networks[i], image, each) for i in order}
+        times.append((each, [taken[i] for i in range(len(networks))]))
+        seconds = round(time.perf_counter() - began, 1)
+        context.progress({"step": group + 1, "steps": groups, "seconds": seconds})
+        if context.stop_requested():
+            raise Stopped
+    return times
+
+
+def schedule(profile: spec.Profile, seconds: float, budget: float) -> tuple[int, int]:
+    """Groups, and forwards a group, where one forward of each network takes `seconds` and `budget` are left.
+
+    As the profile says where that fits; else fewer forwards a group, then fewer groups, but not under LEAST_GROUPS.
+    """
+    groups = min(profile.groups, profile.iterations)
+    each = profile.iterations // groups
+    if groups * each * seconds <= budget:
+        return groups, each
+    each = max(1, int(budget / (groups * seconds)))
+    return min(groups, max(LEAST_GROUPS, int(budget / (each * seconds)))), each
+
+
+def _seconds(network: model.Network, image: Tensor, forwards: int) -> float:
+    """Time so many forwards, the device idle before and after."""
+    with torch.inference_mode():
+        _synchronise(image.device)
+        began = time.perf_counter()
+        for _ in range(forwards):
+            network.predict(image)
+        _synchronise(image.device)
+        return time.perf_counter() - began
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

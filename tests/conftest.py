@@ -1,0 +1,228 @@
+"""What several test files share: the command line in a process of its own, a scale of seconds, planted records."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hypothesis
+import pytest
+
+from laurepro import record
+from laurepro.record import Environment, Record
+from laurepro.spec import Job
+
+ROOT = Path(__file__).parents[1]
+ROW = "table3a/encnet-os8-lau4x-off"  # the row that is trained, where one is
+STEPS = 240  # of a training at scale tiny: some seconds, long enough to be interrupted
+
+hypothesis.settings.register_profile("laurepro", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("laurepro")
+for _name in [n for n in os.environ if n.startswith("LAUREPRO_") and n != "LAUREPRO_REQUIRE"]:
+    del os.environ[_name]  # what a developer has set must not decide what the tests see
+
+TINY = f"""\
+title: A network of a few channels on a few generated pictures
+sentence: for the tests of the launcher.
+base:
+  data:
+    name: shapes
+    base_size: 96
+    crop_size: 96
+    augment: {{short_side: null, blur: false, hflip: true, vflip: true}}
+    options: {{train_images: 32, val_images: 8}}
+  eval: {{mode: whole, base_size: 96, crop_size: 96}}
+adapt:
+  backbone:
+    resnet50: {{width: 4, blocks: [1, 1, 1, 1]}}
+  head:
+    encnet: {{channels: 8, codewords: 4}}
+    aspp: {{channels: 8, rates: [2, 4, 6]}}
+  upsampler:
+    lau: {{bottleneck_channels: 4}}
+set:
+  model: {{aux_channels: 8}}
+  data: {{train_split: train}}
+  train: {{epochs: null, phases: null, iterations: {STEPS}, batch_size: 4, lr: 0.05, head_lr_multiplier: 1.0, threads: 1}}
+"""
+
+
+# ------------------------------------------------------------------------------------- tools that a test needs
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _program(*names: str) -> bool:
+    return any(shutil.which(name) for name in names)
+
+
+NEEDS = {
+    "gpu": (_gpu, "no CUDA GPU"),
+    "cxx": (lambda: _program("g++"), "no g++"),
+    "slurm": (lambda: _program("sbatch"), "no Slurm"),
+    "browser": (lambda: _program("chromium", "chromium-browser", "google-chrome"), "no Chromium"),
+    "latex": (lambda: _program("pdflatex", "lualatex", "tectonic"), "no LaTeX"),
+    "extras": (lambda: importlib.util.find_spec("matplotlib") is not None, "no optional libraries"),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what a marked test's machine lacks, with the reason; fail where $LAUREPRO_REQUIRE names the marker."""
+    required = {name.strip() for name in os.environ.get("LAUREPRO_REQUIRE", "").split(",")}
+    for marker, (there, reason) in NEEDS.items():
+        if item.get_closest_marker(marker) and not there():
+            if marker in required:
+                pytest.fail(f"{reason}, and LAUREPRO_REQUIRE names {marker}", pytrace=False)
+            pytest.skip(reason)
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+class Ran(NamedTuple):
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**extra: str | Path) -> dict[str, str]:
+    """The environment of a command: this checkout, no GPU, nothing of laurepro's but what is given."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("LAUREPRO_")}
+    paths = os.pathsep.join(p for p in (str(ROOT), kept.get("PYTHONPATH")) if p)
+    base = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "LAUREPRO_EXPERIMENTS": str(ROOT / "experiments")}
+    return kept | base | {k: str(v) for k, v in extra.items()}
+
+
+def start(*args: object, cwd: Path, **extra: str | Path) -> subprocess.Popen[str]:
+    """`laurepro ARGS` in a session of its own, so that a signal to its group cannot reach the tests."""
+    command = [sys.executable, "-m", "laurepro", *map(str, args)]
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, env=environment(**extra), text=True, start_new_session=True, **pipes)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> Ran:
+    """Wait for a started command."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()  # its workers die with it
+        out, err = process.communicate()
+        pytest.fail(f"{process.args} did not end in {timeout} s:\n{out}{err}")
+    return Ran(process.returncode, out, err)
+
+
+def run_cli(*args: object, cwd: Path, timeout: float = 120, **extra: str | Path) -> Ran:
+    """Run `laurepro ARGS` to its end."""
+    return finish(start(*args, cwd=cwd, **extra), timeout)
+
+
+def planned(*args: object, cwd: Path, **extra: str | Path) -> list[dict[str, Any]]:
+    """The jobs that `laurepro plan ARGS` lists, in order."""
+    ran = run_cli("plan", *args, "--format", "json", cwd=cwd, **extra)
+    assert ran.code == 0, ran.err
+    jobs: list[dict[str, Any]] = json.loads(ran.out)["jobs"]
+    return jobs
+
+
+def processes(*words: str) -> list[int]:
+    """Live processes whose command line has all the words."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if all(word in line for word in words):
+            found.append(int(entry.parent.name))
+    return found
+
+
+def wait_until(condition: Any, what: str, timeout: float = 60) -> Any:
+    """Poll until the condition gives something true, and return it."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"{what}: not within {timeout} s")
+
+
+# --------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiments with one scale more, `tiny`: a training takes seconds. Not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny") / "experiments"
+    shutil.copytree(ROOT / "experiments", folder)
+    (folder / "scales" / "tiny.yaml").write_text(TINY)
+    return folder
+
+
+@pytest.fixture
+def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the experiments that a test may change; this process uses it too."""
+    folder = tmp_path / "experiments"
+    shutil.copytree(ROOT / "experiments", folder)
+    (folder / "scales" / "tiny.yaml").write_text(TINY)
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(folder))
+    return folder
+
+
+class Finished(NamedTuple):
+    """A run of ROW at scale tiny that nothing interrupted."""
+
+    folder: Path  # with results/ runs/ data/
+    ran: Ran
+    train: Record
+    evaluate: Record
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """ROW, trained and evaluated once for all tests. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    ran = run_cli("run", ROW, "--scale", "tiny", cwd=folder, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0, ran.err
+    records, problems = record.read_all(folder / "results")
+    assert not problems
+    by_stage = {r.stage: r for r in records.values()}
+    return Finished(folder, ran, by_stage["train"], by_stage["evaluate"])
+
+
+def make_record(job: Job, metrics: dict[str, float | None], **changes: Any) -> Record:
+    """A record of a job as a worker would leave it; `changes` are to the environment or the record."""
+    where: dict[str, Any] = {"device": "cpu", "commit": "0123456789abcdef0123", "dirty": False}
+    where |= {k: changes.pop(k) for k in list(changes) if k in Environment.model_fields}
+    absent = dict.fromkeys(("torch", "torchvision", "cupy", "threads"))
+    fields: dict[str, Any] = {
+        "job": job.name,
+        "key": job.key,
+        "stage": job.stage,
+        "scale": job.scale,
+        "dataset": job.experiment.data.name,
+        "split": job.experiment.eval.split,
+        "seed": job.seed,
+        "experiment": job.experiment,
+        "metrics": metrics,
+        "environment": Environment(**{"laurepro": "0", "python": "3", "platform": "linux", **absent, **where}),
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 1.5,
+        "world_size": 1,
+        "command": "laurepro run",
+    }
+    return Record(**{**fields, **changes})

@@ -1,0 +1,295 @@
+"""From rows to jobs: counts, sharing, order, reuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import pytest
+
+from laurepro import plan, spec
+from laurepro.errors import LaureproError
+from laurepro.plan import Plan
+from laurepro.spec import Job
+
+TRAINED = [f"table{n}" for n in range(1, 8)]  # table8 measures speeds
+TRAIN_STAGES = {"train", "evaluate"}
+
+ROWS = {
+    "table1": "encnet-os8-bilinear encnet-os8-lau2x-off encnet-os8-lau3x-off encnet-os8-lau4x-off encnet-os8-lau5x-off",
+    "table2": "encnet-os8-lau4x-off0.0 encnet-os8-lau4x-off0.1 encnet-os8-lau4x-off0.2 encnet-os8-lau4x-off0.3 "
+    "encnet-os8-lau4x-off0.4",
+    "table3a": "encnet-os8-pixelshuffle2x encnet-os8-pixelshuffle3x encnet-os8-pixelshuffle2x2x encnet-os8-bilinear "
+    "encnet-os8-lau4x-off encnet-os32-pixelshuffle2x encnet-os32-bilinear encnet-os32-lau4x-off aspp-os8-pixelshuffle2x "
+    "aspp-os8-bilinear aspp-os8-lau4x-off encnet-os8-grid4x",
+    "table3b": "ccl-r101 dupsampling-x65 dupsampling-x71 danet-r101 hrnet-w48 jpu-r101 bfp-r101 encnet-r101-bilinear-ms "
+    "encnet-r101-lau4x-off-ms encnet-r101-lau4x-reg-ms encnet-r101-lau4x-off-ss encnet-r101-lau4x-reg-ss",
+    "table4": "encnet-os32-deformable encnet-os32-lau4x encnet-os32-lau4x-off encnet-os8-deformable encnet-os8-lau4x "
+    "encnet-os8-lau4x-off aspp-os8-deformable aspp-os8-lau4x aspp-os8-lau4x-off",
+    "table5": "encnet-r50-bilinear encnet-r50-lau4x-off encnet-r50-lau4x-reg encnet-r101-bilinear encnet-r101-lau4x-off "
+    "encnet-r101-lau4x-reg hrnet-w48 pspnet-r152 pspnet-r269",
+    "table6": "pspnet-r269 winteriscoming casia-iva-jd encnet-r101 jpu-r101 encnet-r101-lau4x-off encnet-r101-lau4x-reg",
+    "table7": "deeplabv3plus-r50-bilinear deeplabv3plus-r50-lau4x deeplabv3plus-r101-bilinear deeplabv3plus-r101-lau4x",
+    "table8": "encnet-os8-r50-bilinear encnet-os8-r50-lau4x encnet-os8-r101-bilinear encnet-os8-r101-lau4x "
+    "encnet-os32-r50-bilinear encnet-os32-r50-lau4x encnet-os32-r101-bilinear encnet-os32-r101-lau4x "
+    "aspp-os8-r50-bilinear aspp-os8-r50-lau4x aspp-os8-r101-bilinear aspp-os8-r101-lau4x",
+}
+
+
+def make(
+    *targets: str,
+    scale: str = "paper",
+    seeds: int = 1,
+    done: Collection[str] = (),
+    weights: Collection[str] | None = None,
+    force: bool = False,
+) -> Plan:
+    """The plan of the targets; `weights`: whose weights are at hand (default: of all that are done)."""
+    chosen = spec.scale(scale)
+    rows = [plan.row_plan(t, r, chosen, seeds) for t, r in plan.select(targets, chosen)]
+    at_hand = set(done if weights is None else weights)
+    return plan.build(rows, set(done), lambda job: job.name in at_hand, force)
+
+
+def names(jobs: Collection[Job], stage: str | None = None) -> list[str]:
+    return [j.name for j in jobs if stage in (None, j.stage)]
+
+
+def job(address: str, stage: str = "train", scale: str = "paper") -> Job:
+    """A row's job of a stage."""
+    found = make(address, scale=scale)
+    evaluate = next(j for j in found.rows[0].jobs if j.stage == "evaluate")
+    need = evaluate.needs
+    assert need is not None
+    return evaluate if stage == "evaluate" else need
+
+
+# ------------------------------------------------------------------------------------------------- counts
+
+
+def test_rows_are_those_of_the_contract() -> None:
+    contract = {f"{table}/{row}" for table, rows in ROWS.items() for row in rows.split()}
+    assert len(contract) == 75
+    assert {f"{t.id}/{r.id}" for t in spec.tables().values() for r in t.rows} == contract
+
+
+def test_the_paper_takes_38_trainings_and_40_evaluations() -> None:
+    jobs = make(*TRAINED).jobs
+    assert len({j.name for j in jobs}) == len(jobs)
+    stages = Counter(j.stage for j in jobs)
+    assert (stages["train"], stages["evaluate"]) == (38, 40)
+    assert sum(j.experiment.eval.split == "test" for j in jobs if j.stage == "evaluate") == 2
+    trained = Counter(
+        (j.experiment.data.name, j.experiment.model.backbone.kind, j.experiment.init_from is not None)
+        for j in jobs
+        if j.stage == "train"
+    )
+    assert trained[("pascal_context", "resnet50", False)] == 23
+    assert trained[("pascal_context", "resnet101", False)] == 3
+    assert trained[("ade20k", "resnet50", False)] + trained[("ade20k", "resnet101", False)] == 6
+    assert trained[("ade20k", "resnet101", True)] == 2
+    assert trained[("voc2012_aug", "resnet50", False)] + trained[("voc2012_aug", "resnet101", False)] == 4
+
+
+def test_quoted_rows_are_run_only_where_they_are_marked() -> None:
+    for row in make(*TRAINED).rows:
+        if row.row.origin == "quoted":
+            assert bool(row.jobs) is row.row.rerun, row.address
+        else:
+            assert row.jobs, row.address
+
+
+def test_table8_trains_nothing() -> None:
+    assert {j.stage for j in make("table8").jobs} == {"profile"}
+
+
+# ------------------------------------------------------------------------------------------------- sharing
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["table1/encnet-os8-lau4x-off", "table2/encnet-os8-lau4x-off0.3", "table3a/encnet-os8-lau4x-off",
+         "table4/encnet-os8-lau4x-off"],
+        ["table2/encnet-os8-lau4x-off0.0", "table4/encnet-os8-lau4x"],
+        ["table1/encnet-os8-bilinear", "table3a/encnet-os8-bilinear"],
+        ["table3a/encnet-os32-lau4x-off", "table4/encnet-os32-lau4x-off"],
+        ["table3a/aspp-os8-lau4x-off", "table4/aspp-os8-lau4x-off"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scale", spec.scale_names())
+def test_one_experiment_in_several_tables_is_one_job(same: list[str], scale: str) -> None:
+    assert len({job(a, "evaluate", scale).name for a in same}) == 1
+    planned = make(*same, scale=scale)
+    evaluate = names(planned.jobs, "evaluate")
+    assert len(evaluate) == 1
+    assert sorted(planned.wanted_by[evaluate[0]]) == sorted(same)
+
+
+def test_two_ways_of_testing_share_a_training() -> None:
+    for loss in ("off", "reg"):
+        ms, ss = (f"table3b/encnet-r101-lau4x-{loss}-{how}" for how in ("ms", "ss"))
+        assert job(ms) == job(ss) or job(ms).name == job(ss).name
+        assert job(ms, "evaluate").name != job(ss, "evaluate").name
+        assert Counter(j.stage for j in make(ms, ss).jobs) == {"train": 1, "evaluate": 2}
+
+
+def test_different_experiments_are_different_jobs() -> None:
+    rows = [r for r in make(*ROWS, scale="smoke").rows if r.jobs]
+    by_name: dict[str, set[str]] = {}
+    for row in rows:
+        for one in row.jobs:
+            meaning = one.meaning
+            by_name.setdefault(one.name, set()).add(repr(meaning))
+    assert all(len(meanings) == 1 for meanings in by_name.values())
+    grid, lau = (job(f"table3a/encnet-os8-{up}", scale="smoke") for up in ("grid4x", "lau4x-off"))
+    assert grid.key != lau.key
+
+
+def test_no_job_of_one_scale_is_one_of_another() -> None:
+    seen: set[str] = set()
+    total = 0
+    for scale in spec.scale_names():
+        keys = {j.key for j in make(*ROWS, scale=scale).jobs}
+        seen |= keys
+        total += len(keys)
+    assert len(seen) == total
+
+
+# ---------------------------------------------------------------------------------------------- selection
+
+
+def test_a_control_row_is_left_out_at_paper_unless_it_is_named() -> None:
+    control = "table3a/encnet-os8-grid4x"
+    assert control not in {r.address for r in make("table3a").rows}
+    assert control in {r.address for r in make(control).rows}
+    assert control in {r.address for r in make("table3a", scale="smoke").rows}
+
+
+def test_table3_means_both_and_nothing_is_taken_twice() -> None:
+    both = [r.address for r in make("table3", "table3a", "table3b/ccl-r101").rows]
+    assert both == [r.address for r in make("table3a", "table3b").rows]
+    assert make("table3/ccl-r101").rows[0].address == "table3b/ccl-r101"
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("tabel3a", "nearest: table3a"), ("table3a/encnet-bilinear", "unknown row"), ("table", "table1"), ("", "table1")],
+)
+def test_unknown_target(target: str, said: str) -> None:
+    with pytest.raises(LaureproError) as error:
+        make(target)
+    assert said in str(error.value) and repr(target.rpartition("/")[2]) in str(error.value)
+
+
+# --------------------------------------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("scale", spec.scale_names())
+@pytest.mark.parametrize("targets", [list(ROWS), ["table6", "table5"], ["table7", "table3a"]])
+def test_what_a_job_needs_comes_before_it(scale: str, targets: list[str]) -> None:
+    found = make(*targets, scale=scale, seeds=2)
+    position = {j.name: i for i, j in enumerate(found.jobs)}
+    assert len(position) == len(found.jobs)
+    for one in found.jobs:
+        if one.needs is not None:
+            assert position[one.needs.name] < position[one.name]
+
+
+def test_table6_starts_from_table5() -> None:
+    for loss in ("off", "reg"):
+        fine, first = job(f"table6/encnet-r101-lau4x-{loss}"), job(f"table5/encnet-r101-lau4x-{loss}")
+        assert fine.needs is not None and fine.needs.name == first.name
+        assert fine.experiment.init_from is not None and fine.experiment.init_from.part == "model"
+        found = make(f"table6/encnet-r101-lau4x-{loss}")
+        assert names(found.jobs, "train") == [first.name, fine.name]
+        assert found.wanted_by[first.name] == (f"table6/encnet-r101-lau4x-{loss}",)
+    seeds = make("table6", seeds=2)
+    fine_tunes = [j for j in seeds.jobs if j.stage == "train" and j.experiment.init_from]
+    assert sorted(j.needs.seed for j in fine_tunes if j.needs) == [0, 0, 1, 1]  # each its own seed's
+
+
+def test_every_row_at_smoke_starts_from_the_backbone_of_its_depth() -> None:
+    found = make(*TRAINED, scale="smoke", seeds=2)
+    roots = {j.name: j for j in found.jobs if j.stage == "train" and j.needs is None}
+    assert sorted(j.experiment.model.backbone.kind for j in roots.values()) == ["resnet101", "resnet50"]
+    assert {j.seed for j in roots.values()} == {999}  # one for all seeds
+    rows = [row for row in found.rows if row.jobs]
+    assert len(rows) > 40
+    for row in rows:
+        for final in row.jobs:
+            root = final
+            while root.needs is not None:
+                root = root.needs
+            assert final.stage == "profile" or root.name in roots, row.address
+            assert root.experiment.model.backbone == final.experiment.model.backbone
+
+
+def test_seeds() -> None:
+    found = make("table3a/encnet-os8-bilinear", scale="smoke", seeds=3)
+    assert sorted(j.seed for j in found.jobs if j.stage == "evaluate") == [0, 1, 2]
+    assert sorted(j.seed for j in found.jobs if j.stage == "train") == [0, 1, 2, 999]
+    assert len({j.name for j in found.jobs}) == 7
+    assert len([j for j in make("table8/encnet-os8-r50-bilinear", seeds=3).jobs if j.stage == "profile"]) == 1
+
+
+# --------------------------------------------------------------------------------------------------- reuse
+
+LAU = "table3a/encnet-os8-lau4x-off"
+
+
+def trio() -> tuple[str, str, str]:
+    """The three jobs of one row at smoke: shared backbone, training, evaluation."""
+    backbone, train, evaluate = names(make(LAU, scale="smoke").jobs)
+    return backbone, train, evaluate
+
+
+@pytest.mark.parametrize(
+    ("done", "weights", "todo"),
+    [
+        ("", "", "bte"),
+        ("b", "b", "te"),
+        ("b", "", "bte"),  # a shipped record alone is nothing to start from
+        ("bt", "bt", "e"),
+        ("bt", "b", "te"),
+        ("bt", "t", "e"),  # the backbone is not needed again
+        ("bt", "", "bte"),
+        ("bte", "bte", ""),
+        ("bte", "", ""),  # shipped records: nothing to do
+        ("e", "", ""),
+        ("te", "", ""),
+        ("t", "t", "e"),
+    ],
+)
+def test_what_is_done_is_not_done_again(done: str, weights: str, todo: str) -> None:
+    by_letter = dict(zip("bte", trio(), strict=True))
+    found = make(LAU, scale="smoke", done=[by_letter[d] for d in done], weights=[by_letter[w] for w in weights])
+    assert names(found.jobs) == [by_letter[t] for t in todo]
+    assert not {j.name for j in found.jobs} & {j.name for j in found.reused}
+    if not todo:
+        assert by_letter["e"] in names(found.reused)
+
+
+def test_a_new_seed_reuses_the_old_ones() -> None:
+    first = make(LAU, scale="smoke", seeds=1)
+    more = make(LAU, scale="smoke", seeds=2, done=names(first.jobs))
+    assert [(j.stage, j.seed) for j in more.jobs] == [("train", 1), ("evaluate", 1)]
+    assert {j.name for j in more.reused} >= {n for n in names(first.jobs) if "-s0-" in n}
+
+
+def test_a_record_of_another_table_counts() -> None:
+    first = make("table1/encnet-os8-lau4x-off", scale="smoke")
+    assert [j for j in make("table2/encnet-os8-lau4x-off0.3", scale="smoke", done=names(first.jobs)).jobs] == []
+
+
+def test_force_runs_the_rows_own_jobs_and_not_what_others_share() -> None:
+    backbone, train, evaluate = trio()
+    found = make(LAU, scale="smoke", done=trio(), force=True)
+    assert names(found.jobs) == [train, evaluate]
+    assert names(found.reused) == [backbone]
+    assert names(make(LAU, scale="smoke", done=trio(), weights=[], force=True).jobs) == [backbone, train, evaluate]
+
+
+def test_a_row_with_nothing_to_run_asks_for_nothing() -> None:
+    found = make("table3b/ccl-r101", "table5/hrnet-w48")
+    assert found.jobs == () and found.reused == () and [r.experiment for r in found.rows] == [None, None]

@@ -1,0 +1,300 @@
+"""Adding a part is adding one file: tables, scales, recipes, heads, upsamplers, data sets, launchers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, environment, run_cli
+
+from laurepro import record, spec
+
+UPSAMPLER = '''
+from typing import Literal
+import torch.nn.functional as F
+from torch import nn
+
+FEATURES = ()
+
+class Upsampler(nn.Module):
+    def __init__(self, channels: int, feature_channels: int, *, factor: int = 2, mode: Literal["nearest", "area"] = "nearest"):
+        super().__init__()
+        self.factor, self.mode = factor, mode
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, input, feature):
+        print("the upsampler of the plug-in", self.factor, flush=True)
+        return F.interpolate(self.mix(input), scale_factor=self.factor, mode=self.mode)
+'''
+
+HEAD = '''
+from torch import nn
+
+FEATURES = ()
+
+class Head(nn.Module):
+    def __init__(self, in_channels, num_classes, *, channels: int = 8):
+        super().__init__()
+        self.feature_channels = channels
+        self.block = nn.Sequential(nn.Conv2d(in_channels[3], channels, 1), nn.ReLU())
+
+    def forward(self, features):
+        return self.block(features[3]), None
+'''
+
+DATASET = '''
+from pathlib import Path
+import numpy as np
+from laurepro.datasets import Info
+
+INFO = Info("stripes", ("left", "right", "ground"), "two halves", "free", ("train", "val"))
+
+class Dataset:
+    def __init__(self, root: Path, split: str, *, images: int = 8, dark: bool = False):
+        self.count, self.level = images, 50 if dark else 150
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        label = np.zeros((64, 64), np.int64)
+        label[:, 20 + index % 16:] = 1
+        label[0] = -1
+        return np.stack([np.uint8(self.level + 50 * label.clip(0))] * 3, 2), label
+
+def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
+    return [f"stripes has no split {s!r}" for s in splits if s not in INFO.splits]
+'''
+
+LAUNCHER = '''
+import sys
+from laurepro.launchers import Failure, LaunchContext
+from laurepro.plan import Plan
+
+def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
+    assert "torch" not in sys.modules
+    for job in plan.jobs:
+        print("asked to run", job.name, context.nproc_per_node)
+    last = plan.jobs[-1].name
+    return [Failure(last, 1, "no machine")] if context.jobs_per_gpu == 7 else []
+'''
+
+TABLE = """
+title: A table of one's own
+source: {paper: "nobody 2026", where: "Table 1"}
+metrics: [miou]
+defaults: {recipe: own, model: {head: {kind: flat}, upsampler: {kind: nearest2}}}
+rows:
+  - {id: first, label: "first", origin: extension, published: {}, set: {model: {upsampler: {kind: nearest2, factor: 4}}}}
+  - {id: broken, label: "broken", origin: extension, published: {}, set: {model: {upsampler: {kind: explodes}}}}
+"""
+
+RECIPE = """
+data: {name: stripes, base_size: 64, crop_size: 64, options: {images: 9}, augment: {short_side: null, blur: false}}
+train: {epochs: 100, batch_size: 4, lr: 0.05}
+eval: {mode: whole, base_size: 64, crop_size: 64}
+"""
+
+SCALE = """
+title: Three steps
+sentence: three steps of a network of a few channels.
+adapt: {backbone: {resnet50: {width: 4, blocks: [1, 1, 1, 1]}}}
+set: {model: {aux_channels: 4}, train: {epochs: null, phases: null, iterations: 5, threads: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one file of each kind, and the experiments beside it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("plugins")
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    files = {
+        "upsamplers/nearest2.py": UPSAMPLER,
+        "upsamplers/explodes.py": UPSAMPLER.replace("super().__init__()", "raise RuntimeError('built to break')"),
+        "heads/flat.py": HEAD,
+        "datasets/stripes.py": DATASET,
+        "launchers/shout.py": LAUNCHER,
+        "experiments/table9.yaml": TABLE,
+        "experiments/recipes/own.yaml": RECIPE,
+        "experiments/scales/three.yaml": SCALE,
+        "experiments/scales/tiny.yaml": TINY,
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def around(plugins: Path) -> dict[str, str | Path]:
+    return {"LAUREPRO_PLUGINS": plugins, "LAUREPRO_EXPERIMENTS": plugins / "experiments"}
+
+
+def test_each_file_is_listed(plugins: Path, tmp_path: Path) -> None:
+    out = run_cli("list", cwd=tmp_path, **around(plugins)).out
+    for name in ("table9", "three", "nearest2", "flat", "stripes", "shout"):
+        assert name in out.replace(",", "").split(), name
+        assert name not in run_cli("list", cwd=tmp_path).out.replace(",", "").split()
+
+
+def test_they_train_evaluate_and_report(plugins: Path, tmp_path: Path) -> None:
+    command = ["run", "table9/first", "--scale", "three", "--set", "train.iterations=3"]
+    ran = run_cli(*command, "--set", "model.upsampler.mode=area", cwd=tmp_path, **around(plugins))
+    assert ran.code == 0, ran.err
+    records, problems = record.read_all(tmp_path / "results")
+    train, evaluate = sorted(records.values(), key=lambda r: r.stage, reverse=True)
+    assert not problems and (train.stage, evaluate.stage) == ("train", "evaluate")
+    assert train.job.startswith("train-stripes-flat-resnet50-nearest2-s0-")
+    assert train.experiment.model.upsampler.options == {"factor": 4, "mode": "area"}
+    assert evaluate.class_names == ("left", "right", "ground") and evaluate.confusion is not None
+    assert sum(map(sum, evaluate.confusion)) == 9 * 63 * 64  # 9 pictures without their ignored line
+    assert [step for step, _ in train.curve][-1] == 3
+    assert (tmp_path / "runs" / train.job / "log.txt").read_text().count("the upsampler of the plug-in 4") == 3
+    args = ["report", "table9", "--scale", "three", "--format", "json", "--set", "train.iterations=3"]
+    shown = run_cli(*args, "--set", "model.upsampler.mode=area", cwd=tmp_path, **around(plugins))
+    rows = {r["row"]: r for r in json.loads(shown.out)["tables"][0]["rows"]}
+    assert rows["table9/first"]["status"] == "done" and rows["table9/broken"]["status"] == "missing"
+    assert rows["table9/first"]["ours"]["miou"]["mean"] == evaluate.metrics["miou"]
+
+
+def test_a_job_that_fails_takes_only_those_that_need_it(plugins: Path, tmp_path: Path) -> None:
+    ran = run_cli("table9", "--scale", "three", "--nproc-per-node", "1", cwd=tmp_path, **around(plugins))
+    assert ran.code == 1, ran.err
+    records, _ = record.read_all(tmp_path / "results")
+    assert sorted(r.stage for r in records.values()) == ["evaluate", "train"]  # the other row
+    assert all("nearest2" in name for name in records)
+    assert "RuntimeError: built to break" in ran.err and "not started" in ran.err and "Traceback" not in ran.err
+    assert "built to break" in ran.out  # the table's command reports even so
+    status = run_cli("status", cwd=tmp_path, **around(plugins))
+    assert "RuntimeError: built to break" in status.out and "| " in status.out and "log.txt" in status.out
+    assert "scale three: 2 done, 0 running, 1 failed" in status.out
+    (failed,) = (tmp_path / "runs").glob("train-*-explodes-*/failure.json")
+    assert json.loads(failed.read_text())["rank"] == 0
+    report = run_cli("report", "table9", "--scale", "three", "--strict", cwd=tmp_path, **around(plugins))
+    assert report.code == 1 and "failed: RuntimeError: built to break" in report.out
+
+
+def test_a_new_launcher_is_called(plugins: Path, tmp_path: Path) -> None:
+    command = ["run", "table9/first", "--scale", "three", "--launcher", "shout", "--nproc-per-node", "2"]
+    ran = run_cli(*command, cwd=tmp_path, **around(plugins))
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert [line.split("-")[0] for line in lines] == ["asked to run train", "asked to run evaluate"]
+    assert all(line.endswith(" 2") for line in lines) and list(tmp_path.iterdir()) == []
+    failed = run_cli(*command, "--jobs-per-gpu", "7", cwd=tmp_path, **around(plugins))
+    assert failed.code == 1 and "no machine" in failed.err
+
+
+def test_a_part_of_the_package_cannot_be_replaced_by_a_file_beside_it(tmp_path: Path) -> None:
+    """Else one name, and one key, would mean two things."""
+    (tmp_path / "upsamplers").mkdir()
+    (tmp_path / "upsamplers" / "lau.py").write_text(UPSAMPLER)
+    args = ["plan", "table3a/encnet-os8-lau4x-off", "--scale", "smoke", "--format", "json"]
+    keys = [
+        [j["key"] for j in json.loads(run_cli(*args, cwd=tmp_path, **extra).out)["jobs"]]
+        for extra in ({}, {"LAUREPRO_PLUGINS": str(tmp_path)})
+    ]
+    assert keys[0] == keys[1] != []
+
+
+# -------------------------------------------------------------------------------------- faults of a plug-in
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.upsampler.facter=3", ["'nearest2'", "'facter'", "nearest: factor"]),
+        ("model.upsampler.factor=big", ["'nearest2'", "factor", "'big'"]),
+        ("model.upsampler.mode=cubic", ["'nearest2'", "mode", "'cubic'", "'area'"]),
+        ("model.head.chanels=3", ["'flat'", "'chanels'", "nearest: channels"]),
+        ("data.options.imags=3", ["'stripes'", "'imags'", "nearest: images"]),
+        ("eval.split=test", ["stripes", "'test'"]),
+    ],
+)
+def test_a_misspelt_option_is_found_before_torch_is_imported(
+    plugins: Path, tmp_path: Path, setting: str, said: list[str]
+) -> None:
+    code = (
+        "import sys\nfrom laurepro.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as error: code = error.code\n"
+        "sys.exit(99 if 'torch' in sys.modules else code)"
+    )
+    command = [sys.executable, "-c", code, "run", "table9/first", "--scale", "three", "--set", setting]
+    env = environment(**around(plugins))
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert [s for s in said if s not in ran.stderr] == [] and "Traceback" not in ran.stderr, ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import torch\n", "no class Upsampler"),
+        ("class Upsampler(:\n", "line 1"),
+        (UPSAMPLER.replace("factor: int = 2", "factor: int = len('ab')"), "factor"),
+        (UPSAMPLER.replace("factor: int = 2", "factor: Factor = 2"), "Factor"),
+        (UPSAMPLER.replace("factor: int = 2", "factor: int"), "factor"),
+        (UPSAMPLER.replace("FEATURES = ()", "FEATURES = make()"), "FEATURES"),
+    ],
+    ids=["no class", "syntax", "default computed", "type unknown", "no default", "features"],
+)
+def test_a_faulty_plugin_is_named(plugins: Path, tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "more" / "upsamplers" / "faulty.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    folders = {**around(plugins), "LAUREPRO_PLUGINS": f"{plugins}:{tmp_path / 'more'}"}
+    command = ["run", "table9/first", "--scale", "three", "--launcher", "dry", "--set", "model.upsampler.kind=faulty"]
+    ran = run_cli(*command, "--set", "model.upsampler.mode=area", cwd=tmp_path, **folders)
+    assert ran.code == 2 and "Traceback" not in ran.err, ran.err
+    assert "faulty" in ran.err and said in ran.err
+
+
+# ---------------------------------------------------------------------------------------------- import rule
+
+HEAVY = {"torch", "torchvision", "pandas", "cupy", "matplotlib"}
+SPINE = "spec parts plan record report metrics errors cli worker doctor augment scores __init__ __main__".split()
+SPINE_FILES = [ROOT / "laurepro" / f"{name}.py" for name in SPINE]
+SPINE_FILES += sorted((ROOT / "laurepro" / "launchers").glob("*.py"))
+SPINE_FILES += [ROOT / "laurepro" / "stages" / "__init__.py", ROOT / "laurepro" / "datasets" / "__init__.py"]
+
+
+def imported_at_once(body: list[ast.stmt]) -> set[str]:
+    """Top-level packages that importing a module imports: not those in functions, nor under TYPE_CHECKING."""
+    found: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.If):
+            checking = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            found |= imported_at_once(node.orelse if checking else [*node.body, *node.orelse])
+        elif isinstance(node, ast.Try | ast.With | ast.ClassDef):
+            found |= imported_at_once(node.body)
+    return found
+
+
+@pytest.mark.parametrize("file", SPINE_FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_the_spine_imports_nothing_heavy(file: Path) -> None:
+    assert imported_at_once(ast.parse(file.read_text()).body) & HEAVY == set()
+
+
+def test_the_import_rule_can_fail() -> None:
+    text = "import os\nif TYPE_CHECKING:\n    import torch\ntry:\n    import pandas.core\nexcept ImportError: pass\n"
+    assert imported_at_once(ast.parse(text).body) == {"os", "pandas"}
+
+
+def test_every_shipped_part_says_what_it_is() -> None:
+    """`FEATURES` is read without importing: a plain tuple that the network also finds on the module."""
+    for folder in ("upsamplers", "heads"):
+        for file in (ROOT / "laurepro" / folder).glob("[!_]*.py"):
+            assert isinstance(spec._features_of(file), frozenset)
+            assert "FEATURES = (" in file.read_text(), file

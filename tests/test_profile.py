@@ -1,0 +1,299 @@
+"""Costs: exact counts on shapes alone, the schedule of the timings, and profiling as a job."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from laurepro import costs, parts, plan, report, spec
+from laurepro.cli import main
+from laurepro.errors import LaureproError
+from laurepro.launchers import LaunchContext, local
+from laurepro.stages import Context, Stopped, profile
+
+CLASSIFIER_OF_IMAGENET = 2_049_000  # 2048 x 1000 + 1000: counted by the paper, never built here
+ENCNET_LINEARS = 512 * 512 + 512 * 59  # the gate and the SE logits, once a picture
+PAPER = spec.scale("paper")
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@cache
+def counted(address: str) -> profile.Counts:
+    """A row's counts at scale paper."""
+    e = experiment(address)
+    classes = profile.class_count(e.data.name)
+    return profile.counts(e.model, e.op, classes, e.profile.height, e.profile.width)
+
+
+def experiment(address: str, scale: str = "paper") -> spec.Experiment:
+    table, row = plan.select([address], spec.scale(scale))[0]
+    return spec.resolve(table, row, spec.scale(scale))
+
+
+def model(up: dict[str, Any] | None = None, **rest: Any) -> spec.Model:
+    head = rest.pop("head", "encnet")
+    return spec.Model(upsampler=up or {"kind": "bilinear"}, head={"kind": head}, **rest)
+
+
+# ---------------------------------------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize(
+    ("k", "params", "macs", "printed_params", "printed_macs"),
+    [
+        (2, 140_288, 505_036_800, 0.14, 0.51),
+        (3, 151_808, 546_508_800, 0.15, 0.55),
+        (4, 167_936, 604_569_600, 0.16, 0.60),
+        (5, 188_672, 679_219_200, 0.18, 0.68),
+    ],
+)
+def test_table1_additions(k: int, params: int, macs: int, printed_params: float, printed_macs: float) -> None:
+    """Exact; and as printed: parameters cut off, multiply-accumulates rounded, to two decimals."""
+    base, row = counted("table1/encnet-os8-bilinear"), counted(f"table1/encnet-os8-lau{k}x-off")
+    assert (row.params - base.params, row.macs - base.macs) == (params, macs)
+    assert math.floor(params / 1e4) / 100 == printed_params
+    assert round(macs / 1e9, 2) == printed_macs
+    cells = spec.tables()["table1"].row(f"encnet-os8-lau{k}x-off").published
+    assert (cells["d_params"].value, cells["d_macs"].value) == (printed_params * 1e6, printed_macs * 1e9)
+
+
+def test_table1_totals() -> None:
+    """EncNet's linear layers run once a picture on a vector: 292,352 of 128.8 G; convolutions alone are as verified."""
+    base = counted("table1/encnet-os8-bilinear")
+    assert base.params == 33_672_854
+    assert base.macs == 128_848_896_000 + ENCNET_LINEARS
+    assert base.params + CLASSIFIER_OF_IMAGENET == 35_721_854
+
+
+def test_what_the_paper_prints_for_the_baseline_is_aspp() -> None:
+    aspp = counted("table3a/aspp-os8-bilinear")
+    assert aspp.macs == 150_028_709_888
+    assert aspp.params + CLASSIFIER_OF_IMAGENET == 41_821_411  # printed: 41.82M
+
+
+@pytest.mark.parametrize(
+    ("address", "params", "gmacs"),
+    [
+        ("table8/encnet-os8-r50-bilinear", 33_672_854, 146.6014),
+        ("table8/aspp-os8-r50-bilinear", 39_772_411, 170.6993),
+        ("table8/encnet-os8-r101-bilinear", 52_664_982, None),
+        ("table8/aspp-os8-r101-bilinear", 58_764_539, None),
+        ("table7/deeplabv3plus-r50-bilinear", 40_475_957, None),
+        ("table7/deeplabv3plus-r50-lau4x", 40_475_957 + 102_400, None),
+        ("table7/deeplabv3plus-r101-bilinear", 59_468_085, None),
+    ],
+)
+def test_other_networks(address: str, params: int, gmacs: float | None) -> None:
+    found = counted(address)
+    assert found.params == params
+    if gmacs is not None:
+        convolutions = found.macs - (ENCNET_LINEARS if "encnet" in address else 0)
+        assert round(convolutions / 1e9, 4) == gmacs
+
+
+def test_the_auxiliary_head_is_not_counted() -> None:
+    with_head, without = (profile.counts(model(aux=aux), spec.Op(), 59, 96, 96) for aux in (True, False))
+    assert with_head == without
+
+
+def test_flops_are_two_for_each_mac_and_the_encoding() -> None:
+    """The encoding: distances, then sums, two products of 3600 positions, 512 channels and 32 codewords."""
+    aspp, encnet = model(head="aspp"), model()
+    args = (spec.Op(), 59, 480, 480)
+    assert profile.flops(aspp, *args) == 2 * profile.counts(aspp, *args).macs
+    assert profile.flops(encnet, *args) - 2 * profile.counts(encnet, *args).macs == 2 * 2 * 3600 * 512 * 32
+
+
+@pytest.mark.parametrize(("version", "offsets"), [(1, 18), (2, 27)])
+def test_deformable_convolution_is_its_convolution_and_that_of_its_offsets(version: int, offsets: int) -> None:
+    base, row = model(head="aspp"), model({"kind": "deformable", "version": version}, head="aspp")
+    args = (spec.Op(), 59, 96, 96)
+    added = 12 * 12 * 9 * 59 * (59 + offsets)
+    assert profile.counts(row, *args).macs - profile.counts(base, *args).macs == added
+    assert profile.flops(row, *args) - profile.flops(base, *args) == 2 * added
+
+
+def test_counting_by_hand() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.ReLU(), nn.Identity(), nn.Linear(8, 5)
+    )
+    tally = {"macs": 0, "elements": 0}
+    with profile._counting(network, tally):
+        network(torch.zeros(1, 4, 8, 8))
+    assert tally["macs"] == 6 * 64 * 9 * 2 + 6 * 8 * 5 * 8
+    assert tally["elements"] == 6 * 64 + 6 * 64 + 6 * 8 * 5  # in place and handed on: nothing new
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_class_counts() -> None:
+    known = {name: profile.class_count(name) for name in profile.CLASSES}
+    assert known == {"pascal_context": 59, "ade20k": 150, "voc2012_aug": 21, "camvid": 11}
+    assert profile.class_count("shapes") == 8
+    with pytest.raises(LaureproError, match="nothing"):
+        profile.class_count("nothing")
+
+
+def test_costs_file_is_fresh() -> None:
+    text = (spec.experiments_dir() / "costs.yaml").read_text()
+    assert text == costs.render(), "python -m laurepro.costs writes it anew"
+    assert "costs" not in spec.tables()
+
+
+# ----------------------------------------------------------------------------------------------------- timing
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "expected"),
+    [
+        (0.01, math.inf, (10, 10)),
+        (0.01, 1.0, (10, 10)),
+        (0.1, 5.0, (10, 5)),
+        (1.0, 16.0, (10, 1)),
+        (3.0, 16.0, (5, 1)),
+        (60.0, 16.0, (3, 1)),
+        (60.0, -1.0, (3, 1)),
+    ],
+)
+def test_schedule(seconds: float, budget: float, expected: tuple[int, int]) -> None:
+    assert profile.schedule(spec.Profile(), seconds, budget) == expected
+
+
+def test_schedule_of_few() -> None:
+    assert profile.schedule(spec.Profile(iterations=2), 0.01, 1.0) == (2, 1)
+    assert profile.schedule(spec.Profile(iterations=9, groups=1), 9.0, 1.0) == (1, 1)
+
+
+def job(address: str, scale: str = "smoke", **size: int) -> spec.Job:
+    e = experiment(address, scale)
+    e = e.model_copy(update={"profile": e.profile.model_copy(update=size)})
+    return spec.Job(stage="profile", scale=scale, seed=0, experiment=e)
+
+
+def context(folder: Path, stop: bool = False) -> Context:
+    return Context(folder, folder / "no data", None, lambda values: None, lambda: stop)
+
+
+def test_every_kind_of_row_profiles(tmp_path: Path) -> None:
+    quick = {"height": 64, "width": 64, "iterations": 4, "groups": 2, "warmup": 1}
+    for address in (
+        "table4/aspp-os8-deformable",
+        "table3a/encnet-os8-pixelshuffle2x2x",
+        "table7/deeplabv3plus-r50-lau4x",
+    ):
+        metrics = profile.run(job(address, **quick), context(tmp_path)).metrics
+        assert metrics["fps_iterations"] == 4
+        assert metrics["peak_bytes"] is None or torch.cuda.is_available()
+        for name, value in metrics.items():
+            assert name == "peak_bytes" or (value is not None and math.isfinite(value) and value > 0), name
+
+
+def test_stop(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        profile.run(job("table8/encnet-os32-r50-lau4x"), context(tmp_path, stop=True))
+
+
+def test_offsets_of_the_timed_network_stay_near() -> None:
+    e = experiment("table8/encnet-os8-r50-lau4x", "smoke")
+    network = profile._network(e.model, e.op, 8, 0, torch.device("cpu"))
+    with torch.no_grad():
+        sampling = network(torch.randn(1, 3, 96, 96)).sampling
+    assert 0.01 < float(sampling.offset.std()) < 3
+
+
+# -------------------------------------------------------------------------------------------------------- jobs
+
+
+def test_a_profile_needs_no_data() -> None:
+    later = next((d for d in parts.LATER["datasets"] if parts.later("datasets", d)), None)
+    e = experiment("table1/encnet-os8-bilinear")
+    assert spec.not_runnable(e, ("profile",)) is None
+    if later is not None:
+        e = e.model_copy(update={"data": e.data.model_copy(update={"name": later})})
+        assert spec.not_runnable(e, ("profile",)) is None
+        assert later in str(spec.not_runnable(e, ("evaluate", "profile")))
+
+
+def test_profiles_through_the_command_line(tmp_path: Path) -> None:
+    folders = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "no")]
+    rows = ["table8/encnet-os32-r50-bilinear", "table8/encnet-os32-r50-lau4x"]
+    few = ["--set", "profile.iterations=6", "--set", "profile.groups=3"]
+    done = CliRunner().invoke(main, ["run", *rows, "--scale", "smoke", *few, *folders])
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "no").exists()
+    shown = CliRunner().invoke(main, ["report", "table8", "--scale", "smoke", *few, *folders[:4], "--format", "json"])
+    by_row = {r["row"]: r for r in json.loads(shown.stdout)["tables"][0]["rows"]}
+    base, lau = (by_row[r] for r in rows)
+    assert (base["status"], lau["status"]) == ("done", "done")
+    assert base["ours"]["fps"]["mean"] > 0
+    assert lau["ours"]["fps_ratio"]["mean"] > 0
+    assert lau["ours"]["fps_iterations"]["values"] == [6]
+    assert not {"fps_ratio", "d_params", "d_macs"} & set(base["ours"])
+    text = CliRunner().invoke(main, ["report", "table8", "--scale", "smoke", *few, *folders[:4]]).stdout
+    assert "0.9864" in text, "69.84 / 70.80, as printed"
+    assert "float32" in text
+    record = json.loads((tmp_path / "results" / "records" / f"{lau['records'][0]}.json").read_text())
+    assert "float32" in record["environment"]["device"]
+
+
+def test_speeds_are_never_subtracted(tmp_path: Path) -> None:
+    rows = report.measure(spec.tables()["table8"], PAPER, tmp_path, tmp_path)
+    head, cells = report.grid(rows)
+    assert "difference" not in head
+    assert "over bilinear, ours" in head
+    assert all(len(line) == len(head) for line in cells)
+    frame = report.compare("table8", "paper", results=tmp_path, runs=tmp_path)
+    assert frame["difference"].isna().all()
+    ratio = frame[(frame["row"] == "table8/aspp-os8-r101-lau4x") & (frame["metric"] == "fps_ratio")]
+    assert ratio["paper"].item() == pytest.approx(10.32 / 10.48)
+    head, _ = report.grid(report.measure(spec.tables()["table1"], PAPER, tmp_path, tmp_path))
+    assert head.count("difference") == 5
+
+
+def test_a_profile_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two slots: trainings run beside each other, a profile beside nothing."""
+    e = experiment("table8/encnet-os32-r50-bilinear", "smoke").model_copy(update={"init_from": None})
+    jobs = [
+        spec.Job(stage=stage, scale="smoke", seed=seed, experiment=e)
+        for stage, seed in (("train", 0), ("profile", 0), ("train", 1), ("train", 2), ("train", 3))
+    ]
+    alive: list[tuple[str, subprocess.Popen[bytes]]] = []
+    beside: dict[str, set[str]] = {}
+    processes = {}
+
+    def start(started: spec.Job, given: LaunchContext, *rest: Any) -> subprocess.Popen[bytes]:
+        now = {name for name, process in alive if process.poll() is None}
+        for name in now:
+            beside[name].add(started.name)
+        beside[started.name] = now
+        processes[started.stage] = given.nproc_per_node
+        process = subprocess.Popen(["sleep", "0.3"])
+        alive.append((started.name, process))
+        return process
+
+    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(local, "gpus", lambda: ["0", "1"])
+    planned = plan.Plan((), tuple(jobs), (), {})
+    assert local.launch(planned, LaunchContext(tmp_path, tmp_path, tmp_path)) == []
+    assert len(beside) == 5
+    assert beside[jobs[1].name] == set()
+    assert any(beside[j.name] for j in jobs if j.stage == "train")
+    assert local.launch(planned, LaunchContext(tmp_path, tmp_path, tmp_path, nproc_per_node=2)) == []
+    assert processes == {"train": 2, "profile": 1}

@@ -1,0 +1,439 @@
+"""The report from planted records: statistics, what is compared, what is missing, every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import Ran, environment, make_record, run_cli
+
+from laurepro import plan, record, report, spec
+from laurepro.errors import LaureproError
+from laurepro.report import RowResult
+from laurepro.spec import Job
+
+BILINEAR, LAU = "encnet-os8-bilinear", "encnet-os8-lau4x-off"
+DASH = "—"
+
+
+def jobs_of(row: str, scale: str, seeds: int) -> tuple[Job, ...]:
+    table, _, row_id = row.rpartition("/")
+    chosen = spec.tables()[table or "table3a"]
+    found = plan.row_plan(chosen, chosen.row(row_id), spec.scale(scale), seeds)
+    return tuple(j for j in found.jobs if j.stage == "evaluate")
+
+
+class Planted(NamedTuple):
+    """A results folder and a runs folder."""
+
+    results: Path
+    runs: Path
+
+    def add(self, row: str, scale: str, metrics: list[dict[str, float | None]], **changes: Any) -> list[Job]:
+        """One record a seed."""
+        jobs = jobs_of(row, scale, len(metrics))
+        for job, values in zip(jobs, metrics, strict=True):
+            record.write(self.results, make_record(job, values, **changes))
+        return list(jobs)
+
+    def rows(self, table: str = "table3a", scale: str = "smoke") -> dict[str, RowResult]:
+        return {r.row.id: r for r in self.section(table, scale)}
+
+    def section(self, table: str = "table3a", scale: str = "smoke") -> list[RowResult]:
+        return report.measure(spec.tables()[table], spec.scale(scale), self.results, self.runs)
+
+    def json(self, table: str = "table3a", scale: str = "smoke") -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(report.render([self.section(table, scale)], "json"))
+        return document
+
+    def json_row(self, row: str, scale: str = "smoke") -> dict[str, Any]:
+        table, _, row_id = row.rpartition("/")
+        rows = self.json(table or "table3a", scale)["tables"][0]["rows"]
+        (found,) = [r for r in rows if r["row"] == f"{table or 'table3a'}/{row_id}"]
+        return dict(found)
+
+    def cli(self, *args: object, cwd: Path) -> Ran:
+        return run_cli("report", *args, "--results", self.results, "--runs", self.runs, cwd=cwd)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Planted:
+    return Planted(tmp_path / "results", tmp_path / "runs")
+
+
+@pytest.fixture
+def planted(empty: Planted) -> Planted:
+    """Smoke: bilinear with 1 seed, LaU with 3. Paper: LaU with the 3 seeds it wants, bilinear with 1 of them."""
+    empty.add(BILINEAR, "smoke", [{"miou": 40.0, "pixacc": 80.0, "boundary_miou": None}])
+    empty.add(LAU, "smoke", [{"miou": 41.0 + i, "pixacc": 81.0} for i in range(3)])
+    paper = [{"miou59": m * 60 / 59, "miou60": m, "miou60_background": None} for m in (50.0, 50.2, 50.4)]
+    empty.add(LAU, "paper", paper)
+    empty.add(BILINEAR, "paper", [{"miou59": 50.0, "miou60": 50.0 * 59 / 60}])
+    return empty
+
+
+def cells(planted: Planted, scale: str, form: str = "markdown") -> dict[str, dict[str, str]]:
+    """A rendered table by row label and column."""
+    head, lines = report.grid(planted.section(scale=scale))
+    assert len(set(head)) == len(head)
+    return {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+
+
+def label(row: str) -> str:
+    return spec.tables()["table3a"].row(row).label
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def test_mean_and_standard_deviation_over_seeds(planted: Planted) -> None:
+    lau = planted.json_row(LAU)
+    assert lau["n_seeds"] == 3
+    assert lau["ours"]["miou"] == {"mean": 42.0, "std": 1.0, "values": [41.0, 42.0, 43.0]}
+    shown = cells(planted, "smoke")[label(LAU)]
+    assert shown["ours (mIoU)"] == "42.00 ± 1.00" and shown["n"] == "3"
+
+
+def test_one_seed_has_no_spread(planted: Planted) -> None:
+    bilinear = planted.json_row(BILINEAR)
+    assert bilinear["ours"]["miou"] == {"mean": 40.0, "std": None, "values": [40.0]}
+    assert cells(planted, "smoke")[label(BILINEAR)]["ours (mIoU)"] == "40.00"
+    assert any("n = 1" in note for note in report.notes(planted.section()))
+    assert not any("n = 1" in n for n in report.notes([planted.rows()[LAU]]))
+
+
+def test_missing_is_a_dash_and_null_and_never_a_zero(planted: Planted) -> None:
+    gone = planted.json_row("encnet-os8-grid4x")
+    assert (gone["status"], gone["n_seeds"], gone["ours"], gone["records"]) == ("missing", 0, {}, [])
+    assert "boundary_miou" not in planted.json_row(BILINEAR)["ours"]
+    shown = cells(planted, "smoke")[label("encnet-os8-grid4x")]
+    assert (shown["mIoU-60 % paper"], shown["ours (mIoU)"]) == (DASH, DASH)
+    assert shown["n"] == "0"
+    frame = report.compare("table3a", "smoke", results=planted.results, runs=planted.runs).set_index("row")
+    line = frame.loc["table3a/encnet-os8-grid4x"]
+    assert line[["paper", "ours", "std", "difference"]].isna().all() and line["n"] == 0
+
+
+def test_a_blank_cell_of_the_paper_stays_blank(empty: Planted) -> None:
+    published = empty.json_row("table5/hrnet-w48", "paper")["published"]
+    assert published["pixacc"]["value"] is None and published["miou"]["value"] == 43.2
+    text = report.render([empty.section("table5", "paper")], "csv")
+    line = next(r for r in csv.DictReader(io.StringIO(text)) if r["row"] == "table5/hrnet-w48" and r["metric"] == "pixacc")
+    assert line["paper"] == ""
+
+
+def test_a_zero_is_shown_as_a_zero(empty: Planted) -> None:
+    empty.add(BILINEAR, "smoke", [{"miou": 0.0}])
+    assert cells(empty, "smoke")[label(BILINEAR)]["ours (mIoU)"] == "0.00"
+    assert empty.json_row(BILINEAR)["ours"]["miou"]["mean"] == 0.0
+
+
+def test_the_difference_to_the_bilinear_row_is_paired_by_seed(planted: Planted) -> None:
+    shown = cells(planted, "smoke")
+    assert shown[label(LAU)]["vs bilinear, ours"] == "+1.00"  # 41 - 40, the seed that both have
+    assert shown[label(LAU)]["vs bilinear, paper"] == "+1.20"
+    assert shown[label(BILINEAR)]["vs bilinear, ours"] == DASH
+    assert shown[label("aspp-os8-lau4x-off")]["vs bilinear, paper"] == "+1.40"  # to ASPP's own
+
+
+def test_only_paper_is_compared_with_the_paper(planted: Planted) -> None:
+    paper = report.compare("table3a", "paper", results=planted.results, runs=planted.runs).set_index("row")
+    assert paper.loc[f"table3a/{LAU}", "ours"] == pytest.approx(50.2)
+    assert paper.loc[f"table3a/{LAU}", "difference"] == pytest.approx(-0.1)
+    smoke = report.compare("table3a", "smoke", results=planted.results, runs=planted.runs).set_index("row")
+    assert smoke.loc[f"table3a/{LAU}", "ours"] == 42.0
+    assert smoke["difference"].isna().all()
+    assert cells(planted, "paper")[label(LAU)]["difference"] == "-0.10"
+    assert "difference" not in cells(planted, "smoke")[label(LAU)]
+
+
+def test_compare_is_a_line_per_row_and_metric(planted: Planted) -> None:
+    columns = "row label metric origin paper ours std n difference scale status".split()
+    frame = report.compare("table3a", "smoke", results=planted.results, runs=planted.runs)
+    assert list(frame.columns) == columns and len(frame) == 12
+    assert len(report.compare("table1", "smoke", results=planted.results, runs=planted.runs)) == 25
+    with pytest.raises(LaureproError, match="unknown table"):
+        report.compare("table3", "smoke")
+    with pytest.raises(LaureproError, match="nearest: smoke"):
+        report.compare("table3a", "smok")
+
+
+def test_conventions_are_never_mixed(planted: Planted) -> None:
+    """PASCAL Context's column takes `miou60`, generated pictures have plain `miou`."""
+    rows = planted.rows(scale="paper")
+    assert rows[LAU].column("miou60") == {0: 50.0, 1: 50.2, 2: 50.4}
+    assert planted.rows()[LAU].column("miou60") == {0: 41.0, 1: 42.0, 2: 43.0}
+    assert "ours" in report.grid(list(rows.values()))[0]
+    assert "ours (mIoU)" in report.grid(planted.section())[0]
+
+
+def test_a_record_of_another_scale_is_not_shown(planted: Planted) -> None:
+    assert planted.rows(scale="paper")["encnet-os32-bilinear"].values == {}
+    assert 42.0 not in planted.rows(scale="paper")[LAU].values["miou60"].values()
+    assert report.scales_with_records(planted.results) == ["paper", "smoke"]
+
+
+def test_one_record_stands_in_every_table_that_has_its_experiment(planted: Planted) -> None:
+    assert planted.json_row("table1/" + LAU)["ours"]["miou"]["mean"] == 42.0
+    assert planted.json_row("table2/encnet-os8-lau4x-off0.3")["ours"]["miou"]["mean"] == 42.0
+    assert planted.json_row("table2/encnet-os8-lau4x-off0.2")["ours"] == {}
+
+
+def test_what_was_measured_with_set_is_reported_with_set_only(empty: Planted) -> None:
+    table = spec.tables()["table3a"]
+    changed = plan.row_plan(table, table.row(LAU), spec.scale("smoke"), 1, {"train": {"lr": 0.5}}).jobs[0]
+    record.write(empty.results, make_record(changed, {"miou": 1.0}))
+    assert empty.rows()[LAU].status == "missing"
+    with_set = report.measure(table, spec.scale("smoke"), empty.results, empty.runs, {"train": {"lr": 0.5}})
+    assert {r.row.id: r for r in with_set}[LAU].values == {"miou": {0: 1.0}}
+
+
+# ----------------------------------------------------------------------------------------------- status
+
+
+def test_status_counts_the_seeds_that_the_scale_wants(planted: Planted) -> None:
+    assert planted.rows()[BILINEAR].status == "done"  # smoke wants one seed
+    paper = planted.rows(scale="paper")
+    assert (paper[LAU].status, paper[BILINEAR].status) == ("done", "partial")
+    assert planted.rows("table3b", "paper")["ccl-r101"].status == "quoted"
+    assert cells(planted, "paper")[label(BILINEAR)]["n"] == "1"
+
+
+def test_failed_says_why(planted: Planted) -> None:
+    (job,) = jobs_of("encnet-os32-bilinear", "smoke", 1)
+    train = job.needs
+    assert train is not None
+    folder = record.run_folder(planted.runs, train)
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"reason": "loss is NaN | at step 3"}))
+    row = planted.rows()["encnet-os32-bilinear"]
+    assert (row.status, row.remark) == ("failed", "loss is NaN | at step 3")
+    assert planted.json_row("encnet-os32-bilinear")["status"] == "failed"
+    assert "loss is NaN" in cells(planted, "smoke")[label("encnet-os32-bilinear")]["status"]
+    assert planted.rows()["encnet-os8-grid4x"].status == "missing"
+    planted.add("encnet-os32-bilinear", "smoke", [{"miou": 3.0}])  # a record outweighs an old failure
+    assert planted.rows()["encnet-os32-bilinear"].status == "done"
+
+
+def test_a_shared_training_that_failed_fails_all_that_need_it(empty: Planted) -> None:
+    root: Job = jobs_of(LAU, "smoke", 1)[0]
+    while root.needs is not None:
+        root = root.needs
+    folder = record.run_folder(empty.runs, root)
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"reason": "no space"}))
+    assert {r.status for r in empty.section()} == {"failed"}
+
+
+def test_running_is_who_holds_the_lock(planted: Planted) -> None:
+    (job,) = jobs_of("encnet-os32-bilinear", "smoke", 1)
+    assert job.needs is not None
+    folder = record.run_folder(planted.runs, job.needs)
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"reason": "before"}))
+    code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(folder / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert planted.rows()["encnet-os32-bilinear"].status == "running"
+        holder.kill()
+        holder.wait()
+    assert planted.rows()["encnet-os32-bilinear"].status == "failed"
+
+
+def test_strict(planted: Planted, tmp_path: Path) -> None:
+    args = ("table3a", "--scale", "smoke")
+    assert planted.cli(*args, cwd=tmp_path).code == 0
+    assert planted.cli(*args, "--strict", cwd=tmp_path).code == 1
+    for row in spec.tables()["table3a"].rows:
+        planted.add(row.id, "smoke", [{"miou": 1.0}])
+    done = planted.cli(*args, "--strict", cwd=tmp_path)
+    assert done.code == 0, done.out
+
+
+# ---------------------------------------------------------------------------------------------- provenance
+
+
+def test_dirty_is_marked_in_every_format(empty: Planted) -> None:
+    empty.add(BILINEAR, "smoke", [{"miou": 40.0}])
+    empty.add(LAU, "smoke", [{"miou": 41.0}], dirty=True)
+    assert empty.json_row(LAU)["dirty"] is True and empty.json_row(BILINEAR)["dirty"] is False
+    assert "41.00†" in report.render([empty.section()], "markdown")
+    assert "40.00†" not in report.render([empty.section()], "markdown")
+    assert r"41.00$^\dagger$" in report.render([empty.section()], "latex")
+    assert any("differs from its commit" in n for n in report.notes(empty.section()))
+
+
+def test_commit_and_device_are_named(empty: Planted) -> None:
+    empty.add(BILINEAR, "smoke", [{"miou": 40.0}], commit=None, dirty=None)
+    empty.add(LAU, "smoke", [{"miou": 41.0}], commit="f" * 40, device="Some GPU")
+    notes = " ".join(report.notes(empty.section()))
+    assert "unknown commit" in notes and "f" * 12 in notes and "Some GPU" in notes and "cpu" in notes
+    assert "†" not in notes
+    assert spec.scale("smoke").sentence in notes
+
+
+# -------------------------------------------------------------------------------------------------- JSON
+
+ROW_KEYS = {"row", "label", "origin", "status", "scale", "n_seeds", "published", "ours", "records"}
+
+
+def test_json_is_the_contract(planted: Planted) -> None:
+    sections = [planted.section(t, s) for t in ("table3a", "table3b") for s in ("paper", "smoke")]
+    document = json.loads(report.render(sections, "json"))
+    assert set(document) == {"schema", "tables"} and document["schema"] == 1
+    assert [(t["id"], t["scale"]) for t in document["tables"]] == [
+        (t, s) for t in ("table3a", "table3b") for s in ("paper", "smoke")
+    ]
+    for table in document["tables"]:
+        assert set(table) == {"id", "title", "scale", "rows"}
+        for row in table["rows"]:
+            assert set(row) == ROW_KEYS | {"remark", "dirty"}, "names are a contract: add, do not rename"
+            assert row["origin"] in ("authors", "quoted", "control", "extension")
+            assert row["status"] in ("done", "partial", "running", "failed", "missing", "quoted")
+            assert row["scale"] == table["scale"] and row["row"].startswith(table["id"] + "/")
+            for cell in row["published"].values():
+                assert set(cell) == {"value", "origin", "confidence", "note"}
+            for own in row["ours"].values():
+                assert set(own) == {"mean", "std", "values"}
+    lau = planted.json_row(LAU)
+    assert lau["published"]["miou60"]["value"] == 50.3 and lau["published"]["miou60"]["origin"] == "authors"
+    assert lau["records"] == [j.name for j in jobs_of(LAU, "smoke", 3)]
+    assert [(planted.results / "records" / f"{name}.json").is_file() for name in lau["records"]] == [True] * 3
+
+
+# ------------------------------------------------------------------------------------------------- escaping
+
+NASTY = r"a|b_c % & $x$ # \ <i> {y} ~ ^ *z* `q` [l](u)"
+
+
+@pytest.fixture
+def nasty(experiments: Path, empty: Planted) -> Planted:
+    """Labels, a title and a failure with everything that means something in some format."""
+    file = experiments / "table3a.yaml"
+    text, old = file.read_text(), '"EncNet, LaU 4x, offset-guided loss, OS 8"'
+    assert old in text
+    file.write_text(text.replace(old, f"'{NASTY}'").replace("title: ", f"title: '{NASTY}' #", 1))
+    empty.add(LAU, "smoke", [{"miou": 41.0}], device="GPU_1 & <co> | 100%")
+    (job,) = jobs_of("aspp-os8-bilinear", "smoke", 1)
+    folder = record.run_folder(empty.runs, job)
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"reason": f"line one\nline two {NASTY}"}))
+    return empty
+
+
+def test_markdown_is_escaped(nasty: Planted) -> None:
+    text = report.render([nasty.section()], "markdown")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 12
+    assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}) == 1  # columns
+    line = next(line for line in lines if r"a\|b\_c" in line)
+    shown = re.sub(r"\\([\\`*_{}\[\]<>|#])", r"\1", line)
+    assert NASTY in shown
+    for raw in ("<i>", "*z*", "`q`", "[l]", " # ", "<co>"):
+        assert raw not in text
+    assert len(text.splitlines()[0].split("## ")) == 2
+
+
+def test_latex_is_escaped(nasty: Planted) -> None:
+    text = report.render([nasty.section()], "latex")
+    body = text.split("\\toprule")[1].split("\\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.rstrip().endswith("\\\\")]
+    assert len(rows) == 13
+    assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+    for char in "%#_":
+        assert not re.search(rf"(?<!\\){char}", text), char
+    assert r"a|b\_c \% \& \$x\$ \# \textbackslash{} $<$i$>$ \{y\} \textasciitilde{} \textasciicircum{}" in text
+    bare = re.sub(r"\\[{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert len(re.findall(r"(?<!\\)\$", text)) % 2 == 0
+    assert text.count("\\begin{") == text.count("\\end{") == 2
+    caption = re.search(r"\\caption\{.*\}$", text, re.M)
+    assert caption and "GPU\\_1 \\& $<$co$>$" in caption.group()
+
+
+@pytest.mark.parametrize("char", list("—±†λ…×µ€"))
+def test_latex_of_other_characters_compiles(char: str) -> None:
+    """pdflatex reads UTF-8, but these of our own have no glyph in the standard fonts or need math."""
+    if char in "—±†λ":
+        assert report._latex(char) != char
+    assert report._latex(f"a{char}b").startswith("a")
+
+
+def test_csv_and_json_give_the_text_back(nasty: Planted) -> None:
+    lines = list(csv.DictReader(io.StringIO(report.render([nasty.section()], "csv"))))
+    assert len(lines) == 12
+    assert [line["label"] for line in lines if line["row"] == f"table3a/{LAU}"] == [NASTY]
+    document = json.loads(report.render([nasty.section()], "json"))
+    assert document["tables"][0]["title"] == NASTY
+    assert NASTY in [r["label"] for r in document["tables"][0]["rows"]]
+
+
+def test_terminal_shows_markup_as_text(nasty: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_terminal([nasty.section()], width=400)
+    shown = capsys.readouterr().out
+    assert NASTY in shown and "\x1b" not in shown
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("form", report.FORMATS)
+def test_every_format_from_the_command_line(planted: Planted, tmp_path: Path, form: str) -> None:
+    ran = planted.cli("table3a", "--format", form, cwd=tmp_path)
+    assert ran.code == 0 and "Traceback" not in ran.err, ran.err
+    assert label(LAU) in ran.out and label("encnet-os8-grid4x") in ran.out
+    assert ran.out.find("paper") < ran.out.rfind("smoke")
+    if form == "json":
+        assert [t["scale"] for t in json.loads(ran.out)["tables"]] == ["paper", "smoke"]
+    if form == "csv":
+        assert len(list(csv.DictReader(io.StringIO(ran.out)))) == 24
+    to_file = planted.cli("table3a", "--format", form, "--output", tmp_path / "out", cwd=tmp_path)
+    assert to_file.code == 0 and to_file.out == ""
+    if form != "terminal":
+        assert (tmp_path / "out").read_text().strip() == ran.out.strip()
+    assert label(LAU) in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize("output", ["file/out", "none/such/out", "folder"])
+def test_an_output_that_cannot_be_is_an_error(planted: Planted, tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    ran = planted.cli("table3a", "--format", "csv", "--output", output, cwd=tmp_path)
+    if output == "none/such/out" and ran.code == 0:  # made on the way is as good as refused
+        assert (tmp_path / output).is_file()
+        return
+    assert ran.code == 2 and "Traceback" not in ran.err and output.split("/")[0] in ran.err
+
+
+def test_report_without_any_record_shows_the_paper(tmp_path: Path) -> None:
+    ran = run_cli("report", "table3a", cwd=tmp_path)
+    assert ran.code == 0 and "50.30" in ran.out and "encnet" in ran.out.lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_tables_that_were_begun_are_shown_unless_named(planted: Planted, tmp_path: Path) -> None:
+    document = json.loads(planted.cli("--format", "json", cwd=tmp_path).out)
+    shown = {t["id"] for t in document["tables"]}
+    assert shown >= {"table1", "table2", "table3a", "table4"} and not shown & {"table6", "table7", "table8"}
+    named = json.loads(planted.cli("table7", "--format", "json", "--scale", "smoke", cwd=tmp_path).out)
+    assert [t["id"] for t in named["tables"]] == ["table7"]
+
+
+def test_report_needs_no_torch(planted: Planted) -> None:
+    code = (
+        "import sys, pathlib; from laurepro import report, spec\n"
+        "rows = report.measure(spec.tables()['table3a'], spec.scale('smoke'), *map(pathlib.Path, sys.argv[1:]))\n"
+        "[report.render([rows], form) for form in report.FORMATS]; report.print_terminal([rows])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(planted.results), str(planted.runs)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
