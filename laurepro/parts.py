@@ -76,10 +76,36 @@ def later(folder: str, name: str) -> bool:
 
 
 @cache
+def syntax(file: Path) -> ast.Module:
+    """A plug-in's source, parsed. Raises LaureproError with file and line where it is not Python."""
+    try:
+        return ast.parse(file.read_text())
+    except SyntaxError as error:
+        raise LaureproError(f"{file}, line {error.lineno}: not valid Python: {error.msg}") from None
+
+
+@cache
+def features(file: Path) -> frozenset[str]:
+    """What a plug-in declares of itself in a plain `FEATURES = (...)`, read without importing it."""
+    for node in syntax(file).body:
+        named = isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "FEATURES" for t in node.targets
+        )
+        if named and isinstance(node, ast.Assign):
+            try:
+                return frozenset(ast.literal_eval(node.value))
+            except (ValueError, TypeError):
+                raise LaureproError(
+                    f"{file}, line {node.lineno}: FEATURES cannot be read", "it is a plain tuple of strings"
+                ) from None
+    return frozenset()
+
+
+@cache
 def options(folder: str, file: Path) -> type[BaseModel]:
     """A pydantic model of a plug-in's options, read from its class without importing it."""
     class_name = CLASS_OF[folder]
-    for node in ast.parse(file.read_text()).body:
+    for node in syntax(file).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             init = next(
                 (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
@@ -88,8 +114,14 @@ def options(folder: str, file: Path) -> type[BaseModel]:
             if init is not None:
                 for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
                     annotation = ast.unparse(arg.annotation) if arg.annotation else "Any"
-                    kind = eval(annotation, {"Literal": Literal, "Any": Any})  # the plug-in's own source
-                    fields[arg.arg] = (kind, ... if default is None else ast.literal_eval(default))
+                    try:
+                        kind = eval(annotation, {"Literal": Literal, "Any": Any})  # the plug-in's own source
+                        fields[arg.arg] = (kind, ... if default is None else ast.literal_eval(default))
+                    except (NameError, ValueError, TypeError, AttributeError):
+                        raise LaureproError(
+                            f"{file}, line {arg.lineno}: option {ast.unparse(arg)!r} cannot be read",
+                            "an option has a type of builtins, Literal or Any, and a literal default",
+                        ) from None
             config = ConfigDict(extra="forbid", frozen=True)
             return create_model(f"{folder}/{file.stem}", __config__=config, **fields)
     raise LaureproError(

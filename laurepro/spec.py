@@ -556,20 +556,10 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     )
 
 
-@cache
-def _features_of(file: Path) -> frozenset[str]:
-    import ast
-
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "FEATURES" for t in node.targets):
-            return frozenset(ast.literal_eval(node.value))
-    return frozenset()
-
-
 def _features(folder: str, kind: str) -> frozenset[str]:
     """What a plug-in declares of itself in a plain `FEATURES = (...)`, read without importing it."""
     file = parts.path(folder, kind)
-    return _features_of(file) if file else frozenset()
+    return parts.features(file) if file else frozenset()
 
 
 def not_runnable(experiment: Experiment, stages: tuple[str, ...]) -> str | None:

@@ -21,7 +21,7 @@ from laurepro.spec import Job
 
 ROOT = Path(__file__).parents[1]
 ROW = "table3a/encnet-os8-lau4x-off"  # the row that is trained, where one is
-STEPS = 240  # of a training at scale tiny: some seconds, long enough to be interrupted
+STEPS = 160  # of a training at scale tiny: some seconds, long enough to be interrupted
 
 hypothesis.settings.register_profile("laurepro", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("laurepro")
@@ -113,7 +113,7 @@ def start(*args: object, cwd: Path, **extra: str | Path) -> subprocess.Popen[str
     return subprocess.Popen(command, cwd=cwd, env=environment(**extra), text=True, start_new_session=True, **pipes)
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> Ran:
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> Ran:
     """Wait for a started command."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -124,7 +124,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> Ran:
     return Ran(process.returncode, out, err)
 
 
-def run_cli(*args: object, cwd: Path, timeout: float = 120, **extra: str | Path) -> Ran:
+def run_cli(*args: object, cwd: Path, timeout: float = 240, **extra: str | Path) -> Ran:
     """Run `laurepro ARGS` to its end."""
     return finish(start(*args, cwd=cwd, **extra), timeout)
 

@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, environment, run_cli
 
 from laurepro import record, spec
 
-UPSAMPLER = '''
+UPSAMPLER = """
 from typing import Literal
 import torch.nn.functional as F
 from torch import nn
@@ -30,9 +30,9 @@ class Upsampler(nn.Module):
     def forward(self, input, feature):
         print("the upsampler of the plug-in", self.factor, flush=True)
         return F.interpolate(self.mix(input), scale_factor=self.factor, mode=self.mode)
-'''
+"""
 
-HEAD = '''
+HEAD = """
 from torch import nn
 
 FEATURES = ()
@@ -45,9 +45,9 @@ class Head(nn.Module):
 
     def forward(self, features):
         return self.block(features[3]), None
-'''
+"""
 
-DATASET = '''
+DATASET = """
 from pathlib import Path
 import numpy as np
 from laurepro.datasets import Info
@@ -71,9 +71,9 @@ class Dataset:
 
 def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
     return [f"stripes has no split {s!r}" for s in splits if s not in INFO.splits]
-'''
+"""
 
-LAUNCHER = '''
+LAUNCHER = """
 import sys
 from laurepro.launchers import Failure, LaunchContext
 from laurepro.plan import Plan
@@ -84,7 +84,7 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
         print("asked to run", job.name, context.nproc_per_node)
     last = plan.jobs[-1].name
     return [Failure(last, 1, "no machine")] if context.jobs_per_gpu == 7 else []
-'''
+"""
 
 TABLE = """
 title: A table of one's own
@@ -137,10 +137,9 @@ def around(plugins: Path) -> dict[str, str | Path]:
 
 
 def test_each_file_is_listed(plugins: Path, tmp_path: Path) -> None:
-    out = run_cli("list", cwd=tmp_path, **around(plugins)).out
-    for name in ("table9", "three", "nearest2", "flat", "stripes", "shout"):
-        assert name in out.replace(",", "").split(), name
-        assert name not in run_cli("list", cwd=tmp_path).out.replace(",", "").split()
+    new = {"table9", "three", "nearest2", "flat", "stripes", "shout"}
+    assert new <= set(run_cli("list", cwd=tmp_path, **around(plugins)).out.replace(",", "").split())
+    assert not new & set(run_cli("list", cwd=tmp_path).out.replace(",", "").split())
 
 
 def test_they_train_evaluate_and_report(plugins: Path, tmp_path: Path) -> None:
@@ -260,7 +259,22 @@ def test_a_faulty_plugin_is_named(plugins: Path, tmp_path: Path, text: str, said
 # ---------------------------------------------------------------------------------------------- import rule
 
 HEAVY = {"torch", "torchvision", "pandas", "cupy", "matplotlib"}
-SPINE = "spec parts plan record report metrics errors cli worker doctor augment scores __init__ __main__".split()
+SPINE = [
+    "spec",
+    "parts",
+    "plan",
+    "record",
+    "report",
+    "metrics",
+    "errors",
+    "cli",
+    "worker",
+    "doctor",
+    "augment",
+    "scores",
+    "__init__",
+    "__main__",
+]
 SPINE_FILES = [ROOT / "laurepro" / f"{name}.py" for name in SPINE]
 SPINE_FILES += sorted((ROOT / "laurepro" / "launchers").glob("*.py"))
 SPINE_FILES += [ROOT / "laurepro" / "stages" / "__init__.py", ROOT / "laurepro" / "datasets" / "__init__.py"]
