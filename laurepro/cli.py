@@ -566,6 +566,7 @@ def report_command(
         if output is None:
             click.echo(text)
         else:
+            output.parent.mkdir(parents=True, exist_ok=True)
             record.write_atomic(output, text + "\n")
             click.echo(f"wrote {output}", err=True)
     if strict and any(r.status not in ("done", "quoted") for s in sections for r in s):

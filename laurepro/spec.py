@@ -27,7 +27,7 @@ Raw = dict[str, Any]
 class Strict(BaseModel):
     """Frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Part(BaseModel):
@@ -309,6 +309,14 @@ def read_yaml(file: Path) -> Any:
         raise LaureproError(f"{file}: cannot be read: {error.strerror}") from None
 
 
+def read_mapping(file: Path, keys: str) -> Raw:
+    """Read a YAML file that must hold a mapping; `keys` says of what, for the error."""
+    raw = read_yaml(file)
+    if not isinstance(raw, dict):
+        raise LaureproError(f"{file}: expected a mapping with {keys}; got {raw!r:.60}")
+    return raw
+
+
 def experiments_dir() -> Path:
     """Where the tables are: `$LAUREPRO_EXPERIMENTS`, `./experiments`, the checkout, the copy in the wheel."""
     named = os.environ.get("LAUREPRO_EXPERIMENTS")
@@ -349,9 +357,7 @@ def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
 
 def load_table(file: Path) -> Table:
     """Read and check one table file. Raises LaureproError naming file, row and key."""
-    raw = read_yaml(file)
-    if not isinstance(raw, dict):
-        raise LaureproError(f"{file}: expected a mapping with title, source, metrics, rows; got {type(raw).__name__}")
+    raw = read_mapping(file, "title, source, metrics and rows")
     rows = raw.get("rows")
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise LaureproError(f"{file}: rows: expected a list of mappings, got {rows!r:.60}")
@@ -407,7 +413,7 @@ def scale_names() -> list[str]:
 
 @cache
 def _scale(file: Path) -> Scale:
-    raw = read_yaml(file)
+    raw = read_mapping(file, "title, sentence and what it sets")
     try:
         return Scale(**{**raw, "name": file.stem, "file": file})
     except ValidationError as error:
@@ -437,7 +443,9 @@ def merge(below: Raw, above: Raw) -> Raw:
 
 
 def _adapt(raw: Raw, adapt: dict[Any, dict[str, Raw]]) -> Raw:
-    model = dict(raw.get("model", {}))
+    if not isinstance(raw.get("model"), dict):
+        return raw  # nothing to adapt, or a fault that validation will name
+    model = dict(raw["model"])
     for slot, by_kind in adapt.items():
         part = model.get(slot)
         if isinstance(part, dict) and part.get("kind") in by_kind:
@@ -465,7 +473,9 @@ def parse_overrides(pairs: tuple[str, ...]) -> Raw:
     return result
 
 
-def resolve(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) -> Experiment:
+def resolve(
+    table: Table, row: Row, scale: Scale, overrides: Raw | None = None, chain: tuple[str, ...] = ()
+) -> Experiment:
     """The whole experiment of a row at a scale, checked and in canonical form.
 
     Raises:
@@ -483,24 +493,34 @@ def resolve(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
         file = experiments_dir() / "recipes" / f"{recipe}.yaml"
         if not file.is_file():
             raise unknown("recipe", recipe, (f.stem for f in file.parent.glob("*.yaml")), str(table.file))
-        base = read_yaml(file)
+        base = read_mapping(file, "data, train, eval, model")
+    for section, value in layers.items():  # said here, for the scale's own mapping would cover it up
+        if section != "version" and not isinstance(value, dict):
+            raise LaureproError(f"{where}: {section}: expected a mapping, got {value!r}")
     raw = merge(base, layers)
     raw = merge(_adapt(raw, scale.adapt), scale.set)
-    init: Raw | InitFrom | None = None
+    below = raw
+    if overrides:
+        if "init_from" in overrides:
+            raise LaureproError("--set init_from: what a row starts from is the row's own, and cannot be set")
+        raw = merge(raw, overrides)
+    experiment = _build(raw, f"--set (over {where})" if overrides else where)
+    address = f"{table.id}/{row.id}"
     if row.init_from is not None:
         table_id, _, row_id = row.init_from.partition("/")
         if table_id not in tables():
             raise unknown("table", table_id, table_ids(), f"{where}, init_from")
+        if row.init_from in (*chain, address):
+            raise LaureproError(f"{where}: init_from goes in a circle: {' -> '.join([*chain, address, row.init_from])}")
         parent = tables()[table_id]
-        init = InitFrom(experiment=resolve(parent, parent.row(row_id), scale, overrides), part="model")
-    elif scale.pretrain is not None:
-        pretrain = _adapt(merge(raw, scale.pretrain.set), scale.adapt)
-        init = InitFrom(
-            experiment=_build(pretrain, f"{scale.file}, pretrain"), part="backbone", seed=scale.pretrain.seed
-        )
-    if overrides:
-        raw, where = merge(raw, overrides), f"--set (over {where})"
-    return _build({**raw, "init_from": init}, where)
+        start = resolve(parent, parent.row(row_id), scale, overrides, (*chain, address))
+        return experiment.model_copy(update={"init_from": InitFrom(experiment=start)})
+    if scale.pretrain is not None:
+        # From what is below --set: one backbone serves a row and its variations.
+        pretrain = _build(_adapt(merge(below, scale.pretrain.set), scale.adapt), f"{scale.file}, pretrain")
+        init = InitFrom(experiment=pretrain, part="backbone", seed=scale.pretrain.seed)
+        return experiment.model_copy(update={"init_from": init})
+    return experiment
 
 
 def _build(raw: Raw, where: str) -> Experiment:
@@ -591,6 +611,9 @@ class Job(Strict):
         """What the key is the hash of: the parts the stage depends on, defaults left out."""
         dump = self.experiment.model_dump(mode="json", exclude_defaults=True)
         chosen = {p: dump[p] for p in STAGES[self.stage] if p in dump}
+        if "init_from" in chosen and (start := self.starts_from) is not None:
+            # The training alone: how its experiment would be evaluated or profiled cannot matter here.
+            chosen["init_from"] = {"part": dump["init_from"].get("part", "model"), "train": start.key}
         head: Raw = {"stage": self.stage, "scale": self.scale, "version": self.experiment.version}
         return {**head, "seed": self.seed if self.stage != "profile" else None, **chosen}
 
@@ -608,12 +631,17 @@ class Job(Strict):
         return f"{stage}-{what}-s{self.seed}-{self.key}"
 
     @property
+    def starts_from(self) -> Job | None:
+        """The training whose weights this experiment's training starts from."""
+        init = self.experiment.init_from
+        if init is None:
+            return None
+        seed = self.seed if init.seed is None else init.seed
+        return Job(stage="train", scale=self.scale, seed=seed, experiment=init.experiment)
+
+    @property
     def needs(self) -> Job | None:
-        """The job whose weights this one starts from."""
+        """The job whose weights this one reads."""
         if self.stage == "evaluate":
             return self.model_copy(update={"stage": "train"})
-        init = self.experiment.init_from
-        if self.stage == "train" and init is not None:
-            seed = self.seed if init.seed is None else init.seed
-            return Job(stage="train", scale=self.scale, seed=seed, experiment=init.experiment)
-        return None
+        return self.starts_from if self.stage == "train" else None

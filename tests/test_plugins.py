@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, environment, run_cli
 
-from laurepro import record, spec
+from laurepro import parts, record
 
 UPSAMPLER = """
 from typing import Literal
@@ -310,5 +310,5 @@ def test_every_shipped_part_says_what_it_is() -> None:
     """`FEATURES` is read without importing: a plain tuple that the network also finds on the module."""
     for folder in ("upsamplers", "heads"):
         for file in (ROOT / "laurepro" / folder).glob("[!_]*.py"):
-            assert isinstance(spec._features_of(file), frozenset)
+            assert isinstance(parts.features(file), frozenset)
             assert "FEATURES = (" in file.read_text(), file

@@ -357,8 +357,8 @@ def test_every_row_resolves_at_every_scale_and_its_canonical_form_is_final(scale
     [
         ("table3a/encnet-os8-lau4x-off", "evaluate", "evaluate-pascal_context-encnet-resnet50-lau-s0-9daeb4d7b7"),
         ("table3a/encnet-os8-lau4x-off", "train", "train-pascal_context-encnet-resnet50-lau-s0-256a3d05f4"),
-        ("table6/encnet-r101-lau4x-off", "evaluate", "test-ade20k-encnet-resnet101-lau-s0-9babcc1fcd"),
-        ("table6/encnet-r101-lau4x-off", "train", "train-ade20k-encnet-resnet101-lau-s0-42ad733dc3"),
+        ("table6/encnet-r101-lau4x-off", "evaluate", "test-ade20k-encnet-resnet101-lau-s0-aa5fa0a7a0"),
+        ("table6/encnet-r101-lau4x-off", "train", "train-ade20k-encnet-resnet101-lau-s0-d05b2fd413"),
     ],
 )
 def test_pinned_names(address: str, stage: str, name: str) -> None:
