@@ -24,6 +24,4 @@ def unknown(what: str, name: str, available: Iterable[str], where: str = "") -> 
     close = difflib.get_close_matches(str(name), names, n=1)
     prefix = f"{where}: " if where else ""
     nearest = f"nearest: {close[0]};  " if close else ""
-    return LaureproError(
-        f"{prefix}unknown {what} {name!r}", f"{nearest}available: {', '.join(names) or 'none'}"
-    )
+    return LaureproError(f"{prefix}unknown {what} {name!r}", f"{nearest}available: {', '.join(names) or 'none'}")

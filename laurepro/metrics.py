@@ -25,17 +25,11 @@ METRICS: dict[str, Metric] = {
     "pixacc": Metric("pixAcc", "%", "evaluate", 2, "higher", "correct / labelled pixels"),
     "mean_accuracy": Metric("mAcc", "%", "evaluate", 2, "higher", "mean over classes of recall"),
     "boundary_miou": Metric("bmIoU", "%", "evaluate", 2, "higher", "mIoU within 3 pixels of a label edge"),
-    "final_score": Metric(
-        "Final", "", "evaluate", 4, "higher", "(pixAcc + mIoU) / 2 as a fraction, ADE20K test"
-    ),
+    "final_score": Metric("Final", "", "evaluate", 4, "higher", "(pixAcc + mIoU) / 2 as a fraction, ADE20K test"),
     "params": Metric("Params", "M", "profile", 2, "lower", "learnable parameters, no auxiliary head", 1e6),
-    "macs": Metric(
-        "MACs", "G", "profile", 2, "lower", "multiply-accumulates of convolutions and linears", 1e9
-    ),
+    "macs": Metric("MACs", "G", "profile", 2, "lower", "multiply-accumulates of convolutions and linears", 1e9),
     "d_params": Metric("+Params", "M", "profile", 2, "lower", "parameters added to the bilinear row", 1e6),
-    "d_macs": Metric(
-        "+MACs", "G", "profile", 2, "lower", "multiply-accumulates added to the bilinear row", 1e9
-    ),
+    "d_macs": Metric("+MACs", "G", "profile", 2, "lower", "multiply-accumulates added to the bilinear row", 1e9),
     "flops": Metric("FLOPs", "G", "profile", 2, "lower", "two for each MAC, matrix products included", 1e9),
     "activation_bytes": Metric("Activations", "MB", "profile", 1, "lower", "layers' outputs of one forward", 1e6),
     "latency_ms": Metric("Latency", "ms", "profile", 2, "lower", "one forward pass, batch 1"),

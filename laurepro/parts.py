@@ -39,9 +39,7 @@ def folders(folder: str) -> list[Path]:
 
 def names(folder: str) -> list[str]:
     """The plug-ins of a kind, sorted."""
-    found = {
-        f.stem for d in folders(folder) if d.is_dir() for f in d.glob("*.py") if not f.stem.startswith("_")
-    }
+    found = {f.stem for d in folders(folder) if d.is_dir() for f in d.glob("*.py") if not f.stem.startswith("_")}
     return sorted(found)
 
 
@@ -107,9 +105,7 @@ def options(folder: str, file: Path) -> type[BaseModel]:
     class_name = CLASS_OF[folder]
     for node in syntax(file).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
-            init = next(
-                (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
-            )
+            init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
             fields: dict[str, Any] = {}
             if init is not None:
                 for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
@@ -124,9 +120,7 @@ def options(folder: str, file: Path) -> type[BaseModel]:
                         ) from None
             config = ConfigDict(extra="forbid", frozen=True)
             return create_model(f"{folder}/{file.stem}", __config__=config, **fields)
-    raise LaureproError(
-        f"{file}: no class {class_name} in it", f"a plug-in of {folder}/ defines class {class_name}"
-    )
+    raise LaureproError(f"{file}: no class {class_name} in it", f"a plug-in of {folder}/ defines class {class_name}")
 
 
 def bind(folder: str, kind: str, given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -49,17 +49,11 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
     chosen: dict[str, tuple[Table, Row]] = {}
     for target in targets:
         table_id, _, row_id = target.partition("/")
-        ids = (
-            [table_id]
-            if table_id in tables
-            else [t for t in tables if t[:-1] == table_id and t[-1].isalpha()]
-        )
+        ids = [table_id] if table_id in tables else [t for t in tables if t[:-1] == table_id and t[-1].isalpha()]
         if not ids:
             raise unknown("table", table_id, [*tables, "table3"])
         if row_id:
-            matches = [tables[t] for t in ids if any(r.id == row_id for r in tables[t].rows)] or [
-                tables[ids[0]]
-            ]
+            matches = [tables[t] for t in ids if any(r.id == row_id for r in tables[t].rows)] or [tables[ids[0]]]
             chosen[f"{matches[0].id}/{row_id}"] = (matches[0], matches[0].row(row_id))
             continue
         for t in ids:

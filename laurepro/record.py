@@ -131,9 +131,7 @@ def writable(folder: Path, option: str) -> None:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise LaureproError(
-            f"{option} {folder}: {existing} is not a folder, so nothing can be written below it"
-        )
+        raise LaureproError(f"{option} {folder}: {existing} is not a folder, so nothing can be written below it")
     if not os.access(existing, os.W_OK):
         raise LaureproError(f"{option} {folder}: no permission to write in {existing}")
 

@@ -32,13 +32,22 @@ BUSY, STOPPED = 75, 143
 _stop = False
 
 
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
 def die_with_parent() -> None:
-    """Be killed when the parent is (Linux): an orphan would train on against a second copy of itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        parent = os.environ.get("LAUREPRO_PARENT")
-        if parent is not None and os.getppid() != int(parent) and "TORCHELASTIC_RUN_ID" not in os.environ:
-            os.kill(os.getpid(), signal.SIGKILL)
+    """Be killed when the parent is (Linux): an orphan would train on against a second copy of itself.
+
+    What it sets outlives exec, so that the launcher sets it for torchrun's agent too.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _orphaned() -> bool:
+    """Whether the launcher died before this process could ask to die with it."""
+    parent = os.environ.get("LAUREPRO_PARENT")
+    return parent is not None and "TORCHELASTIC_RUN_ID" not in os.environ and os.getppid() != int(parent)
 
 
 def _on_signal(signum: int, frame: object) -> None:
@@ -65,15 +74,15 @@ class Progress:
 def main(argv: list[str] | None = None) -> int:
     """Run one job in this process. Returns the exit code."""
     die_with_parent()
+    if _orphaned():
+        return 1
     parser = argparse.ArgumentParser(prog="python -m laurepro.worker", description=__doc__.splitlines()[0])
     parser.add_argument("--job", required=True, help="the job as JSON")
     for option in ("--runs", "--results", "--data"):
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--fresh", action="store_true", help="start over instead of from a checkpoint")
     args = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, _on_signal)
     job = Job.model_validate_json(args.job)
@@ -104,8 +113,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _finished(args: argparse.Namespace, job: Job) -> bool:
     """Whether a record (and, for a training, its weights) appeared while this process started."""
-    file = record.records_dir(args.results) / f"{job.name}.json"
-    return file.is_file() and (job.stage != "train" or record.has_weights(args.runs, job))
+    try:
+        record.read(record.records_dir(args.results) / f"{job.name}.json")
+    except LaureproError:  # none, or one that cannot be read and so counts as missing
+        return False
+    return job.stage != "train" or record.has_weights(args.runs, job)
 
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:

@@ -50,7 +50,7 @@ adapt:
 set:
   model: {{aux_channels: 8}}
   data: {{train_split: train}}
-  train: {{epochs: null, phases: null, iterations: {STEPS}, batch_size: 4, lr: 0.05, head_lr_multiplier: 1.0, threads: 1}}
+  train: {{epochs: null, phases: null, iterations: {STEPS}, batch_size: 4, lr: 0.05, threads: 1}}
 """
 
 

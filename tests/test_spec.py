@@ -115,7 +115,7 @@ def test_broken_table_is_an_error_that_says_where(experiments: Path, old: str, n
 def test_misspelt_recipe(experiments: Path) -> None:
     file = experiments / TABLE
     file.write_text(file.read_text().replace("recipe: pascal_context", "recipe: pascal_contxt"))
-    with pytest.raises(LaureproError, match="unknown recipe 'pascal_contxt'\n.*nearest: pascal_context"):
+    with pytest.raises(LaureproError, match=r"unknown recipe 'pascal_contxt'\n.*nearest: pascal_context"):
         resolve_all("paper")
 
 

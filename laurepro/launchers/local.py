@@ -19,7 +19,7 @@ from laurepro import record
 from laurepro.launchers import Failure, LaunchContext, command, cores, job_threads
 from laurepro.plan import Plan
 from laurepro.spec import Job
-from laurepro.worker import BUSY, STOPPED
+from laurepro.worker import BUSY, STOPPED, die_with_parent
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 60.0  # for a stopped worker to write its checkpoint
@@ -66,7 +66,9 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
                     need = job.needs
                     if need is not None and need.name in failures:
                         waiting.remove(job)
-                        failures[job.name] = Failure(job.name, 1, f"not started: {need.name} failed")
+                        failures[job.name] = Failure(
+                            job.name, failures[need.name].code, f"not started: {need.name} failed"
+                        )
                         show.line(f"skipped  {job.name}: {need.name} failed")
                         continue
                     blocked = need is not None and need.name in names and need.name not in finished
@@ -112,9 +114,7 @@ def _cpu_slots(plan: Plan, context: LaunchContext) -> int:
     return max(context.nproc_per_node, cores() // threads)
 
 
-def _start(
-    job: Job, context: LaunchContext, devices: list[str], slots: tuple[int, ...]
-) -> subprocess.Popen[bytes]:
+def _start(job: Job, context: LaunchContext, devices: list[str], slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
     folder = context.runs / job.name
     folder.mkdir(parents=True, exist_ok=True)
     record.write_atomic(folder / "job.json", job.model_dump_json(exclude_defaults=True))
@@ -122,9 +122,7 @@ def _start(
         "OMP_NUM_THREADS": str(job_threads(job, context)),
         "LAUREPRO_PARENT": str(os.getpid()),
         "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a person types to do it again
-        "PYTHONPATH": os.pathsep.join(
-            p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p
-        ),
+        "PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p),
     }
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[s % len(devices)] for s in slots)
@@ -137,6 +135,7 @@ def _start(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
 
 
@@ -250,9 +249,7 @@ class _Bars(_Lines):
             state = record.read_json(folder / "progress.json") or {}
             if "step" in state:
                 loss = f"loss {state['loss']:.3f}" if isinstance(state.get("loss"), float) else ""
-                self.bars.update(
-                    self.tasks[job.name], total=state.get("steps"), completed=state["step"], loss=loss
-                )
+                self.bars.update(self.tasks[job.name], total=state.get("steps"), completed=state["step"], loss=loss)
 
 
 def _display(total: int) -> _Lines:
