@@ -48,6 +48,14 @@ class Commands(click.Group):
             raise click.UsageError(str(error)) from None
         return _table_command(name)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does it, but a name that does not exist is answered with the nearest."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from laurepro import spec
+
+            raise click.UsageError(str(unknown("command", args[0], [*self.commands, *spec.table_ids()])))
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """The one place where a LaureproError becomes a message and exit code 2."""
         try:
@@ -400,7 +408,9 @@ def _run(
     except OSError as error:
         raise LaureproError(f"{error.filename or runs}: {error.strerror}") from None
     for failure in failures:
-        click.echo(f"failed: {failure.job}: {failure.reason}\n  log: {runs / failure.job / 'log.txt'}", err=True)
+        click.echo(f"failed: {failure.job}: {failure.reason}", err=True)
+        if (log := runs / failure.job / "log.txt").is_file():
+            click.echo(f"  log: {log}", err=True)
     if failures:
         click.echo(f"{_plural(len(failures), 'job')} failed; the same command tries them again", err=True)
         raise click.exceptions.Exit(2 if all(f.code == 2 for f in failures) else 1)
