@@ -44,9 +44,10 @@ lint: $(VENV)/.dev ## Lint, format and type checks
 check: lint ## All that can be verified without running tests
 	@report=$$($(BIN)/laurepro check) || { echo "$$report"; exit 1; }; tail -n 1 <<< "$$report"
 
-acceptance: $(VENV)/.dev ## Smoke orderings over 5 seeds (about an hour on 2 cores)
-	$(BIN)/laurepro run table3a --scale smoke --seeds 5
-	$(BIN)/python -m pytest -m acceptance --override-ini addopts=-ra
+acceptance: $(VENV)/.dev ## Train five seeds at scale smoke and hold their orderings (about 20 minutes on 2 cores)
+	$(BIN)/laurepro run table3a table4/encnet-os8-lau4x --scale smoke --seeds 5 \
+	  --results runs/acceptance/results --runs runs/acceptance --data runs/acceptance/data
+	$(BIN)/python -m pytest -m acceptance
 
 reproduce-all: $(VENV)/.run ## Every table: LAUNCHER=local|dry SCALE=paper|smoke SEEDS=N
 	$(BIN)/laurepro run --all --scale $(SCALE) --launcher $(LAUNCHER) $(if $(SEEDS),--seeds $(SEEDS))
