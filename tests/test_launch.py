@@ -116,12 +116,15 @@ def test_a_dry_line_is_what_runs(finished: Finished, tiny: Path, tmp_path: Path)
 # ----------------------------------------------------------------------------------------- interruptions
 
 
-def test_ctrl_c_checkpoints_and_the_same_command_goes_on(finished: Finished, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_a_stop_checkpoints_and_the_same_command_goes_on(
+    finished: Finished, tiny: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     process = start(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     wait_until(at_step(tmp_path, 1), "a first step")
     assert len(alive(tmp_path)) == 1
     busy = run_cli("status", "--scale", "tiny", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     ran = finish(process, 60)
     assert ran.code == 130 and "Traceback" not in ran.err and "goes on" in ran.err
     assert "1 running" in busy.out and f"/{STEPS}" in busy.out

@@ -48,8 +48,9 @@ def gpus() -> list[str]:
 def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
     """Run every job of the plan; a failure stops only what needs it.
 
-    Ctrl-C asks the workers to checkpoint and stop, waits for them and raises KeyboardInterrupt.
+    Ctrl-C, or SIGTERM, asks the workers to checkpoint and stop, waits for them and raises KeyboardInterrupt.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     devices = gpus()
     waiting = list(plan.jobs)
     free = list(range(len(devices) * context.jobs_per_gpu if devices else _cpu_slots(plan, context)))
