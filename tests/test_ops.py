@@ -368,6 +368,9 @@ def test_loss_agrees_with_oracle(
     seed=st.integers(0, 2**32 - 1),
 )
 def test_drawn_losses(n: int, c: int, h: int, w: int, k: tuple[int, int], kind: str, ignore: int, seed: int) -> None:
+    if kind == "fractions":
+        # Thirds and fifths are not binary: rounding, not the rule, would decide whether such a sample ties.
+        k = (4 if k[0] in (3, 5) else k[0], 4 if k[1] in (3, 5) else k[1])
     rng = np.random.default_rng(seed)
     u = rng.normal(size=(n, c, h, w)) * 3
     d = offsets(kind, (n, 2, h * k[0], w * k[1]), k, rng)
