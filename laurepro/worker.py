@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
                 old.unlink()
     try:
         return _run(args, job, folder, rank)
-    except Exception as error:
+    except Exception as error:  # whatever ends a job is told in failure.json, and by the exit code
         _fail(folder, rank, error)
         return 2 if isinstance(error, LaureproError) else 1
     finally:
