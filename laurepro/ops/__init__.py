@@ -5,6 +5,7 @@ The package needs nothing but torch, so that it can be used in any network.
 
 from __future__ import annotations
 
+from ._warmup import warmup
 from .losses import (
     LossMaps,
     location_aware_loss_maps,
@@ -20,4 +21,5 @@ __all__ = [
     "location_aware_upsample",
     "offset_guided_cross_entropy",
     "offset_regression_loss",
+    "warmup",
 ]

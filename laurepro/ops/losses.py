@@ -4,34 +4,47 @@ Per output pixel, L is the cross-entropy of the LaU logits, L' that of the zero-
 that of the corner c of the input cell in which the output pixel lies. L' and L_c only choose weights and regression
 targets: they carry no gradient. L_c is gathered from the input's own log-probabilities, so that no corner
 map is ever upsampled (the corner values of every output pixel are input pixels).
+
+The fused forms never keep a map of the output's size. With CuPy on a GPU kernels sample a pixel's logits where they are
+needed (`laurepro.ops._cupy_loss`). Elsewhere the losses use that the weight of a pixel is known as soon as its losses
+are, and with it the gradient of the sum: they take a few rows of the output at a time, differentiate them on the
+spot and keep the gradients of the input and of the offsets. The composed form (`fused=False`) leaves all that to
+autograd.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from . import _cupy_loss
+from ._cupy import Backend, selected
 from .upsample import (
-    Backend,
+    Grid,
     IntegerGradient,
     ScaleFactor,
-    base_positions,
+    base_grid,
     bilinear_upsample,
-    check_backend,
     check_choice,
     check_device,
     check_operands,
     compute_dtype,
     location_aware_upsample,
+    pad,
+    sample,
 )
 
 Tie = Literal["paper", "code"]
 Normalize = Literal["all", "valid"]
 Rule = Literal["offset_guided", "regression"]
+
+# Of the upsampled map that the fused form has at a time: what stays in the cache of a CPU's core; 128 MiB of a GPU.
+_CPU_ELEMENTS, _GPU_ELEMENTS = 2**19, 2**25
 
 
 class LossMaps(NamedTuple):
@@ -62,6 +75,7 @@ def offset_guided_cross_entropy(
     backend: Backend = "auto",
     integer_gradient: IntegerGradient = "right",
     valid_count: Tensor | float | None = None,
+    fused: bool = True,
 ) -> Tensor:
     """Cross-entropy of LaU logits, heavier where the offsets do not help: mean of L (1 + lambda [not L < L']), eq. 3.
 
@@ -75,10 +89,13 @@ def offset_guided_cross_entropy(
         normalize: "all" divides by N H W, ignored pixels counted, as the authors' code does; "valid" by the
             number of pixels that are not ignored.
         ignore_index: the label that counts nothing.
-        backend: "torch", or "auto", which means "torch" in this version.
+        backend: as in `location_aware_upsample`.
         integer_gradient: see `location_aware_upsample`.
         valid_count: with `normalize="valid"`, the number to divide by instead of this batch's: in data-parallel
             training, the valid pixels of all ranks divided by the number of ranks. Unused with "all".
+        fused: never form the upsampled logits ("cupy"), or those of a few rows at a time only, which are
+            differentiated on the spot ("torch"); False composes the loss of operators that autograd differentiates.
+            All give the same numbers up to rounding.
 
     Returns:
         A scalar, float32 (float64 for float64 arguments). With nothing to divide by (no pixel, or none valid) it
@@ -88,19 +105,13 @@ def offset_guided_cross_entropy(
         ValueError: shapes or devices do not fit, or an option has no such value.
         TypeError: `input` or `offset` is not floating point, or `target` not int64.
         IndexError: on a CPU, a label is neither a class nor `ignore_index`.
-        RuntimeError: `backend="cupy"`.
+        RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
-    _check(input, offset, target, scale_factor, normalize, backend)
+    scale = _check(input, offset, target, scale_factor, normalize, backend)
     check_choice("tie", tie, ("paper", "code"))
-    dtype = compute_dtype(input, offset)
-    input, offset = input.to(dtype), offset.to(dtype)
-    nll = _lau_nll(input, offset, target, scale_factor, ignore_index, integer_gradient)
-    if offset_weight == 0:  # every weight is 1: L' is not needed
-        return nll.sum() / _denominator(target, normalize, ignore_index, valid_count, nll.dtype)
-    with torch.no_grad():
-        plain = _bilinear_nll(input, target, scale_factor, ignore_index)
-        weight = _offset_guided_weight(nll, plain, offset_weight, tie)
-    return (weight * nll).sum() / _denominator(target, normalize, ignore_index, valid_count, dtype)
+    terms = _Terms(tie, offset_weight, 0.0, 1.0, ignore_index, integer_gradient)
+    total = _total(input, offset, target, scale, terms, backend, fused)
+    return total / _denominator(target, normalize, ignore_index, valid_count, total.dtype)
 
 
 def offset_regression_loss(
@@ -117,6 +128,7 @@ def offset_regression_loss(
     backend: Backend = "auto",
     integer_gradient: IntegerGradient = "right",
     valid_count: Tensor | float | None = None,
+    fused: bool = True,
 ) -> Tensor:
     """Cross-entropy of LaU logits plus a pull of each offset to the best corner of its cell, eq. 4.
 
@@ -140,9 +152,10 @@ def offset_regression_loss(
         beta: where SmoothL1 turns from quadratic to linear, in input pixels; 0 is the L1 distance.
         normalize: the denominator of both terms, see `offset_guided_cross_entropy`.
         ignore_index: the label that counts nothing.
-        backend: "torch", or "auto", which means "torch" in this version.
+        backend: as in `location_aware_upsample`.
         integer_gradient: see `location_aware_upsample`.
         valid_count: see `offset_guided_cross_entropy`.
+        fused: see `offset_guided_cross_entropy`.
 
     Returns:
         A scalar, float32 (float64 for float64 arguments); 0 with zero gradients if there is nothing to divide by.
@@ -151,24 +164,15 @@ def offset_regression_loss(
         ValueError: shapes or devices do not fit, M is not 1, beta < 0, or an option has no such value.
         TypeError: `input` or `offset` is not floating point, or `target` not int64.
         IndexError: on a CPU, a label is neither a class nor `ignore_index`.
-        RuntimeError: `backend="cupy"`.
+        RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
     scale = _check(input, offset, target, scale_factor, normalize, backend)
     _check_one_offset(input, offset)
     if not beta >= 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
-    dtype = compute_dtype(input, offset)
-    input, offset = input.to(dtype), offset.to(dtype)
-    nll = _lau_nll(input, offset, target, scale, ignore_index, integer_gradient)
-    with torch.no_grad():
-        corners = _corners(input, offset, nll, target, scale, ignore_index)
-        lau_wins, target_offset = _best_candidate(nll, offset, corners)
-        weight = _weight(lau_wins, nll, offset_weight)
-    # Filled, not multiplied: an infinite offset leaves inf - inf where LaU wins.
-    distance = (offset - target_offset).masked_fill(lau_wins[:, None], 0.0)
-    pull = F.smooth_l1_loss(distance, torch.zeros_like(distance), beta=beta, reduction="none").mean(1)
-    total = (weight * nll).sum() + regression_weight * pull.sum()
-    return total / _denominator(target, normalize, ignore_index, valid_count, dtype)
+    terms = _Terms("regression", offset_weight, regression_weight, beta, ignore_index, integer_gradient)
+    total = _total(input, offset, target, scale, terms, backend, fused)
+    return total / _denominator(target, normalize, ignore_index, valid_count, total.dtype)
 
 
 def location_aware_loss_maps(
@@ -194,7 +198,7 @@ def location_aware_loss_maps(
         offset_weight: the paper's lambda.
         tie: as in `offset_guided_cross_entropy`; used with `rule="offset_guided"`.
         ignore_index: the label that counts nothing.
-        backend: "torch", or "auto", which means "torch" in this version.
+        backend: as in `location_aware_upsample`.
 
     Returns:
         `LossMaps`.
@@ -203,7 +207,7 @@ def location_aware_loss_maps(
         ValueError: shapes or devices do not fit, M is not 1, or an option has no such value.
         TypeError: `input` or `offset` is not floating point, or `target` not int64.
         IndexError: on a CPU, a label is neither a class nor `ignore_index`.
-        RuntimeError: `backend="cupy"`.
+        RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
     scale = _check(input, offset, target, scale_factor, "all", backend)
     _check_one_offset(input, offset)
@@ -212,15 +216,187 @@ def location_aware_loss_maps(
     with torch.no_grad():
         dtype = compute_dtype(input, offset)
         input, offset = input.to(dtype), offset.to(dtype)
-        nll = _lau_nll(input, offset, target, scale, ignore_index, "right")
-        plain = _bilinear_nll(input, target, scale, ignore_index)
-        corners = list(_corners(input, offset, nll, target, scale, ignore_index))
+        nll = _nll(location_aware_upsample(input, offset, scale, backend=backend), target, ignore_index)
+        plain = _nll(bilinear_upsample(input, scale, backend=backend), target, ignore_index)
+        grid = base_grid(input, scale)
+        corners = list(_Corners.of(input, grid, scale, ignore_index).candidates(offset, nll, target, grid))
         lau_wins, target_offset = _best_candidate(nll, offset, iter(corners))
-        if rule == "offset_guided":
-            weight = _offset_guided_weight(nll, plain, offset_weight, tie)
-        else:
-            weight = _weight(lau_wins, nll, offset_weight)
+        good = _beats(nll, plain, tie) if rule == "offset_guided" else lau_wins
+        weight = _weight(good, nll, offset_weight)
         return LossMaps(nll, plain, torch.stack([c.nll for c in corners], 1), weight, target_offset)
+
+
+# ---------------------------------------------------------------------------------------- the sum over the pixels
+
+
+class _Terms(NamedTuple):
+    """What is summed."""
+
+    rule: Literal["paper", "code", "regression"]  # equation 3 with its rule for ties, or equation 4
+    offset_weight: float
+    regression_weight: float
+    beta: float
+    ignore_index: int
+    integer_gradient: IntegerGradient
+
+
+def _total(
+    input: Tensor,
+    offset: Tensor,
+    target: Tensor,
+    scale: tuple[int, int],
+    terms: _Terms,
+    backend: Backend,
+    fused: bool,
+) -> Tensor:
+    """The sum of a loss over all pixels, a differentiable scalar."""
+    dtype = compute_dtype(input, offset)
+    offset = offset.to(dtype)
+    wide = input.to(dtype) if dtype == torch.float64 else input
+    if fused and selected(backend, input.device) and (backend == "cupy" or _cupy_loss.takes(wide, *scale)):
+        code = terms.integer_gradient == "code"
+        return _cupy_loss.total(wide, offset, target, scale, *terms[:-1], code)
+    input = input.to(dtype)
+    if fused:
+        if not torch.is_grad_enabled():
+            input, offset = input.detach(), offset.detach()
+        total: Tensor = _Fused.apply(input, offset, target, scale, terms)
+        return total
+    return _composed(input, offset, target, scale, terms, backend)
+
+
+def _composed(
+    input: Tensor, offset: Tensor, target: Tensor, scale: tuple[int, int], terms: _Terms, backend: Backend
+) -> Tensor:
+    grid, plain, corners = base_grid(input, scale), None, None
+    with torch.no_grad():
+        if terms.rule == "regression":
+            corners = _Corners.of(input, grid, scale, terms.ignore_index)
+        elif _needs_plain(terms):
+            plain = _nll(bilinear_upsample(input, scale, backend=backend), target, terms.ignore_index)
+    logits = location_aware_upsample(input, offset, scale, integer_gradient=terms.integer_gradient, backend=backend)
+    nll = _nll(logits, target, terms.ignore_index)
+    good, target_offset = _judge(offset, nll, plain, target, grid, corners, terms)
+    total = (_weight(good, nll, terms.offset_weight) * nll).sum()
+    return total if target_offset is None else total + _pull(offset, target_offset, good, terms)
+
+
+class _Fused(torch.autograd.Function):
+    """As `_composed`, differentiated where it is computed: what is kept are the gradients of the two arguments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, offset: Tensor, target: Tensor, scale: tuple[int, int], terms: _Terms
+    ) -> Tensor:
+        needs = ctx.needs_input_grad[:2]
+        grid = base_grid(input, scale)
+        images, rows = _window(input, grid)
+        grad_input = torch.empty_like(input, memory_format=torch.contiguous_format) if needs[0] else None
+        grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format) if needs[1] else None
+        total = input.new_zeros(())
+        for first in range(0, len(input), images):
+            part = slice(first, first + images)
+            # Leaves of their own: the padded map's gradient is collected over the windows.
+            padded = pad(input[part].detach()).requires_grad_(needs[0])
+            corners = _Corners.of(input[part], grid, scale, terms.ignore_index) if terms.rule == "regression" else None
+            grad_padded: Tensor | None = None
+            for row in range(0, len(grid.rows), rows):
+                window = slice(row, row + rows)
+                leaf = offset[part, :, window].detach().requires_grad_(needs[1])
+                at = None if corners is None else corners.window(window)
+                value, gradients = _differentiate(padded, leaf, target[part, window], grid.window(window), at, terms)
+                total += value
+                if grad_offset is not None:
+                    grad_offset[part, :, window] = gradients.pop()
+                if grad_input is not None:
+                    new = gradients.pop()
+                    grad_padded = new if grad_padded is None else grad_padded.add_(new)
+            if grad_input is not None and grad_padded is not None:
+                grad_input[part] = grad_padded[..., : input.shape[2], : input.shape[3]]
+        ctx.save_for_backward(grad_input, grad_offset)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if g is None else g * grad for g in ctx.saved_tensors), None, None, None
+
+
+def _differentiate(
+    padded: Tensor, offset: Tensor, target: Tensor, grid: Grid, corners: _Corners | None, terms: _Terms
+) -> tuple[Tensor, list[Tensor]]:
+    """The sum over a window, and its gradients with respect to those of `padded` and `offset` that need one."""
+    plain = None
+    if _needs_plain(terms):  # first: its maps are gone before LaU's come
+        plain = _nll(sample(padded.detach(), None, grid), target, terms.ignore_index)
+    with torch.enable_grad():
+        logits = sample(padded, offset, grid, terms.integer_gradient)
+    log_p = F.log_softmax(logits.detach(), 1)
+    nll = F.nll_loss(log_p, target, ignore_index=terms.ignore_index, reduction="none")
+    good, target_offset = _judge(offset, nll, plain, target, grid, corners, terms)
+    weight = _weight(good, nll, terms.offset_weight)
+    total = (weight * nll).sum()
+    values, seeds = [], []
+    if logits.requires_grad:
+        # The gradient of cross-entropy, in place of the log-probabilities: softmax minus one-hot.
+        ignored = target == terms.ignore_index
+        weight.masked_fill_(ignored, 0.0)
+        label = target.masked_fill(ignored, 0)[:, None]
+        grad = log_p.exp_().mul_(weight[:, None])
+        grad.scatter_(1, label, grad.gather(1, label) - weight[:, None])
+        values.append(logits)
+        seeds.append(grad)
+    if target_offset is not None:
+        with torch.enable_grad():
+            pull = _pull(offset, target_offset, good, terms)
+        total += pull.detach()
+        if pull.requires_grad:
+            values.append(pull)
+            seeds.append(torch.ones_like(pull))
+    leaves = [leaf for leaf in (padded, offset) if leaf.requires_grad]
+    return total, list(torch.autograd.grad(values, leaves, seeds)) if leaves else []
+
+
+def _window(input: Tensor, grid: Grid) -> tuple[int, int]:
+    """How many images, and how many of their output rows, the fused form takes together."""
+    least, budget = 1, _GPU_ELEMENTS
+    if input.device.type == "cpu":
+        least = torch.get_num_threads()  # torch's sampler gives each thread an image of its own
+        budget = _CPU_ELEMENTS * least
+    row = max(1, input.shape[1] * len(grid.columns))
+    images = max(1, min(len(input), max(least, budget // (row * len(grid.rows)))))
+    return images, max(1, budget // (images * row))
+
+
+def _judge(
+    offset: Tensor,
+    nll: Tensor,
+    plain: Tensor | None,
+    target: Tensor,
+    grid: Grid,
+    corners: _Corners | None,
+    terms: _Terms,
+) -> tuple[Tensor, Tensor | None]:
+    """Where LaU is good, (N, H, W) bool, and with the regression where it should have looked, (N, 2, H, W)."""
+    with torch.no_grad():
+        if corners is not None:
+            return _best_candidate(nll, offset, corners.candidates(offset, nll, target, grid))
+        if plain is None or terms.rule == "regression":
+            return torch.ones_like(nll, dtype=torch.bool), None
+        return _beats(nll, plain, terms.rule), None
+
+
+def _needs_plain(terms: _Terms) -> bool:
+    """Whether any weight depends on L'."""
+    return terms.rule != "regression" and terms.offset_weight != 0
+
+
+def _pull(offset: Tensor, target_offset: Tensor, good: Tensor, terms: _Terms) -> Tensor:
+    """The regression's sum, gamma included."""
+    # Filled, not multiplied: an infinite offset leaves inf - inf where LaU wins.
+    distance = (offset - target_offset).masked_fill(good[:, None], 0.0)
+    pull = F.smooth_l1_loss(distance, torch.zeros_like(distance), beta=terms.beta, reduction="none")
+    return terms.regression_weight * pull.mean(1).sum()
 
 
 class _Corner(NamedTuple):
@@ -231,46 +407,62 @@ class _Corner(NamedTuple):
     column: Tensor  # (W,)
 
 
-def _corners(
-    input: Tensor, offset: Tensor, nll: Tensor, target: Tensor, scale: tuple[int, int], ignore_index: int
-) -> Iterator[_Corner]:
-    """The four corners in the order in which they compete; `nll` is LaU's own."""
-    h, w = input.shape[2:]
-    table = -F.log_softmax(input, 1).flatten(1)  # (N, C h w)
-    ignored = target == ignore_index
-    first = target.masked_fill(ignored, 0) * (h * w)
-    rows = _axis_corners(h, scale[0], offset[:, 0], column=False)
-    columns = _axis_corners(w, scale[1], offset[:, 1], column=True)
-    for column in columns:
-        for row in rows:
-            index = first + row.line * w + column.line
-            corner = table.gather(1, index.flatten(1)).view(target.shape).masked_fill_(ignored, 0.0)
-            # The loss of one and the same logits may differ in its last bit with the shape of the tensor they are in.
-            corner = torch.where(row.is_read & column.is_read, nll, corner)
-            yield _Corner(corner, row.distance, column.distance)
-
-
 class _AxisCorner(NamedTuple):
     """Floor or ceil of one axis."""
 
     line: Tensor  # (H, 1) or (W,), int64, clamped into the map
     distance: Tensor  # same shape, corner minus position before clamping
-    is_read: Tensor  # (N, H, W): LaU samples exactly on this corner's row (column)
 
 
-def _axis_corners(n: int, k: int, offset: Tensor, *, column: bool) -> tuple[_AxisCorner, _AxisCorner]:
-    shape = (-1,) if column else (-1, 1)
-    position = (base_positions(n, k, offset).view(shape) + offset).clamp(0, n - 1)
-    step = torch.arange(k, device=offset.device)
+class _Corners(NamedTuple):
+    """The corner losses of some images, which are their own pixels' losses."""
+
+    table: Tensor  # (N, C h w), minus the log-probabilities of the input
+    rows: tuple[_AxisCorner, _AxisCorner]
+    columns: tuple[_AxisCorner, _AxisCorner]
+    ignore_index: int
+
+    @classmethod
+    def of(cls, input: Tensor, grid: Grid, scale: tuple[int, int], ignore_index: int) -> _Corners:
+        """Of (N, C, h, w), for all rows of the output."""
+        table = -F.log_softmax(input.detach(), 1).flatten(1)
+        rows, columns = (_axis_corners(n, k, grid.rows) for n, k in zip(grid.sizes, scale, strict=True))
+        upright = tuple(_AxisCorner(*(t[:, None] for t in corner)) for corner in rows)
+        return cls(table, (upright[0], upright[1]), columns, ignore_index)
+
+    def window(self, rows: slice) -> _Corners:
+        """Of some rows of the output."""
+        floor, ceil = (_AxisCorner(*(t[rows] for t in corner)) for corner in self.rows)
+        return self._replace(rows=(floor, ceil))
+
+    def candidates(self, offset: Tensor, nll: Tensor, target: Tensor, grid: Grid) -> Iterator[_Corner]:
+        """The four corners in the order in which they compete; `nll` is LaU's own."""
+        h, w = grid.sizes
+        ignored = target == self.ignore_index
+        first = target.masked_fill(ignored, 0) * (h * w)
+        row_at = (grid.rows + offset[:, 0]).clamp(0, h - 1)
+        column_at = (grid.columns + offset[:, 1]).clamp(0, w - 1)
+        for column in self.columns:
+            for row in self.rows:
+                index = first + row.line * w + column.line
+                corner = self.table.gather(1, index.flatten(1)).view(target.shape).masked_fill_(ignored, 0.0)
+                # The loss of one and the same logits may differ in its last bit with the shape of the tensor they
+                # are in: a corner that LaU reads exactly has LaU's loss.
+                is_read = (row_at == row.line) & (column_at == column.line)
+                yield _Corner(torch.where(is_read, nll, corner), row.distance, column.distance)
+
+
+def _axis_corners(n: int, k: int, like: Tensor) -> tuple[_AxisCorner, _AxisCorner]:
+    """Floor and ceil of the n k positions of one axis, (n k,) each."""
+    step = torch.arange(k, device=like.device)
     up = (step > 0).to(torch.int64)
-    fraction = step.to(offset.dtype) / k
-    cell = torch.arange(n, device=offset.device)[:, None]
-    pair = []
-    for rise in (torch.zeros_like(up), up):
-        line = (cell + rise).clamp(max=n - 1).view(shape)
-        distance = (rise - fraction).repeat(n).view(shape)
-        pair.append(_AxisCorner(line, distance, position == line))
-    return pair[0], pair[1]
+    fraction = step.to(like.dtype) / k
+    cell = torch.arange(n, device=like.device)[:, None]
+    floor, ceil = (
+        _AxisCorner((cell + rise).clamp(max=n - 1).view(-1), (rise - fraction).repeat(n))
+        for rise in (torch.zeros_like(up), up)
+    )
+    return floor, ceil
 
 
 def _best_candidate(nll: Tensor, offset: Tensor, corners: Iterator[_Corner]) -> tuple[Tensor, Tensor]:
@@ -292,25 +484,14 @@ def _weight(good: Tensor, nll: Tensor, offset_weight: float) -> Tensor:
     return torch.full_like(nll, 1 + offset_weight).masked_fill_(good, 1.0)
 
 
-def _offset_guided_weight(nll: Tensor, plain: Tensor, offset_weight: float, tie: Tie) -> Tensor:
-    return _weight(nll < plain if tie == "paper" else nll <= plain, nll, offset_weight)
+def _beats(nll: Tensor, plain: Tensor, tie: Tie) -> Tensor:
+    """Whether LaU is better than bilinear upsampling: equation 3."""
+    return nll < plain if tie == "paper" else nll <= plain
 
 
-def _lau_nll(
-    input: Tensor,
-    offset: Tensor,
-    target: Tensor,
-    scale: ScaleFactor,
-    ignore_index: int,
-    integer_gradient: IntegerGradient,
-) -> Tensor:
-    logits = location_aware_upsample(input, offset, scale, integer_gradient=integer_gradient)
-    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
-
-
-def _bilinear_nll(input: Tensor, target: Tensor, scale: ScaleFactor, ignore_index: int) -> Tensor:
-    """L': the arithmetic of `_lau_nll`, operation by operation, so that a zero offset ties exactly."""
-    return F.cross_entropy(bilinear_upsample(input, scale), target, ignore_index=ignore_index, reduction="none")
+def _nll(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy per pixel. L and L' are the same operations on maps of one shape, so that equal logits tie."""
+    return F.nll_loss(F.log_softmax(logits, 1), target, ignore_index=ignore_index, reduction="none")
 
 
 def _denominator(
@@ -332,7 +513,7 @@ def _denominator(
 
 
 def _check(
-    input: Tensor, offset: Tensor, target: Tensor, scale_factor: ScaleFactor, normalize: str, backend: str
+    input: Tensor, offset: Tensor, target: Tensor, scale_factor: ScaleFactor, normalize: str, backend: Backend
 ) -> tuple[int, int]:
     scale = check_operands(input, offset, scale_factor)
     if not isinstance(target, Tensor) or target.dtype != torch.int64:
@@ -346,7 +527,7 @@ def _check(
         )
     check_device(input, "target", target)
     check_choice("normalize", normalize, ("all", "valid"))
-    check_backend(backend)
+    selected(backend, input.device)
     return scale
 
 

@@ -1,6 +1,7 @@
 """Location-aware upsampling (LaU, section 3.1 of the paper) and its zero-offset form.
 
-The fast path is torch's own bilinear sampler, fed so that it is exact. The sampler takes normalised coordinates
+On a CUDA device with CuPy the kernels of `cupy_kernels` compute both, as one op (`laurepro.ops._cupy_upsample`).
+Elsewhere it is torch's own bilinear sampler, fed so that it is exact. The sampler takes normalised coordinates
 g = 2 p / (n - 1) - 1, and undoes that in floating point: for most n a sample on an integer position comes back
 slightly beside it, and the derivative is then that of the wrong cell, wrong by as much as the values differ.
 Two measures mend this:
@@ -8,21 +9,23 @@ Two measures mend this:
 * the map is padded until n - 1 is a power of two, which makes both conversions exact for every position that matters
   (integers, and fractions with a power of two below), and lets h = 1 and w = 1 work. No sample reads the
   padding with a weight other than 0, because positions are clamped to the true map before;
-* for the gradient, positions within one rounding error of a cell's side are moved that little (n eps) into
-  the cell floor(p) .. floor(p) + 1. The derivative with respect to p is constant there, hence exact.
+* for the gradient, positions are moved by at most n eps within the cell floor(p) .. floor(p) + 1, to where both
+  conversions are exact for all of them. The derivative with respect to p is constant there, hence exact.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import _cupy_upsample
+from ._cupy import Backend, selected
+
 IntegerGradient = Literal["right", "code"]
-Backend = Literal["auto", "cupy", "torch"]
 ScaleFactor = int | tuple[int, int]
 
 _BILINEAR, _BORDER = 0, 1  # codes of aten.grid_sampler_2d
@@ -55,23 +58,30 @@ def location_aware_upsample(
         scale_factor: k, or (k_h, k_w).
         integer_gradient: "right", or "code" for the rule of the authors' released code: the derivative on an integer
             position in [0, n - 1] is -V (their far tap drops out there).
-        backend: "torch", or "auto", which means "torch" in this version.
+        backend: "cupy", "torch", or "auto": "cupy" on a CUDA device where CuPy is installed (`laurepro[cuda13]`), else
+            "torch", with one warning if the device is a CUDA device; "torch" also for a dtype or a size that the
+            kernels do not take. Both compute the same function; they differ by rounding. With "cupy" a channels_last
+            `input` gives a channels_last output.
 
     Returns:
         V, (N, C, h k_h, w k_w), in the dtype of `input`. Half types are computed in float32; otherwise
         the wider dtype of the two.
 
     Raises:
-        ValueError: shapes or devices do not fit, or an option has no such value.
-        TypeError: an argument is no tensor, or not floating point, or the scale factor is no integer.
-        RuntimeError: `backend="cupy"`.
+        ValueError: shapes or devices do not fit, an option has no such value, or `backend="cupy"` with tensors that are
+            not on a CUDA device, or with 2^31 or more output elements per image.
+        TypeError: an argument is no tensor, or not floating point, or the scale factor is no integer; or the kernels
+            do not take the dtype.
+        RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
     scale = check_operands(input, offset, scale_factor)
     check_choice("integer_gradient", integer_gradient, ("right", "code"))
-    check_backend(backend)
     dtype = compute_dtype(input, offset)
-    value: Tensor = _LocationAwareUpsample.apply(input.to(dtype), offset.to(dtype), scale, integer_gradient == "code")
-    return value.to(input.dtype)
+    if selected(backend, input.device) and (backend == "cupy" or _cupy_upsample.takes(input, *scale)):
+        wide = input.to(dtype) if dtype == torch.float64 else input
+        return _cupy_upsample.upsample(wide, offset.to(dtype), *scale, integer_gradient == "code").to(input.dtype)
+    wide = input.to(dtype)
+    return sample(wide, offset.to(dtype), base_grid(wide, scale), integer_gradient).to(input.dtype)
 
 
 def bilinear_upsample(input: Tensor, scale_factor: ScaleFactor, *, backend: Backend = "auto") -> Tensor:
@@ -83,21 +93,63 @@ def bilinear_upsample(input: Tensor, scale_factor: ScaleFactor, *, backend: Back
     Args:
         input: (N, C, h, w), floating point.
         scale_factor: k, or (k_h, k_w).
-        backend: "torch", or "auto", which means "torch" in this version.
+        backend: as in `location_aware_upsample`.
 
     Returns:
         (N, C, h k_h, w k_w) in the dtype of `input`; half types are computed in float32.
 
     Raises:
-        ValueError: `input` is not (N, C, h, w) with C, h, w >= 1, or the scale factor is below 1.
+        ValueError: `input` is not (N, C, h, w) with C, h, w >= 1, or the scale factor is below 1; or as in
+            `location_aware_upsample` for the backend.
         TypeError: `input` is no floating-point tensor, or the scale factor is no integer.
-        RuntimeError: `backend="cupy"`.
+        RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
     check_input(input)
     scale = scale_pair(scale_factor)
-    check_backend(backend)
-    value: Tensor = _LocationAwareUpsample.apply(input.to(compute_dtype(input)), None, scale, False)
-    return value.to(input.dtype)
+    if selected(backend, input.device) and (backend == "cupy" or _cupy_upsample.takes(input, *scale)):
+        return _cupy_upsample.upsample(input, None, *scale, False)
+    wide = input.to(compute_dtype(input))
+    return sample(wide, None, base_grid(wide, scale)).to(input.dtype)
+
+
+class Grid(NamedTuple):
+    """Where samples lie before their offsets."""
+
+    rows: Tensor  # (H, 1), of the map's dtype
+    columns: Tensor  # (W,)
+    sizes: tuple[int, int]  # h, w: what positions are clamped to
+
+    def window(self, rows: slice) -> Grid:
+        """Some of its rows."""
+        return self._replace(rows=self.rows[rows])
+
+
+def base_grid(input: Tensor, scale: tuple[int, int]) -> Grid:
+    """The grid of zero offsets of `input`, (N, C, h, w), float32 or float64."""
+    h, w = input.shape[2:]
+    return Grid(base_positions(h, scale[0], input)[:, None], base_positions(w, scale[1], input), (h, w))
+
+
+def sample(input: Tensor, offset: Tensor | None, grid: Grid, integer_gradient: IntegerGradient = "right") -> Tensor:
+    """The fast path in plain torch, for any window of the output.
+
+    Args:
+        input: (N, C, h, w), or what `pad` made of it; float32 or float64.
+        offset: (N, 2M, H, W) for the samples of `grid`, of the dtype of `input`; None for zero offsets.
+        grid: of the map before padding.
+        integer_gradient: see `location_aware_upsample`.
+
+    Returns:
+        (N, C, H, W), H and W those of `grid`.
+    """
+    value: Tensor = _LocationAwareUpsample.apply(input, offset, grid, integer_gradient == "code")
+    return value
+
+
+def pad(input: Tensor) -> Tensor:
+    """`input` with zeros below and at the right, as `sample` needs it; for who samples one map several times."""
+    h, w = input.shape[2:]
+    return _pad(input, (_span(h), _span(w)))
 
 
 def base_positions(n: int, k: int, like: Tensor) -> Tensor:
@@ -111,22 +163,22 @@ def base_positions(n: int, k: int, like: Tensor) -> Tensor:
 
 
 class _LocationAwareUpsample(torch.autograd.Function):
-    """input (N, C, h, w), offset (N, 2M, H, W) or None, of one dtype in {float32, float64} -> (N, C, H, W)."""
+    """See `sample`."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, offset: Tensor | None, scale: tuple[int, int], code: bool) -> Tensor:
-        n, c, h, w = input.shape
-        base = (base_positions(h, scale[0], input)[:, None], base_positions(w, scale[1], input))
-        spans = (_span(h), _span(w))
+    def forward(ctx: Any, input: Tensor, offset: Tensor | None, at: Grid, code: bool) -> Tensor:
+        n, c = input.shape[:2]
+        base, sizes = (at.rows, at.columns), at.sizes
+        spans = (_span(sizes[0]), _span(sizes[1]))
         padded = _pad(input, spans)
         nan: Tensor | None = None
         if offset is None:
-            grid = input.new_empty(1, 1, h * scale[0], w * scale[1], 2)
-            for axis, size in enumerate((h, w)):
+            grid = input.new_empty(1, 1, len(at.rows), len(at.columns), 2)
+            for axis, size in enumerate(sizes):
                 grid[..., 1 - axis] = _normalise(base[axis].clamp(max=size - 1), spans[axis])
             grid = grid.expand(n, -1, -1, -1, -1)
         else:
-            grid = _exact_grid(offset, base, (h, w), spans)
+            grid = _exact_grid(offset, base, sizes, spans)
             # A NaN must not reach the sampler, whose answer to one is not defined. Everything else in the grid is
             # finite, so its sum tells. Reading that would stall a GPU, which therefore always takes the mask.
             if grid.device.type != "cpu" or math.isnan(grid.sum().item()):
@@ -136,35 +188,32 @@ class _LocationAwareUpsample(torch.autograd.Function):
         if nan is not None:
             _by_group(value, nan.shape[1]).masked_fill_(nan[:, :, None], float("nan"))
         ctx.save_for_backward(padded, offset, nan, grid)
-        ctx.base, ctx.spans, ctx.sizes, ctx.code = base, spans, (n, c, h, w), code
+        ctx.base, ctx.spans, ctx.sizes, ctx.shape, ctx.code = base, spans, sizes, input.shape, code
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         padded, offset, nan, grid = ctx.saved_tensors
-        n, c, h, w = ctx.sizes
+        n, c, h, w = ctx.shape
         m = grid.shape[1]
         need_input, need_offset = ctx.needs_input_grad[:2]
         if nan is not None:
             grad = _by_group(grad, m).masked_fill(nan[:, :, None], 0.0).flatten(1, 2)
 
-        factors: list[Tensor] = []  # per axis, d grid / d position, 0 where there is no cell to the right
-        exact_grid = grid
+        exact_grid, inside = grid, []  # per axis 1, or 0 where there is no cell to the right
         if need_offset:
             grid = _empty_grid(offset, m)
-            for axis, size in enumerate((h, w)):
+            for axis, size in enumerate(ctx.sizes):
                 position = offset[:, axis * m : (axis + 1) * m] + ctx.base[axis]
-                eps = torch.finfo(grid.dtype).eps
+                eps = torch.finfo(position.dtype).eps
                 # Up to the last number below size - 1: a cell starts there, but none at size - 1.
                 clamped = position.clamp(0, (size - 1) * (1 - eps / 2))
-                # In floating point, since boolean masks take ten times as long: 1 where the clamp acted, 0 elsewhere.
-                outside = position.sub_(clamped).sign_().abs_()
-                factors.append(outside.sub_(1).mul_(-2 / ctx.spans[axis]))
-                cell = clamped.floor()
-                margin = eps * ctx.spans[axis]  # above one rounding error of the sampler's coordinate
-                inner = clamped.sub_(cell).clamp_(margin, 1 - margin).add_(cell)
-                _normalise(inner, ctx.spans[axis], grid[..., 1 - axis])
+                # Into floating point: a boolean result takes several times as long.
+                inside.append(torch.eq(position, clamped, out=position))
+                # To the middle of a step of eps span: inside of the same cell, and what the sampler recovers exactly.
+                step = clamped.mul_(1 / (eps * ctx.spans[axis])).floor_()
+                torch.add(grid.new_full((), eps - 1), step, alpha=2 * eps, out=grid[..., 1 - axis])
             if nan is not None:
                 grid.masked_fill_(nan[..., None], 0.0)
 
@@ -184,17 +233,18 @@ class _LocationAwareUpsample(torch.autograd.Function):
 
         grad_grid = grad_grid.view(exact_grid.shape)
         grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
+        zero = grad_offset.new_zeros(())
         for axis in (0, 1):
             part = grad_offset[:, axis * m : (axis + 1) * m]
-            torch.mul(grad_grid[..., 1 - axis], factors[axis], out=part)
-            if ctx.sizes[2 + axis] == 1:
+            torch.addcmul(zero, grad_grid[..., 1 - axis], inside[axis], value=2 / ctx.spans[axis], out=part)
+            if ctx.sizes[axis] == 1:
                 part.zero_()
             if nan is not None:
                 part.masked_fill_(nan, 0.0)
         if ctx.code:
             value = _sample(padded, exact_grid, (n, c))
             minus = -_by_group(grad * value, m).sum(2)
-            for axis, size in enumerate((h, w)):
+            for axis, size in enumerate(ctx.sizes):
                 position = offset[:, axis * m : (axis + 1) * m] + ctx.base[axis]
                 on_integer = (position == position.floor()) & (position >= 0) & (position <= size - 1)
                 part = grad_offset[:, axis * m : (axis + 1) * m]
@@ -301,13 +351,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_backend(backend: str) -> None:
-    """Raise unless the backend exists: ValueError for an unknown name, RuntimeError for the CuPy kernels."""
-    check_choice("backend", backend, ("auto", "cupy", "torch"))
-    if backend == "cupy":
-        raise RuntimeError("backend='cupy': the CuPy kernels are not part of this version; use 'auto' or 'torch'")
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:

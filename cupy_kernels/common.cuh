@@ -1,0 +1,195 @@
+#pragma once
+// What all kernels share: storage types, where a sample reads, and what a warp does together.
+//
+// Compiled by NVRTC without any header of the CUDA toolkit, and by g++ through tests/emulator/cuda_on_cpu.h, which
+// defines LAU_EMULATED.
+
+// ---------------------------------------------------------------------------------------------------- storage types
+
+struct bfloat16 { unsigned short bits; };
+struct float16 { unsigned short bits; };
+
+// All arithmetic is in float, or in double for double.
+template <typename T> struct Accumulator { using type = float; };
+template <> struct Accumulator<double> { using type = double; };
+template <typename T> using Acc = typename Accumulator<T>::type;
+
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ double widen(double v) { return v; }
+__device__ __forceinline__ float widen(bfloat16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+__device__ __forceinline__ float widen(float16 v) {
+#ifdef LAU_EMULATED
+    return emulated_half_to_float(v.bits);
+#else
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+    return f;
+#endif
+}
+
+// To the nearest, ties to even, as torch rounds.
+template <typename T> __device__ __forceinline__ T narrow(Acc<T> v) { return (T)v; }
+template <> __device__ __forceinline__ bfloat16 narrow<bfloat16>(float v) {
+    unsigned u = __float_as_uint(v);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return bfloat16{0x7fc0};  // NaN: rounding could turn it into an infinity
+    return bfloat16{(unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+}
+template <> __device__ __forceinline__ float16 narrow<float16>(float v) {
+    float16 out;
+#ifdef LAU_EMULATED
+    out.bits = emulated_float_to_half(v);
+#else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+#endif
+    return out;
+}
+
+#ifndef LAU_CHECK_ALIGNED  // the emulator checks; a GPU would end the process
+#define LAU_CHECK_ALIGNED(p, bytes)
+#endif
+
+// N values that are loaded and stored in one instruction. The address must be a multiple of the size.
+template <typename T, int N> struct alignas(sizeof(T) * N) Vec { T v[N]; };
+
+// The built-in type of so many bytes: of a structure, the compiler may make several accesses.
+template <int BYTES> struct Word;
+template <> struct Word<2> { using type = unsigned short; };
+template <> struct Word<4> { using type = unsigned; };
+template <> struct Word<8> { using type = uint2; };
+template <> struct Word<16> { using type = uint4; };
+
+template <int N, typename T> union Bits {
+    Vec<T, N> value;
+    typename Word<sizeof(T) * N>::type word;
+};
+
+template <int N, typename T> __device__ __forceinline__ Vec<T, N> load(const T* p) {
+    LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+    Bits<N, T> bits;
+    bits.word = *reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p);
+    return bits.value;
+}
+template <int N, typename T> __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
+    LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+    Bits<N, T> bits = {v};
+    __stcg(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);  // an assignment may be taken apart
+}
+// For what this kernel does not read again: its input, which it reads often, stays in the cache instead.
+template <int N, typename T> __device__ __forceinline__ void stream(T* p, const Vec<T, N>& v) {
+    LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+    Bits<N, T> bits = {v};
+    __stcs(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);
+}
+
+// The compiler may contract a * b + c in one place and not in another; where two branches must agree to the last bit,
+// neither is left to it.
+__device__ __forceinline__ float mad(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double mad(double a, double b, double c) { return fma(a, b, c); }
+
+// ------------------------------------------------------------------------------------------- where a sample reads
+
+// What Y is to its axis: Y = cell * k + step, at position cell + step / k.
+// `reciprocal` is 1 / k, rounded. One correction makes step / k what a division gives, without the division.
+template <typename A> __device__ __forceinline__ A base_position(int index, int k, A reciprocal) {
+    const int cell = index / k;
+    const A step = (A)(index - cell * k), quotient = step * reciprocal;
+    return (A)cell + mad(mad(-quotient, (A)k, step), reciprocal, quotient);
+}
+
+// What shares one offset is a map: an image (M = 1), or one channel of one (M = C). Of the maps of image n, map m has its
+// row offsets in plane 2 M n + m, its column offsets M planes on.
+__device__ __forceinline__ size_t offset_plane(int map, int M, int HW) { return (size_t)(map / M * 2 * M + map % M) * HW; }
+
+// Where a pixel of a map samples the input. A null `offset` is all zeros.
+template <typename A> struct Position { A y, x; };
+
+template <typename A> __device__ __forceinline__ Position<A> position_of(
+    const A* __restrict__ offset, int map, int M, int pixel, int h, int w, int kh, int kw, A rkh, A rkw) {
+    const int W = w * kw, HW = h * kh * W, Y = pixel / W;
+    Position<A> p = {base_position<A>(Y, kh, rkh), base_position<A>(pixel - Y * W, kw, rkw)};
+    if (offset != nullptr) {
+        const A* rows = offset + offset_plane(map, M, HW) + pixel;
+        p.y += rows[0];
+        p.x += rows[(size_t)M * HW];
+    }
+    return p;
+}
+
+// One axis of one sample: it reads `cell` with weight 1 - t and `cell + far` with weight t. A NaN position reads cell 0
+// with t = NaN: the value is NaN, and no index is out of range.
+template <typename A> struct Axis { int cell, far; A t; };
+
+template <typename A> __device__ __forceinline__ Axis<A> locate(A position, int n) {
+    const A last = (A)(n - 1);
+    const A inside = position > (A)0 ? (position < last ? position : last) : (A)0;  // NaN: 0
+    Axis<A> axis;
+    axis.cell = (int)inside;
+    axis.far = axis.cell < n - 1 ? 1 : 0;
+    axis.t = position == position ? inside - (A)axis.cell : position;
+    return axis;
+}
+
+// The same sample, reading two neighbours that exist if n > 1: at n - 1 the cell before it, with t = 1. Kernels that only
+// need the value compute one address for both.
+template <typename A> __device__ __forceinline__ Axis<A> locate_pair(A position, int n) {
+    Axis<A> axis = locate(position, n);
+    if (axis.far == 0 && n > 1) axis = {n - 2, 1, axis.t + (A)1};
+    return axis;
+}
+
+// Which derivative with respect to the position there is: none outside of [0, n - 1], and none to the right at n - 1.
+template <typename A> __device__ __forceinline__ bool has_slope(A position, int n) {
+    return position >= (A)0 && position < (A)(n - 1);
+}
+template <typename A> __device__ __forceinline__ bool on_integer(A position, int n, A t) {
+    return position >= (A)0 && position <= (A)(n - 1) && t == (A)0;
+}
+
+// The weights of the taps (row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1).
+template <typename A> struct Weights { A w00, w01, w10, w11; };
+
+template <typename A> __device__ __forceinline__ Weights<A> tap_weights(A ty, A tx) {
+    const A sy = (A)1 - ty, sx = (A)1 - tx;
+    return {sy * sx, sy * tx, ty * sx, ty * tx};
+}
+
+// The one formula for a sampled value, whichever kernel it is in: with equal offsets, equal bits.
+template <typename A> __device__ __forceinline__ A blend(const Weights<A>& w, A v00, A v01, A v10, A v11) {
+    return mad(w.w11, v11, mad(w.w10, v10, mad(w.w01, v01, w.w00 * v00)));
+}
+
+// ------------------------------------------------------------------------------------------- what a warp does together
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// The sum over groups of LANES neighbouring lanes, in each lane of the group.
+template <int LANES, typename A> __device__ __forceinline__ A group_sum(A v) {
+#pragma unroll
+    for (int d = LANES / 2; d > 0; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
+    return v;
+}
+
+// The sum of what the lanes hold that are at the same place of their groups of LANES.
+template <int LANES, typename A> __device__ __forceinline__ A across_groups(A v) {
+#pragma unroll
+    for (int d = LANES; d < 32; d *= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
+    return v;
+}
+
+// Two group sums for little more than the price of one: after the first exchange, half of the lanes carries each.
+template <int LANES, typename A> __device__ __forceinline__ void group_sum(A& a, A& b, int lane) {
+    const bool upper = lane & (LANES / 2);
+    A mine = (upper ? b : a) + __shfl_xor_sync(ALL_LANES, upper ? a : b, LANES / 2);
+#pragma unroll
+    for (int d = LANES / 4; d > 0; d /= 2) mine += __shfl_xor_sync(ALL_LANES, mine, d);
+    const A other = __shfl_xor_sync(ALL_LANES, mine, LANES / 2);
+    a = upper ? other : mine;
+    b = upper ? mine : other;
+}
+
+// Shared memory whose size the launch decides.
+#ifndef LAU_DYNAMIC_SHARED
+#define LAU_DYNAMIC_SHARED(T, name)                          \
+    extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+    T* const name = reinterpret_cast<T*>(name##_bytes)
+#endif

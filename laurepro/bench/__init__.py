@@ -1,0 +1,133 @@
+"""Speeds and memory as ratios to peers, measured in one process: `laurepro bench NAME` is `bench/NAME.py`.
+
+A file here defines `run(options: Options) -> list[Row]`. It checks first and times then: a variant of ours that is
+wrong is never timed. Everything that is compared takes turns within one process (`bench/_measure.py`), so that a busy
+or throttled machine slows all of it alike; milliseconds are of this machine, ratios travel.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from laurepro import record
+from laurepro.errors import unknown
+
+SCHEMA = 1
+
+
+class Options(NamedTuple):
+    """What the command line chose."""
+
+    device: str  # "cpu" or "cuda"
+    shapes: Literal["small", "full"]
+    rounds: int
+    only: tuple[str, ...]  # globs over case names; none: all
+    compile: bool  # time torch.compile too
+    memory: bool  # measure peak memory
+
+    def wants(self, case: str) -> bool:
+        """Whether a case is to be measured."""
+        return not self.only or any(fnmatch.fnmatchcase(case, glob) for glob in self.only)
+
+
+class Row(NamedTuple):
+    """One variant of one case. What was not measured is None, and `note` says why."""
+
+    case: str
+    variant: str
+    ours: bool
+    milliseconds: float | None  # of one call, in the fastest round
+    spread: float | None  # how far the median round is above the fastest, as a fraction of it
+    peak_bytes: int | None  # memory that one call needs on top of its inputs
+    peer: str  # what the ratios are to
+    ratio: float | None  # this variant's time / the peer's
+    peak_ratio: float | None  # this variant's peak / the peer's
+    floor_share: float | None  # time to move the case's bytes once at copy bandwidth / this variant's time
+    error: float | None  # largest relative error (2-norms) of value and gradients against float64
+    tolerance: float | None  # what `error` had to stay below; None: a peer, shown as it is
+    note: str | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """A variant of ours whose error is too large, or not a number."""
+        return self.tolerance is not None and self.error is not None and not self.error <= self.tolerance
+
+
+class Report(NamedTuple):
+    """What a benchmark found, and where."""
+
+    environment: dict[str, Any]
+    rows: list[Row]
+
+    def document(self) -> dict[str, Any]:
+        """The contract: `{"schema", "environment", "rows"}`."""
+        return {"schema": SCHEMA, "environment": self.environment, "rows": [row._asdict() for row in self.rows]}
+
+
+def names() -> list[str]:
+    """The benchmarks there are."""
+    return sorted(f.stem for f in Path(__file__).parent.glob("*.py") if not f.stem.startswith("_"))
+
+
+def run(name: str, options: Options) -> Report:
+    """Run one benchmark.
+
+    Raises:
+        LaureproError: there is no such benchmark, or no case matches `options.only`.
+    """
+    if name not in names():
+        raise unknown("benchmark", name, names())
+    import torch
+
+    from laurepro.bench import _measure
+    from laurepro.stages import device_name
+
+    device = torch.device(options.device)
+    environment = record.environment(device_name(device), torch.get_num_threads()).model_dump(mode="json")
+    environment |= {
+        "copy_bytes_per_second": _measure.copy_bandwidth(device),
+        "load_average": os.getloadavg()[0],
+        "rounds": options.rounds,
+        "shapes": options.shapes,
+    }
+    rows: list[Row] = importlib.import_module(f"laurepro.bench.{name}").run(
+        options, environment["copy_bytes_per_second"]
+    )
+    return Report(environment, rows)
+
+
+def render(report: Report) -> str:
+    """The rows as text, a block for each case."""
+    where = report.environment
+    lines = [
+        f"{where['device']}, {where['threads']} threads, torch {where['torch']}, CuPy {where['cupy'] or 'none'}, "
+        f"copy {where['copy_bytes_per_second'] / 1e9:.1f} GB/s, load {where['load_average']:.1f} at the start",
+        f"{'':34}{'ms':>10}{'+-':>6}{'ratio':>8}{'MiB':>9}{'ratio':>8}{'floor':>7}{'error':>9}",
+    ]
+    case = None
+    for row in report.rows:
+        if row.case != case:
+            lines.append(f"{row.case}  (ratios to {row.peer})")
+            case = row.case
+        cells = (
+            _number(row.milliseconds, "10.3f"),
+            _number(row.spread, "6.0%"),
+            _number(row.ratio, "8.3f"),
+            _number(None if row.peak_bytes is None else row.peak_bytes / 2**20, "9.1f"),
+            _number(row.peak_ratio, "8.3f"),
+            _number(row.floor_share, "7.0%"),
+            _number(row.error, "9.1e"),
+        )
+        wrong = f"  WRONG: above {row.tolerance:g}" if row.wrong else ""
+        note = f"  {row.note}" if row.note else ""
+        lines.append(f"  {row.variant + (' *' if row.ours else ''):32}{''.join(cells)}{wrong}{note}")
+    return "\n".join([*lines, "* ours; floor: share of the time that moving each tensor once would take"])
+
+
+def _number(value: float | None, form: str) -> str:
+    width = int(form.split(".")[0])
+    return f"{'-':>{width}}" if value is None else f"{value:{form}}"

@@ -1,0 +1,124 @@
+"""Times that take turns, memory at its peak, and the bandwidth that both are held against."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+Call = Callable[[], object]
+BLOCK = 0.02  # seconds: a call is repeated until one reading of the clock covers about that much
+
+
+class Times(NamedTuple):
+    """Seconds of one call, a value for each round."""
+
+    seconds: list[float]
+
+    @property
+    def best(self) -> float:
+        """The fastest round: whatever disturbs a measurement adds time."""
+        return min(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """How far the median is above the fastest, as a fraction: large on a busy machine."""
+        return statistics.median(self.seconds) / self.best - 1
+
+
+def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, Times]:
+    """Time calls in turns, the order reversed every other round; the device is idle whenever the clock is read."""
+    repeats = {}
+    for name, call in calls.items():
+        call()  # whatever happens once: allocations, compilation, autotuning
+        repeats[name] = max(1, min(10_000, math.ceil(BLOCK / _block(call, 1))))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in calls if turn % 2 == 0 else reversed(list(calls)):
+            seconds[name].append(_block(calls[name], repeats[name]))
+    return {name: Times(values) for name, values in seconds.items()}
+
+
+def _block(call: Call, repeats: int) -> float:
+    began = _now()
+    for _ in range(repeats):
+        call()
+    return (_now() - began) / repeats
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written per second by a plain copy too large for any cache."""
+    elements = 2**26 if device.type == "cuda" else 2**24  # 256 MiB, 64 MiB of float32
+    source, target = torch.ones(2, elements, device=device).unbind()
+    times = interleave({"copy": lambda: target.copy_(source)}, 9)["copy"]
+    return 2 * source.nbytes / times.best
+
+
+def peak_bytes(device: torch.device, build: Callable[..., tuple[Call, Call]], *arguments: Any) -> int | str:
+    """Memory that one call takes at its peak beyond what was there before it, results included; or why not known.
+
+    On a GPU what torch's allocator says. On a CPU the resident memory of a process forked for this one call, whose
+    high-water mark is reset just before the call: it sees every allocation, those inside of torch's operators too.
+
+    Args:
+        device: where the call runs.
+        build: importable by name; given `arguments` makes (warm-up, call).
+        arguments: picklable.
+    """
+    if device.type == "cuda":
+        warm_up, call = build(*arguments)
+        warm_up()
+        call()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if not Path("/proc/self/clear_refs").exists():
+        return "peak memory of a CPU is read from Linux's /proc"
+    # A server that has imported torch but never used it forks the child in milliseconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["laurepro.bench.loss"])  # which imports all that any benchmark does
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_resident_peak, build, arguments, torch.get_num_threads()).result()
+    except BrokenProcessPool:
+        return "the process that measures memory was killed"
+
+
+def _resident_peak(build: Callable[..., tuple[Call, Call]], arguments: tuple[Any, ...], threads: int) -> int:
+    torch.set_num_threads(threads)
+    warm_up, call = build(*arguments)
+    warm_up()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what the allocator keeps of freed memory would be used again, unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+    before = _status("VmRSS")
+    result = call()
+    peak = _status("VmHWM")
+    del result
+    return peak - before
+
+
+def _status(field: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"no {field} in /proc/self/status")

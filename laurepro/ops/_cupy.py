@@ -1,0 +1,173 @@
+"""The CuPy kernels of `cupy_kernels` as functions to call: found, compiled once, launched on torch's current stream."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+
+import cupy_kernels
+
+Backend = Literal["auto", "cupy", "torch"]
+
+BACKENDS = ("auto", "cupy", "torch")
+MAX_ELEMENTS = 2**31 - 2**20  # of one image: the kernels count within an image in 32 bits, and a grid overshoots a bit
+MAX_PIXELS = 2**28  # of one image before upsampling: within a plane the kernels count bytes
+
+# The CUDA C++ names of the dtypes that a tensor may be stored in.
+CTYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class Kernel(Protocol):
+    """What `cupy.RawModule.get_function` returns, as far as it is used here."""
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int, stream: Any
+    ) -> None:
+        """Launch."""
+
+
+class _Stream(NamedTuple):
+    """As much of a stream as CuPy reads."""
+
+    ptr: int
+
+
+def _compile(source: str, expression: str) -> Kernel:
+    """Compile for the current device. CuPy keeps the result on disk, so that a second process only loads it."""
+    import cupy
+
+    module = cupy.RawModule(
+        code=cupy_kernels.source(source), options=("-std=c++17",), name_expressions=(expression,), backend="nvrtc"
+    )
+    kernel: Kernel = module.get_function(expression)
+    return kernel
+
+
+# How a kernel comes to be, by the type of the device it runs on. Tests add "cpu" here: an emulator of CuPy's call.
+LOADERS: dict[str, Callable[[str, str], Kernel]] = {"cuda": _compile}
+_kernels: dict[tuple[torch.device, str, str], Kernel] = {}
+
+
+def launch(
+    device: torch.device,
+    source: str,
+    expression: str,
+    grid: Sequence[int],
+    block: int,
+    args: tuple[Any, ...],
+    *,
+    shared_mem: int = 0,
+) -> None:
+    """Launch one instance of a kernel on torch's current stream of `device`; compile it the first time.
+
+    Args:
+        device: where the tensors are; with an index.
+        source: name of a file of `cupy_kernels`, without `.cu`.
+        expression: the instance, such as "lau_forward_nchw<float, 4>".
+        grid: blocks, up to three numbers; a launch with a 0 among them does nothing.
+        block: threads per block.
+        args: addresses of tensors as ints (0 is null), and NumPy scalars of exactly the parameters' types.
+        shared_mem: bytes of dynamic shared memory.
+
+    Raises:
+        RuntimeError: the instance would have to be compiled while a CUDA graph is recorded.
+    """
+    if 0 in grid:
+        return
+    key = (device, source, expression)
+    with _guard(device):
+        kernel = _kernels.get(key)
+        if kernel is None:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"{expression} of {source}.cu is not compiled yet, and cannot be while a CUDA graph is recorded; "
+                    "call laurepro.ops.warmup first"
+                )
+            kernel = _kernels[key] = LOADERS[device.type](source, expression)
+        # Asked for at each launch: a stream that is kept would not be the one that a CUDA graph records.
+        stream = _Stream(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else None
+        kernel(tuple(grid), (block,), args, shared_mem=shared_mem, stream=stream)
+
+
+@functools.cache
+def _devices() -> int:
+    return torch.cuda.device_count()
+
+
+def _guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """`device` as torch's and CuPy's current device. With one GPU it cannot be another."""
+    if device.type != "cuda" or _devices() == 1:
+        return contextlib.nullcontext()
+    import cupy
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.cuda.device(device))
+    stack.enter_context(cupy.cuda.Device(device.index))
+    return stack
+
+
+def selected(backend: Backend, device: torch.device) -> bool:
+    """Whether the kernels compute a call with tensors on `device`.
+
+    "auto" takes them on a CUDA device where CuPy is installed; where it is not, it warns once and takes torch.
+
+    Raises:
+        ValueError: no such backend; or "cupy" with tensors that are not on a CUDA device.
+        RuntimeError: "cupy" without CuPy.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return False
+    if device.type not in LOADERS:
+        raise ValueError(f"backend='cupy' needs CUDA tensors, got tensors on {device}; use 'auto' or 'torch'")
+    if device.type != "cuda":
+        return True
+    if backend == "cupy":
+        if problem := _problem():
+            raise RuntimeError(f"backend='cupy': {problem}; {_ADVICE}")
+        return True
+    return _usable()
+
+
+_ADVICE = "pip install 'laurepro[cuda13]' (or cuda12) brings it"
+
+
+def _usable() -> bool:
+    """Whether CuPy can be used; the first "no" comes with a warning."""
+    problem = _problem()
+    if problem and problem not in _told:
+        _told.add(problem)
+        warnings.warn(
+            f"{problem}: location-aware upsampling and its losses run as plain torch, which is slower; {_ADVICE}",
+            stacklevel=4,
+        )
+    return not problem
+
+
+def _problem() -> str:
+    """Why CuPy cannot be used, or nothing."""
+    return _import_problem()
+
+
+@functools.cache
+def _import_problem() -> str:
+    if torch.version.hip:
+        return "the kernels are for CUDA, and this torch is for ROCm"
+    try:
+        import cupy  # noqa: F401
+    except Exception as error:  # a broken installation raises what it likes
+        return f"CuPy cannot be imported ({error})"
+    return ""
+
+
+# torch.compile asks these while it traces, and takes the answer as a constant. The mark is all that
+# torch.compiler.assume_constant_result sets, but that imports the compiler, which takes seconds.
+_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_told: set[str] = set()

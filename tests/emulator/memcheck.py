@@ -1,0 +1,78 @@
+"""Run kernels under the address sanitizer: `python -m emulator.memcheck`, with libasan preloaded (see `environment`).
+
+What compute-sanitizer's memcheck does on a GPU: any access outside of a tensor ends the process and names the line.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FLAGS = ("-fsanitize=address", "-g1")
+TESTS = Path(__file__).parents[1]
+
+
+def environment() -> dict[str, str]:
+    """For a Python process that loads kernels compiled with FLAGS."""
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")  # the second: exceptions thrown before it is loaded would abort
+    ]
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def main() -> None:
+    """LaU and its losses, forward and backward, over shapes that end in the middle of a block, a warp and a vector."""
+    import torch
+
+    import emulator
+    from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
+
+    gathers = ("gather_nchw<float, 16>", "gather_nhwc<float, 2, 16, 1>")
+    shared = [name for name in _cupy_upsample.backward_instances(torch.float32) if "gather" not in name]
+    groups = [
+        ("lau_forward", tuple(_cupy_upsample.forward_instances(torch.float32))),
+        ("lau_backward", (*shared, *gathers, "gather_nhwc<float, 1, 32, 3>")),
+    ]
+    divisions = {_cupy_loss.lanes_of(c, torch.float32) for c in (6, 67, 3, 2)}
+    names = [f"<float, {', '.join(map(str, division))}>" for division in sorted(divisions)]
+    groups.append(("loss_forward", ("judge<float>", "log_sums_channels<float>", *(f"log_sums_nhwc{n}" for n in names))))
+    groups.append(("loss_backward", ("loss_gather_channels<float>", *(f"loss_gather_nhwc{n}" for n in names))))
+    _cupy.LOADERS["cpu"] = emulator.Loader(groups, FLAGS)
+    torch.manual_seed(0)
+    for n, c, h, w, k, m in (
+        (2, 6, 5, 3, (3, 3), 1),
+        (1, 67, 3, 4, (2, 2), 1),
+        (1, 3, 3, 1, (2, 2), 3),
+        (1, 2, 1, 1, (1, 1), 1),
+    ):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            u = torch.randn(n, c, h, w).contiguous(memory_format=layout)
+            d = torch.randn(n, 2 * m, h * k[0], w * k[1]) * 3
+            d[:, :, 0] = 1e30
+            d[0, 0, -1, -1] = float("nan")
+            v = _cupy_upsample.forward(u, d, *k, False)
+            for deterministic in (False, True):
+                _cupy_upsample.backward(v, u, d, *k, True, True, True, deterministic)
+            target = torch.randint(-2, c + 1, (n, h * k[0], w * k[1]))  # labels that are none, too
+            one = torch.ones(())
+            for rule in range(len(_cupy_loss.RULES) if m == 1 else 2):
+                numbers = (*k, rule, 0.3, 0.1, 1.0)
+                _, lse, choice = _cupy_loss.forward(u, d, target, *numbers, -1, False)
+                for deterministic in (False, True):
+                    _cupy_loss.backward(
+                        one, u, d, target, lse, choice, *numbers, True, True, True, deterministic=deterministic
+                    )
+    print("no access out of bounds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The benchmarks: checked before timed, ratios within one process, the JSON contract. No test here reads a clock."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import run_cli
+from torch import Tensor
+
+from laurepro import bench
+from laurepro.bench import _measure, _sampling, loss, ops
+from laurepro.bench._sampling import Inputs, Problem, Variant
+from laurepro.cli import main
+from laurepro.errors import LaureproError
+
+OPTIONS = bench.Options("cpu", "small", rounds=2, only=("*/T/*",), compile=False, memory=False)
+SMALL = Problem("T", 2, 3, 4, 5, 4)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call a round, and a made-up bandwidth: the copies take a second."""
+    monkeypatch.setattr(_measure, "BLOCK", 0.0)
+    monkeypatch.setattr(_measure, "copy_bandwidth", lambda device: 1e9)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.mark.parametrize("name", ["ops", "loss"])
+def test_rows_of_the_contract(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "bench.json"
+    command = ["bench", name, "--device", "cpu", "--rounds", "2", "--only", "*/T/*", "--output", str(file)]
+    ran = CliRunner().invoke(main, command)
+    assert ran.exit_code == 0, ran.output
+    document = json.loads(file.read_text())
+    assert set(document) == {"schema", "environment", "rows"} and document["schema"] == 1
+    environment = document["environment"]
+    assert environment["device"] == "cpu" and environment["copy_bytes_per_second"] == 1e9
+    assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
+    passes = {"ops": 3, "loss": 2 * 2}[name]
+    assert len({row["case"] for row in document["rows"]}) == passes
+    for row in document["rows"]:
+        assert row["case"].startswith(f"{name}/")
+        assert {"case", "variant", "milliseconds", "peak_bytes", "peer", "ratio"} <= set(row)
+        if row["milliseconds"] is None:
+            assert row["note"].startswith("not measured: --no-compile") and row["ratio"] is None
+            continue
+        assert row["milliseconds"] > 0 and row["ratio"] > 0
+        if row["variant"] == row["peer"]:
+            assert row["ratio"] == 1
+        if row["ours"]:
+            assert row["error"] <= row["tolerance"]
+        in_child = row["case"].endswith("forward_backward")
+        assert (row["peak_bytes"] is not None) is in_child
+        assert row["variant"] in ran.output
+
+
+def test_bad_requests_are_named() -> None:
+    for arguments, code, words in (
+        (["ops", "--only", "*/Q/*"], 2, r"no such case"),
+        (["ops", "--device", "cuda"], 2, "torch sees no CUDA GPU"),
+        (["op"], 2, "op"),
+    ):
+        if "cuda" in arguments and torch.cuda.is_available():
+            continue
+        ran = CliRunner().invoke(main, ["bench", *arguments])
+        assert ran.exit_code == code and words in ran.output
+    with pytest.raises(LaureproError, match=r"unknown benchmark 'op'\n.*nearest: ops"):
+        bench.run("op", OPTIONS)
+
+
+def test_help_is_there_without_torch(tmp_path: Path) -> None:
+    ran = run_cli("bench", "loss", "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert ran.code == 0 and "--output" in ran.out and " torch\n" not in ran.err
+
+
+# ---------------------------------------------------------------------------------------- checked, then timed
+
+
+def test_a_wrong_variant_is_not_timed_and_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = ops.location_aware_upsample
+    monkeypatch.setattr(ops, "location_aware_upsample", lambda *a, **k: 1.001 * right(*a, **k))
+    report = bench.run("ops", OPTIONS)
+    wrong = [row for row in report.rows if row.wrong]
+    assert wrong and {row.variant for row in wrong} == {"location_aware_upsample"}
+    for row in wrong:
+        assert row.error == pytest.approx(1e-3, rel=0.1) and row.milliseconds is None and row.ratio is None
+    assert all(row.milliseconds for row in report.rows if not row.ours)
+    assert "WRONG: above" in bench.render(report)
+    ran = CliRunner().invoke(main, ["bench", "ops", "--rounds", "1", "--only", "*/T/*", "--no-memory"])
+    assert ran.exit_code == 1 and "wrong: ops/T/white/float32-nchw/forward: location_aware_upsample" in ran.output
+    monkeypatch.setattr(ops, "location_aware_upsample", lambda *a, **k: math.nan * right(*a, **k))
+    assert any(row.wrong for row in bench.run("ops", OPTIONS).rows)
+
+
+def test_a_peer_that_fails_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("no such operator\nhere")
+
+    monkeypatch.setattr(ops, "deform_conv2d", missing)
+    rows = [row for row in bench.run("ops", OPTIONS).rows if row.variant == "deform_conv2d"]
+    assert rows and all(row.note == "not measured: RuntimeError: no such operator" for row in rows)
+    monkeypatch.setattr(ops, "location_aware_upsample", missing)
+    with pytest.raises(RuntimeError, match="no such operator"):
+        bench.run("ops", OPTIONS)
+
+
+# --------------------------------------------------------------------------------------------------- the inputs
+
+
+@pytest.mark.parametrize("distribution", _sampling.DISTRIBUTIONS)
+def test_offsets(distribution: str) -> None:
+    problem = Problem("P", 2, 1, 60, 40, 4, distribution)
+    offset = _sampling.make_offsets(problem, torch.Generator().manual_seed(0))
+    assert offset.shape == (2, 2, 240, 160)
+    steps = offset / _sampling.DEFINITION
+    assert torch.equal(steps, steps.round())
+    at = offset + torch.stack(
+        torch.meshgrid(torch.arange(240) / 4, torch.arange(160) / 4, indexing="ij")
+    )  # exact in float32
+    if distribution == "zero":
+        assert not offset.any()
+    elif distribution == "adversarial":
+        assert at.amax((-1, -2)).equal(at.amin((-1, -2))) and at[0, :, 0, 0].tolist() == pytest.approx(
+            [30.3, 20.6], abs=1e-3
+        )
+    else:
+        assert offset.std().item() == pytest.approx({"white": 0.5, "smooth": 1.0}[distribution], rel=0.02)
+        change = (offset[..., 1:] - offset[..., :-1]).std() / offset.std()
+        assert (change < 0.3) == (distribution == "smooth")
+
+
+@pytest.mark.parametrize("rule", ["guided", "regression"])
+@pytest.mark.parametrize("distribution", ["zero", "white", "adversarial"])
+def test_the_reference_is_the_oracle(rule: str, distribution: str) -> None:
+    kind = loss.KINDS[f"loss/{rule}"]
+    problem = SMALL._replace(distribution=distribution)
+    inputs = _sampling.make_inputs(kind, problem)
+    reference = kind.reference(problem, inputs)
+    expected = {"guided": oracle.offset_guided, "regression": oracle.regression}[rule]
+    u, d = (t.detach().double().numpy() for t in inputs[:2])
+    theirs = expected(u, d, inputs.target.numpy(), (4, 4))
+    for ours, wanted in zip(reference.values(), theirs, strict=True):
+        np.testing.assert_allclose(ours.numpy(), wanted, rtol=0, atol=1e-12)
+
+
+def test_labels_that_rounding_would_decide_are_ignored() -> None:
+    problem = SMALL._replace(distribution="white")
+    kind = loss.KINDS["loss/regression"]
+    free = _sampling.make_inputs(kind._replace(prepare=lambda problem, inputs: inputs), problem)
+    u = free.input.detach()
+    u[:, :, :, 1:] = u[:, :, :, :1] + 1e-6 * torch.randn(2, 3, 4, 4)  # hardly any difference along a row
+    kept = kind.prepare(problem, Inputs(u, free.offset, free.target.clone()))
+    assert (kept.target == -1).sum() > 2 * (free.target == -1).sum()
+
+
+def test_unfused_losses_agree_with_ours() -> None:
+    for kind in loss.KINDS.values():
+        inputs = _sampling.make_inputs(kind, SMALL)
+        reference = kind.reference(SMALL, inputs)
+        for variant in kind.variants(SMALL):
+            if not variant.compiled:
+                error = _sampling.error(variant, inputs, reference)
+                assert error is not None and error < 1e-5, variant.name
+
+
+# ------------------------------------------------------------------------------------------------- measuring
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = _measure.interleave(calls, 3)
+    assert "".join(order[6:]) == "abc" + "cba" + "abc"  # after two warm-up calls each
+    assert set(times) == set("abc") and all(len(t.seconds) == 3 for t in times.values())
+    assert _measure.Times([3.0, 2.0, 4.0]).best == 2 and _measure.Times([3.0, 2.0, 4.0]).spread == 0.5
+
+
+def build_allocation(mebibytes: int) -> tuple[_measure.Call, _measure.Call]:
+    """A call that holds some memory, then twice that, then returns half of it."""
+
+    def call() -> Tensor:
+        first = torch.ones(mebibytes * 2**18)
+        second = first + 1
+        del first
+        return second
+
+    return (lambda: torch.ones(2**10)), call
+
+
+def test_peak_memory_of_a_cpu_call() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        assert isinstance(_measure.peak_bytes(torch.device("cpu"), build_allocation, 32), str)
+        return
+    peak = _measure.peak_bytes(torch.device("cpu"), build_allocation, 32)
+    assert isinstance(peak, int) and 63 * 2**20 < peak < 72 * 2**20
+
+
+def test_deterministic_variants_leave_the_switch_as_it_was() -> None:
+    seen = []
+
+    def function(u: Tensor, d: Tensor, t: Tensor) -> Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return u.sum()
+
+    inputs = Inputs(torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True), torch.ones(1))
+    for deterministic in (True, False):
+        _sampling.call_of(Variant("v", function, deterministic=deterministic), [inputs], "forward")()
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert seen == [True, False]

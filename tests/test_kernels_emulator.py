@@ -1,0 +1,254 @@
+"""The emulator catches what it is there for: each broken kernel or call is an error, or a wrong result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import emulator
+import numpy as np
+import pytest
+from emulator import memcheck
+
+import cupy_kernels
+
+pytestmark = pytest.mark.cxx
+
+ROOT = Path(__file__).parents[1]
+
+
+def module(body: str, *names: str) -> emulator.Module:
+    return emulator.Module(cupy_kernels.source("lau_forward") + body, names)
+
+
+SMALL = """
+__global__ void scale(float* p, int n, float a) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) p[i] *= a;
+}
+__global__ void one_warp_waits_twice(float* p) {
+    for (int i = 0; i < (threadIdx.x < 32 ? 1 : 2); ++i) __syncthreads();
+    p[threadIdx.x] = __shfl_xor_sync(ALL_LANES, p[threadIdx.x], 1);
+}
+__global__ void barrier_for_some(float* p) {
+    if (threadIdx.x % 2) __syncthreads();
+    p[threadIdx.x] = __shfl_xor_sync(ALL_LANES, p[threadIdx.x], 1);
+}
+__global__ void different_collectives(float* p) {
+    const float v = p[threadIdx.x];
+    p[threadIdx.x] = threadIdx.x % 2 ? __shfl_xor_sync(ALL_LANES, v, 1) : __shfl_sync(ALL_LANES, v, 0);
+}
+__global__ void not_in_the_mask(float* p) { p[threadIdx.x] = __shfl_xor_sync(0xffffu, p[threadIdx.x], 1); }
+__global__ void unset_shared(float* p) {
+    LAU_DYNAMIC_SHARED(float, shared);
+    if (threadIdx.x < 16) shared[threadIdx.x] = 1.f;
+    __syncthreads();
+    p[threadIdx.x] = shared[threadIdx.x];
+}
+__global__ void wide_load(float* p) {
+    const Vec<float, 4> v = load<4>(p + threadIdx.x);
+    if (threadIdx.x == 0) store<4>(p, v);
+}
+__global__ void warps(int* p) {
+    const int lane = threadIdx.x & 31, v = p[threadIdx.x];
+    p[threadIdx.x] = __popc(__match_any_sync(ALL_LANES, v)) * 1000 + __popc(__ballot_sync(ALL_LANES, v > 1)) * 10 +
+                     (__shfl_up_sync(ALL_LANES, lane, 1) == max(lane - 1, 0)) + (__shfl_down_sync(ALL_LANES, lane, 4, 8) == lane + (lane % 8 < 4 ? 4 : 0)) +
+                     (__shfl_sync(ALL_LANES, lane, 3, 8) == lane / 8 * 8 + 3) + (__any_sync(ALL_LANES, v > 5) == 0) + __all_sync(ALL_LANES, v < 6);
+}
+"""
+NAMES = re.findall(r"__global__ void (\w+)", SMALL)
+
+
+@pytest.fixture(scope="module")
+def small() -> emulator.Module:
+    return module(SMALL, *NAMES)
+
+
+def test_arguments_are_checked(small: emulator.Module) -> None:
+    p = np.ones(100, dtype=np.float32)
+    scale = small.get_function("scale")
+    address, n, a = p.ctypes.data, np.int32(100), np.float32(3)
+    scale((4,), (32,), (address, n, a))
+    assert (p == 3).all()
+    for args, words in (
+        ((address, 100, a), "argument 1 of scale must be a NumPy scalar, got 100"),
+        ((address, np.int64(100), a), "argument 1 of scale is int64, the kernel takes 4 bytes of kind i"),
+        ((address, np.float32(100), a), "argument 1 of scale is float32, the kernel takes 4 bytes of kind i"),
+        ((address, n, np.float64(3)), "argument 2 of scale is float64, the kernel takes 4 bytes of kind f"),
+        ((address, n, 3.0), "argument 2 of scale must be a NumPy scalar"),
+        ((np.int32(0), n, a), "argument 0 of scale is int32, the kernel takes 8 bytes of kind p"),
+        ((address, n), "scale takes 3 arguments, got 2"),
+    ):
+        with pytest.raises(emulator.EmulationError, match=words):
+            scale((4,), (32,), args)
+    for grid, block in (((4,), (2048,)), ((1, 70000), (32,)), ((0,), (32,))):
+        with pytest.raises(emulator.EmulationError, match="not launchable"):
+            scale(grid, block, (address, n, a))
+    with pytest.raises(emulator.EmulationError, match="49153 bytes of shared memory"):
+        scale((4,), (32,), (address, n, a), shared_mem=48 * 1024 + 1)
+    assert (p == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("one_warp_waits_twice", None),  # exited threads count at no barrier, as on Volta and later
+        ("barrier_for_some", "deadlock"),
+        ("different_collectives", "different collectives"),
+        ("not_in_the_mask", "whole warps only"),
+        ("wide_load", "not aligned"),
+    ],
+)
+def test_undefined_behaviour(small: emulator.Module, name: str, words: str | None) -> None:
+    p = np.zeros(64, dtype=np.float32)
+    error = pytest.raises(emulator.EmulationError, match=f"{name}.*{words}") if words else contextlib.nullcontext()
+    with error:
+        small.get_function(name)((1,), (64,), (p.ctypes.data,))
+
+
+def test_unset_shared_memory_is_nan(small: emulator.Module) -> None:
+    p = np.zeros(32, dtype=np.float32)
+    small.get_function("unset_shared")((2,), (32,), (p.ctypes.data,), shared_mem=128)
+    assert (p[:16] == 1).all() and np.isnan(p[16:]).all()
+
+
+def test_warp_functions(small: emulator.Module) -> None:
+    p = (np.arange(64) % 4).astype(np.int32)
+    small.get_function("warps")((1,), (64,), (p.ctypes.data,))
+    assert (p == 8 * 1000 + 16 * 10 + 5).all()
+
+
+def run(*code: str, input: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
+    return subprocess.run(
+        [sys.executable, *code],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        input=input,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def listed(text: str) -> tuple[np.ndarray, ...]:
+    """What list_cells makes of 600 cells, in one launch."""
+    kernel = emulator.Module(text, ["list_cells"]).get_function("list_cells")
+    count = np.random.default_rng(0).integers(0, 40, 600).astype(np.int32)
+    totals, start, first = np.zeros(2, np.int32), np.zeros(600, np.int32), np.zeros(600, np.int32)
+    chunks = np.zeros((2000, 3), np.int32)
+    addresses = tuple(a.ctypes.data for a in (count, totals, start, first, chunks))
+    kernel((3,), (256,), (*addresses, np.int32(600), np.int32(16)))
+    return count, totals, start, first, chunks
+
+
+def right(count: np.ndarray, totals: np.ndarray, start: np.ndarray, first: np.ndarray, chunks: np.ndarray) -> bool:
+    """Lists that do not overlap, each divided into chunks of at most 16 that cover it in order."""
+    if totals.tolist() != [count.sum(), (-(-count // 16)).sum()]:
+        return False
+    taken = np.concatenate([np.arange(s, s + n) for s, n in zip(start, count, strict=True)])
+    if (np.sort(taken) != np.arange(totals[0])).any():
+        return False
+    for cell, (s, f, n) in enumerate(zip(start, first, count, strict=True)):
+        for chunk, begin, length in chunks[f : f + -(-n // 16)]:
+            if chunk != cell or begin != s or not 0 < length <= 16:
+                return False
+            s += length
+    return True
+
+
+def test_lists_are_right() -> None:
+    assert right(*listed(cupy_kernels.source("lau_backward")))
+    with emulator.reversed_order():
+        assert right(*listed(cupy_kernels.source("lau_backward")))
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_missing_barrier_is_caught(which: int) -> None:
+    text = cupy_kernels.source("lau_backward")
+    barriers = [m.span() for m in re.finditer(r"__syncthreads\(\);", text)]
+    assert len(barriers) == 3  # in exclusive_sum, twice, and in list_cells
+    begin, end = barriers[which]
+    # In a process of its own: a list that begins anywhere is written anywhere.
+    code = (
+        "import sys, emulator, test_kernels_emulator as tests\n"
+        "text = sys.stdin.read()\n"
+        "assert tests.right(*tests.listed(text))\n"
+        "with emulator.reversed_order():\n"
+        "    assert tests.right(*tests.listed(text))\n"
+    )
+    ran = [run("-c", code, input=t).returncode for t in (text, text[:begin] + text[end:])]
+    assert ran[0] == 0 and ran[1] != 0
+
+
+# ---------------------------------------------------------------------------------------- out-of-bounds accesses
+
+
+def sanitized(*code: str) -> subprocess.CompletedProcess[str]:
+    return run(*code, **memcheck.environment())
+
+
+def test_no_access_out_of_bounds() -> None:
+    ran = sanitized("-m", "emulator.memcheck")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "no access out of bounds" in ran.stdout
+
+
+BROKEN = """
+import sys
+import numpy as np
+import cupy_kernels, emulator
+from emulator import memcheck
+text = cupy_kernels.source("lau_backward")
+assert {old!r} in text
+kernel = emulator.Module(text.replace({old!r}, {new!r}), [{name!r}], memcheck.FLAGS).get_function({name!r})
+{call}
+"""
+COMBINE = """
+parts, out = np.zeros(4 * 4 * 300, np.float32), np.zeros(4 * 300, np.float32)
+count, first = np.zeros(300, np.int32), np.zeros(300, np.int32)
+pointers = tuple(a.ctypes.data for a in (parts, count, first, out))
+kernel((5,), (256,), (*pointers, *map(np.int32, (1, 4, 15, 20, 16, 300))))
+"""
+GATHER = """
+grad, u = np.zeros(4000, np.float32), np.zeros(400, np.float32)
+chunks, totals = np.array([[0, 0, 16]] * 128, np.int32), np.array([2048, 128], np.int32)
+entries, parts, doffset = np.zeros(4 * 16, np.float32), np.zeros(4 * 128, np.float32), np.zeros(8000, np.float32)
+pointers = tuple(a.ctypes.data for a in (grad, u, chunks, totals, entries, parts, doffset))
+args = (*pointers, *map(np.int32, (0, 1, 1, 20, 20, 4000, 128)))
+kernel((1,), (128,), args, shared_mem={bytes})
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "call", "words"),
+    [
+        pytest.param("combine<float, true>", "", "", COMBINE, None, id="sound"),
+        pytest.param(
+            "combine<float, true>",
+            "if (i >= maps * C * hw) return;",
+            "",
+            COMBINE,
+            r"heap-buffer-overflow.*lau_backward\.cu:\d+",
+            id="write",
+        ),
+        pytest.param("gather_nchw<float, 16>", "", "", GATHER.format(bytes=48 * 1024), None, id="sound-shared"),
+        pytest.param(
+            "gather_nchw<float, 16>",
+            "",
+            "",
+            GATHER.format(bytes=48 * 1024 - 64),
+            r"heap-buffer-overflow.*lau_backward\.cu:\d+",
+            id="shared",
+        ),
+    ],
+)
+def test_access_out_of_bounds_is_caught(name: str, old: str, new: str, call: str, words: str | None) -> None:
+    ran = sanitized("-c", BROKEN.format(name=name, old=old, new=new, call=call))
+    if words is None:
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    else:
+        assert ran.returncode != 0 and re.search(words, ran.stderr, re.DOTALL), ran.stderr[-3000:]

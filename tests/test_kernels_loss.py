@@ -1,0 +1,795 @@
+"""The loss kernels against the oracle: on the CPU through the emulator, and, the same tests, on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import emulator
+import numpy as np
+import oracle
+import pytest
+import torch
+from emulator import fixtures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import cupy_kernels
+from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample, offset_guided_cross_entropy, offset_regression_loss, warmup
+
+device = fixtures.device
+
+Array = NDArray[Any]
+Scale = tuple[int, int]
+Dtype = type[np.floating[Any]]
+FORMATS = [
+    pytest.param(torch.contiguous_format, id="nchw"),
+    pytest.param(torch.channels_last, id="nhwc"),
+]
+KINDS = ["zero", "small", "far", "fractions", "one-point", "infinite"]
+SHAPES = [  # n, c, h, w, (k_h, k_w)
+    pytest.param(2, 3, 4, 5, (4, 4), id="square"),
+    pytest.param(2, 5, 5, 4, (3, 2), id="kh-not-kw"),
+    pytest.param(1, 6, 1, 6, (4, 3), id="h1"),
+    pytest.param(1, 4, 6, 1, (2, 5), id="w1"),
+    pytest.param(2, 7, 1, 1, (3, 3), id="h1-w1"),
+    pytest.param(1, 1, 9, 2, (1, 1), id="one-class"),
+    pytest.param(0, 3, 4, 4, (2, 2), id="empty"),
+]
+# Every way in which the lanes divide a pixel's channels, and two that take turns.
+WIDTHS = [
+    1,
+    9,
+    21,
+    31,
+    32,
+    41,
+    59,
+    60,
+    75,
+    100,
+    101,
+    110,
+    129,
+    161,
+    6,
+    18,
+    34,
+    54,
+    70,
+    90,
+    130,
+    202,
+    8,
+    128,
+    256,
+    203,
+    300,
+    514,
+]
+
+
+class Rule(NamedTuple):
+    """One loss: the public function with its options, and the oracle's with the same."""
+
+    loss: Callable[..., Tensor]
+    ours: dict[str, Any]
+    expected: Callable[..., tuple[float, Array, Array]]
+    theirs: dict[str, Any]
+
+
+GUIDED = Rule(offset_guided_cross_entropy, {"tie": "paper"}, oracle.offset_guided, {"tie": "paper"})
+TIES = Rule(offset_guided_cross_entropy, {"tie": "code"}, oracle.offset_guided, {"tie": "code"})
+PLAIN = Rule(offset_guided_cross_entropy, {"offset_weight": 0.0}, oracle.offset_guided, {"lam": 0.0})
+REGRESSION = Rule(offset_regression_loss, {}, oracle.regression, {})
+STRONG = Rule(
+    offset_regression_loss,
+    {"offset_weight": 0.7, "regression_weight": 2.0, "beta": 0.25},
+    oracle.regression,
+    {"lam": 0.7, "gamma": 2.0, "beta": 0.25},
+)
+L1 = Rule(offset_regression_loss, {"beta": 0.0}, oracle.regression, {"beta": 0.0})
+RULES = {"guided": GUIDED, "ties": TIES, "plain": PLAIN, "regression": REGRESSION, "strong": STRONG}
+
+
+@pytest.fixture(autouse=True)
+def deterministic_flag() -> Iterator[None]:
+    yield
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+
+
+# ----------------------------------------------------------------------------------------------------- the cases
+
+
+class Case(NamedTuple):
+    """One call, in NumPy."""
+
+    u: Array
+    offset: Array
+    target: NDArray[np.int64]
+    k: Scale
+    ignore: int
+
+
+def positions(h: int, w: int, k: Scale, offset: Array, dtype: Dtype) -> Array:
+    """(N, 2M, H, W) as the kernels' arithmetic has them: a quotient is rounded once, and so is the sum."""
+    base = []
+    for n, q in ((h, k[0]), (w, k[1])):
+        base.append((np.arange(n * q) // q).astype(dtype) + (np.arange(n * q) % q).astype(dtype) / dtype(q))
+    m = offset.shape[1] // 2
+    grid = np.broadcast_arrays(base[0][:, None], base[1][None, :])
+    return (np.stack([grid[0]] * m + [grid[1]] * m) + offset.astype(dtype)).astype(np.float64)
+
+
+@contextmanager
+def positions_in(dtype: Dtype) -> Iterator[None]:
+    """The oracle samples where the kernels of a dtype do; everything after that is in float64."""
+    upsample, backward = oracle.upsample, oracle.upsample_backward
+
+    def at(u: Array, offset: Array, k: Scale) -> Array:
+        return positions(*u.shape[2:], k, offset, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oracle, "base", lambda n, k: np.zeros(n * k))
+        patch.setattr(oracle, "upsample", lambda u, d, k: upsample(u, at(u, d, k), k))
+        patch.setattr(
+            oracle, "upsample_backward", lambda u, d, k, dv, rule="right": backward(u, at(u, d, k), k, dv, rule)
+        )
+        yield
+
+
+def make(
+    kind: str, n: int, c: int, h: int, w: int, k: Scale, m: int, seed: int, dtype: Dtype, ignore: int = -1
+) -> Case:
+    """Labels whose losses are nearly but not quite equal are ignored: rounding would decide them."""
+    rng = np.random.default_rng(seed)
+    shape = (n, 2 * m, h * k[0], w * k[1])
+    if kind == "zero":
+        d = np.zeros(shape)
+    elif kind == "small":
+        d = rng.normal(0, 0.5, shape)
+    elif kind == "far":
+        d = rng.normal(0, 6, shape)
+    elif kind == "fractions":  # many positions are integers, and the bounds among them
+        d = rng.integers(-9, 10, shape) / np.array([k[0]] * m + [k[1]] * m)[:, None, None]
+    elif kind == "one-point":  # all samples in one cell: the longest list that there can be
+        to = np.array([0.3 * (h - 1)] * m + [0.7 * (w - 1)] * m)[:, None, None]
+        d = to - positions(h, w, k, np.zeros(shape), np.float64)
+    else:
+        d = rng.choice([-math.inf, math.inf, 1e30, -1e30, 0.25], shape)
+    d = d.astype(dtype)
+    u = (2 * rng.normal(size=(n, c, h, w))).astype(dtype)
+    target = rng.integers(0, c, (n, *shape[2:]))
+    target[rng.random(target.shape) < 0.15] = ignore
+    if n:
+        wide = u.astype(np.float64)
+        with positions_in(dtype):
+            nll = oracle.nll(oracle.upsample(wide, d, k), target, ignore)
+            rivals = [oracle.nll(oracle.bilinear(wide, k), target, ignore)]
+            rivals += [lost for lost, _, _ in oracle.corner_maps(wide, target, k, ignore)]
+        losses = np.stack([nll, *rivals])
+        near = 1e-9 if dtype == np.float64 else 1e-4
+        gaps = np.abs(losses[:, None] - losses[None])
+        target[((gaps > 0) & (gaps < near)).any((0, 1))] = ignore
+    return Case(u, d, target, k, ignore)
+
+
+def tensors(case: Case, device: torch.device, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
+    input = torch.tensor(case.u, device=device).contiguous(memory_format=memory_format).requires_grad_()
+    return input, torch.tensor(case.offset, device=device, requires_grad=True), torch.tensor(case.target, device=device)
+
+
+def compute(
+    case: Case, device: torch.device, memory_format: torch.memory_format, rule: Rule, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and gradients by the public function and autograd."""
+    u, d, target = tensors(case, device, memory_format)
+    value = rule.loss(u, d, target, case.k, ignore_index=case.ignore, backend="cupy", **rule.ours, **options)
+    return value.detach(), *torch.autograd.grad(value, (u, d))
+
+
+def expected(case: Case, rule: Rule, /, **options: Any) -> tuple[float, Array, Array]:
+    with positions_in(np.float64 if case.u.dtype == np.float64 else np.float32):
+        arrays = case.u.astype(np.float64), case.offset.astype(np.float64), case.target, case.k
+        return rule.expected(*arrays, ignore=case.ignore, **rule.theirs, **options)
+
+
+def close(ours: tuple[Tensor, ...], theirs: tuple[Any, ...], tolerance: float, pixels: int) -> None:
+    """Relative to the norm; where that is small, to one logit per pixel that is off by the tolerance."""
+    for a, b in zip(ours, theirs, strict=True):
+        error, scale = np.abs(a.cpu().numpy().astype(np.float64) - b), np.abs(b)
+        if error.size:  # of the largest element, too: a single wrong one must not hide among many
+            assert np.linalg.norm(error) <= tolerance * max(np.linalg.norm(scale), 3 / math.sqrt(pixels))
+            assert error.max() <= 20 * tolerance * max(scale.max(), 1 / pixels)
+
+
+def check(
+    case: Case,
+    device: torch.device,
+    memory_format: torch.memory_format,
+    rule: Rule,
+    integer_gradient: str = "right",
+    normalize: str = "all",
+) -> None:
+    ours = compute(case, device, memory_format, rule, integer_gradient=integer_gradient, normalize=normalize)
+    theirs = expected(case, rule, rule=integer_gradient, normalize=normalize)
+    close(ours, theirs, 1e-12 if case.u.dtype == np.float64 else 1e-6, max(case.target.size, 1))
+
+
+# ---------------------------------------------------------------------------------------------- against the oracle
+
+
+@pytest.mark.parametrize("rule", ["guided", "ties", "regression", "strong"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "c", "h", "w", "k"), SHAPES)
+def test_agrees_with_oracle(
+    device: torch.device, rule: str, kind: str, n: int, c: int, h: int, w: int, k: Scale
+) -> None:
+    if kind == "infinite" and RULES[rule].loss is offset_regression_loss:
+        kind = "small"  # infinitely far from a corner the loss is infinite
+    for dtype in (np.float64, np.float32):
+        case = make(kind, n, c, h, w, k, 1, 7, dtype)
+        check(case, device, torch.channels_last, RULES[rule], "right", "all")
+        check(case, device, torch.contiguous_format, RULES[rule], "code", "valid")
+
+
+@pytest.mark.parametrize("rule", [PLAIN, L1])
+@pytest.mark.parametrize(
+    "kind", ["small", "far"]
+)  # the derivative of |x| at rounding errors from 0 is a matter of luck
+def test_weights_of_zero_agree_with_oracle(device: torch.device, kind: str, rule: Rule) -> None:
+    for dtype in (np.float64, np.float32):
+        check(make(kind, 2, 5, 4, 3, (3, 4), 1, 7, dtype), device, torch.channels_last, rule, "code", "valid")
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 3),
+    c=st.integers(1, 9),
+    h=st.integers(1, 6),
+    w=st.integers(1, 6),
+    k=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    per_channel=st.booleans(),
+    kind=st.sampled_from([k for k in KINDS if k != "infinite"]),
+    rule=st.sampled_from(list(RULES)),
+    integer_gradient=st.sampled_from(["right", "code"]),
+    normalize=st.sampled_from(["all", "valid"]),
+    ignore=st.sampled_from([-1, 255, 0]),
+    dtype=st.sampled_from([np.float64, np.float32]),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    deterministic=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_drawn_shapes(
+    device: torch.device,
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    k: Scale,
+    per_channel: bool,
+    kind: str,
+    rule: str,
+    integer_gradient: str,
+    normalize: str,
+    ignore: int,
+    dtype: Dtype,
+    memory_format: torch.memory_format,
+    deterministic: bool,
+    seed: int,
+) -> None:
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)
+    m = c if per_channel and RULES[rule].loss is offset_guided_cross_entropy else 1
+    case = make(kind, n, c, h, w, k, m, seed, dtype, ignore)
+    check(case, device, memory_format, RULES[rule], integer_gradient, normalize)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rule", ["guided", "ties", "plain"])
+def test_one_offset_per_channel(device: torch.device, kind: str, rule: str) -> None:
+    for dtype in (np.float64, np.float32):
+        for n, c, h, w, k in ((2, 3, 4, 5, (3, 4)), (1, 4, 1, 3, (2, 5)), (2, 2, 3, 1, (4, 2))):
+            case = make(kind, n, c, h, w, k, c, 3, dtype)
+            check(case, device, torch.contiguous_format, RULES[rule], "right", "valid")
+            check(case, device, torch.channels_last, RULES[rule], "code", "all")
+
+
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_every_width(device: torch.device, channels: int) -> None:
+    for dtype, rule in ((np.float64, GUIDED), (np.float32, REGRESSION)):
+        check(make("far", 1, channels, 3, 2, (2, 3), 1, channels, dtype), device, torch.channels_last, rule)
+
+
+def test_widths_are_all_there_is() -> None:
+    for dtype in (torch.float32, torch.float64):
+        reached = {_cupy_loss.lanes_of(c, dtype) for c in WIDTHS}
+        assert reached == {_cupy_loss.lanes_of(c, dtype) for c in range(1, 2049)}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_lists_of_several_chunks_and_slabs(
+    device: torch.device, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.use_deterministic_algorithms(deterministic)
+    case = make("one-point", 3, 4, 5, 6, (4, 4), 1, 1, np.float64)
+    check(case, device, torch.channels_last, GUIDED)
+    monkeypatch.setattr(_cupy_upsample, "LIST_SAMPLES", 900)  # one image has 480 samples
+    check(case, device, torch.contiguous_format, STRONG, "code")
+    check(make("small", 2, 3, 4, 4, (2, 3), 3, 1, np.float64), device, torch.contiguous_format, GUIDED, "code")
+
+
+# --------------------------------------------------------------------------------------------------------- exactness
+
+
+def found(u: Tensor, d: Tensor, target: Tensor, k: int, rule: str, **settings: float) -> Tensor:
+    """What the forward kernel says of each pixel: 0 ignored, 1 good, 2 not, 3 + c corner c is better."""
+    numbers = {"offset_weight": 0.3, "regression_weight": 0.1, "beta": 1.0, "ignore_index": -1, **settings}
+    return _cupy_loss.forward(u, d, target, k, k, _cupy_loss.RULES.index(rule), code=False, **numbers)[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(
+    ("c", "h", "w", "k"), [(21, 7, 5, 3), (150, 7, 5, 2), (60, 3, 11, 4), (6, 1, 1, 2), (59, 7, 5, 5), (300, 2, 3, 2)]
+)
+def test_zero_offset_ties_exactly(
+    device: torch.device, dtype: torch.dtype, per_channel: bool, c: int, h: int, w: int, k: int
+) -> None:
+    torch.manual_seed(c)
+    u = (torch.randn(2, c, h, w, dtype=dtype) * 4).to(device)
+    target = torch.randint(0, c, (2, h * k, w * k)).to(device)
+    d = torch.zeros(2, 2 * c if per_channel else 2, h * k, w * k, dtype=dtype, device=device)
+    assert (found(u, d, target, k, "paper") == 2).all()
+    assert (found(u, d, target, k, "code") == 1).all()
+    if not per_channel:  # on the input's own pixels, and in the corner of the replicated border, no corner is better
+        choice = found(u, d, target, k, "regression")
+        assert (choice[:, ::k, ::k] == 1).all() and (choice[:, -k:, -k:] == 1).all()
+        if h * w > 1:
+            assert (choice > 2).any()
+
+
+def test_corner_that_is_read_never_wins(device: torch.device) -> None:
+    torch.manual_seed(0)
+    u = (torch.randn(2, 119, 4, 3) * 4).to(device)
+    target = torch.randint(0, 119, (2, 8, 6)).to(device)
+    # From each pixel to one corner of its own cell: that corner is what LaU reads.
+    steps = torch.arange(8)[:, None] % 2, torch.arange(6)[None] % 2
+    for corner in range(4):
+        rise = [(corner >> i & 1) * (s > 0) - s / 2 for i, s in enumerate(steps)]
+        d = torch.stack(torch.broadcast_tensors(*rise))[None].repeat(2, 1, 1, 1).to(device)
+        choice = found(u, d, target, 2, "regression")
+        assert not (choice == 3 + corner).any()
+
+
+def test_first_of_equal_corners_wins(device: torch.device) -> None:
+    # All four corners are one better than what LaU reads, an unlikely pixel far away: the first is the target.
+    u = torch.zeros(1, 2, 3, 8)
+    u[0, 0] = 1.0
+    u[0, 0, :, 7] = -5.0
+    d = torch.zeros(1, 2, 6, 16)
+    d[:, 1] = 9.0
+    choice = found(u.to(device), d.to(device), torch.zeros(1, 6, 16, dtype=torch.int64).to(device), 2, "regression")
+    assert (choice[..., :12] == 3).all()
+    # Beyond the last row floor and ceil have equal values, and so no target leaves the map.
+    torch.manual_seed(1)
+    u, d = torch.randn(1, 3, 2, 2).to(device), torch.full((1, 2, 8, 8), -0.3).to(device)
+    choice = found(u, d, torch.randint(0, 3, (1, 8, 8)).to(device), 4, "regression")[:, 5:]
+    assert (choice >= 3).any() and not ((choice == 4) | (choice == 6)).any()
+
+
+def test_nan(device: torch.device) -> None:
+    for m, rule in ((1, GUIDED), (1, REGRESSION), (3, GUIDED)):
+        case = make("small", 1, 3, 3, 3, (2, 2), m, 0, np.float32)
+        case.target[0, 2, 3] = 1
+        case.offset[0, 0, 2, 3] = np.nan
+        case.target[0, 4, 4], case.offset[0, 0, 4, 4] = -1, np.nan  # ignored: no harm
+        channel = slice(None) if m == 1 else slice(0, None, 3)
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            value, du, dd = compute(case, device, torch.channels_last, rule)
+            assert value.isnan()
+            assert dd.isfinite().all() and du.isfinite().all() if m == 1 else True
+            assert (dd[0, channel, 2, 3] == 0).all() and (dd[0, channel, 4, 4] == 0).all()
+        good = case._replace(target=np.where(np.isnan(case.offset[:, 0]), -1, case.target))
+        theirs = expected(good, rule)
+        if m == 1:
+            value, *grads = compute(good, device, torch.channels_last, rule)
+            assert np.isfinite(theirs[0])
+            close((value, *grads), (theirs[0], theirs[1], np.nan_to_num(theirs[2])), 1e-6, good.target.size)
+
+
+def test_labels_that_are_none(device: torch.device) -> None:
+    case = make("small", 1, 3, 3, 3, (2, 2), 1, 0, np.float32)
+    for label in (3, -2, 2**40):
+        case.target[0, 1, 1] = label
+        for rule in (GUIDED, REGRESSION, PLAIN):
+            value, du, dd = compute(case, device, torch.channels_last, rule)
+            assert value.isnan() and du.isfinite().all() and dd.isfinite().all()
+    case.target[...] = -1
+    for rule in (GUIDED, REGRESSION, PLAIN):
+        for normalize in ("all", "valid"):
+            value, du, dd = compute(case, device, torch.channels_last, rule, normalize=normalize)
+            assert value == 0 and (du == 0).all() and (dd == 0).all()
+
+
+def test_large_logits(device: torch.device) -> None:
+    case = make("small", 1, 7, 4, 4, (4, 4), 1, 0, np.float64)
+    check(case._replace(u=case.u * 200), device, torch.channels_last, PLAIN)
+    value, du, dd = compute(case._replace(u=case.u * 1e6), device, torch.channels_last, REGRESSION)
+    assert all(t.isfinite().all() for t in (value, du, dd))
+
+
+# -------------------------------------------------------------------------------------------- half types and layouts
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", ["guided", "regression"])
+def test_half_types_compute_in_float32(device: torch.device, rule: str, dtype: torch.dtype) -> None:
+    for m in (1, 4) if rule == "guided" else (1,):
+        case = make("small", 2, 4, 4, 3, (4, 4), m, 3, np.float32)
+        u, d, target = tensors(case, device, torch.channels_last)
+        half = u.detach().to(dtype).requires_grad_()
+        wide = half.detach().float().requires_grad_()
+        values, grads = [], []
+        for input in (half, wide):
+            value = RULES[rule].loss(input, d, target, case.k, backend="cupy")
+            values.append(value)
+            grads.append(torch.autograd.grad(1000 * value, (input, d)))
+        assert values[0].dtype == torch.float32 and torch.equal(*values)
+        assert grads[0][0].dtype == dtype and grads[0][1].dtype == torch.float32
+        torch.testing.assert_close(grads[0][0], grads[1][0].to(dtype), rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(grads[0][1], grads[1][1])
+
+
+def test_memory_formats_and_partial_gradients(device: torch.device) -> None:
+    case = make("small", 2, 4, 5, 6, (2, 2), 1, 0, np.float64)
+    value, du, dd = compute(case, device, torch.contiguous_format, REGRESSION)
+    last = compute(case, device, torch.channels_last, REGRESSION)
+    for a, b in zip((value, du, dd), last, strict=True):
+        torch.testing.assert_close(a, b)
+    assert du.is_contiguous() and last[1].is_contiguous(memory_format=torch.channels_last)
+    u, d, target = tensors(case, device, torch.contiguous_format)
+    (ours,) = torch.autograd.grad(offset_regression_loss(u, d.detach(), target, 2, backend="cupy"), u)
+    torch.testing.assert_close(ours, du)
+    (ours,) = torch.autograd.grad(offset_regression_loss(u.detach(), d, target, 2, backend="cupy"), d)
+    torch.testing.assert_close(ours, dd)
+    # What is neither layout: slices, offsets in channels_last, labels that are strided.
+    wide = torch.zeros(2, 4, 5, 9, dtype=torch.float64, device=device)
+    wide[..., 1:7] = u.detach()
+    labels = torch.stack((target, target), -1)[..., 0]
+    strided = d.detach().contiguous(memory_format=torch.channels_last)
+    assert torch.equal(offset_regression_loss(wide[..., 1:7], strided, labels, 2, backend="cupy"), value)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_inputs_at_odd_addresses(device: torch.device, offset: int) -> None:
+    # A vector access there would end the process on a GPU; the emulator says so.
+    case = make("small", 1, 8, 3, 4, (2, 2), 1, 0, np.float32)
+    u, d, target = tensors(case, device, torch.channels_last)
+    storage = torch.zeros(u.numel() + offset, device=device)
+    shifted = storage[offset:].view(1, 3, 4, 8).permute(0, 3, 1, 2)
+    shifted.copy_(u.detach())
+    shifted.requires_grad_()
+    assert shifted.data_ptr() % 16 and shifted.is_contiguous(memory_format=torch.channels_last)
+    value = offset_regression_loss(shifted, d, target, 2, backend="cupy")
+    grads = torch.autograd.grad(value, (shifted, d))
+    close((value.detach(), *grads), expected(case, REGRESSION), 1e-6, target.numel())
+
+
+# ------------------------------------------------------------------------------------------------------- determinism
+
+
+@pytest.mark.parametrize("rule", ["guided", "regression"])
+def test_deterministic_mode(device: torch.device, rule: str) -> None:
+    case = make("one-point", 2, 6, 7, 7, (4, 4), 1, 5, np.float32)
+    default = compute(case, device, torch.channels_last, RULES[rule])
+    torch.use_deterministic_algorithms(True)
+    first = compute(case, device, torch.channels_last, RULES[rule])
+    for a, b in zip(default, first, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    if device.type == "cpu":
+        with emulator.reversed_order():
+            runs = [compute(case, device, torch.channels_last, RULES[rule])]
+            torch.use_deterministic_algorithms(False)
+            other = compute(case, device, torch.channels_last, RULES[rule])
+        assert not torch.equal(other[1], default[1])  # the order of the blocks does matter to the default
+        assert torch.equal(other[0], default[0]) and torch.equal(other[2], default[2])  # but to one gradient only
+    else:
+        runs = [compute(case, device, torch.channels_last, RULES[rule]) for _ in range(20)]
+    for run in runs:
+        assert all(torch.equal(a, b) for a, b in zip(first, run, strict=True))
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_everything_is_written(device: torch.device, m: int) -> None:
+    # With this switch torch.empty is full of NaN and of the largest integers.
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    case = make("small", 2, 3, 4, 3, (3, 2), m, 2, np.float64)
+    u, d, target = (t.detach() for t in tensors(case, device, torch.channels_last))
+    _, du, dd = expected(case, GUIDED)
+    settings = (3, 2, 0, 0.3, 0.1, 1.0)
+    _, lse, choice = _cupy_loss.forward(u, d, target, *settings, -1, False)
+    scale = torch.tensor(1 / target.numel(), dtype=torch.float64, device=device)
+    for deterministic in (False, True):
+        ours = _cupy_loss.backward(
+            scale, u, d, target, lse, choice, *settings, False, True, True, deterministic=deterministic
+        )
+        close(ours, (du, dd), 1e-12, case.target.size)
+
+
+# ------------------------------------------------------------------------------------------------- as an op of torch
+
+
+def settled(device: torch.device, m: int = 1, rule: str = "guided") -> tuple[Tensor, Tensor, Tensor]:
+    """Far from every kink and tie: no finite difference changes a cell, a weight or a target."""
+    rng = np.random.default_rng(4)
+    n, c, h, w, k = 1, 3, 2, 3, (2, 2)
+    at = rng.integers(0, 2, (n, 2 * m, h * k[0], w * k[1])) + rng.uniform(0.25, 0.75, (n, 2 * m, h * k[0], w * k[1]))
+    d = at - positions(h, w, k, np.zeros(at.shape), np.float64)
+    u = 3 * rng.normal(size=(n, c, h, w))
+    target = rng.integers(-1, c, (n, h * k[0], w * k[1]))
+    rivals = [oracle.nll(oracle.bilinear(u, k), target, -1)]
+    if rule == "regression":
+        rivals = [lost for lost, _, _ in oracle.corner_maps(u, target, k, -1)]
+    losses = np.stack([oracle.nll(oracle.upsample(u, d, k), target, -1), *rivals])
+    gaps = np.abs(losses[:, None] - losses[None])
+    target[((gaps > 0) & (gaps < 1e-3)).any((0, 1))] = -1
+    assert (target >= 0).sum() > 8
+    u_, d_, t_ = (torch.tensor(a, device=device) for a in (u, d, target))
+    return u_.requires_grad_(), d_.requires_grad_(), t_
+
+
+@pytest.mark.parametrize(("rule", "m"), [("guided", 1), ("guided", 3), ("regression", 1)])
+def test_gradcheck(device: torch.device, rule: str, m: int) -> None:
+    u, d, target = settled(device, m, rule)
+    # A gradient of the weights would show: they are differences of the losses at most away from their ties.
+    assert torch.autograd.gradcheck(lambda u, d: RULES[rule].loss(u, d, target, 2, backend="cupy"), (u, d))
+
+
+@pytest.mark.parametrize(("rule", "m"), [("paper", 1), ("code", 3), ("regression", 1)])
+def test_opcheck(device: torch.device, rule: str, m: int) -> None:
+    u, d, target = settled(device, m)
+    settings = (2, 2, _cupy_loss.RULES.index(rule), 0.3, 0.1, 1.0)
+    forward, backward = torch.ops.laurepro.location_aware_loss, torch.ops.laurepro.location_aware_loss_backward
+    torch.library.opcheck(forward, (u, d, target, *settings, -1, False))
+    u, d = u.detach().contiguous(memory_format=torch.channels_last), d.detach()
+    _, lse, choice = forward(u, d, target, *settings, -1, False)
+    one = torch.ones((), dtype=torch.float64, device=device)
+    for flags in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(backward, (one, u, d, target, lse, choice, *settings, True, *flags))
+
+
+def test_no_second_derivative(device: torch.device) -> None:
+    u, d, target = settled(device)
+    (du,) = torch.autograd.grad(offset_guided_cross_entropy(u, d, target, 2, backend="cupy"), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        du.square().sum().backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("rule", ["guided", "regression"])
+def test_compile_sees_one_op(device: torch.device, rule: str) -> None:
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    def function(u: Tensor, d: Tensor) -> Tensor:
+        return RULES[rule].loss(u, d, target, 2, backend="cupy", normalize="valid")
+
+    torch._dynamo.reset()
+    u, d, target = settled(device)
+    eager = function(u, d)
+    assert torch.equal(torch.compile(function, backend=backend, fullgraph=True)(u, d), eager)
+    assert sum("location_aware_loss" in name for name in seen) == 1
+    compiled = torch.compile(function, backend="inductor" if device.type == "cuda" else "aot_eager", fullgraph=True)
+    for ours, theirs in zip(
+        torch.autograd.grad(compiled(u, d), (u, d)), torch.autograd.grad(eager, (u, d)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_flops(device: torch.device) -> None:
+    u, d, target = settled(device)
+    sampled = 3 * target.numel()
+    for rule, maps in ((GUIDED, 2), (PLAIN, 1), (REGRESSION, 1)):
+        with FlopCounterMode(display=False) as counter:
+            rule.loss(u, d, target, 2, backend="cupy", **rule.ours).backward()
+        counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+        assert counts == {
+            "laurepro.location_aware_loss": 11 * maps * sampled,
+            "laurepro.location_aware_loss_backward": 25 * sampled,
+        }
+
+
+def test_no_map_of_the_outputs_size(device: torch.device) -> None:
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for t in out if isinstance(out, tuple) else (out,):
+                if isinstance(t, Tensor):
+                    self.largest = max(self.largest, t.numel())
+            return out
+
+    case = make("small", 2, 64, 4, 4, (4, 4), 1, 0, np.float32)
+    for rule in (GUIDED, REGRESSION):
+        with Sizes() as sizes:
+            compute(case, device, torch.channels_last, rule)
+        assert case.u.size <= sizes.largest < case.target.size * 64 / 4
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (_cupy_loss, _cupy_upsample):
+        monkeypatch.setattr(module, "launch", lambda *a, **k: pytest.fail("launched"))
+    u, d = torch.zeros(2, 3, 4, 5, device=device), torch.zeros(2, 2, 8, 10, device=device)
+    target = torch.zeros(2, 8, 10, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match=r"target.*\(2, 8, 10\).*\(2, 3, 4, 5\).*got \(2, 8, 9\)"):
+        offset_guided_cross_entropy(u, d, target[..., 1:], 2, backend="cupy")
+    with pytest.raises(TypeError, match=r"\(2, 3, 4, 5\) is torch.float8_e4m3fn"):
+        offset_guided_cross_entropy(u.to(torch.float8_e4m3fn), d, target, 2, backend="cupy")
+    op = torch.ops.laurepro.location_aware_loss
+    with pytest.raises(ValueError, match=r"\(2, 2, 8, 10\) of torch.float64"):
+        op(u, d.double(), target, 2, 2, 0, 0.3, 0.1, 1.0, -1, False)
+    with pytest.raises(ValueError, match=r"int64 labels \(2, 8, 10\).*got \(2, 8, 10\) of torch.int32"):
+        op(u, d, target.int(), 2, 2, 0, 0.3, 0.1, 1.0, -1, False)
+    with pytest.raises(ValueError, match=r"M = 1.*\(2, 6, 8, 10\)"):
+        op(u, d.repeat(1, 3, 1, 1), target, 2, 2, 2, 0.3, 0.1, 1.0, -1, False)
+    with pytest.raises(ValueError, match=r"pixels in all, got \(9, 1, 3000, 3000\)"):
+        big, labels = (torch.zeros(1, device=device, dtype=t) for t in (torch.float32, torch.int64))
+        many = big.expand(9, 1, 3000, 3000)
+        assert not _cupy_loss.takes(many, 1, 1) and _cupy_loss.takes(many[:1], 1, 1)
+        offset = big.expand(9, 2, 3000, 3000)
+        offset_guided_cross_entropy(many, offset, labels.expand(9, 3000, 3000), 1, backend="cupy")
+
+
+MUTANTS = [  # file, what is replaced, by what, and a case that should tell
+    ("loss_forward", "nll < rival : nll <= rival", "nll <= rival : nll < rival", GUIDED, "zero"),
+    ("loss_forward", "if (rival < least)", "if (rival <= least)", REGRESSION, "small"),
+    ("loss_forward", "min(i + rise_y(corner, sy), h - 1)", "i", REGRESSION, "small"),
+    ("loss_forward", "if (lane == s) {", "if (lane == 0) {", GUIDED, "small"),
+    ("loss_backward", "if (to_below) add<VEC>(out + to_below, s10[q]);", "", GUIDED, "small"),
+    ("loss_backward", "? p - s : p", "? p : p", GUIDED, "small"),
+    ("loss_backward", "if (found == IGNORED) return", "if (false) return", GUIDED, "small"),
+    ("loss_backward", "own_y += along_y;", "own_y = along_y;", GUIDED, "far"),
+]
+
+
+@pytest.mark.cxx
+@pytest.mark.parametrize(("name", "old", "new", "rule", "kind"), MUTANTS, ids=[old for _, old, *_ in MUTANTS])
+def test_a_wrong_kernel_is_caught(
+    name: str, old: str, new: str, rule: Rule, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = cupy_kernels.source(name)
+    assert text.count(old) == 1
+
+    def load(source: str, expression: str) -> Any:
+        if source != name:
+            return fixtures.LOADER(source, expression)
+        return emulator.Module(text.replace(old, new), (expression,)).get_function(expression)
+
+    monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
+    monkeypatch.setattr(_cupy, "_kernels", {})
+    channels = 203 if "own_y" in old else 5  # 203 take several turns
+    case = make(kind, 2, channels, 4, 4, (2, 2), 1, 3, np.float32)
+    with pytest.raises((AssertionError, emulator.EmulationError)):
+        check(case, torch.device("cpu"), torch.channels_last, rule, "right", "valid")
+
+
+# --------------------------------------------------------------------------------------------------- only on a GPU
+
+
+def gpu_case(index: int = 0) -> tuple[Case, Tensor, Tensor, Tensor]:
+    case = make("small", 2, 21, 17, 15, (4, 4), 1, 11, np.float32)
+    return case, *tensors(case, torch.device("cuda", index), torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", ["guided", "regression"])
+def test_auto_is_cupy_on_a_gpu(rule: str) -> None:
+    pytest.importorskip("cupy")
+    case, u, d, target = gpu_case()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        value = RULES[rule].loss(u, d, target, case.k)
+    assert any(e.key == "laurepro::location_aware_loss" for e in profile.key_averages())
+    close((value.detach(), *torch.autograd.grad(value, (u, d))), expected(case, RULES[rule]), 1e-6, case.target.size)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", ["guided", "regression"])
+def test_backends_agree_on_a_gpu(rule: str) -> None:
+    case, u, d, target = gpu_case()
+    results = []
+    for options in ({"backend": "cupy"}, {"backend": "torch"}, {"backend": "torch", "fused": False}):
+        value = RULES[rule].loss(u, d, target, case.k, normalize="valid", **options)
+        results.append((value.detach(), *torch.autograd.grad(value, (u, d))))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_side_stream() -> None:
+    case, u, d, target = gpu_case()
+    source, busy = u.detach().clone(), torch.randn(4096, 4096, device="cuda")
+    warmup(offset_regression_loss, u, d, target, case.k, backend="cupy")
+    with torch.no_grad():
+        u.zero_()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(20):  # keep the stream busy, so that a launch on another one would read zeros
+            busy = (busy @ busy).clamp(-1, 1)
+        with torch.no_grad():
+            u.copy_(source)
+        value = offset_regression_loss(u, d, target, case.k, backend="cupy")
+        grads = torch.autograd.grad(value, (u, d))
+    stream.synchronize()
+    close((value.detach(), *grads), expected(case, REGRESSION), 1e-6, case.target.size)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("rule", ["guided", "regression"])
+def test_cuda_graph(rule: str, deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic)
+    case, u, d, target = gpu_case()
+    warmup(RULES[rule].loss, u, d, target, case.k, backend="cupy", normalize="valid")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = RULES[rule].loss(u, d, target, case.k, backend="cupy", normalize="valid")
+        grads = torch.autograd.grad(value, (u, d))
+    for seed in (1, 2):
+        other = make("far", 2, 21, 17, 15, (4, 4), 1, seed, np.float32)
+        with torch.no_grad():
+            for tensor, array in ((u, other.u), (d, other.offset), (target, other.target)):
+                tensor.copy_(torch.tensor(array))
+        graph.replay()
+        torch.cuda.synchronize()
+        close((value.detach(), *grads), expected(other, RULES[rule], normalize="valid"), 1e-6, other.target.size)
+
+
+@pytest.mark.gpu
+def test_second_device() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    case, u, d, target = gpu_case(index=1)
+    assert torch.cuda.current_device() == 0
+    value = offset_guided_cross_entropy(u, d, target, case.k, backend="cupy")
+    close((value.detach(), *torch.autograd.grad(value, (u, d))), expected(case, GUIDED), 1e-6, case.target.size)
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.gpu
+def test_autocast_and_little_memory() -> None:
+    torch.manual_seed(0)
+    classifier = torch.nn.Conv2d(32, 59, 1).cuda().to(memory_format=torch.channels_last)
+    feature = torch.randn(4, 32, 60, 60, device="cuda").contiguous(memory_format=torch.channels_last)
+    offset = (0.5 * torch.randn(4, 2, 240, 240, device="cuda")).requires_grad_()
+    target = torch.randint(-1, 59, (4, 240, 240), device="cuda")
+
+    def step(**options: Any) -> tuple[float, int]:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = classifier(feature)
+        loss = offset_guided_cross_entropy(logits, offset, target, 4, **options)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item(), torch.cuda.max_memory_allocated() - before
+
+    step(backend="cupy")
+    fused, composed = step(backend="cupy"), step(backend="torch", fused=False)
+    assert fused[0] == pytest.approx(composed[0], rel=1e-3)
+    assert 8 * fused[1] < composed[1]
