@@ -7,6 +7,9 @@ A file defines
   `__getitem__(i) -> (image uint8 [H, W, 3], label int64 [H, W])`, where a label is a class index or -1 (ignored),
 * `problems(root: Path, splits: tuple[str, ...]) -> list[str]`: why the data cannot be used, empty if it can. It is
   cheap, and asked before any work.
+
+A data set of files also has `LAYOUT` (`_files.py`) and `originals(source) -> Originals` (`_prepare.py`), which is all
+that `laurepro data prepare` and `verify` need of it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laurepro import parts, spec
+from laurepro.errors import LaureproError
 
 Image = npt.NDArray[np.uint8]
 Label = npt.NDArray[np.int64]
@@ -31,6 +35,8 @@ class Info(NamedTuple):
     description: str
     licence: str
     splits: tuple[str, ...]
+    needs: str = "nothing"  # what `laurepro data prepare --source` must be given
+    source: str = "this program"  # who publishes it
 
 
 class Pictures(Protocol):
@@ -45,9 +51,21 @@ class Pictures(Protocol):
         ...
 
 
+def num_classes(name: str) -> int:
+    """Classes that are scored, whether or not the data set's files are there. Raises LaureproError for no such name."""
+    info: Info = parts.load("datasets", name).INFO
+    return len(info.classes)
+
+
 def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Pictures]:
-    """Open one split of the data set that `data` names, with the options given there."""
+    """Open one split of the data set that `data` names, with the options given there.
+
+    Raises:
+        LaureproError: The split cannot be used; everything that is wrong with it.
+    """
     module = parts.load("datasets", data.name)
+    if problems := module.problems(root, (split,)):
+        raise LaureproError("\n".join(f"data set {data.name}: {problem}" for problem in problems))
     info: Info = module.INFO
     pictures: Pictures = module.Dataset(root, split, **data.options)
     return info, pictures

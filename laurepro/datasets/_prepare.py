@@ -1,0 +1,201 @@
+"""From the originals of a data set, as its owners publish them, to a prepared folder. See `_files.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from laurepro.datasets._files import (
+    LOCK,
+    MANIFEST,
+    SCHEMA,
+    Layout,
+    Mask,
+    Report,
+    Stamps,
+    Unreadable,
+    check_lists,
+    check_picture,
+    image_stem,
+    parallel,
+    unexpected,
+    write,
+)
+from laurepro.errors import LaureproError
+
+SAVE_SECONDS = 2.0  # of work at most are lost when `prepare` is killed
+
+
+class Picture(NamedTuple):
+    """One picture of the originals. `draw` makes the label map from `mask`; None: that file is copied as it is."""
+
+    name: str
+    image: Path
+    mask: Path | None
+    draw: Callable[[], Mask] | None = None
+
+
+class Originals(NamedTuple):
+    """What a data set's `originals(source)` found, by split; `problems`: what it could not make sense of."""
+
+    splits: dict[str, list[Picture]]
+    problems: list[str]
+
+
+def first_folder(source: Path, inside: tuple[str, ...], places: tuple[str, ...], needs: str) -> Path:
+    """The first of `places` below the source that has all of `inside`. Raises LaureproError."""
+    for place in places:
+        if all((source / place / name).exists() for name in inside):
+            return source / place
+    looked = ", ".join(str(source / place / inside[0]) for place in places)
+    raise LaureproError(f"--source {source}: none of these is there: {looked}", f"expected {needs}")
+
+
+def stems(folder: Path, suffix: str) -> list[str]:
+    """Names of the folder's files with that suffix, sorted; a folder that does not exist has none."""
+    return sorted(file.stem for file in folder.glob(f"*{suffix}"))
+
+
+def read_mat(file: Path, variable: str) -> Any:
+    """A variable of a MATLAB file (up to version 7). Raises Unreadable."""
+    from scipy.io import loadmat
+
+    try:
+        return loadmat(file, variable_names=[variable])[variable]
+    except KeyError:
+        raise Unreadable(f"has no variable {variable}") from None
+    except Exception as error:  # whatever a damaged file makes of SciPy's reader
+        raise Unreadable(f"is truncated or damaged ({error})") from None
+
+
+def as_mask(values: npt.NDArray[Any], last: int) -> Mask:
+    """Whole numbers 0 to `last` or 255 as uint8 [H, W]. Raises Unreadable."""
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise Unreadable(f"holds {values.dtype} {list(values.shape)}, expected whole numbers [H, W]")
+    strange = np.setdiff1d(values, [*range(last + 1), 255])
+    if len(strange):
+        raise Unreadable(f"label {', '.join(map(str, strange[:5]))} is out of range: 0 to {last}, and 255 for ignored")
+    return values.astype(np.uint8)
+
+
+def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) -> list[str]:
+    """Copy or draw every file, check it, and write the manifest. Called again, it goes on where it stopped.
+
+    A file is made anew where it, or what it was made from, has changed.
+
+    Args:
+        layout: of the data set.
+        originals: as the data set's owners publish them.
+        folder: ROOT/<name>.
+        report: told how far it is.
+
+    Returns:
+        What is wrong with the originals, each with its file. Only without any is there a manifest afterwards, and
+        only with a manifest can anything be trained.
+
+    Raises:
+        LaureproError: `folder` cannot be written, or is being prepared by another process.
+    """
+    names = {split: [p.name for p in pictures] for split, pictures in originals.splits.items()}
+    faults = [*originals.problems, *check_lists(layout, names)[1]]
+    needed = (file for ps in originals.splits.values() for p in ps for file in (p.image, p.mask) if file is not None)
+    faults += [f"{file}: is missing" for file in dict.fromkeys(needed) if not file.is_file()]
+    if faults:
+        return faults
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            return _make(layout, originals, names, folder, report)
+    except filelock.Timeout:
+        raise LaureproError(f"{folder}: is being prepared by another process") from None
+    except OSError as error:
+        raise LaureproError(f"{error.filename or folder}: {error.strerror}") from None
+
+
+def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], folder: Path, report: Report) -> list[str]:
+    # Splits may share pictures; each is made once, as in the first split that has it.
+    todo: dict[str, tuple[str, Picture]] = {}
+    for split, pictures in originals.splits.items():
+        for picture in pictures:
+            todo.setdefault(image_stem(layout, split, picture.name), (split, picture))
+    stamps, faults, files = Stamps(folder), [], {}
+    begun = False
+
+    def one(job: tuple[str, Picture]) -> tuple[list[str], dict[str, tuple[str, bytes | None]]]:
+        """A picture's faults, else by path its origin and content; no content where the file stands already."""
+        split, picture = job
+        target = _targets(layout, split, picture)
+        origins = {path: _origin(origin) for path, origin in target.items()}
+        if all(stamps.made_from(path) == origin for path, origin in origins.items()):
+            return [], {path: (origin, None) for path, origin in origins.items()}
+        content, labels, called = picture.image.read_bytes(), None, None
+        if picture.mask is not None:
+            called = str(picture.mask) if picture.draw is None else f"{picture.mask} ({picture.name})"
+            try:
+                labels = picture.mask.read_bytes() if picture.draw is None else _png(picture.draw())
+            except Unreadable as error:
+                return [f"{called}: {error}"], {}
+        known = layout.published.get(split, {}).get(picture.name)
+        wrong, _ = check_picture(layout, str(picture.image), content, called, labels, known)
+        if wrong:
+            return wrong, {}
+        return [], dict(zip(target, zip(origins.values(), (content, labels), strict=False), strict=True))
+
+    saved = time.monotonic()
+    for wrong, made in parallel(one, list(todo.values()), report):
+        faults += wrong
+        for path, (origin, data) in made.items():
+            if data is not None:
+                if not begun:
+                    (folder / MANIFEST).unlink(missing_ok=True)  # what is half done must not look complete
+                    begun = True
+                write(folder / path, data)
+                stamps.put(path, hashlib.sha256(data).hexdigest(), origin)
+            files[path] = stamps.entry(path)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            stamps.save()
+            saved = time.monotonic()
+    for split, listed in names.items():
+        data = "".join(f"{name}\n" for name in listed).encode()
+        write(folder / f"{split}.txt", data)
+        stamps.put(f"{split}.txt", hashlib.sha256(data).hexdigest(), "")
+        files[f"{split}.txt"] = stamps.entry(f"{split}.txt")
+    stamps.save()
+    wanted = {*files, *(path for job in todo.values() for path in _targets(layout, *job))}
+    faults += [f"{folder / path}: is not part of the data set" for path in unexpected(folder, wanted)]
+    if faults:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        return faults
+    lines = ",\n".join(f" {json.dumps(path)}: {json.dumps(entry)}" for path, entry in sorted(files.items()))
+    head = f'{{"schema": {SCHEMA}, "dataset": {json.dumps(layout.name)}, "files": {{\n'
+    write(folder / MANIFEST, f"{head}{lines}\n}}}}\n".encode())
+    return []
+
+
+def _targets(layout: Layout, split: str, picture: Picture) -> dict[str, Path]:
+    """By path in the folder what a picture's files are made from: first its image, then its label map if it has one."""
+    targets = {image_stem(layout, split, picture.name) + picture.image.suffix: picture.image}
+    if picture.mask is not None:
+        targets[layout.mask.format(split=split, name=picture.name)] = picture.mask
+    return targets
+
+
+def _png(mask: Mask) -> bytes:
+    stream = io.BytesIO()
+    PIL.Image.fromarray(mask).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _origin(file: Path) -> str:
+    status = file.stat()
+    return f"{file.absolute()}:{status.st_size}:{status.st_mtime_ns}"

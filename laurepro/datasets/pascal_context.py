@@ -1,0 +1,250 @@
+"""PASCAL Context: 59 classes of whole scenes in VOC 2010's pictures; what is none of them is ignored.
+
+There are two editions with slightly different splits: Stanford's label maps, one `.mat` a picture, with 4,998 and
+5,105 pictures, the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the
+code that the authors built on reads. Both number 459 categories alike, of which the 59 are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from laurepro.datasets import Info, _files, _prepare
+from laurepro.datasets._files import Layout, Mask, Unreadable
+from laurepro.datasets._prepare import Originals, Picture
+from laurepro.errors import LaureproError
+
+# The 59 classes by their number among the 459 categories.
+IDS: dict[str, int] = {
+    "aeroplane": 2,
+    "bag": 9,
+    "bed": 18,
+    "bedclothes": 19,
+    "bench": 22,
+    "bicycle": 23,
+    "bird": 25,
+    "boat": 31,
+    "book": 33,
+    "bottle": 34,
+    "building": 44,
+    "bus": 45,
+    "cabinet": 46,
+    "car": 59,
+    "cat": 65,
+    "ceiling": 68,
+    "chair": 72,
+    "cloth": 80,
+    "computer": 85,
+    "cow": 98,
+    "cup": 104,
+    "curtain": 105,
+    "dog": 113,
+    "door": 115,
+    "fence": 144,
+    "floor": 158,
+    "flower": 159,
+    "food": 162,
+    "grass": 187,
+    "ground": 189,
+    "horse": 207,
+    "keyboard": 220,
+    "light": 232,
+    "motorbike": 258,
+    "mountain": 259,
+    "mouse": 260,
+    "person": 284,
+    "plate": 295,
+    "platform": 296,
+    "pottedplant": 308,
+    "road": 324,
+    "rock": 326,
+    "sheep": 347,
+    "shelves": 349,
+    "sidewalk": 354,
+    "sign": 355,
+    "sky": 360,
+    "snow": 366,
+    "sofa": 368,
+    "table": 397,
+    "track": 415,
+    "train": 416,
+    "tree": 420,
+    "truck": 424,
+    "tvmonitor": 427,
+    "wall": 440,
+    "water": 445,
+    "window": 454,
+    "wood": 458,
+}
+CATEGORIES = 459
+INFO = Info(
+    name="pascal_context",
+    classes=tuple(IDS),
+    description="pictures of objects with their whole scene labelled, 59 classes; 10,103 pictures",
+    licence="pictures: Flickr's terms of use, as VOC's page says; the annotations state none",
+    splits=("train", "val"),
+    needs=(
+        "VOCdevkit/VOC2010 with JPEGImages/, and the first that is there of: trainval/*.mat (Stanford's) with "
+        "ImageSets/Main/{train,val}.txt; trainval_merged.json; SegmentationClassContext/*.png (0 background, 1 to 59 "
+        "in the order of the categories' numbers) with ImageSets/SegmentationContext/{train,val}.txt"
+    ),
+    source=(
+        "Mottaghi et al. 2014: cs.stanford.edu/~roozbeh/pascal-context (trainval.tar.gz); PASCAL in Detail "
+        "(trainval_merged.json); host.robots.ox.ac.uk/pascal/VOC/voc2010 (VOCtrainval_03-May-2010.tar)"
+    ),
+)
+LAYOUT = Layout(
+    name="pascal_context",
+    classes=INFO.classes,
+    editions={"stanford": {"train": 4_998, "val": 5_105}, "detail": {"train": 4_996, "val": 5_104}},
+    first=1,
+    ignored=(0,),
+    disjoint=(("train", "val"),),
+)
+PLACES = ("", "VOC2010", "VOCdevkit/VOC2010")
+_INDEX = np.zeros(CATEGORIES + 1, np.uint8)  # value in the prepared label map, by category
+_INDEX[list(IDS.values())] = np.arange(1, len(IDS) + 1)
+
+
+class Dataset(_files.Files):
+    """One split. `edition`: which one is expected, so that a record says it; another is refused."""
+
+    def __init__(self, root: Path, split: str, *, edition: Literal["stanford", "detail"] = "stanford") -> None:
+        super().__init__(LAYOUT, root, split)
+        expected = LAYOUT.editions[edition][split]
+        if len(self) != expected:
+            found = next((e for e, counts in LAYOUT.editions.items() if counts[split] == len(self)), "unknown")
+            raise LaureproError(
+                f"data set pascal_context: {len(self)} pictures in {split}, which is edition {found}; "
+                f"expected {expected}, edition {edition}",
+                f"prepare edition {edition}, or use --set data.options.edition={found}",
+            )
+
+
+def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
+    """Why the splits cannot be used; empty if they can."""
+    return _files.problems(LAYOUT, root, splits)
+
+
+def originals(source: Path) -> Originals:
+    """Find one of the three forms in VOC 2010's folder, or above it."""
+    voc = _prepare.first_folder(source, ("JPEGImages",), PLACES, INFO.needs)
+    around = [source / place for place in PLACES if (source / place).is_dir()]
+    if mats := next((f / "trainval" for f in around if any((f / "trainval").glob("*.mat"))), None):
+        return _listed(voc, voc / "ImageSets" / "Main", mats, ".mat")
+    if file := next((f for b in around if (f := b / "trainval_merged.json").is_file()), None):
+        return _from_json(voc, file)
+    masks = (
+        _prepare.first_folder(source, ("SegmentationClassContext",), PLACES, INFO.needs) / "SegmentationClassContext"
+    )
+    return _listed(voc, masks.parent / "ImageSets" / "SegmentationContext", masks, ".png")
+
+
+def _listed(voc: Path, lists: Path, folder: Path, suffix: str) -> Originals:
+    splits: dict[str, list[Picture]] = {}
+    faults: list[str] = []
+    for split in INFO.splits:
+        try:
+            names, wrong = _files.read_list(lists / f"{split}.txt")
+        except Unreadable as error:
+            raise LaureproError(str(error), f"expected {INFO.needs}") from None
+        faults += wrong
+        splits[split] = []
+        for name in names:
+            file = folder / f"{name}{suffix}"
+            draw = partial(_draw_mat, file) if suffix == ".mat" else None
+            splits[split].append(Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
+    return Originals(splits, faults)
+
+
+def _draw_mat(file: Path) -> Mask:
+    return _INDEX[_categories(_prepare.read_mat(file, "LabelMap"))]
+
+
+def _categories(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    if values.ndim != 2 or values.dtype.kind not in "uif" or not np.all(np.equal(np.mod(values, 1), 0)):
+        raise Unreadable(f"LabelMap is {values.dtype} {list(values.shape)}, expected whole numbers [H, W]")
+    if values.min(initial=0) < 0 or values.max(initial=0) > CATEGORIES:
+        raise Unreadable(f"category {values.min()} to {values.max()} is out of range: 0 to {CATEGORIES}")
+    return values.astype(np.int64)
+
+
+def _from_json(voc: Path, file: Path) -> Originals:
+    """The pictures of `images` by their `phase`, and `annos_segmentation` by picture."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            raw = json.load(stream)
+        annotations: dict[int, list[dict[str, Any]]] = {}
+        for annotation in raw["annos_segmentation"]:
+            annotations.setdefault(annotation["image_id"], []).append(annotation)
+        splits: dict[str, list[Picture]] = {split: [] for split in INFO.splits}
+        for image in raw["images"]:
+            if image["phase"] in splits:
+                name = Path(image["file_name"]).stem
+                draw = partial(_draw_json, (image["height"], image["width"]), annotations.get(image["image_id"], []))
+                splits[image["phase"]].append(Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise LaureproError(f"{file}: cannot be read as PASCAL in Detail's annotations ({reason})") from None
+    return Originals(splits, [])
+
+
+def _draw_json(size: tuple[int, int], annotations: list[dict[str, Any]]) -> Mask:
+    """Lay the annotations over each other in the file's order, as the data set's own reader does."""
+    mask = np.zeros(size, np.int64)
+    for annotation in annotations:
+        try:
+            where = decode_rle(annotation["segmentation"])
+            if where.shape != size:
+                raise Unreadable(f"annotation {annotation['id']} is {where.shape[::-1]}, its picture {size[::-1]}")
+            mask[where] = int(annotation["category_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise Unreadable(f"annotation {annotation.get('id')}: {error!r}") from None
+    return _INDEX[_categories(mask)]
+
+
+def decode_rle(segmentation: dict[str, Any]) -> npt.NDArray[np.bool_]:
+    """A mask bool [H, W] from COCO's run-length code: `size` and `counts`, a list or its compressed string.
+
+    Runs go down the columns, outside first. In a string each number is a group of characters of 6 bits from "0" on:
+    5 bits of value, the least first, and a bit that says that more follow; the last one carries the sign. From the
+    third number on each is the difference to the one two before.
+
+    Raises:
+        Unreadable: It is no such code, or its runs do not fill the mask.
+    """
+    height, width = segmentation["size"]
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    runs = np.asarray(counts, np.int64)
+    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+        raise Unreadable(f"its runs do not fill a mask of {width}x{height}")
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape((height, width), order="F")
+
+
+def _decompress(code: str) -> list[int]:
+    counts: list[int] = []
+    value, shift = 0, 0
+    for character in code:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise Unreadable(f"character {character!r} in a run-length code")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise Unreadable("a run-length code ends within a number")
+    return counts

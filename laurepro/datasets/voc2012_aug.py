@@ -1,0 +1,114 @@
+"""PASCAL VOC 2012 with the extra annotations of SBD: 20 classes and background; object borders are ignored.
+
+`trainaug` is VOC's train and whatever SBD annotates, without VOC's val; where both annotate a picture of VOC's
+train, VOC's own label map is taken, for it is the finer one and has the ignored borders.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from laurepro.datasets import Info, _files, _prepare
+from laurepro.datasets._files import Layout, Mask
+from laurepro.datasets._prepare import Originals, Picture
+from laurepro.errors import LaureproError
+
+INFO = Info(
+    name="voc2012_aug",
+    classes=(
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+    description="pictures of objects, 20 classes and background; 12,031 pictures",
+    licence="pictures: Flickr's terms of use, as VOC's page says; SBD states none",
+    splits=("train", "trainaug", "val"),
+    needs=(
+        "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, and beside "
+        "it benchmark_RELEASE/dataset with cls/*.mat, train.txt and val.txt"
+    ),
+    source=(
+        "Everingham et al. 2012: host.robots.ox.ac.uk/pascal/VOC/voc2012 (VOCtrainval_11-May-2012.tar, about 2 GB); "
+        "Hariharan et al. 2011: the Semantic Boundaries Dataset (benchmark.tgz, about 1.3 GB)"
+    ),
+)
+LAYOUT = Layout(
+    name="voc2012_aug",
+    classes=INFO.classes,
+    editions={"": {"train": 1_464, "trainaug": 10_582, "val": 1_449}},
+    first=0,
+    ignored=(255,),
+    disjoint=(("train", "val"), ("trainaug", "val")),
+)
+
+
+class Dataset(_files.Files):
+    """One split: `train`, `trainaug` or `val`."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__(LAYOUT, root, split)
+
+
+def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
+    """Why the splits cannot be used; empty if they can."""
+    return _files.problems(LAYOUT, root, splits)
+
+
+def originals(source: Path) -> Originals:
+    """Find VOC 2012 and SBD in one folder."""
+    voc = _prepare.first_folder(source, ("SegmentationClass",), ("", "VOC2012", "VOCdevkit/VOC2012"), INFO.needs)
+    places = ("", "dataset", "benchmark_RELEASE/dataset", "SBD/dataset", "SBD", "sbd")
+    sbd = _prepare.first_folder(source, ("cls",), places, INFO.needs)
+    faults: list[str] = []
+
+    def names(file: Path) -> list[str]:
+        try:
+            listed, wrong = _files.read_list(file)
+        except _files.Unreadable as error:
+            raise LaureproError(str(error), f"expected {INFO.needs}") from None
+        faults.extend(wrong)
+        return listed
+
+    train, val = (names(voc / "ImageSets" / "Segmentation" / f"{split}.txt") for split in ("train", "val"))
+    annotated = {*names(sbd / "train.txt"), *names(sbd / "val.txt")}
+    more = sorted(annotated - {*train, *val})
+
+    def own(name: str) -> Picture:
+        return Picture(name, voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
+
+    def extra(name: str) -> Picture:
+        file = sbd / "cls" / f"{name}.mat"
+        return Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, partial(_draw, file))
+
+    trainaug = sorted([*map(own, train), *map(extra, more)], key=lambda picture: picture.name)
+    return Originals({"train": [*map(own, train)], "trainaug": trainaug, "val": [*map(own, val)]}, faults)
+
+
+def _draw(file: Path) -> Mask:
+    """The label map of SBD's structure GTcls: uint8 [H, W]."""
+    try:
+        values = np.asarray(_prepare.read_mat(file, "GTcls")["Segmentation"].item())
+    except (ValueError, IndexError, KeyError, TypeError):
+        raise _files.Unreadable("GTcls has no Segmentation") from None
+    return _prepare.as_mask(values, len(INFO.classes) - 1)

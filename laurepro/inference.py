@@ -1,0 +1,222 @@
+"""From pictures to predicted classes, by the protocol that an `eval` section describes.
+
+`mode: slide` is the released code's evaluator. At each scale the picture is resized to a long side of
+ceil(base_size * factor), cut into windows of crop_size at steps of two thirds of that, and the exponentials of the
+windows' scores are averaged, resized back and summed over the scales. `mode: whole` gives the network whole pictures.
+`multi_scale` adds up the factors, and to each score that of the mirrored picture.
+
+Windows of all scales, and of neighbouring pictures, share forward passes: a window has one size, and a GPU is not
+filled by one. On a CPU, which is, a forward takes no more than CPU_PIXELS at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from laurepro import spec
+from laurepro.stages import MEAN, STD
+
+CPU_PIXELS = 32 * 96**2  # of one forward pass: memory that a cache does not hold makes larger ones slower
+GPU_BYTES = 2**30  # of one forward pass's scores; the layers before need a few times that
+MOST = 32  # windows or pictures of one forward pass
+
+
+class Predictor(Protocol):
+    """What inference asks of a network; `laurepro.model.Network` is one."""
+
+    def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Class scores [N, n, H, W] of normalised pictures [N, 3, H, W]: a new tensor, which the caller may change."""
+        ...
+
+
+class Window(NamedTuple):
+    """A window of a resized picture, and where it belongs."""
+
+    picture: int
+    scale: int  # index of the factor
+    top: int
+    left: int
+    pixels: Tensor  # [3, crop, crop]
+    last: bool  # of this picture at this scale
+
+
+def predict(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
+    """Yield the predicted class of each pixel, int64 [H, W], of normalised pictures [3, H, W], in their order.
+
+    Args:
+        network: in evaluation mode, on the pictures' device. Call this under `torch.inference_mode()`.
+        images: read as they are needed; of any sizes.
+        classes: n, the number of scores of a pixel.
+        evaluation: the protocol.
+
+    Raises:
+        RuntimeError: A score is infinite or NaN: what is largest then means nothing.
+    """
+    for index, score in enumerate(class_scores(network, images, classes, evaluation)):
+        highest, predicted = score.max(0)
+        if not highest.isfinite().all():
+            raise RuntimeError(f"the scores of picture {index} are not finite: the network's weights are broken")
+        yield predicted
+
+
+def class_scores(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
+    """Yield the summed scores [n, H, W] that `predict` takes the largest of."""
+    if evaluation.mode == "whole":
+        return _whole(network, images, classes, evaluation)
+    return _slide(network, images, classes, evaluation)
+
+
+def scaled_size(height: int, width: int, long: int) -> tuple[int, int]:
+    """Height and width with the long side at `long` pixels and the short one rounded."""
+    if height > width:
+        return long, int(width * long / height + 0.5)
+    return int(height * long / width + 0.5), long
+
+
+def at_once(device: torch.device, classes: int, pixels: int) -> int:
+    """How many windows or pictures of so many pixels share a forward pass."""
+    fit = GPU_BYTES // (4 * classes * pixels) if device.type == "cuda" else CPU_PIXELS // pixels
+    return max(1, min(MOST, fit))
+
+
+# ------------------------------------------------------------------------------------------------- whole pictures
+
+
+def _whole(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
+    batch: list[Tensor] = []
+    for image in images:
+        full = bool(batch) and len(batch) >= at_once(image.device, classes, image.shape[1] * image.shape[2])
+        if batch and (full or batch[0].shape != image.shape):
+            yield from _whole_batch(network, torch.stack(batch), evaluation)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield from _whole_batch(network, torch.stack(batch), evaluation)
+
+
+def _whole_batch(network: Predictor, images: Tensor, evaluation: spec.Eval) -> Tensor:
+    images = images.contiguous(memory_format=torch.channels_last)
+    if not evaluation.multi_scale:
+        return network.predict(images, align_corners=evaluation.align_corners)
+    height, width = images.shape[2:]
+    total = None
+    for factor in evaluation.factors:
+        size = scaled_size(height, width, math.ceil(max(height, width) * factor))
+        score = _exponential(network, _resize(images, size, evaluation), evaluation)
+        score = _resize(score, (height, width), evaluation)
+        total = score if total is None else total + score
+    assert total is not None
+    return total
+
+
+# ------------------------------------------------------------------------------------------------ sliding windows
+
+
+def _slide(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
+    sizes: dict[int, tuple[int, int]] = {}  # of the pictures that are under way
+    totals: dict[int, Tensor] = {}  # [n, H, W] over the scales that are done
+    sums: dict[int, Tensor] = {}  # [n, height, width] over the windows of the scale that is not
+
+    def windows() -> Iterator[Window]:
+        for index, image in enumerate(images):
+            sizes[index] = (image.shape[1], image.shape[2])
+            yield from _windows(index, image, evaluation)
+
+    scales = len(_factors(evaluation))
+    for batch in _batches(windows(), classes):
+        scores = _exponential(network, torch.stack([window.pixels for window in batch]), evaluation)
+        for window, score in zip(batch, scores, strict=True):
+            picture, size = window.picture, sizes[window.picture]
+            scaled = _scaled_sizes(*size, evaluation)[window.scale]
+            if picture not in sums:
+                sums[picture] = score.new_zeros(classes, *scaled)
+            place = sums[picture][
+                :, window.top : window.top + score.shape[1], window.left : window.left + score.shape[2]
+            ]
+            place += score[:, : place.shape[1], : place.shape[2]]
+            if not window.last:
+                continue
+            mean = sums.pop(picture).div_(_times_seen(*scaled, evaluation.crop_size, score))
+            resized = _resize(mean[None], size, evaluation)[0]
+            totals[picture] = totals[picture].add_(resized) if picture in totals else resized
+            if window.scale == scales - 1:
+                del sizes[picture]
+                yield totals.pop(picture)
+
+
+def _batches(windows: Iterator[Window], classes: int) -> Iterator[list[Window]]:
+    batch: list[Window] = []
+    for window in windows:
+        batch.append(window)
+        if len(batch) == at_once(window.pixels.device, classes, window.pixels.shape[1] * window.pixels.shape[2]):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _factors(evaluation: spec.Eval) -> tuple[float, ...]:
+    return evaluation.factors if evaluation.multi_scale else (1.0,)
+
+
+def _scaled_sizes(height: int, width: int, evaluation: spec.Eval) -> list[tuple[int, int]]:
+    longs = [math.ceil(evaluation.base_size * factor) for factor in _factors(evaluation)]
+    return [scaled_size(height, width, long) for long in longs]
+
+
+def _starts(size: int, crop: int) -> list[int]:
+    """Where the windows along one axis start. The last is not shifted back: it reaches beyond the picture."""
+    stride = int(crop * 2 / 3)
+    return [i * stride for i in range(math.ceil((max(size, crop) - crop) / stride) + 1)]
+
+
+def _windows(index: int, image: Tensor, evaluation: spec.Eval) -> Iterator[Window]:
+    """The windows of one picture [3, H, W] at all scales, filled with black where they reach beyond it."""
+    crop = evaluation.crop_size
+    for scale, (height, width) in enumerate(_scaled_sizes(image.shape[1], image.shape[2], evaluation)):
+        resized = _resize(image[None], (height, width), evaluation)[0]
+        corners = [(top, left) for top in _starts(height, crop) for left in _starts(width, crop)]
+        for top, left in corners:
+            pixels = _pad(resized[:, top : top + crop, left : left + crop], crop)
+            yield Window(index, scale, top, left, pixels, (top, left) == corners[-1])
+
+
+def _times_seen(height: int, width: int, crop: int, like: Tensor) -> Tensor:
+    """How many windows hold each pixel, [height, width]."""
+    rows, columns = (like.new_zeros(size) for size in (height, width))
+    for axis in (rows, columns):
+        for start in _starts(len(axis), crop):
+            axis[start : start + crop] += 1
+    return rows[:, None] * columns
+
+
+def _pad(image: Tensor, crop: int) -> Tensor:
+    """Fill with black, which is -mean/std after normalisation, at the right and the bottom: [3, crop, crop]."""
+    if image.shape[1:] == (crop, crop):
+        return image
+    black = -torch.tensor(MEAN, dtype=image.dtype, device=image.device)
+    black = black / torch.tensor(STD, dtype=image.dtype, device=image.device)
+    padded = black.view(3, 1, 1).repeat(1, crop, crop)
+    padded[:, : image.shape[1], : image.shape[2]] = image
+    return padded
+
+
+def _exponential(network: Predictor, images: Tensor, evaluation: spec.Eval) -> Tensor:
+    """exp(logits), with the multi-scale protocol exp(logits + those of the mirrored picture, mirrored back)."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    logits = network.predict(images, align_corners=evaluation.align_corners)
+    if evaluation.multi_scale:
+        logits += network.predict(images.flip(3), align_corners=evaluation.align_corners).flip(3)
+    return logits.exp_()
+
+
+def _resize(images: Tensor, size: tuple[int, int], evaluation: spec.Eval) -> Tensor:
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=evaluation.align_corners)

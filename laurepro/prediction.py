@@ -1,0 +1,187 @@
+"""What a trained job makes of pictures: its classes, as label maps and as something to look at.
+
+Importable without torch; the functions that need a network import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.ImageOps
+
+from laurepro import parts, record, spec
+from laurepro.errors import LaureproError, unknown
+from laurepro.figures.style import class_colours
+from laurepro.record import Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from laurepro.model import Network
+
+Image = npt.NDArray[np.uint8]
+Classes = npt.NDArray[np.int64]
+
+OPACITY = 0.55  # of the colours over a picture
+ROW, SWATCH = 22, 16  # of the legend, in pixels
+
+
+class Trained(NamedTuple):
+    """A job's network with its final weights, ready to predict."""
+
+    network: Network
+    device: torch.device
+    evaluation: spec.Eval
+    classes: tuple[str, ...]
+
+
+def job_of(found: Record, stage: str) -> spec.Job:
+    """The job of that stage that a record's experiment has."""
+    return spec.Job(stage=stage, scale=found.scale, seed=found.seed, experiment=found.experiment)
+
+
+def load(found: Record, runs: Path) -> Trained:
+    """Build a job's network from the weights that its training left.
+
+    Args:
+        found: the record of a training or an evaluation.
+        runs: where the weights are.
+
+    Raises:
+        LaureproError: the weights are not at hand, or broken.
+    """
+    training = job_of(found, "train")
+    folder = record.run_folder(runs, training)
+    if not record.has_weights(runs, training):
+        raise LaureproError(
+            f"{found.job}: no weights in {folder}; a record alone cannot predict",
+            "train it again where runs/ is kept, or give that folder with --runs",
+        )
+    from laurepro import checkpoint
+    from laurepro.stages import prepare
+    from laurepro.stages.evaluate import load_network
+
+    device = prepare(found.experiment.train.threads)
+    weights = checkpoint.load_weights(folder)
+    network = load_network(found.experiment, len(found.class_names), weights, device)
+    return Trained(network, device, found.experiment.eval, found.class_names)
+
+
+def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
+    """Build the network of TABLE/ROW with the weights of a checkpoint of the released code (`.pth.tar`).
+
+    Raises:
+        LaureproError: no such row or nothing to run for it; the file is no checkpoint, or of another network.
+    """
+    table_id, _, row_id = address.partition("/")
+    tables = spec.tables()
+    if table_id not in tables:
+        raise unknown("table", table_id, tables)
+    experiment = spec.resolve(tables[table_id], tables[table_id].row(row_id), scale)
+    if (reason := spec.not_runnable(experiment, ("evaluate",))) is not None:
+        raise LaureproError(f"{address}: not runnable yet: {reason}")
+
+    from laurepro import model, pretrained
+    from laurepro.stages import prepare
+
+    classes: tuple[str, ...] = parts.load("datasets", experiment.data.name).INFO.classes
+    device = prepare(experiment.train.threads)
+    network = model.build(experiment.model, experiment.op, len(classes))
+    try:
+        pretrained.load_released(network, pretrained.read_state_dict(file))
+    except LaureproError as error:
+        raise LaureproError(f"{address} from {file}: {error}") from None
+    return Trained(network.to(device).eval(), device, experiment.eval, classes)
+
+
+def check(files: Iterable[Path]) -> None:
+    """Raise LaureproError where a file is no picture by its first bytes. Cheap, and asked before any work."""
+    for file in files:
+        with _readable(file), PIL.Image.open(file):
+            pass
+
+
+def read(file: Path) -> Image:
+    """A picture uint8 [H, W, 3], turned as its camera noted.
+
+    Raises:
+        LaureproError: the file is no picture, or damaged.
+    """
+    with _readable(file), PIL.Image.open(file) as picture:
+        return np.array(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        reason = "not a picture" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+        raise LaureproError(f"{file}: cannot be read as a picture: {reason}") from None
+
+
+def predict(trained: Trained, image: Image) -> Classes:
+    """The class of each pixel, int64 [H, W], of a picture uint8 [H, W, 3]."""
+    import torch
+
+    from laurepro import inference
+    from laurepro.stages import normalise
+
+    with torch.inference_mode():
+        tensor = normalise(torch.from_numpy(image)[None].to(trained.device))[0]
+        [predicted] = inference.predict(trained.network, [tensor], len(trained.classes), trained.evaluation)
+        classes: Classes = predicted.cpu().numpy()
+    return classes
+
+
+# ------------------------------------------------------------------------------------------------- to look at
+
+
+def palette(classes: int) -> Image:
+    """The colour of each class, uint8 [n, 3]: those of the figures."""
+    return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in class_colours(classes)], np.uint8)
+
+
+def mask(predicted: Classes, colours: Image) -> PIL.Image.Image:
+    """A label map to be saved as PNG: the values are the class indices, the colours those of the classes."""
+    picture = PIL.Image.fromarray(predicted.astype(np.uint8))
+    picture.putpalette(colours.ravel().tolist())
+    return picture
+
+
+def overlay(image: Image, predicted: Classes, colours: Image) -> PIL.Image.Image:
+    """The picture under the colours of its classes, each class's outline in full colour."""
+    blended = image * (1 - OPACITY) + colours[predicted] * OPACITY
+    edge = np.zeros(predicted.shape, bool)
+    edge[:, :-1] |= predicted[:, 1:] != predicted[:, :-1]
+    edge[:-1] |= predicted[1:] != predicted[:-1]
+    blended[edge] = colours[predicted[edge]]
+    return PIL.Image.fromarray(np.rint(blended).astype(np.uint8))
+
+
+def legend(names: list[str], colours: Image) -> PIL.Image.Image:
+    """Colour and name of each class, one a line."""
+    font = PIL.ImageFont.load_default(13)
+    width = ROW + SWATCH + int(max((font.getlength(name) for name in names), default=0))
+    picture = PIL.Image.new("RGB", (width, ROW * len(names) + 4), "white")
+    draw = PIL.ImageDraw.Draw(picture)
+    for row, (name, colour) in enumerate(zip(names, colours.tolist(), strict=True)):
+        top = 4 + row * ROW
+        draw.rectangle((4, top, 4 + SWATCH, top + SWATCH), fill=tuple(colour), outline="gray")
+        draw.text((10 + SWATCH, top), name, fill="black", font=font)
+    return picture
+
+
+def shares(predicted: Classes, names: tuple[str, ...]) -> list[tuple[str, float]]:
+    """The classes of a picture with their share of its pixels, the largest first."""
+    counts = np.bincount(predicted.ravel(), minlength=len(names))
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda c: -counts[c])
+    return [(names[c], float(counts[c] / predicted.size)) for c in order]

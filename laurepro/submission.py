@@ -1,0 +1,155 @@
+"""Predictions as files, in the form that ADE20K's test server takes: a zip of label maps, checked before it is there.
+
+A label map is a PNG of one channel of 8 bits, of its picture's size and with its name; class c is the value c + 1, for
+0 is "not labelled" in ADE20K's own label maps (CSAILVision/sceneparsing). No torch here, only numpy and Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from laurepro.datasets import Pictures
+from laurepro.errors import LaureproError
+from laurepro.scores import Scores, scores
+
+SHOWN = 5  # files that a refused submission names of each fault
+DATE = (1980, 1, 1, 0, 0, 0)  # of every member: the same predictions make the same bytes
+
+Size = tuple[int, int]  # height, width
+
+
+class Submission(NamedTuple):
+    """What a submission must hold. `sizes`: by the picture's name."""
+
+    classes: int
+    sizes: Mapping[str, Size]
+
+
+def names(pictures: Pictures, split: str) -> list[str]:
+    """A name for each picture: the data set's own, else the split and a number."""
+    own: list[str] | None = getattr(pictures, "names", None)
+    return [name.replace("/", "_") for name in own] if own else [f"{split}-{i:05d}" for i in range(len(pictures))]
+
+
+def write_label_map(file: Path, predicted: npt.NDArray[np.integer[Any]]) -> None:
+    """Write classes [H, W], from 0 to 254, as a label map. Raises ValueError where one has no value."""
+    if predicted.min() < 0 or predicted.max() > 254:
+        raise ValueError(f"{file.name}: classes from {predicted.min()} to {predicted.max()} do not fit into 8 bits")
+    PIL.Image.fromarray((predicted + 1).astype(np.uint8)).save(file)
+
+
+def write(file: Path, folder: Path, expected: Submission) -> None:
+    """Zip the label maps of a folder, check the zip, and only then put it in place.
+
+    Args:
+        file: the zip to write; what was there stays where the new one is refused.
+        folder: holds NAME.png of each picture.
+        expected: what the zip must hold.
+
+    Raises:
+        LaureproError: Every fault at once, with its files.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated already
+            for picture in sorted(folder.glob("*.png")):
+                archive.writestr(zipfile.ZipInfo(picture.name, DATE), picture.read_bytes())
+        faults = problems(temporary, expected)
+        if faults:
+            raise LaureproError(f"{file}: not written, for the server would refuse it:\n" + "\n".join(faults))
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def problems(file: Path, expected: Submission) -> list[str]:
+    """Why a zip is no submission: one line a kind of fault, with the first files that have it. Empty: it is one."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = [i.filename for i in archive.infolist() if not i.is_dir()]
+            wanted = {f"{name}.png" for name in expected.sizes}
+            by_fault: dict[str, list[str]] = {
+                "missing": sorted(wanted - set(found)),
+                "not asked for": sorted(set(found) - wanted),
+                "there twice": sorted(name for name, n in Counter(found).items() if n > 1),
+            }
+            for name in sorted(wanted & set(found)):
+                fault = _fault(archive.open(name).read, expected.sizes[name.removesuffix(".png")], expected.classes)
+                if fault is not None:
+                    by_fault.setdefault(fault, []).append(name)
+    except (OSError, zipfile.BadZipFile) as error:
+        return [f"not a readable zip: {error}"]
+    return [_line(fault, files) for fault, files in by_fault.items() if files]
+
+
+def _line(fault: str, files: list[str]) -> str:
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return f"{len(files)} {'file' if len(files) == 1 else 'files'} {fault}: {', '.join(files[:SHOWN])}{more}"
+
+
+def _fault(read: Callable[[], bytes], size: Size, classes: int) -> str | None:
+    try:
+        values = _label_map(read())
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, zipfile.BadZipFile) as error:
+        return f"damaged or of another form ({error})"
+    if values.shape != size:
+        return "of another size than the picture"
+    low, high = int(values.min()), int(values.max())
+    if low < 1 or high > classes:
+        return f"with values outside 1 to {classes}"
+    return None
+
+
+def _label_map(content: bytes) -> npt.NDArray[np.uint8]:
+    """The values uint8 [H, W] of a label map. Raises ValueError, or what Pillow raises, where it is none."""
+    try:
+        picture = PIL.Image.open(io.BytesIO(content))
+        picture.load()
+    except PIL.UnidentifiedImageError:
+        raise ValueError("not a picture") from None
+    if picture.format != "PNG" or picture.mode != "L":
+        raise ValueError(f"a {picture.format} of mode {picture.mode}, not a PNG of one channel of 8 bits")
+    return np.asarray(picture)
+
+
+def read(file: Path) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """Yield name and classes int64 [H, W], 0-based, of each label map in a submission."""
+    with zipfile.ZipFile(file) as archive:
+        for name in sorted(archive.namelist()):
+            yield name.removesuffix(".png"), _label_map(archive.read(name)).astype(np.int64) - 1
+
+
+def score(file: Path, labels: Callable[[str], npt.NDArray[np.int64]], classes: int, dataset: str) -> Scores:
+    """The scores of a submission whose labels are known, counted and averaged by the code that evaluates.
+
+    Args:
+        file: a zip without `problems`.
+        labels: gives a picture's labels int64 [H, W], -1 where ignored, by its name.
+        classes: n.
+        dataset: the name that the conventions depend on.
+    """
+    import torch
+
+    from laurepro.counting import confusion_matrix
+
+    total = torch.zeros(classes, classes, dtype=torch.int64)
+    for name, predicted in read(file):
+        one = torch.from_numpy(labels(name))[None]
+        total += confusion_matrix(one, torch.from_numpy(predicted)[None], classes)
+    return {k: v for k, v in scores(total.numpy(), dataset).items() if not k.startswith("boundary")}
+
+
+def complete(folder: Path, wanted: Iterable[str]) -> bool:
+    """Whether a folder holds a label map of every name."""
+    return {f"{name}.png" for name in wanted} <= {file.name for file in folder.glob("*.png")}

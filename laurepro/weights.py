@@ -1,0 +1,171 @@
+"""ImageNet weights that a backbone may start from, by name: which file, whose, and its digest. No torch here.
+
+`train: {pretrained: encnet}`, or `--set train.pretrained=null` for none. A file of one's own is named with its
+digest, `pretrained: FILE@SHA256`, for a name alone would not say what was trained from. Nothing is ever downloaded: the
+file must be in DATA/pretrained/, or where torch or the released code keep what they have downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from laurepro.errors import LaureproError, unknown
+
+if TYPE_CHECKING:
+    from laurepro.spec import Backbone, Experiment
+
+FOLDER = "pretrained"  # below the data root
+
+
+class File(NamedTuple):
+    """A published file. `digest`: `algorithm:hex digits`; where the publisher gives but the first, those."""
+
+    name: str
+    digest: str
+
+
+class Weights(NamedTuple):
+    """ImageNet weights of one training recipe, for each depth."""
+
+    stem: str
+    what: str
+    source: str
+    files: dict[str, File]
+
+
+_ENCODING = "github.com/zhanghang1989/PyTorch-Encoding, encoding/models/model_store.py (a zip with the .pth in it)"
+_OWN = re.compile(r"([^/\\@]+)@([0-9a-f]{64})")
+
+WEIGHTS: dict[str, Weights] = {
+    "encnet": Weights(
+        "deep",
+        "what the released code of LaU and EncNet started from",
+        _ENCODING,
+        {
+            "resnet50": File("resnet50-25c4b509.pth", "sha1:25c4b50959ef024fcc050213a06b614899f94b3d"),
+            "resnet101": File("resnet101-2a57e44d.pth", "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"),
+        },
+    ),
+    "encnet-2020": Weights(
+        "deep",
+        "resnet50s and resnet101s, which PyTorch-Encoding replaced them with in 2020",
+        _ENCODING,
+        {
+            "resnet50": File("resnet50s-a75c83cf.pth", "sha1:a75c83cfc89a56a4e8ba71b14f1ec67e923787b3"),
+            "resnet101": File("resnet101s-03a0f310.pth", "sha1:03a0f310d6447880f1b22a83bd7d1aa7fc702c6e"),
+        },
+    ),
+    "gluon": Weights(
+        "deep",
+        "GluonCV's resnet50_v1s and resnet101_v1s, which timm has as resnet50s and resnet101s",
+        "github.com/rwightman/pytorch-pretrained-gluonresnet, release v0.1",
+        {
+            "resnet50": File("gluon_resnet50_v1s-1762acc0.pth", "sha256:1762acc0"),
+            "resnet101": File("gluon_resnet101_v1s-60fe0cc1.pth", "sha256:60fe0cc1"),
+        },
+    ),
+    "torchvision-v1": Weights(
+        "plain",
+        "torchvision's first weights",
+        "the address in torchvision.models, ResNet50_Weights and ResNet101_Weights, IMAGENET1K_V1.url",
+        {
+            "resnet50": File("resnet50-0676ba61.pth", "sha256:0676ba61"),
+            "resnet101": File("resnet101-63fe2227.pth", "sha256:63fe2227"),
+        },
+    ),
+    "torchvision-v2": Weights(
+        "plain",
+        "torchvision's second weights, of a longer training",
+        "the address in torchvision.models, ResNet50_Weights and ResNet101_Weights, IMAGENET1K_V2.url",
+        {
+            "resnet50": File("resnet50-11ad3fa6.pth", "sha256:11ad3fa6"),
+            "resnet101": File("resnet101-cd907fc2.pth", "sha256:cd907fc2"),
+        },
+    ),
+}
+
+
+def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
+    """Raise LaureproError where a backbone cannot start from weights of that name. A file must show whether it fits."""
+    if pretrained is None or _OWN.fullmatch(pretrained):
+        return
+    if "@" in pretrained:
+        raise LaureproError(
+            f"{where}: train.pretrained {pretrained!r}: expected FILE@SHA256, "
+            f"the name of a file in DATA/{FOLDER}/ and the 64 hexadecimal digits that sha256sum prints of it"
+        )
+    if pretrained not in WEIGHTS:
+        raise unknown("weights", pretrained, WEIGHTS, f"{where}, train.pretrained")
+    stem = WEIGHTS[pretrained].stem
+    fit = ", ".join(name for name, w in WEIGHTS.items() if w.stem == backbone.stem)
+    if stem != backbone.stem:
+        raise LaureproError(
+            f"{where}: train.pretrained {pretrained!r} has the {stem} stem, model.backbone.stem is {backbone.stem!r}",
+            f"with this stem: {fit}",
+        )
+    if backbone.width != 64 or backbone.blocks is not None:
+        raise LaureproError(
+            f"{where}: train.pretrained {pretrained!r} is a full {backbone.kind}, "
+            f"model.backbone has width {backbone.width} and blocks {backbone.blocks}",
+            "a smaller backbone starts from random weights: train.pretrained null",
+        )
+
+
+def file_of(pretrained: str, kind: str) -> File:
+    """The file that a name stands for, of a depth (`resnet50`, `resnet101`)."""
+    own = _OWN.fullmatch(pretrained)
+    return File(own[1], f"sha256:{own[2]}") if own else WEIGHTS[pretrained].files[kind]
+
+
+def places(root: Path) -> Iterator[Path]:
+    """Where weights are looked for: below the data root, then the caches of torch and of the released code."""
+    yield root / FOLDER
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    yield Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
+    yield Path.home() / ".encoding" / "models"
+
+
+def find(pretrained: str, kind: str, root: Path) -> Path:
+    """The file of weights, its digest checked.
+
+    Raises:
+        LaureproError: It is not there, with which file to bring and where to put it; or it is another file.
+    """
+    wanted = file_of(pretrained, kind)
+    for folder in places(root):
+        file = folder / wanted.name
+        if file.is_file():
+            algorithm, _, expected = wanted.digest.partition(":")
+            with open(file, "rb") as stream:
+                found = hashlib.file_digest(stream, algorithm).hexdigest()
+            if not found.startswith(expected):
+                raise LaureproError(
+                    f"{file}: is not {wanted.name}: its {algorithm} is {found}, expected {expected}",
+                    "the file is damaged or another one; bring it again",
+                )
+            return file
+    known = WEIGHTS.get(pretrained)
+    what = f"weights {pretrained} of {kind}" if known else "weights of one's own"
+    source = f" ({known.what}; from {known.source})" if known else ""
+    raise LaureproError(
+        f"{what}: {root / FOLDER / wanted.name} is not there",
+        f"bring that file{source}, {wanted.digest}; nothing is downloaded. "
+        "Random weights are another experiment: --set train.pretrained=null",
+    )
+
+
+def problems(experiments: Iterable[Experiment], root: Path) -> list[str]:
+    """Why the weights that trainings start from cannot be used, each once; empty if they can."""
+    found: dict[str, None] = {}
+    for experiment in experiments:
+        if experiment.train.pretrained is not None:
+            try:
+                find(experiment.train.pretrained, experiment.model.backbone.kind, root)
+            except LaureproError as error:
+                found[str(error)] = None
+    return list(found)

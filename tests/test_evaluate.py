@@ -1,0 +1,308 @@
+"""Inference against a loop over windows written down apart from it, and the evaluation stage."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import torch.nn.functional as F
+from test_stages import make_context, make_job
+from torch import Tensor, nn
+
+from laurepro import checkpoint, counting, inference, model, spec
+from laurepro.datasets import open_split
+from laurepro.scores import scores
+from laurepro.stages import Stopped, evaluate, normalise, train
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+CLASSES = 4
+
+
+class Strided(nn.Module):
+    """A stand-in network of stride 8 whose scores differ with the place in the window, so that none is confused."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = torch.randn(CLASSES, 3, 8, 8, generator=generator).to(dtype) * 0.15
+        self.calls: list[tuple[int, ...]] = []
+
+    def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
+        self.calls.append(tuple(image.shape))
+        low = F.conv2d(image, self.weight, stride=8, padding=4)
+        low = low + torch.linspace(0, 0.2, low.shape[3], dtype=low.dtype) * torch.arange(4.0).view(1, CLASSES, 1, 1)
+        return F.interpolate(low, image.shape[2:], mode="bilinear", align_corners=align_corners)
+
+
+def naive(network: Strided, image: Tensor, options: spec.Eval) -> Tensor:
+    """The released evaluator's arithmetic, window by window, a forward pass each: [1, 3, h, w] to [1, n, h, w]."""
+    crop, stride = options.crop_size, int(options.crop_size * (2.0 / 3.0))
+    h, w = image.shape[2:]
+    black = -torch.tensor([0.485, 0.456, 0.406], dtype=image.dtype) / torch.tensor(
+        [0.229, 0.224, 0.225], dtype=image.dtype
+    )
+
+    def resize(x: Tensor, height: int, width: int) -> Tensor:
+        return F.interpolate(x, (height, width), mode="bilinear", align_corners=options.align_corners)
+
+    def pad(x: Tensor) -> Tensor:
+        rows, columns = max(x.shape[2], crop), max(x.shape[3], crop)
+        out = black.view(1, 3, 1, 1).expand(1, 3, rows, columns).clone()
+        out[:, :, : x.shape[2], : x.shape[3]] = x
+        return out
+
+    def score_of(window: Tensor) -> Tensor:
+        logits = network.predict(window, align_corners=options.align_corners)
+        if options.multi_scale:
+            logits += network.predict(window.flip(3), align_corners=options.align_corners).flip(3)
+        return logits.exp()
+
+    total = torch.zeros(1, CLASSES, h, w, dtype=image.dtype)
+    for factor in options.factors if options.multi_scale else (1.0,):
+        long = math.ceil(options.base_size * factor)
+        if h > w:
+            height, width = long, int(1.0 * w * long / h + 0.5)
+        else:
+            height, width = int(1.0 * h * long / w + 0.5), long
+        padded = pad(resize(image, height, width))
+        rows, columns = padded.shape[2:]
+        if long <= crop:
+            assert (rows, columns) == (crop, crop)
+            outputs = score_of(padded)
+        else:
+            outputs = torch.zeros(1, CLASSES, rows, columns, dtype=image.dtype)
+            seen = torch.zeros(1, 1, rows, columns, dtype=image.dtype)
+            for i in range(math.ceil((rows - crop) / stride) + 1):
+                for j in range(math.ceil((columns - crop) / stride) + 1):
+                    top, left = i * stride, j * stride
+                    bottom, right = min(top + crop, rows), min(left + crop, columns)
+                    value = score_of(pad(padded[:, :, top:bottom, left:right]))
+                    outputs[:, :, top:bottom, left:right] += value[:, :, : bottom - top, : right - left]
+                    seen[:, :, top:bottom, left:right] += 1
+            assert (seen > 0).all()
+            outputs = outputs / seen
+        total += resize(outputs[:, :, :height, :width], h, w)
+    return total
+
+
+def picture(height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.randn(3, height, width, generator=generator, dtype=torch.float64).to(dtype)
+
+
+SIZES = [(37, 53), (53, 37), (333, 500), (500, 375), (480, 480), (521, 700), (700, 521)]
+
+
+@pytest.mark.parametrize(
+    ("size", "multi_scale"), [*((s, False) for s in SIZES), ((37, 53), True), ((333, 500), True), ((700, 521), True)]
+)
+def test_the_papers_protocol_is_a_loop_over_windows(size: tuple[int, int], multi_scale: bool) -> None:
+    """Base size 520, crop 480, all six factors with the flip, at odd sizes; in float64."""
+    options = spec.Eval(multi_scale=multi_scale)
+    image = picture(*size)
+    [found] = inference.class_scores(Strided(), [image], CLASSES, options)
+    expected = naive(Strided(), image[None], options)[0]
+    assert found.shape == (CLASSES, *size)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    torch.testing.assert_close(found / found.sum(0), expected / expected.sum(0), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("multi_scale", [False, True])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("crop", [16, 24, 25, 64])
+def test_many_pictures_of_many_sizes_share_forward_passes(crop: int, align_corners: bool, multi_scale: bool) -> None:
+    options = spec.Eval(
+        multi_scale=multi_scale, factors=(0.4, 1.0, 1.3), base_size=41, crop_size=crop, align_corners=align_corners
+    )
+    images = [picture(*size) for size in [(37, 53), (53, 37), (37, 53), (19, 61), (24, 24), (9, 11), (1, 2)] * 2]
+    network, loop = Strided(), Strided()
+    for found, image in zip(inference.class_scores(network, images, CLASSES, options), images, strict=True):
+        torch.testing.assert_close(found, naive(loop, image[None], options)[0], rtol=1e-9, atol=1e-9)
+    assert sum(shape[0] for shape in network.calls) == sum(shape[0] for shape in loop.calls)  # no more windows
+    assert len(network.calls) < len(loop.calls) / 4 and {shape[2:] for shape in network.calls} == {(crop, crop)}
+
+
+def test_in_single_precision_the_classes_are_those_of_the_loop() -> None:
+    options = spec.Eval(multi_scale=True, factors=(0.4, 1.0, 1.3), base_size=41, crop_size=24)
+    for size in ((37, 53), (19, 61)):
+        image = picture(*size, dtype=torch.float32)
+        [score] = inference.class_scores(Strided(torch.float32), [image], CLASSES, options)
+        expected = naive(Strided(torch.float32), image[None], options)[0]
+        torch.testing.assert_close(score / score.sum(0), expected / expected.sum(0), rtol=0, atol=1e-6)
+        [found] = inference.predict(Strided(torch.float32), [image], CLASSES, options)
+        # Sums in another order may move a pixel whose two best scores are equal to the last bit.
+        assert found.dtype == torch.int64 and (found != expected.argmax(0)).sum() <= 1
+        assert len(found.unique()) == CLASSES
+
+
+def test_a_cpu_takes_no_more_pixels_at_once_than_helps() -> None:
+    """Windows of 480 x 480 one by one, as the loop has them; small ones together."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert inference.at_once(cpu, 150, 480 * 480) == 1
+    assert inference.at_once(cpu, 8, 96 * 96) == 32
+    assert inference.at_once(gpu, 150, 480 * 480) == 7 and inference.at_once(gpu, 59, 480 * 480) == 19
+    network = Strided()
+    list(inference.class_scores(network, [picture(500, 375)] * 2, CLASSES, spec.Eval()))
+    assert network.calls == [(1, 3, 480, 480)] * 4
+
+
+def test_pictures_are_read_when_they_are_needed() -> None:
+    given = []
+
+    def images() -> Iterator[Tensor]:
+        for n in range(40):
+            given.append(n)
+            yield picture(9, 11)
+
+    options = spec.Eval(base_size=16, crop_size=16)
+    stream = inference.predict(Strided(), images(), CLASSES, options)
+    next(stream)
+    assert len(given) == 32
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_an_error(mode: Any, bad: float) -> None:
+    network = Strided()
+    network.weight[0, 0, 0, 0] = bad
+    with pytest.raises(RuntimeError, match="picture 0 are not finite"):
+        list(inference.predict(network, [picture(40, 40)], CLASSES, spec.Eval(mode=mode, base_size=40, crop_size=40)))
+
+
+def test_whole_pictures() -> None:
+    images = [picture(21, 33), picture(21, 33) + 1, picture(40, 8)]
+    network = Strided()
+    single = list(inference.predict(network, images, CLASSES, spec.Eval(mode="whole")))
+    assert network.calls == [(2, 3, 21, 33), (1, 3, 40, 8)]  # neighbours of one size together
+    for image, found in zip(images, single, strict=True):
+        assert torch.equal(found, network.predict(image[None])[0].argmax(0))
+    options = spec.Eval(mode="whole", multi_scale=True, factors=(0.75, 1.0))
+    total = torch.zeros(1, CLASSES, 21, 33, dtype=torch.float64)
+    for height, width in ((16, 25), (21, 33)):  # 33 * 0.75 upwards, 21 * 25 / 33 rounded
+        resized = F.interpolate(images[0][None], (height, width), mode="bilinear", align_corners=True)
+        score = (network.predict(resized) + network.predict(resized.flip(3)).flip(3)).exp()
+        total += F.interpolate(score, (21, 33), mode="bilinear", align_corners=True)
+    found = next(inference.class_scores(network, images, CLASSES, options))
+    torch.testing.assert_close(found, total[0])
+
+
+def test_scaled_size_rounds_the_short_side() -> None:
+    assert inference.scaled_size(375, 500, 520) == (390, 520)
+    assert inference.scaled_size(500, 334, 260) == (260, 174)  # 173.68
+    assert inference.scaled_size(333, 500, 390) == (260, 390)  # 259.74
+    assert inference.scaled_size(500, 1, 260) == (260, 1)  # 0.52
+
+
+# ------------------------------------------------------------------------------------------------- the stage
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `train/` holds the weights of `make_job()`."""
+    folder = tmp_path_factory.mktemp("trained")
+    threads = torch.get_num_threads()
+    train.run(make_job(), make_context(folder / "train"))
+    torch.set_num_threads(threads)
+    return folder
+
+
+PROTOCOLS: list[dict[str, Any]] = [
+    {"mode": "whole"},
+    {"mode": "slide", "base_size": 100, "crop_size": 64},
+    {"mode": "slide", "base_size": 96, "crop_size": 64, "multi_scale": True, "factors": (0.5, 1.0)},
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=["whole", "ss", "ms"])
+def test_one_checkpoint_under_every_protocol(trained: Path, protocol: dict[str, Any]) -> None:
+    job = make_job("evaluate", eval=protocol)
+    assert job.needs is not None and job.needs.key == make_job().key
+    result = evaluate.run(job, make_context(trained / f"evaluate-{job.key}", weights=trained / "train"))
+    network = model.build(job.experiment.model, job.experiment.op, 8)
+    network.load_state_dict(checkpoint.load_weights(trained / "train"))
+    network.eval()
+    _, pictures = open_split(job.experiment.data, trained / "data", "val")
+    total = counting.zero(8)
+    for image, label in (pictures[i] for i in range(5)):
+        with torch.inference_mode():
+            normalised = normalise(torch.from_numpy(image[None]))[0]
+            [predicted] = inference.predict(network, [normalised], 8, job.experiment.eval)
+        total = counting.add(total, counting.count(torch.from_numpy(label[None]), predicted[None], 8))
+    # A batch's sums may come out in another order than one picture's: a pixel may move.
+    assert np.abs(np.array(result.confusion) - total.confusion.numpy()).sum() <= 4
+    assert np.abs(np.array(result.boundary_confusion) - total.boundary_confusion.numpy()).sum() <= 4
+    assert np.array(result.confusion).sum() == total.confusion.sum()
+    for metric, counts in total.boundary.items():
+        assert np.abs(np.array(result.boundary_counts[metric]) - counts.numpy()).sum() <= 40, metric
+    stored = np.array(result.confusion), "shapes", np.array(result.boundary_confusion), result.boundary_counts
+    assert result.metrics == scores(*stored) and None not in result.metrics.values()
+    assert result.weights_sha256 == checkpoint.weights_sha256(checkpoint.load_weights(trained / "train"))
+    with pytest.raises(Stopped):
+        evaluate.run(job, make_context(trained / "stopped", trained / "train", stop=lambda: True))
+
+
+def test_reading_ahead_changes_nothing(trained: Path) -> None:
+    job = make_job("evaluate")
+    _, pictures = open_split(job.experiment.data, trained / "data", "val")
+    inline, ahead = (list(evaluate._read(pictures, [3, 1, 4, 0], readers)) for readers in (1, 3))
+    assert [i for i, _ in inline] == [i for i, _ in ahead] == [3, 1, 4, 0]
+    for (_, (a, b)), (_, (c, d)) in zip(inline, ahead, strict=True):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, d)
+
+
+def test_predictions_of_a_test_split_are_kept(trained: Path) -> None:
+    context = make_context(trained / "test", weights=trained / "train")
+    (trained / "test" / "predictions").mkdir()
+    (trained / "test" / "predictions" / "old.png").write_text("of a run before")
+    job = make_job("evaluate", eval={"split": "test"})
+    result = evaluate.run(job, context)
+    files = sorted((trained / "test" / "predictions").iterdir())
+    assert [file.name for file in files] == [f"test-{i:05d}.png" for i in range(5)]
+    _, pictures = open_split(job.experiment.data, trained / "data", "test")
+    total: Counter[tuple[int, int]] = Counter()
+    for file, i in zip(files, range(5), strict=True):
+        image = PIL.Image.open(file)
+        assert image.mode == "L"
+        values, label = np.asarray(image), pictures[i][1]
+        assert values.min() >= 1
+        total.update(zip(label[label >= 0].tolist(), (values[label >= 0] - 1).tolist(), strict=True))
+    assert result.confusion == [[total[row, column] for column in range(8)] for row in range(8)]
+
+
+def test_pictures_without_labels_give_predictions_and_no_number(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ADE20K's test split: nobody but its server has the labels."""
+    _, pictures = open_split(make_job().experiment.data, trained / "data", "test")
+
+    class Unlabelled:
+        names = ("b", "a")
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            image, label = pictures[index]
+            return image, np.full_like(label, -1)
+
+    info = open_split(make_job().experiment.data, trained / "data", "test")[0]
+    monkeypatch.setattr(evaluate, "open_split", lambda *args: (info, Unlabelled()))
+    context = make_context(trained / "unlabelled", weights=trained / "train")
+    result = evaluate.run(make_job("evaluate", eval={"split": "test"}), context)
+    assert set(result.metrics.values()) == {None} and not np.any(result.confusion)
+    assert sorted(f.name for f in (trained / "unlabelled" / "predictions").iterdir()) == ["a.png", "b.png"]
