@@ -1,0 +1,344 @@
+"""Figures of pictures: label maps side by side, before and after LaU, offsets, errors near edges."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from laurepro.counting import edge_rank
+from laurepro.figures import Drawing, Request, style
+from laurepro.figures.trained import Classes, Image, Trained, chosen, load, predict, same_pictures, sample, weights_of
+
+PANEL, GAP = 1.75, 0.07  # inches
+LEGEND_COLUMNS, LEGEND_MOST = 6, 24
+FARTHEST = 16  # pixels from a label edge, in the curve of errors
+ARROWS = 24  # along the longer side
+MOST_COUNTED = 500  # pictures for the curve of errors
+
+
+def side_by_side(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
+    """Image, ground truth and the prediction of each row."""
+    networks = _load(request, rows)
+    indices = chosen(networks[0], request)
+    found = [predict(t, indices) for t in networks]
+    maps = {i: [predicted[i] for predicted in found] for i in indices}
+    return _maps(title, request, networks, maps, [t.label for t in networks], "")
+
+
+def before_and_after(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
+    """Image, ground truth, and for each row its prediction with zero offsets and with those it predicts."""
+    networks = _load(request, rows)
+    columns = []
+    for t in networks:
+        suffix = f": {t.label}" if len(networks) > 1 else ""
+        columns += [f"before LaU{suffix}", f"after LaU{suffix}"]
+    maps = {}
+    for index in chosen(networks[0], request):
+        sampled = [sample(t, index) for t in networks]
+        maps[index] = [m for s in sampled for m in (s.before, s.after)]
+    said = (
+        "Before: the scores sampled at LaU's grid with all offsets zero; after: with the predicted offsets. "
+        "One forward pass over the whole picture."
+    )
+    return _maps(title, request, networks, maps, columns, said)
+
+
+def _maps(
+    title: str,
+    request: Request,
+    networks: list[Trained],
+    maps: dict[int, list[Classes]],
+    columns: list[str],
+    said: str,
+) -> Drawing:
+    """Image, ground truth and label maps [H, W] of each picture, with a legend of the classes that occur."""
+    first, indices = networks[0], list(maps)
+    pictures = {i: first.pictures[i] for i in indices}
+    everything = [*(label for _, label in pictures.values()), *(m for line in maps.values() for m in line)]
+    legend = _legend(first.info.classes, everything)
+    below = _below(request, networks, indices, said)
+    layout = _layout(["image", "ground truth", *columns], [pictures[i][0] for i in indices], label=0.2)
+    rest = 0.1 + 0.16 * -(-len(legend) // LEGEND_COLUMNS) + style.foot(below, layout.width)
+    colours = _Colours(first.n_classes)
+    with matplotlib.rc_context(style.RC):
+        made = style.figure(layout.width, layout.bottom + rest, title, request.scale, below)
+        for index, line in zip(indices, layout.draw(made), strict=True):
+            image, label = pictures[index]
+            line[0].imshow(image, interpolation="nearest")
+            line[1].imshow(colours(label), interpolation="nearest")
+            for axes, predicted in zip(line[2:], maps[index], strict=True):
+                axes.imshow(colours(predicted), interpolation="nearest")
+                right = (predicted == label)[label >= 0]
+                share = f"{100 * right.mean():.1f} % right" if right.size else "no label"
+                axes.set_xlabel(share, fontsize=6.5, color=style.SOFT, labelpad=2)
+        made.legend(
+            handles=legend,
+            loc="upper left",
+            bbox_to_anchor=(0.04 / layout.width, 1 - layout.bottom / (layout.bottom + rest)),
+            ncols=LEGEND_COLUMNS,
+            fontsize=6.5,
+            handlelength=1.0,
+            handleheight=1.0,
+            columnspacing=1.0,
+            borderaxespad=0,
+        )
+    return Drawing(made, f"{title}, scale {request.scale.name}", below, tuple(t.job for t in networks))
+
+
+def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
+    """A row's offset field: arrows from output pixels to where they read, their length, and what they change."""
+    networks = _load(request, rows[:1])
+    (t,) = networks
+    indices = chosen(t, request)
+    found = [sample(t, index) for index in indices]
+    lengths = [np.hypot(s.offset[0], s.offset[1]) for s in found]
+    top = float(np.quantile(np.concatenate([v.ravel() for v in lengths]), 0.995)) or 1.0
+    pictures = [t.pictures[i] for i in indices]
+    spacing = max(pictures[0][0].shape[:2]) / ARROWS
+    times = max(1, min(50, int(2 * spacing / top)))
+    below = _below(
+        request,
+        networks,
+        indices,
+        f"Arrows go from output pixels to where their scores are read, drawn at {times} times their length. Lengths "
+        f"are in pixels of the picture, mean {np.mean([v.mean() for v in lengths]):.2f}. Changed by the offsets: blue "
+        "was wrong and is right, orange was right and is wrong, grey is wrong either way. One forward pass over the "
+        "whole picture.",
+    )
+    columns = ["image", "offsets", "length of offsets", "changed by the offsets"]
+    layout = _layout(columns, [p[0] for p in pictures], right=0.7)
+    with matplotlib.rc_context(style.RC):
+        height = layout.bottom + 0.08 + style.foot(below, layout.width)
+        made = style.figure(layout.width, height, f"{title}: {t.label}", request.scale, below)
+        shown: Any = None
+        lines = layout.draw(made)
+        for (image, label), line, s, length in zip(pictures, lines, found, lengths, strict=True):
+            line[0].imshow(image, interpolation="nearest")
+            line[1].imshow(_faded(image), interpolation="nearest")
+            _arrows(line[1], s.offset, image.shape[0], image.shape[1], times)
+            line[2].imshow(_faded(image), interpolation="nearest")
+            extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+            shown = line[2].imshow(length, cmap="viridis", vmin=0, vmax=top, alpha=0.85, extent=extent)
+            line[3].imshow(_changed(image, label, s.before, s.after), interpolation="nearest")
+        bar = style.place(made, layout.width - 0.65, layout.top, 0.1, layout.bottom - layout.top - GAP)
+        made.colorbar(shown, cax=bar, label="pixels")
+    return Drawing(made, f"{title}, scale {request.scale.name}: {t.label}", below, (t.job,))
+
+
+def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
+    """Wrong pixels of each row on some pictures, and the error by distance to a label edge over many more."""
+    networks = _load(request, rows)
+    first = networks[0]
+    indices = chosen(first, request)
+    size = len(first.pictures)
+    spread = range(0, size, -(-size // MOST_COUNTED))
+    counted = sorted({*indices} if request.images else {*indices, *spread})
+    found = [predict(t, counted) for t in networks]
+    curves, share = _by_distance(first, found)
+    below = _below(
+        request,
+        networks,
+        indices,
+        "Wrong pixels are orange at a label edge and darker far from one. The curves are over "
+        f"{'all ' if len(counted) == size else ''}{len(counted)} pictures: the share of wrong pixels among those so "
+        "far from an edge (the larger coordinate counts); grey, how many pixels there are.",
+    )
+    pictures = {i: first.pictures[i] for i in indices}
+    layout = _layout(["image", "ground truth", *(t.label for t in networks)], [p[0] for p in pictures.values()])
+    colours = _Colours(first.n_classes)
+    chart = 1.7
+    with matplotlib.rc_context(style.RC):
+        height = layout.bottom + chart + 0.65 + style.foot(below, layout.width)
+        made = style.figure(layout.width, height, title, request.scale, below)
+        for index, line in zip(indices, layout.draw(made), strict=True):
+            image, label = pictures[index]
+            near = _distance(label)
+            contents = [image, colours(label), *(_wrong(image, label, f[index], near) for f in found)]
+            for axes, content in zip(line, contents, strict=True):
+                axes.imshow(content, interpolation="nearest")
+        _error_curves(style.place(made, 0.5, layout.bottom + 0.2, layout.width - 1.0, chart), networks, curves, share)
+    words = " ".join(
+        f"{t.label}: {curve[0]:.1f} % wrong at 1 pixel from an edge, {curve[-1]:.1f} % at {FARTHEST} or more."
+        for t, curve in zip(networks, curves, strict=True)
+    )
+    return Drawing(made, f"{title}, scale {request.scale.name}", f"{below} {words}", tuple(t.job for t in networks))
+
+
+# ------------------------------------------------------------------------------------------------ arrangement
+
+
+class _Layout(NamedTuple):
+    """Panels of one width in lines as tall as their pictures; inches. `label`: what words below a panel take."""
+
+    columns: list[str]
+    images: list[Image]
+    label: float
+    width: float
+    top: float
+    bottom: float
+
+    def draw(self, made: Figure) -> list[list[Axes]]:
+        """The axes of each line; the first line has the columns' titles."""
+        lines, y = [], self.top
+        for number, image in enumerate(self.images):
+            tall = PANEL * image.shape[0] / image.shape[1]
+            places = [style.MARGIN + i * (PANEL + GAP) for i in range(len(self.columns))]
+            line = [style.place(made, x, y, PANEL, tall) for x in places]
+            for axes, text in zip(line, self.columns, strict=True):
+                style.plain(axes)
+                if number == 0:
+                    axes.set_title("\n".join(_wrapped(text)), fontsize=7.5, pad=3)
+            lines.append(line)
+            y += tall + GAP + self.label
+        return lines
+
+
+def _layout(columns: list[str], images: list[Image], label: float = 0.0, right: float = 0.0) -> _Layout:
+    """Where panels lie under the heading; `right` is left free beside them."""
+    width = max(4.6, 2 * style.MARGIN + (PANEL + GAP) * len(columns) - GAP + right)
+    top = style.HEAD + 0.08 + 0.13 * max(len(_wrapped(c)) for c in columns)
+    bottom = top + sum(PANEL * i.shape[0] / i.shape[1] + GAP + label for i in images)
+    return _Layout(columns, images, label, width, top, bottom)
+
+
+def _load(request: Request, rows: tuple[str, ...]) -> list[Trained]:
+    networks = [load(address, request) for address in rows]
+    same_pictures(networks)
+    return networks
+
+
+def _below(request: Request, networks: list[Trained], indices: list[int], said: str) -> str:
+    """The words at the foot of a figure: how pictures were chosen, and what was drawn."""
+    t = networks[0]
+    how = "asked for" if request.images else "evenly spaced over the split, whatever they show"
+    where = f"{t.experiment.data.name} {t.experiment.eval.split}, pictures {', '.join(map(str, indices))} ({how})"
+    jobs = "; ".join(f"{n.address}, seed {request.seed}{weights_of(n, request.results)}" for n in networks)
+    return " ".join(p for p in (f"{where}.", said, f"{jobs}.") if p)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 30) or [""]
+
+
+def _legend(names: tuple[str, ...], maps: list[Classes]) -> list[Patch]:
+    """The classes that occur; the first of them where there are very many."""
+    colours = style.class_colours(len(names))
+    present = sorted({int(c) for m in maps for c in np.unique(m)} - {-1})
+    patches = [Patch(facecolor=colours[c], edgecolor=style.SOFT, lw=0.3, label=names[c]) for c in present]
+    if len(patches) >= LEGEND_MOST:
+        more = len(patches) - LEGEND_MOST + 2
+        patches = [*patches[: LEGEND_MOST - 2], Patch(facecolor="none", label=f"and {more} more")]
+    if any((m < 0).any() for m in maps):
+        patches.append(Patch(facecolor=style.IGNORED, edgecolor=style.SOFT, lw=0.5, label="ignored"))
+    return patches
+
+
+# --------------------------------------------------------------------------------------------------- contents
+
+
+class _Colours:
+    """Label maps [H, W] as colours [H, W, 3]; -1 is white."""
+
+    def __init__(self, classes: int) -> None:
+        self.table = np.array([to_rgb(c) for c in (style.IGNORED, *style.class_colours(classes))])
+
+    def __call__(self, label: Classes) -> Any:
+        return self.table[label + 1]
+
+
+def _faded(image: Image) -> Any:
+    """The picture in grey, light enough to draw on."""
+    grey = image.astype(float).mean(2, keepdims=True)
+    return np.repeat(140 + grey * 0.42, 3, 2).clip(0, 255).astype(np.uint8)
+
+
+def _arrows(axes: Axes, offset: Any, rows: int, columns: int, times: int) -> None:
+    """The offsets [2, kh, kw] of some output pixels, where they lie in the picture."""
+    height, width = offset.shape[1:]
+    step = max(1, round(max(height, width) / ARROWS))
+    y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
+    across, down = (columns - 1) / max(1, width - 1), (rows - 1) / max(1, height - 1)
+    axes.quiver(
+        x * across,
+        y * down,
+        times * offset[1, y, x],
+        times * offset[0, y, x],
+        angles="xy",
+        scale_units="xy",
+        scale=1.0,
+        color=style.LINES[2],
+        width=0.006,
+        headwidth=4,
+        minlength=0.3,
+    )
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+
+
+def _changed(image: Image, label: Classes, before: Classes, after: Classes) -> Any:
+    """The faded picture with the pixels that offsets make right or wrong, and those that stay wrong."""
+    shown = _faded(image).astype(float) / 255
+    valid = label >= 0
+    for mask, colour in (
+        (valid & (before != label) & (after != label), "#8c8c8c"),
+        (valid & (before == label) & (after != label), style.LINES[5]),
+        (valid & (before != label) & (after == label), style.LINES[1]),
+    ):
+        shown[mask] = to_rgb(colour)
+    return shown
+
+
+def _wrong(image: Image, label: Classes, predicted: Classes, near: Any) -> Any:
+    """The faded picture with wrong pixels on it, from orange at an edge to dark far from one."""
+    shown = _faded(image).astype(float) / 255
+    palette = matplotlib.colormaps["inferno_r"](0.25 + 0.6 * (np.arange(FARTHEST) / (FARTHEST - 1)))[:, :3]
+    wrong = (label >= 0) & (predicted != label)
+    shown[wrong] = palette[near[wrong] - 1]
+    return shown
+
+
+def _distance(label: Classes) -> Any:
+    """Pixels to another label, 1 to FARTHEST (that or more), [H, W]."""
+    rank = edge_rank(torch.from_numpy(np.asarray(label))[None], range(1, FARTHEST))[0]
+    return rank.numpy() + 1
+
+
+def _by_distance(t: Trained, found: list[dict[int, Classes]]) -> tuple[list[Any], Any]:
+    """For each network the percentage of wrong pixels by distance; and the pixels' share of each distance."""
+    wrong, total = np.zeros((len(found), FARTHEST)), np.zeros(FARTHEST)
+    for index in found[0]:
+        _, label = t.pictures[index]
+        near, valid = _distance(label), label >= 0
+        total += np.bincount(near[valid] - 1, minlength=FARTHEST)
+        for i, predicted in enumerate(found):
+            off = valid & (predicted[index] != label)
+            wrong[i] += np.bincount(near[off] - 1, minlength=FARTHEST)
+    with np.errstate(invalid="ignore"):  # no pixel is so far from an edge: nothing to show there
+        curves = [100 * w / total for w in wrong]
+    return curves, 100 * total / max(1.0, total.sum())
+
+
+def _error_curves(axes: Axes, networks: list[Trained], curves: list[Any], share: Any) -> None:
+    x = np.arange(1, FARTHEST + 1)
+    pixels = axes.twinx()
+    pixels.bar(x, share, color=style.RULE, width=0.7)
+    pixels.set_ylabel("% of labelled pixels", color=style.SOFT)
+    pixels.spines["right"].set_visible(True)
+    axes.set_zorder(pixels.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    for i, (t, curve) in enumerate(zip(networks, curves, strict=True)):
+        colour, marker = style.LINES[i % len(style.LINES)], "osD^v"[i % 5]
+        axes.plot(x, curve, color=colour, marker=marker, ms=3, lw=1.3, label=t.label)
+    axes.set_xlabel("distance to a label edge, pixels")
+    axes.set_ylabel("wrong pixels, %")
+    axes.set_xticks(x, [*map(str, x[:-1]), f"{FARTHEST}+"])
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper center")

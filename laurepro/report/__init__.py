@@ -1,0 +1,78 @@
+"""Records beside the published numbers, in any format. Missing stays missing.
+
+Rows with their records (`rows`), differences and intervals (`comparison`) and cells (`grid`) make tables; `page` adds
+claims, classes, boundaries, losses, provenance and failures, and `html`, `markdown` and `latex` show the same page.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from laurepro.report.comparison import compare, document, frame
+from laurepro.report.grid import MISSING, grid, notes, show_value
+from laurepro.report.page import build
+from laurepro.report.rows import RowResult, Section, collect, measure, scales_with_records
+from laurepro.report.sources import Sources, gather
+from laurepro.report.terminal import print_terminal
+
+FORMATS = ("terminal", "markdown", "latex", "csv", "json")
+
+__all__ = [
+    "FORMATS",
+    "MISSING",
+    "RowResult",
+    "Section",
+    "Sources",
+    "build",
+    "collect",
+    "compare",
+    "document",
+    "gather",
+    "grid",
+    "measure",
+    "notes",
+    "print_terminal",
+    "render",
+    "render_page",
+    "scales_with_records",
+    "show_value",
+]
+
+
+def render(sections: list[Section], form: str) -> str:
+    """The tables alone as text in one of FORMATS (not `terminal`, which `print_terminal` writes)."""
+    if form == "json":
+        return json.dumps(document(sections), indent=1, ensure_ascii=False)
+    if form == "csv":
+        import pandas
+
+        return str(pandas.concat([frame(rows) for rows in sections]).to_csv(index=False)).rstrip("\n")
+    from laurepro.report import latex, markdown
+
+    section = markdown.section if form == "markdown" else latex.section
+    return "\n\n".join(section(rows) for rows in sections)
+
+
+def render_page(sources: Sources, form: str, folder: Path) -> str:
+    """The whole report (`html markdown latex`) or a form for a submission (`checklist artefact`, as markdown).
+
+    Args:
+        sources: From `gather`.
+        form: The format.
+        folder: Where the text will be written; paths of pictures start there.
+    """
+    from laurepro.report import appendix, html, latex, markdown
+
+    match form:
+        case "checklist":
+            return markdown.render(appendix.checklist(sources), folder)
+        case "artefact":
+            return markdown.render(appendix.artefact(sources), folder)
+        case "html":
+            return html.render(build(sources))
+        case "latex":
+            return latex.render(build(sources), folder)
+        case "markdown":
+            return markdown.render(build(sources), folder)
+    raise ValueError(f"no page in format {form!r}")

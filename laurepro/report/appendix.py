@@ -1,0 +1,230 @@
+"""Two forms that venues ask for, filled from the records: a reproducibility checklist and an artefact appendix.
+
+The checklist has the subjects of NeurIPS's paper checklist, the appendix those of ACM's artefact evaluation, both in
+our own words. What records cannot answer is left to the authors of the text.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from laurepro.errors import LaureproError
+from laurepro.metrics import METRICS
+from laurepro.record import Record
+from laurepro.report.blocks import Block, Bullets, Code, Heading, Page, Table, Text
+from laurepro.report.grid import MISSING, Column, Grid, comparison_grid, title
+from laurepro.report.page import anchor
+from laurepro.report.provenance import environment_table
+from laurepro.report.rows import RowResult
+from laurepro.report.sources import Sources, judged
+
+_LEFT = "for the authors of the text"
+
+
+class Item(NamedTuple):
+    """A question with its answer and what it rests on."""
+
+    question: str
+    answer: str
+    evidence: str
+
+
+def checklist(sources: Sources) -> Page:
+    """The reproducibility checklist."""
+    blocks: list[Block] = []
+    for number, item in enumerate(_items(sources), 1):
+        blocks += [
+            Heading(f"{number}. {item.question}", f"question-{number}"),
+            Text(f"Answer: {item.answer}."),
+            *([Text(item.evidence)] if item.evidence else []),
+        ]
+    lead = (
+        "The subjects of the NeurIPS paper checklist, in our own words, answered from the records alone. "
+        f'Where an answer reads "{_LEFT}", no record can give it.'
+    )
+    return Page("Reproducibility checklist", lead, tuple(blocks))
+
+
+def _items(sources: Sources) -> list[Item]:
+    records = list(sources.records.values())
+    rows = [r for s in sources.sections for r in s if r.row.set is not None]
+    return [
+        Item("Do the results support the claims?", *_claims(sources)),
+        Item("Are the limits of the work stated?", "yes", _limits(sources, rows)),
+        Item("Are assumptions and proofs given?", "does not apply", "There are no theorems."),
+        Item("Can the results be reproduced?", *_reproducible(records)),
+        Item("Are code and data open?", *_open(records)),
+        Item("Are all settings given?", *_settings(records)),
+        Item("Do the results come with their uncertainty?", *_uncertainty(rows)),
+        Item("Is the computation stated?", "yes" if records else "no", _computation(records)),
+        Item("Does the work follow the code of ethics?", _LEFT, ""),
+        Item("Is the wider impact discussed?", _LEFT, ""),
+        Item("Are there safeguards for what is released?", "does not apply", "No weights and no data are released."),
+        Item("Are the licences of what is used respected and named?", *_licences(records)),
+        Item("Are new assets documented?", "yes" if records else "no", f"{len(records)} records, one JSON file a job."),
+        Item("Were people paid or asked to take part?", "does not apply", "Nobody was."),
+        Item("Was a review board needed?", "does not apply", "Nobody took part."),
+        Item("Is the use of language models stated?", _LEFT, ""),
+    ]
+
+
+def _claims(sources: Sources) -> tuple[str, str]:
+    parts, decided = [], False
+    for scale, verdicts in judged(sources):
+        words = [v.verdict for v in verdicts]
+        counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+        parts.append(f"Scale {scale.name}: {counts}.")
+        decided = decided or (scale.evidence and any(w in ("supported", "contradicted") for w in words))
+    return "see the verdicts" if decided else "not decided by these records", " ".join(parts)
+
+
+def _limits(sources: Sources, rows: list[RowResult]) -> str:
+    scales = " ".join(f"Scale {s.name}: {s.sentence}" for s in sources.scales)
+    open_rows = sum(r.status != "done" for r in rows)
+    single = sum(r.n_seeds == 1 for r in rows)
+    dirty = sum(bool(r.environment.dirty) for r in sources.records.values())
+    return (
+        f"{scales} Of {len(rows)} rows to run, {open_rows} are not complete; {single} have one seed, which decides "
+        f"nothing; {dirty} records come from code that differs from its commit."
+    )
+
+
+def _reproducible(records: list[Record]) -> tuple[str, str]:
+    clean = sum(r.environment.commit is not None and not r.environment.dirty for r in records)
+    text = (
+        "Each record has the resolved experiment and its hash, the seed, the commit and the versions; the report gives "
+        f"the command for each row. {clean} of {len(records)} records come from an unchanged commit."
+    )
+    return ("yes" if records and clean == len(records) else "partly" if records else "no"), text
+
+
+def _open(records: list[Record]) -> tuple[str, str]:
+    data = sorted({r.dataset for r in records if r.stage != "profile"})
+    return "yes", (
+        "The code is open (Apache-2.0). Data sets are not distributed with it; laurepro data list says where each "
+        f"comes from. Used here: {', '.join(data) or 'none'}."
+    )
+
+
+def _settings(records: list[Record]) -> tuple[str, str]:
+    splits = sorted({f"{r.dataset} {r.split} ({r.stage})" for r in records if r.stage != "profile"})
+    return ("yes" if records else "no"), (
+        "Every field that can change a number is in experiments/ and, resolved, in each record. "
+        f"Splits: {', '.join(splits) or 'none'}."
+    )
+
+
+def _uncertainty(rows: list[RowResult]) -> tuple[str, str]:
+    scored = [
+        r for r in rows if any(METRICS[m].stage == "evaluate" and r.values.get(m) for m in r.values if m in METRICS)
+    ]
+    several = sum(r.n_seeds > 1 for r in scored)
+    answer = "no" if not several else "yes" if several == len(scored) else "partly"
+    return answer, (
+        f"{several} of {len(scored)} measured rows have two seeds or more. Spread: standard deviation over seeds. "
+        "Differences are paired by seed, with two-sided 95 % t-intervals; verdicts on claims are corrected by Holm."
+    )
+
+
+def _computation(records: list[Record]) -> str:
+    if not records:
+        return "Nothing was measured."
+    parts = []
+    for device in sorted({r.environment.device for r in records}):
+        own = [r for r in records if r.environment.device == device]
+        hours = sum(r.seconds * r.world_size for r in own) / 3600
+        middle = statistics.median(r.seconds for r in own) / 60
+        parts.append(f"{device}: {len(own)} jobs, {hours:.2f} device hours, {middle:.1f} minutes for the median job")
+    return "; ".join(parts) + ". Jobs that failed or were thrown away leave no record and are not counted."
+
+
+def _licences(records: list[Record]) -> tuple[str, str]:
+    from laurepro import parts
+
+    found = []
+    for name in sorted({r.dataset for r in records if r.stage != "profile"}):
+        try:
+            found.append(f"{name}: {parts.load('datasets', name).INFO.licence}")
+        except LaureproError:
+            found.append(f"{name}: not known here")
+    return ("yes" if found else "does not apply"), "; ".join(found) or "No data set was used."
+
+
+# ---------------------------------------------------------------------------------------------- artefact
+
+
+def artefact(sources: Sources) -> Page:
+    """The artefact appendix."""
+    records = list(sources.records.values())
+    versions = {
+        "Python": _values(r.environment.python for r in records),
+        "torch": _values(r.environment.torch for r in records),
+        "torchvision": _values(r.environment.torchvision for r in records),
+        "CuPy": _values(r.environment.cupy for r in records),
+        "platform": _values(r.environment.platform for r in records),
+    }
+    hours = sum(r.seconds * r.world_size for r in records) / 3600
+    facts = {
+        "Program": "laurepro " + _values(r.environment.laurepro for r in records),
+        "Method": "location-aware upsampling for semantic segmentation (arXiv:1911.05250v2)",
+        "Data sets": _values(r.dataset for r in records if r.stage != "profile"),
+        "Hardware that was used": _values(r.environment.device for r in records),
+        "Software that was used": "; ".join(f"{k} {v}" for k, v in versions.items()),
+        "Metrics": _values(METRICS[m].title for r in records for m in r.metrics if m in METRICS),
+        "Output": "one JSON record a job; this report as HTML, markdown, LaTeX, CSV, JSON",
+        "Time": f"{hours:.2f} device hours for {len(records)} jobs",
+        "Code licence": "Apache-2.0",
+        "Commits": _values((r.environment.commit or "unknown")[:12] for r in records),
+    }
+    begun = [s for s in sources.sections if any(r.records for r in s)]
+    workflow = [
+        f"laurepro run {s[0].table.id} --scale {s[0].scale.name} --seeds {max(1, *(r.n_seeds for r in s))}"
+        + "".join(f" --set {shlex.quote(pair)}" for pair in sources.pairs)
+        for s in begun
+    ]
+    blocks: list[Block] = [
+        Heading("Facts", "facts"),
+        Bullets(tuple(f"{k}: {v}" for k, v in facts.items())),
+        Heading("Installation", "installation"),
+        Text("Python 3.11 or newer. No GPU is needed for scale smoke."),
+        Code("make install"),
+        Heading("Does it work", "functional"),
+        Text("A quarter of an hour on two CPU cores: the tests, then a table at scale smoke."),
+        Code("make test\nmake demo"),
+        Heading("Experiments", "workflow"),
+        Text("These commands measure what is reported below; what has a record is not measured again."),
+        Code("\n".join([*workflow, "laurepro report"]) if workflow else "laurepro run --all\nlaurepro report"),
+        Heading("Expected results", "results"),
+        Text(
+            "Trainings on a CPU give the same bits for the same seed, torch version and number of threads; on a GPU "
+            "they do not, and the intervals say what to expect."
+        ),
+        *(block for s in begun for block in (Heading(title(s), f"result-{anchor(s)}", 3), _own(s))),
+        Heading("Where it was measured", "environment"),
+        *([environment_table(sources)] if records else [Text("Nothing was measured.")]),
+        Heading("Changing it", "customisation"),
+        Text(
+            "--set KEY=VALUE changes any field of an experiment; a file in a folder adds a table, scale or upsampler."
+        ),
+    ]
+    return Page(
+        "Artefact appendix",
+        "The subjects of an ACM artefact appendix, in our own words, filled from the records.",
+        tuple(blocks),
+    )
+
+
+def _values(values: Iterable[str | None]) -> str:
+    return ", ".join(sorted({v for v in values if v})) or MISSING
+
+
+def _own(rows: list[RowResult]) -> Table:
+    """A table's grid without what was printed: names, our numbers, how many seeds, status."""
+    grid = comparison_grid(rows)
+    keep = [i for i, c in enumerate(grid.columns) if not c.title.endswith("paper") and c.title != "origin"]
+    columns: tuple[Column, ...] = tuple(grid.columns[i] for i in keep)
+    lines = tuple(tuple(line[i]._replace(detail="") for i in keep) for line in grid.lines)
+    return Table(title(rows), Grid(columns, lines, grid.marks))

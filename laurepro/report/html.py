@@ -1,0 +1,61 @@
+"""The report as one HTML file: nothing is loaded from anywhere, and everything that is shown is escaped."""
+
+from __future__ import annotations
+
+import base64
+import statistics
+from pathlib import Path
+
+from laurepro.report import svg
+from laurepro.report.blocks import Page, Series
+from laurepro.report.grid import Grid
+
+PICTURE_BYTES = 2_500_000  # of all pictures in the page; further ones are named
+_HERE = Path(__file__).parent
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(
+        name=lambda block: type(block).__name__,
+        bounds=svg.bounds,
+        chart=lambda chart, box: Markup(svg.chart(chart, box)),
+        sample=lambda series: Markup(_sample(series)),
+        interval=lambda cell, widest: Markup(svg.interval(cell, widest)),
+        widest=_widest,
+        data=_Pictures(),
+    )
+    css, js = (Markup((_HERE / f"page.{kind}").read_text()) for kind in ("css", "js"))
+    return environment.get_template("page.html.j2").render(page=page, css=css, js=js)
+
+
+def _sample(series: Series) -> str:
+    line = f'<path class="line s{series.style} d{series.dash}" d="M0 5H26"/>'
+    return f'<svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
+
+
+def _widest(grid: Grid, column: int) -> float:
+    """The end of the axis that all intervals of a column are drawn over: few very wide ones do not squeeze the rest."""
+    ends = [max(map(abs, cell.interval)) for line in grid.lines if (cell := line[column]).interval is not None]
+    return min(max(ends), 3 * statistics.median(ends)) if ends else 0.0
+
+
+class _Pictures:
+    """Pictures as data URLs, as long as they do not make the page too large."""
+
+    def __init__(self) -> None:
+        self.left = PICTURE_BYTES
+
+    def __call__(self, file: Path) -> str:
+        """The URL, or nothing."""
+        content = file.read_bytes()
+        if len(content) > self.left:
+            return ""
+        self.left -= len(content)
+        return f"data:image/png;base64,{base64.b64encode(content).decode()}"

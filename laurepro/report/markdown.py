@@ -1,0 +1,107 @@
+"""The report as GitHub's markdown."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from laurepro.report.blocks import (
+    Block,
+    Bullets,
+    Chart,
+    Charts,
+    Code,
+    Fold,
+    Heading,
+    Page,
+    Picture,
+    Table,
+    Tally,
+    Text,
+    chart_grid,
+    with_details,
+)
+from laurepro.report.grid import Grid, comparison_grid, notes, title
+from laurepro.report.rows import Section
+
+
+def render(page: Page, folder: Path) -> str:
+    """The page as markdown, to be written into `folder`: pictures are linked from there."""
+    parts = [f"# {escape(page.title)}", escape(page.lead)]
+    return "\n\n".join([*parts, *_blocks(page.blocks, folder)])
+
+
+def section(rows: Section) -> str:
+    """A table at a scale alone: heading, pipe table, notes."""
+    return "\n\n".join([f"## {escape(title(rows))}", table(comparison_grid(rows)), _bullets(notes(rows))])
+
+
+def escape(text: str) -> str:
+    """Text that shows as itself: nothing in it can be markup or end a table's cell."""
+    for char in "\\`*_{}[]<>|#~&$":
+        text = text.replace(char, "\\" + char)
+    return " ".join(text.split("\n"))
+
+
+def paragraph(text: str) -> str:
+    """Escaped text that begins a line: it cannot begin a list either."""
+    text = escape(text)
+    if text[:1] in ("-", "+"):
+        return "\\" + text
+    return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)
+
+
+def table(grid: Grid) -> str:
+    """A grid as a pipe table; not padded, so that one other number changes one line."""
+    lines = [
+        [escape(c.title) for c in grid.columns],
+        ["---:" if c.number else ":---" for c in grid.columns],
+        *([escape(c.text) for c in line] for line in grid.lines),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _blocks(blocks: Iterable[Block], folder: Path) -> list[str]:
+    return [part for b in blocks for part in _block(b, folder)]
+
+
+def _block(b: Block, folder: Path) -> list[str]:
+    match b:
+        case Heading():
+            return [f"{'#' * b.level} {escape(b.text)}"]
+        case Text():
+            return [paragraph(b.text)]
+        case Bullets():
+            return [_bullets(b.items)]
+        case Code():
+            fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", b.text)), default=0))
+            return [f"{fence}\n{b.text}\n{fence}"]
+        case Tally():
+            return [f"**{escape(b.title)}**: " + ", ".join(f"{n} {escape(word)}" for n, word, _ in b.entries) + "."]
+        case Table():
+            grid, rest = with_details(b.grid)
+            return [table(grid), *([_bullets(rest)] if rest else [])]
+        case Charts():
+            return [f"**{escape(b.title)}**", *(part for c in b.charts for part in _chart(c))]
+        case Picture():
+            where = Path(os.path.relpath(b.file, folder)).as_posix()
+            return [f"![{escape(b.description)}](<{where}>)", f"**{escape(b.title)}** {escape(b.description)}"]
+        case Fold():
+            inner = _blocks(b.blocks, folder)
+            return [f"<details><summary>{_html(b.title)}</summary>", *inner, "</details>"]
+
+
+def _chart(c: Chart) -> list[str]:
+    return [f"{escape(c.title)}: {escape(c.y)} by {escape(c.x)}", table(chart_grid(c))]
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {paragraph(item)}" for item in items)
+
+
+def _html(text: str) -> str:
+    from html import escape as escape_html
+
+    return escape_html(text)

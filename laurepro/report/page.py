@@ -1,0 +1,162 @@
+"""The whole report, from records: what stands on the page, in which order, whatever its format."""
+
+from __future__ import annotations
+
+import statistics
+
+from laurepro.metrics import BOUNDARY_WIDTHS
+from laurepro.report import provenance, verdicts
+from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
+from laurepro.report.grid import MISSING, Cell, Column, Grid, comparison_grid, notes
+from laurepro.report.rows import RowResult, Section
+from laurepro.report.sources import Sources, judged
+
+TITLE = "Location-aware Upsampling, reproduced"
+LEAD = (
+    "Every table of the paper (arXiv:1911.05250v2) beside what was measured here. Only scale paper is compared with "
+    "published numbers; at any other scale the page shows differences between our own rows. What was not measured is "
+    f"shown as {MISSING}."
+)
+# A row's line in every chart of the page, by what it upsamples with and how that is trained.
+_STYLES = ("bilinear", "lau-offset_guided", "lau-none", "lau-offset_regression", "grid", "pixelshuffle", "deformable")
+_DASHED = {_STYLES.index("lau-none"): 1, _STYLES.index("grid"): 2}  # their colours are close to another's
+DASHES = 5
+
+
+def build(sources: Sources) -> Page:
+    """The page's blocks, in order."""
+    judgements = judged(sources)
+    blocks: list[Block] = [verdicts.tally(scale, found) for scale, found in judgements]
+    blocks.append(Heading("Claims", "claims"))
+    for scale, found in judgements:
+        blocks += verdicts.claims(scale, found, sources.sections)
+    for rows in sources.sections:
+        blocks += _table(rows, sources)
+    if sources.pictures:
+        blocks += [Heading("Figures", "figures"), *sources.pictures]
+    blocks += provenance.failures(sources)
+    blocks += provenance.environments(sources)
+    return Page(TITLE, LEAD, tuple(blocks))
+
+
+def anchor(rows: Section) -> str:
+    """The anchor of a table at a scale."""
+    return f"{rows[0].table.id}-{rows[0].scale.name}"
+
+
+def _table(rows: Section, sources: Sources) -> list[Block]:
+    table, scale = rows[0].table, rows[0].scale
+    where, key = table.source.where, anchor(rows)
+    head = Heading(f"{where}, scale {scale.name}: {table.title}", key, short=f"{where} · {scale.name}")
+    grid = comparison_grid(rows)
+    lines = tuple(_linked(line, r) for r, line in zip(rows, grid.lines, strict=True))
+    about, *rest = notes(rows)
+    blocks: list[Block] = [head, Text(about), Table(f"{where} at scale {scale.name}", grid._replace(lines=lines))]
+    blocks += [Bullets(tuple(rest))] if rest else []
+    for title, part, content in (
+        ("IoU of each class", "classes", _class_iou(rows)),
+        ("Near label edges", "boundary", _boundary(rows)),
+        ("Training loss", "loss", _losses(rows)),
+        ("Provenance", "provenance", provenance.provenance(rows, sources.pairs)),
+    ):
+        if content:
+            blocks.append(Fold(title, f"{key}-{part}", tuple(content)))
+    return blocks
+
+
+def _linked(line: tuple[Cell, ...], r: RowResult) -> tuple[Cell, ...]:
+    """The cells of our own numbers, pointing to where they come from."""
+    return tuple(c._replace(target=provenance.origin(r)) if c.mark in ("own", "dirty") else c for c in line)
+
+
+def _class_iou(rows: Section) -> list[Block]:
+    """Mean over seeds of each class's IoU, in percent: a line a class, a column a row of the table."""
+    measured = [(r, [rec for rec in r.records if rec.confusion is not None]) for r in rows]
+    measured = [(r, records) for r, records in measured if records]
+    if not measured:
+        return []
+    import numpy as np
+
+    from laurepro.scores import class_iou
+
+    names = measured[0][1][0].class_names
+    by_row = {}
+    for r, records in measured:
+        if all(rec.class_names == names for rec in records):
+            by_row[r.row.id] = np.mean([class_iou(np.asarray(rec.confusion)) for rec in records], axis=0)
+    labelled = np.asarray(measured[0][1][0].confusion).sum(1)
+    share = labelled / max(1, int(labelled.sum()))
+    columns = (Column("class", number=False), Column("pixels %"), *(Column(name) for name in by_row))
+    lines = tuple(
+        (
+            Cell(name),
+            Cell(f"{100 * share[i]:.2f}"),
+            *(Cell(f"{100 * iou[i]:.2f}", share=float(iou[i])) for iou in by_row.values()),
+        )
+        for i, name in enumerate(names)
+    )
+    return [
+        Text(
+            f"IoU in percent at scale {rows[0].scale.name}, mean over seeds; "
+            "the second column is the class's share of the labelled pixels."
+        ),
+        Table(f"IoU of each class, scale {rows[0].scale.name}", Grid(columns, lines), matrix=True),
+    ]
+
+
+def _boundary(rows: Section) -> list[Block]:
+    """The mean over seeds of mIoU near label edges and of boundary IoU, by the width of the band."""
+    scale = rows[0].scale.name
+    families = (
+        (
+            "mIoU near label edges",
+            "mIoU %",
+            {w: f"boundary_miou_{w}px" for w in BOUNDARY_WIDTHS} | {3: "boundary_miou"},
+        ),
+        ("Boundary IoU", "boundary IoU %", {w: f"boundary_iou_{w}px" for w in BOUNDARY_WIDTHS}),
+    )
+    blocks: list[Block] = []
+    for title, unit, metrics in families:
+        groups: dict[str, list[Series]] = {}
+        for r in rows:
+            have = {w: list(r.values[m].values()) for w, m in sorted(metrics.items()) if r.values.get(m)}
+            points = tuple((float(w), statistics.fmean(v)) for w, v in have.items())
+            if len(points) > 1:
+                lines, style = groups.setdefault(r.group, []), _style(r)
+                dash = (_DASHED.get(style, 0) + sum(line.style == style for line in lines)) % DASHES
+                lines.append(Series(r.row.label, points, style, dash))
+        charts = tuple(Chart(_group(g), "band, pixels", unit, tuple(s)) for g, s in groups.items())
+        if charts:
+            blocks.append(Charts(f"{title} by width of the band, scale {scale}", charts))
+    return blocks
+
+
+def _losses(rows: Section) -> list[Block]:
+    """The training loss of each row, a line a seed."""
+    charts = []
+    for r in rows:
+        curves = {t.seed: t.curve for t in r.trainings if len(t.curve) > 1}
+        series = tuple(
+            Series(f"seed {seed}", tuple((float(x), y) for x, y in curve), _style(r)) for seed, curve in curves.items()
+        )
+        if series:
+            seeds = f"{len(series)} seeds" if len(series) > 1 else series[0].label
+            charts.append(Chart(f"{r.row.label} ({seeds})", "step", "loss", series, legend=False))
+    if not charts:
+        return []
+    note = "Each row has its own loss, so that the height of the curves says nothing between rows."
+    return [Text(note), Charts(f"Training loss, scale {rows[0].scale.name}", tuple(charts))]
+
+
+def _style(r: RowResult) -> int:
+    """The number of a row's line style."""
+    experiment = r.records[0].experiment if r.records else r.trainings[0].experiment
+    kind = experiment.model.upsampler.kind
+    if kind == "lau":
+        kind += f"-{experiment.loss.kind}" if experiment.loss.offset_weight > 0 else "-none"
+    return _STYLES.index(kind) if kind in _STYLES else len(_STYLES)
+
+
+def _group(group: str) -> str:
+    head, backbone, stride, multi_scale = group.rsplit("-", 3)
+    return f"{head}, {backbone}, {stride}" + (", multi-scale" if multi_scale == "True" else "")

@@ -1,0 +1,107 @@
+"""The parts of the page on where numbers come from: records, environments, and what failed."""
+
+from __future__ import annotations
+
+import shlex
+
+from laurepro.metrics import METRICS
+from laurepro.record import Record
+from laurepro.report.blocks import Block, Bullets, Code, Heading, Table, Text
+from laurepro.report.grid import MISSING, Cell, Column, Grid, show_value
+from laurepro.report.rows import FailedJob, RowResult, Section
+from laurepro.report.sources import Sources
+
+
+def origin(r: RowResult) -> str:
+    """The anchor of where a row's numbers come from."""
+    return f"from-{r.table.id}-{r.scale.name}-{r.row.id}"
+
+
+def provenance(rows: Section, pairs: tuple[str, ...]) -> list[Block]:
+    """For each row with records: the command that measures it again, and what each record says of its origin."""
+    blocks: list[Block] = []
+    for r in rows:
+        if not r.records:
+            continue
+        seeds = max(rec.seed for rec in r.records) + 1
+        again = f"laurepro run {shlex.quote(r.address)} --scale {r.scale.name} --seeds {seeds} --force"
+        again += "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
+        columns = ("record", "measures", "seed", "spec hash", "commit", "device", "started", "minutes", "weights")
+        blocks += [
+            Heading(r.row.label, origin(r), level=3),
+            Code(again),
+            Table(
+                f"Records of {r.address} at scale {r.scale.name}",
+                Grid(
+                    tuple(Column(c, number=c in ("seed", "minutes")) for c in columns),
+                    tuple(map(_record, {rec.job: rec for rec in (*r.records, *r.trainings)}.values())),
+                ),
+            ),
+        ]
+    return blocks
+
+
+def _record(r: Record) -> tuple[Cell, ...]:
+    first = next((m for m in ("miou60", "miou", "params") if r.metrics.get(m) is not None), None)
+    measures = f"{METRICS[first].title} {show_value(r.metrics[first], first)}" if first else "weights"
+    return (
+        Cell(f"records/{r.job}.json", mark="code"),
+        Cell(f"{r.stage}: {measures}"),
+        Cell(str(r.seed)),
+        Cell(r.key, mark="code"),
+        Cell(commit(r), mark="dirty" if r.environment.dirty else "code"),
+        Cell(r.environment.device),
+        Cell(r.started[:10], mark="date"),
+        Cell(f"{r.seconds / 60:.1f}"),
+        Cell(r.weights_sha256[:10] if r.weights_sha256 else MISSING, mark="code" if r.weights_sha256 else "missing"),
+    )
+
+
+def commit(r: Record) -> str:
+    """A record's commit, with the mark of code that differs from it."""
+    name = (r.environment.commit or "")[:12] or "unknown commit"
+    return name + ("†" if r.environment.dirty else "")
+
+
+def environments(sources: Sources) -> list[Block]:
+    """Where and when the records were measured."""
+    head = Heading("Environment", "environment")
+    if not sources.records:
+        return [head, Text("Nothing was measured: there are no records.")]
+    dates = sorted(r.started[:10] for r in sources.records.values())
+    said = f"{len(sources.records)} records, measured from {dates[0]} to {dates[-1]}."
+    return [head, Text(said), environment_table(sources)]
+
+
+def environment_table(sources: Sources) -> Table:
+    """Where the records were measured: a line for each device, set of versions and commit."""
+    columns = ("device", "torch", "torchvision", "CuPy", "Python", "platform", "laurepro", "commit", "scales")
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for r in sources.records.values():
+        e = r.environment
+        versions = (e.torch, e.torchvision, e.cupy, e.python, e.platform, e.laurepro)
+        groups.setdefault((e.device, *(v or MISSING for v in versions), commit(r)), []).append(r)
+    lines = []
+    for key, records in sorted(groups.items()):
+        scales = ", ".join(sorted({r.scale for r in records}))
+        hours = sum(r.seconds * r.world_size for r in records) / 3600
+        lines.append((*map(Cell, key), Cell(scales), Cell(str(len(records))), Cell(f"{hours:.2f}")))
+    heads = (*(Column(c, number=False) for c in columns), Column("records"), Column("device hours"))
+    return Table("Where the records were measured", Grid(heads, tuple(lines)))
+
+
+def failures(sources: Sources) -> list[Block]:
+    """Jobs that failed, with what they said last, and records that cannot be read."""
+    users: dict[FailedJob, list[str]] = {}
+    for rows in sources.sections:
+        for r in rows:
+            for failed in r.failed:
+                users.setdefault(failed, []).append(f"{r.address} ({r.scale.name})")
+    blocks: list[Block] = []
+    for failed, needed_by in users.items():
+        blocks.append(Heading(failed.job, f"failed-{failed.job}", level=3))
+        blocks.append(Text(f"{failed.reason}. Needed by {', '.join(needed_by)}."))
+        blocks += [Code("\n".join(failed.last_lines))] if failed.last_lines else []
+    if sources.problems:
+        blocks += [Text("Records that cannot be read count as missing:"), Bullets(sources.problems)]
+    return [Heading("Failures", "failures"), *blocks] if blocks else []

@@ -1,0 +1,176 @@
+"""Each row of a table at a scale, with what was measured for it and what became of its jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from laurepro import plan, record, spec
+from laurepro.errors import unknown
+from laurepro.metrics import own_metric
+from laurepro.record import Record
+from laurepro.spec import Job, Raw, Row, Scale, Table
+
+Status = Literal["done", "partial", "running", "failed", "missing", "quoted"]
+
+
+class FailedJob(NamedTuple):
+    """What `runs/<job>/failure.json` says."""
+
+    job: str
+    reason: str
+    last_lines: tuple[str, ...]
+
+
+class RowResult(NamedTuple):
+    """A row with what was measured for it: `values[metric][seed]`; `trainings` are those its records rest on."""
+
+    table: Table
+    row: Row
+    scale: Scale
+    status: Status
+    remark: str
+    values: dict[str, dict[int, float]]
+    records: tuple[Record, ...]
+    is_baseline: bool
+    group: str
+    trainings: tuple[Record, ...] = ()
+    failed: tuple[FailedJob, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """`table3a/encnet-os8-bilinear`."""
+        return f"{self.table.id}/{self.row.id}"
+
+    @property
+    def dirty(self) -> bool:
+        """Whether any of the records, or of the trainings behind them, is of code that differs from its commit."""
+        return any(r.environment.dirty for r in (*self.records, *self.trainings))
+
+    @property
+    def n_seeds(self) -> int:
+        """The most seeds that any of its metrics has."""
+        return max((len(v) for v in self.values.values()), default=0)
+
+    def column(self, metric: str) -> dict[int, float]:
+        """Our values by seed for a published column."""
+        dataset = self.records[0].dataset if self.records else ""
+        return self.values.get(own_metric(metric, dataset), {})
+
+
+Section = list[RowResult]  # the rows of one table at one scale, in the table's order
+
+
+def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overrides: Raw | None = None) -> Section:
+    """Each row of a table at a scale with its records, in the table's order. `runs` None: no job's state is read."""
+    records, _ = record.read_all(results)
+    return _measure(table, scale, records, runs, overrides)
+
+
+def collect(
+    targets: tuple[str, ...], scales: list[str], results: Path, runs: Path | None, overrides: Raw | None = None
+) -> tuple[list[Section], list[str]]:
+    """The tables asked for (all, when none is named) at each scale, and the unreadable records' lines.
+
+    Raises:
+        LaureproError: a table or scale that does not exist, with the nearest.
+    """
+    records, problems = record.read_all(results)
+    return sections_of(targets, scales, records, runs, overrides), problems
+
+
+def sections_of(
+    targets: tuple[str, ...],
+    scales: list[str],
+    records: dict[str, Record],
+    runs: Path | None,
+    overrides: Raw | None = None,
+) -> list[Section]:
+    """`collect`, of records that were read already."""
+    tables = spec.tables()
+    ids: list[str] = []
+    for target in targets or tuple(tables):
+        chosen = [target] if target in tables else [t for t in tables if t[:-1] == target and t[-1].isalpha()]
+        if not chosen:
+            raise unknown("table", target, [*tables, "table3"])
+        ids += [t for t in chosen if t not in ids]
+    return [_measure(tables[t], spec.scale(s), records, runs, overrides) for t in ids for s in scales]
+
+
+def scales_with_records(results: Path) -> list[str]:
+    """Every scale that has records, `paper` first."""
+    records, _ = record.read_all(results)
+    return scales_of(records)
+
+
+def scales_of(records: dict[str, Record]) -> list[str]:
+    """Every scale that some of the records are of, `paper` first."""
+    present = {r.scale for r in records.values()}
+    return [s for s in spec.scale_names() if s in present]
+
+
+def _measure(
+    table: Table, scale: Scale, records: dict[str, Record], runs: Path | None, overrides: Raw | None
+) -> Section:
+    seeds = {r.seed for r in records.values() if r.scale == scale.name} | {0}
+    wanted = max([scale.seeds, *(s + 1 for s in seeds if s < 100)])
+    return [_row(table, row, scale, records, runs, wanted, overrides) for row in table.rows]
+
+
+def _row(
+    table: Table,
+    row: Row,
+    scale: Scale,
+    records: dict[str, Record],
+    runs: Path | None,
+    seeds: int,
+    overrides: Raw | None,
+) -> RowResult:
+    planned = plan.row_plan(table, row, scale, seeds, overrides)
+    if planned.experiment is None:
+        return RowResult(table, row, scale, "quoted", "", {}, (), False, "")
+    values: dict[str, dict[int, float]] = {}
+    found: list[Record] = []
+    trainings: list[Record] = []
+    lacking: list[Job] = []  # of those that the scale wants
+    for job in planned.jobs:
+        own = records.get(job.name)
+        if own is None:
+            lacking += [job] if job.seed < scale.seeds else []
+            continue
+        found.append(own)
+        for metric, value in own.metrics.items():
+            if value is not None:
+                values.setdefault(metric, {})[job.seed] = value
+        if (need := job.needs) is not None and (training := records.get(need.name)) is not None:
+            trainings.append(training)
+    status: Status = "done" if not lacking else "partial" if found else "missing"
+    remark = f"not runnable yet: {planned.later}" if planned.later and lacking else ""
+    failed: dict[str, FailedJob] = {}
+    if runs is not None:
+        for job in lacking:
+            state, why = _live(job, runs, records, failed)
+            if state is not None:
+                status, remark = state, why
+    m = planned.experiment.model
+    baseline = m.upsampler.kind == "bilinear" and planned.experiment.loss.kind == "cross_entropy"
+    group = f"{m.head.kind}-{m.backbone.kind}-os{m.output_stride}-{planned.experiment.eval.multi_scale}"
+    result = RowResult(table, row, scale, status, remark, values, tuple(found), baseline, group)
+    return result._replace(trainings=tuple(trainings), failed=tuple(failed.values()))
+
+
+def _live(job: Job, runs: Path, records: dict[str, Record], failed: dict[str, FailedJob]) -> tuple[Status | None, str]:
+    """Whether a job, or one it needs, is running or has failed; what failed is added to `failed`."""
+    state: tuple[Status | None, str] = (None, "")
+    current: Job | None = job
+    while current is not None and (name := current.name) not in records:
+        if record.running(runs, name):
+            return "running", name
+        failure = record.read_json(record.run_folder(runs, name) / "failure.json")
+        if failure is not None:
+            state = ("failed", str(failure.get("reason")))
+            lines = failure.get("last_lines")
+            last = tuple(str(line) for line in lines) if isinstance(lines, list) else ()
+            failed[name] = FailedJob(name, str(failure.get("reason")), last)
+        current = current.needs
+    return state

@@ -1,0 +1,86 @@
+"""What the report reads: records, tables with their rows, pictures, and the verdicts on claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from laurepro import record, spec
+from laurepro.record import Record
+from laurepro.report.blocks import Picture
+from laurepro.report.rows import Section, scales_of, sections_of
+from laurepro.spec import Scale
+
+if TYPE_CHECKING:
+    from laurepro.claims import Verdict
+
+
+class Sources(NamedTuple):
+    """What a page is made from: tables, and the records of their scales. `pairs`: the --set of the runs."""
+
+    sections: tuple[Section, ...]
+    records: dict[str, Record]
+    problems: tuple[str, ...]
+    scales: tuple[Scale, ...]
+    pictures: tuple[Picture, ...]
+    pairs: tuple[str, ...]
+
+
+def gather(
+    targets: tuple[str, ...] = (),
+    scales: list[str] | None = None,
+    *,
+    results: Path,
+    runs: Path | None = None,
+    pairs: tuple[str, ...] = (),
+) -> Sources:
+    """Read everything that a page is made from.
+
+    Args:
+        targets: Tables; none: all of them.
+        scales: Their scales; none: those that have records, and only the tables that were begun there.
+        results: The results folder.
+        runs: The runs folder, for what is running or failed. None: the page depends on the results folder alone.
+        pairs: The --set that the runs were made with.
+
+    Raises:
+        LaureproError: a table or scale that does not exist, with the nearest.
+    """
+    records, problems = record.read_all(results)
+    overrides = spec.parse_overrides(pairs)
+    names = scales or scales_of(records) or ["paper"]
+    sections = sections_of(targets, names, records, runs, overrides)
+    if not targets and scales is None:  # a table nobody has begun at a scale says nothing there
+        begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
+        sections = begun or sections
+    return Sources(
+        sections=tuple(sections),
+        records={name: r for name, r in records.items() if r.scale in names},
+        problems=tuple(problems),
+        scales=tuple(spec.scale(n) for n in names),
+        pictures=pictures(results),
+        pairs=pairs,
+    )
+
+
+def pictures(results: Path) -> tuple[Picture, ...]:
+    """What `laurepro figure` left in `results/figures/`, with the title and description inside each file."""
+    from PIL import Image
+
+    found = []
+    for file in sorted((results / "figures").glob("*.png")):
+        try:
+            with Image.open(file) as image:
+                text = {k: str(v) for k, v in image.info.items()}
+        except OSError:
+            continue
+        found.append(Picture(file, text.get("Title", file.stem), text.get("Description", "no description")))
+    return tuple(found)
+
+
+def judged(sources: Sources) -> list[tuple[Scale, list[Verdict]]]:
+    """The verdicts at each scale."""
+    from laurepro import claims
+
+    overrides = spec.parse_overrides(sources.pairs)
+    return [(scale, claims.judge(scale, sources.records, overrides)) for scale in sources.scales]

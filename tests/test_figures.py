@@ -1,0 +1,345 @@
+"""Figures: what is drawn is what the networks and records say, the scale is in each, and errors name the command."""
+
+from __future__ import annotations
+
+import importlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from conftest import ROW, Finished, make_record, run_cli
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from laurepro import figures, plan, record, spec
+from laurepro.cli import main
+from laurepro.errors import LaureproError
+from laurepro.figures import FIGURES, Request, curves, panels, style, trained
+from laurepro.model import Output
+from laurepro.upsamplers import PointSampling
+
+
+def request_of(folder: Path, scale: str = "smoke", **more: Any) -> Request:
+    places = {"results": folder / "results", "runs": folder / "runs", "data": folder / "data"}
+    return Request(scale=spec.scale(scale), **places, **more)
+
+
+# ------------------------------------------------------------------------------------------- what there is
+
+
+def test_every_figure_has_its_rows_and_its_function() -> None:
+    tables = spec.tables()
+    for name, kind in FIGURES.items():
+        module, _, function = kind.draw.partition(".")
+        assert callable(getattr(importlib.import_module(f"laurepro.figures.{module}"), function)), name
+        for row in kind.rows:
+            table, _, row_id = row.partition("/")
+            assert table in tables
+            if not kind.of_table:
+                assert tables[table].row(row_id).set is not None
+    assert {f"fig{n}" for n in range(6, 12)} | {"offsets", "errors", "cost", "lambda"} == set(FIGURES)
+
+
+@pytest.mark.parametrize("classes", [8, 11, 21, 59, 150])
+def test_class_colours_differ(classes: int) -> None:
+    colours = style.class_colours(classes)
+    assert len(colours) == classes == len(set(colours)) and style.IGNORED not in colours
+
+
+# ------------------------------------------------------------------------------------------- from a network
+
+
+class Known:
+    """A network whose scores, offsets and picture size are chosen."""
+
+    def __init__(self, sampling: PointSampling | None) -> None:
+        self.sampling = sampling
+
+    def __call__(self, image: torch.Tensor) -> Output:
+        logits = torch.zeros(1, 2, 3, 3) if self.sampling is None else None
+        return Output(logits, self.sampling, None, None, None)
+
+
+def known(sampling: PointSampling | None, size: tuple[int, int], address: str = ROW) -> trained.Trained:
+    table, _, row = address.partition("/")
+    experiment = spec.resolve(spec.tables()[table], spec.tables()[table].row(row), spec.scale("smoke"))
+    image = np.zeros((*size, 3), np.uint8)
+    pictures: Any = [(image, np.zeros(size, np.int64))]
+    info: Any = type("Info", (), {"classes": ("a", "b")})
+    network: Any = Known(sampling)
+    return trained.Trained(address, "label", experiment, network, torch.device("cpu"), info, pictures, "job")
+
+
+def test_offsets_are_in_pixels_of_the_picture() -> None:
+    """A 3x5 map sampled 4 times, on a picture of 23x39: output pixels are 2 picture pixels apart, input pixels 8."""
+    offset = torch.zeros(1, 2, 12, 20)
+    offset[:, 0], offset[:, 1] = 0.5, -1.0
+    found = trained.sample(known(PointSampling(torch.zeros(1, 2, 3, 5), offset, 4), (23, 39)), 0)
+    assert found.offset.shape == (2, 12, 20)
+    np.testing.assert_allclose(found.offset[0], 4.0)
+    np.testing.assert_allclose(found.offset[1], -8.0)
+
+
+def test_before_and_after_differ_by_the_offsets_alone() -> None:
+    """A score that rises to the right is read one input pixel further left: the border between classes moves right."""
+    scores = torch.stack([torch.full((3, 5), 2.0), torch.arange(5.0).expand(3, 5)])[None]
+    offset = torch.zeros(1, 2, 12, 20)
+    offset[:, 1] = -1.0
+    found = trained.sample(known(PointSampling(scores, offset, 4), (12, 20)), 0)
+    assert found.before[0].tolist() == [0] * 9 + [1] * 11  # 2 < x/4 from x = 9 on
+    assert found.after[0].tolist() == [0] * 13 + [1] * 7
+    still = trained.sample(known(PointSampling(scores, torch.zeros_like(offset), 4), (12, 20)), 0)
+    assert (still.before == still.after).all() and not still.offset.any()
+
+
+def test_a_network_without_offsets_is_refused() -> None:
+    with pytest.raises(LaureproError, match="has no offsets"):
+        trained.sample(known(None, (12, 20)), 0)
+
+
+def test_pictures_are_spread_evenly_or_asked_for(tmp_path: Path) -> None:
+    t = known(None, (4, 4))._replace(pictures=[None] * 200)  # type: ignore[arg-type]
+    assert trained.chosen(t, request_of(tmp_path, pictures=4)) == [25, 75, 125, 175]
+    assert trained.chosen(t, request_of(tmp_path, pictures=4, images=(7, 3))) == [7, 3]
+    few = t._replace(pictures=[None] * 2)  # type: ignore[arg-type]
+    assert trained.chosen(few, request_of(tmp_path, pictures=4)) == [0, 1]
+    with pytest.raises(LaureproError, match="--image 200: the split has pictures 0 to 199"):
+        trained.chosen(t, request_of(tmp_path, images=(200,)))
+
+
+# -------------------------------------------------------------------------------------------------- contents
+
+
+def distance(label: np.ndarray) -> np.ndarray:
+    """To the nearest pixel of another label, the larger coordinate counts; by looking at all pairs."""
+    points = np.argwhere(np.ones_like(label))
+    flat = label.ravel()
+    apart = np.abs(points[:, None] - points[None]).max(2)
+    apart = np.where(flat[:, None] != flat[None], apart, 10**6)
+    return apart.min(1).reshape(label.shape)
+
+
+def test_error_by_distance_is_what_looking_at_all_pairs_gives() -> None:
+    rng = np.random.default_rng(0)
+    label = np.zeros((40, 30), np.int64)
+    label[5:9, 3:20], label[20:, 25:], label[39, 0] = 1, 2, -1
+    predicted = np.where(rng.random(label.shape) < 0.3, 1 - np.minimum(label, 1), np.maximum(label, 0))
+    far = np.minimum(distance(label), panels.FARTHEST)
+    assert (panels._distance(label) == far).all()
+    t = known(None, (40, 30))._replace(pictures=[(None, label)])  # type: ignore[arg-type]
+    (curve,), share = panels._by_distance(t, [{0: predicted}])
+    valid = label >= 0
+    for d in range(1, panels.FARTHEST + 1):
+        at = valid & (far == d)
+        assert share[d - 1] == pytest.approx(100 * at.sum() / valid.sum())
+        if at.any():
+            assert curve[d - 1] == pytest.approx(100 * (predicted != label)[at].mean())
+        else:
+            assert np.isnan(curve[d - 1])
+
+
+def test_colours_of_change() -> None:
+    image = np.full((1, 5, 3), 200, np.uint8)
+    label, before, after = (np.array([row]) for row in ([0, 0, 0, 0, -1], [1, 0, 1, 0, 1], [0, 1, 1, 0, 0]))
+    shown = panels._changed(image, label, before, after)[0]
+    plain = panels._faded(image)[0, 0] / 255
+    assert [tuple(c) for c in shown] == [
+        to_rgb(style.LINES[1]),  # made right
+        to_rgb(style.LINES[5]),  # made wrong
+        to_rgb("#8c8c8c"),
+        tuple(plain),
+        tuple(plain),
+    ]
+
+
+def test_label_maps_are_coloured_by_class_and_white_where_ignored() -> None:
+    shown = panels._Colours(8)(np.array([[-1, 0, 7]]))[0]
+    assert [tuple(c) for c in shown] == [to_rgb(c) for c in (style.IGNORED, style.CLASSES[0], style.CLASSES[7])]
+
+
+def test_a_long_legend_says_how_many_more() -> None:
+    names = tuple(f"class {i}" for i in range(150))
+    patches = panels._legend(names, [np.arange(-1, 150)[None]])
+    assert len(patches) == panels.LEGEND_MOST
+    assert [p.get_label() for p in patches[-2:]] == ["and 128 more", "ignored"]
+
+
+# ------------------------------------------------------------------------------------------------ from records
+
+
+def plant(folder: Path, table: str, values: dict[str, list[float]], scale: str = "smoke", **changes: Any) -> None:
+    for row, numbers in values.items():
+        found = plan.row_plan(spec.tables()[table], spec.tables()[table].row(row), spec.scale(scale), len(numbers))
+        for job in found.jobs:
+            metrics: dict[str, float | None] = {"miou": numbers[job.seed]}
+            if job.stage == "profile":
+                metrics = {} if row == "encnet-os8-bilinear" else {"d_macs": 5e5 * int(row.split("lau")[1][0])}
+            record.write(folder / "results", make_record(job, metrics, **changes))
+
+
+def lines_of(axes: Any) -> list[tuple[list[float], list[float]]]:
+    return [(list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))) for line in axes.lines]
+
+
+def test_the_curve_of_lambda(tmp_path: Path) -> None:
+    rows = {f"encnet-os8-lau4x-off0.{i}": [60.0 + i, 61.0 + i, 62.0 + i] for i in range(5)}
+    plant(tmp_path, "table2", rows, dirty=True)
+    drawing = figures.draw("lambda", request_of(tmp_path))
+    printed, ours = drawing.figure.axes
+    weights = [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert lines_of(printed)[0] == (weights, [49.77, 49.84, 49.94, 50.27, 49.98])
+    assert lines_of(ours)[0] == (weights, [61.0, 62.0, 63.0, 64.0, 65.0])
+    (x, ends), *_ = [line for line in lines_of(ours)[1:] if len(line[0]) == 2 and line[0][0] == 0.3]
+    assert x == [0.3, 0.3] and ends == pytest.approx([64 - 2.4841377, 64 + 2.4841377])  # t(2) 4.3026527 / sqrt 3
+    assert "smoke†" in ours.get_title(loc="left") and "printed" in printed.get_title(loc="left")
+    assert "scale smoke" in drawing.title and "0.3: 64.00 (n = 3)" in drawing.description
+
+
+def test_the_curve_of_cost_has_units_of_its_own_on_each_side(tmp_path: Path) -> None:
+    rows = {"encnet-os8-bilinear": [50.0], "encnet-os8-lau2x-off": [51.0], "encnet-os8-lau4x-off": [52.0]}
+    plant(tmp_path, "table1", rows)
+    drawing = figures.draw("cost", request_of(tmp_path))
+    printed, ours = drawing.figure.axes
+    assert lines_of(printed)[0] == ([0.0, 0.51, 0.55, 0.6, 0.68], [49.08, 49.61, 49.67, 50.27, 49.65])
+    assert lines_of(ours)[0] == ([0.0, 1.0, 2.0], [50.0, 51.0, 52.0])
+    assert printed.get_xlabel().endswith(", G") and ours.get_xlabel().endswith(", M")
+    assert "One seed has no interval and decides nothing." in drawing.description
+
+
+def test_no_records_name_the_command(tmp_path: Path) -> None:
+    for name, table in (("cost", "table1"), ("lambda", "table2")):
+        with pytest.raises(LaureproError, match=f"laurepro run {table} --scale smoke --seeds 1"):
+            figures.draw(name, request_of(tmp_path))
+    plant(tmp_path, "table1", {"encnet-os8-bilinear": [50.0]})
+    with pytest.raises(LaureproError, match="laurepro run table1"):
+        figures.draw("cost", request_of(tmp_path))
+
+
+def test_points_are_drawn_from_left_to_right() -> None:
+    figure = style.figure(4, 3, "t", spec.scale("smoke"), "below")
+    axes = style.place(figure, 1, 1, 2, 1)
+    curves._points(axes, [curves.Point(str(x), x, (x,)) for x in (3.0, 1.0, 2.0)], "t", "x", own=True)
+    xs = lines_of(axes)[0][0]
+    assert all(a < b for a, b in pairwise(xs))
+
+
+# ----------------------------------------------------------------------------------------------------- files
+
+
+def test_a_png_tells_its_story_and_is_the_same_twice(tmp_path: Path) -> None:
+    plant(tmp_path, "table2", {f"encnet-os8-lau4x-off0.{i}": [60.0 + i] for i in range(5)})
+    files = [tmp_path / f"{i}.png" for i in (0, 1)]
+    for file in files:
+        figures.save(figures.draw("lambda", request_of(tmp_path)), file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with Image.open(files[0]) as image:
+        text, size = dict(image.info), image.size
+    assert text["Title"].endswith("scale smoke") and "only their shapes can be compared" in text["Description"]
+    assert "evaluate-shapes-encnet" in text["Source"] and min(size) > 300
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf"])
+def test_vector_files_are_the_same_twice(tmp_path: Path, suffix: str) -> None:
+    plant(tmp_path, "table2", {f"encnet-os8-lau4x-off0.{i}": [60.0 + i] for i in range(5)})
+    files = [tmp_path / f"{i}.{suffix}" for i in (0, 1)]
+    for file in files:
+        figures.save(figures.draw("lambda", request_of(tmp_path)), file)
+    assert files[0].read_bytes() == files[1].read_bytes() and files[0].stat().st_size > 5000
+
+
+def test_labels_are_text_and_no_mathematics(tmp_path: Path) -> None:
+    nasty = r"a $x^{$ \frac _ % & <b>"
+    with matplotlib.rc_context(style.RC):
+        figure = style.figure(4, 3, nasty, spec.scale("smoke"), nasty)
+    figures.save(figures.Drawing(figure, nasty, nasty, ()), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 3000
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def run_figure(finished: Finished, output: Path, *args: object) -> Result:
+    """`laurepro figure ARGS` in this process, on what `finished` trained."""
+    places = ("--results", finished.folder / "results", "--runs", finished.folder / "runs")
+    data = ("--data", finished.folder / "data", "--output", output)
+    words = map(str, ("figure", *args, "--scale", "tiny", *places, *data))
+    return CliRunner().invoke(main, list(words))
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("fig6", ("--row", ROW)),
+        ("fig7", ()),
+        ("offsets", ("--count", 2)),
+        ("errors", ("--row", ROW, "--image", 1, "--image", 5)),
+    ],
+)
+def test_figures_of_a_trained_job(
+    finished: Finished,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    extra: tuple[object, ...],
+) -> None:
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(tiny))
+    file = tmp_path / "new" / f"{name}.png"
+    ran = run_figure(finished, file, name, *extra)
+    assert ran.exit_code == 0 and ran.stdout.strip() == str(file), ran.output
+    with Image.open(file) as image:
+        text = dict(image.info)
+        pixels = np.asarray(image.convert("RGB"))
+    assert "scale tiny" in text["Title"] and f"{ROW}, seed 0" in text["Description"]
+    assert finished.train.weights_sha256 is not None
+    assert finished.train.weights_sha256[:10] in text["Description"] and finished.train.job in text["Source"]
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+    if "--image" in extra:
+        assert "pictures 1, 5 (asked for)" in text["Description"]
+
+
+def test_what_was_not_trained_names_the_command(
+    finished: Finished, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(tiny))
+    ran = run_figure(finished, tmp_path / "x.png", "fig9")
+    assert ran.exit_code == 2 and not (tmp_path / "x.png").exists()
+    assert "laurepro run table4/encnet-os8-deformable --scale tiny --seeds 1" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["fig66"], ["unknown figure 'fig66'", "nearest: fig6"]),
+        (["fig6", "--row", "table3a/encnet"], ["'encnet'", "table3a"]),
+        (["fig6", "--row", "table3b/ccl-r101"], ["quoted from the literature"]),
+        (["fig6", "--table", "table1"], ["--row"]),
+        (["cost", "--row", ROW], ["--table"]),
+        (["cost", "--table", "table11"], ["unknown table"]),
+        (["fig7", "--scale", "smok"], ["nearest: smoke"]),
+    ],
+)
+def test_what_is_mistyped_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scale = [] if "--scale" in args else ["--scale", "smoke"]
+    ran = CliRunner().invoke(main, ["figure", *args, *scale])
+    assert ran.exit_code == 2 and all(word in ran.stderr for word in words), ran.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_suffix_that_is_no_picture(tmp_path: Path) -> None:
+    plant(tmp_path, "table2", {f"encnet-os8-lau4x-off0.{i}": [60.0 + i] for i in range(5)})
+    with pytest.raises(LaureproError, match=r"x\.txt: \.txt is not a picture's suffix"):
+        figures.save(figures.draw("lambda", request_of(tmp_path)), tmp_path / "x.txt")
+
+
+def test_without_a_name_the_figures_are_listed(tmp_path: Path) -> None:
+    ran = run_cli("figure", cwd=tmp_path)
+    assert ran.code == 0 and [line.split()[0] for line in ran.out.splitlines()] == list(FIGURES)

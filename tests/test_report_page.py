@@ -1,0 +1,457 @@
+"""The whole report: the expected page of planted records, the same facts in every format, nothing that is not escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, make_record, run_cli
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from PIL import Image, PngImagePlugin
+from planted import FOLDER, VALUES, plant
+from scipy import stats
+
+from laurepro import plan, record, report, spec
+from laurepro.report import Sources, blocks, html, latex, markdown, svg
+from laurepro.report.blocks import Bullets, Charts, Code, Fold, Heading, Page, Picture, Table, Tally, Text
+from laurepro.report.comparison import interval
+
+NASTY = r"a|b_c % & $x$ # \ <i>{y}</i> ~ ^ *z* `q` [l](u) <script>alert(1)</script> é 漢 &amp;"
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """What tests/data/planted makes."""
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(FOLDER / "experiments"))
+    plant(tmp_path / "results", tmp_path / "runs")
+    return report.gather(results=tmp_path / "results", runs=tmp_path / "runs")
+
+
+@pytest.fixture
+def nasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """The same, with everything that means something in some format in labels, claims, a device, an error, a file."""
+    folder = tmp_path / "experiments"
+    shutil.copytree(FOLDER / "experiments", folder)
+    for name, plain in (("table9", "Higher than bilinear"), ("table9", "from somewhere else")):
+        file = folder / f"{name}.yaml"
+        file.write_text(file.read_text().replace(plain, json.dumps(NASTY)[1:-1].replace("'", "''")))
+    text = (folder / "table9.yaml").read_text()
+    text = text.replace(f"label: {json.dumps(NASTY)[1:-1]}", f"label: {json.dumps(NASTY)}")
+    (folder / "table9.yaml").write_text(text)
+    claims = folder / "claims" / "paper.yaml"
+    claims.write_text(claims.read_text().replace("The row gains 1 mIoU", json.dumps(NASTY)))
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(folder))
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    plant(results, runs)
+    table = spec.tables()["table9"]
+    (job,) = plan.row_plan(table, table.row("changed"), spec.scale("toy"), 1).jobs
+    names = (NASTY, "other")
+    record.write(
+        results,
+        make_record(job, {"miou": 1.0}, device=NASTY, confusion=((1, 0), (1, 1)), class_names=names, commit=None),
+    )
+    (broken,) = plan.row_plan(table, table.row("absent"), spec.scale("field"), 1).jobs
+    folder = record.run_folder(runs, broken)
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"reason": NASTY, "last_lines": [NASTY, "```", "# x"]}))
+    (results / "records" / "broken & <b> %.json").write_text("{")
+    return report.gather(results=results, runs=runs)
+
+
+def strings(found: Any) -> Iterator[str]:
+    """Every text of a page's blocks that a reader is to see, but for anchors and marks."""
+    match found:
+        case Heading() | Text():
+            yield found.text
+        case Bullets():
+            yield from found.items
+        case Code():
+            yield from found.text.split("\n")
+        case Tally():
+            yield found.title
+            yield from (word for _, word, _ in found.entries)
+        case Table():
+            yield from (c.title for c in found.grid.columns)
+            yield from (text for line in found.grid.lines for c in line for text in (c.text, c.detail) if text)
+        case Charts():
+            yield found.title
+            yield from (text for c in found.charts for text in (c.title, c.x))
+        case Picture():
+            yield from (found.title, found.description)
+        case Fold():
+            yield found.title
+            for inner in found.blocks:
+                yield from strings(inner)
+
+
+def texts(page: Page) -> list[str]:
+    return [page.title, page.lead, *(s for b in page.blocks for s in strings(b))]
+
+
+class Parsed(HTMLParser):
+    """What a browser would make of a page: text, elements, their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.parts: list[str] = []
+        self._skip = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {k: v or "" for k, v in attrs}))
+        self._skip = tag if tag in ("style", "script") else self._skip
+
+    def handle_endtag(self, tag: str) -> None:
+        self._skip = "" if tag == self._skip else self._skip
+
+    def handle_data(self, data: str) -> None:
+        if not self._skip:
+            self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.parts).split())
+
+
+def shown_by_markdown(text: str) -> str:
+    """The text that a CommonMark renderer with pipe tables shows."""
+    found = []
+    for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(text):
+        if token.type == "inline":
+            found.append("".join(_plain(t) for t in token.children or []))
+        elif token.type in ("fence", "code_block"):
+            found.append(token.content)
+        elif token.type == "html_block":
+            found.append(Parsed(token.content).text)
+    return " ".join(" ".join(found).split())
+
+
+def _plain(token: Any) -> str:
+    if token.type == "image":
+        return "".join(_plain(t) for t in token.children)
+    return " " if token.type in ("softbreak", "hardbreak") else str(token.content)
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ------------------------------------------------------------------------------------------ the expected page
+
+
+def test_the_planted_records_give_the_expected_page(sources: Sources) -> None:
+    """Should it differ because the report was changed: `python tests/planted.py`, and read the difference."""
+    assert report.render_page(sources, "markdown", Path()) + "\n" == (FOLDER / "expected.md").read_text()
+
+
+def test_the_expected_page_says_what_was_planted() -> None:
+    lines = (FOLDER / "expected.md").read_text().splitlines()
+    verdict = {w: [line for line in lines if f"| {w} |" in line] for w in ("supported", "contradicted", "undecided")}
+    assert {w: [re.search(r"C1\.\w+", line)[0] for line in found] for w, found in verdict.items()} == {  # type: ignore[index]
+        "supported": ["C1.higher"],
+        "contradicted": ["C1.lower"],
+        "undecided": ["C1.unclear"],
+    }
+    row = {line.split(" | ")[0]: line for line in lines if " | field | " in line}
+    assert row["| Never run"].endswith("| missing |") and "failed: RuntimeError" in row["| Failed"]
+    assert "50.17 ± 0.38†" in row["| From changed code"] and "†" not in row["| Bilinear"]
+    (toy,) = [line for line in lines if " | toy | done |" in line]
+    assert "12.00" in toy and "12.00" not in row["| Higher than bilinear"]
+
+
+@pytest.mark.parametrize("form", ["html", "markdown", "latex"])
+def test_every_format_has_the_same_content(sources: Sources, form: str) -> None:
+    page = report.build(sources)
+    text = report.render_page(sources, form, Path())
+    if form == "html":
+        shown = Parsed(text).text.replace("\N{MINUS SIGN}", "-")
+    elif form == "markdown":
+        shown = shown_by_markdown(text)
+    for expected in texts(page):
+        if form == "latex":
+            assert latex.escape(expected) in text
+        else:
+            assert squeezed(expected) in shown, expected
+
+
+def test_the_scale_is_in_every_part(sources: Sources) -> None:
+    for block in report.build(sources).blocks:
+        parts = block.blocks if isinstance(block, Fold) else (block,)
+        for part in parts:
+            if isinstance(part, Table | Charts) and part.title != "Where the records were measured":
+                assert "scale field" in part.title or "scale toy" in part.title, part.title
+
+
+def test_a_record_of_another_scale_never_stands_beside_a_published_number_as_a_difference(sources: Sources) -> None:
+    for rows in sources.sections:
+        head, _ = report.grid(rows)
+        assert not any(h.startswith("difference") for h in head)
+
+
+def test_every_number_of_ours_leads_to_its_records(sources: Sources) -> None:
+    page = Parsed(report.render_page(sources, "html", Path()))
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] for tag, a in page.elements if tag == "a"]
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    assert {f"#from-table9-field-{row}" for row in VALUES} <= set(links)
+    for row in VALUES:
+        assert f"laurepro run table9/{row} --scale field --seeds 3 --force" in page.text
+    names = [r.job for r in sources.records.values()]
+    assert all(f"records/{name}.json" in page.text for name in names)
+
+
+def test_the_page_is_one_file_that_loads_nothing(sources: Sources) -> None:
+    text = report.render_page(sources, "html", Path())
+    page = Parsed(text)
+    assert not [a for tag, a in page.elements if {"src", "srcset", "action"} & set(a) or tag in ("iframe", "object")]
+    links = [a["href"] for tag, a in page.elements if tag == "link"]
+    assert links == ["data:,"]
+    assert not re.search(r"url\(|@import|https?:", text)
+
+
+def test_headings_go_down_one_level_at_a_time(sources: Sources) -> None:
+    levels = [
+        int(tag[1])
+        for tag, _ in Parsed(report.render_page(sources, "html", Path())).elements
+        if re.fullmatch(r"h\d", tag)
+    ]
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_what_is_asked_for_alone_is_shown(sources: Sources, tmp_path: Path) -> None:
+    only = report.gather(("table9",), ["toy"], results=tmp_path / "results", runs=tmp_path / "runs")
+    assert "scale field" not in report.render_page(only, "markdown", Path())
+
+
+def test_without_runs_the_page_depends_on_results_alone(sources: Sources, tmp_path: Path) -> None:
+    alone = report.gather(results=tmp_path / "results")
+    text = report.render_page(alone, "markdown", Path())
+    assert "Failures" not in text and "| Failed | authors | 48.00 | — | -2.00 | — | — | 0 | field | missing |" in text
+
+
+def test_a_changed_training_taints_the_number(sources: Sources, tmp_path: Path) -> None:
+    table = spec.tables()["table9"]
+    job = plan.row_plan(table, table.row("base"), spec.scale("field"), 1).jobs[0]
+    assert job.needs is not None
+    record.write(tmp_path / "results", make_record(job.needs, {}, dirty=True))
+    rows = report.measure(table, spec.scale("field"), tmp_path / "results", tmp_path / "runs")
+    assert [r.row.id for r in rows if r.dirty] == ["base", "changed"]
+
+
+# ------------------------------------------------------------------------------------------------ escaping
+
+
+@pytest.mark.parametrize("form", ["html", "markdown"])
+def test_nothing_is_markup(nasty: Sources, form: str) -> None:
+    page = report.build(nasty)
+    assert sum(NASTY in text for text in texts(page)) > 8
+    text = report.render_page(nasty, form, Path())
+    shown = Parsed(text).text.replace("\N{MINUS SIGN}", "-") if form == "html" else shown_by_markdown(text)
+    for expected in texts(page):
+        assert squeezed(expected) in shown, expected
+    if form == "html":
+        elements = Parsed(text).elements
+        assert [tag for tag, _ in elements].count("script") == 1 and "i" not in [tag for tag, _ in elements]
+        assert not [a for _, a in elements if any(k.startswith("on") for k in a)]
+
+
+def test_latex_says_the_same(nasty: Sources) -> None:
+    text = report.render_page(nasty, "latex", Path())
+    for expected in texts(report.build(nasty)):
+        assert latex.escape(expected) in text
+    for char in "%#":
+        assert not re.search(rf"(?<!\\){char}", text.split("\\begin{document}")[1]), char
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1))
+def test_markdown_shows_any_text_as_it_is(text: str) -> None:
+    shown = shown_by_markdown(f"| a | b |\n| :--- | ---: |\n| {markdown.escape(text)} | end |\n")
+    assert shown == squeezed(f"a b {text} end")
+    assert shown_by_markdown(f"before\n\n{markdown.paragraph(text.strip() or 'x')}\n\nafter") == squeezed(
+        f"before {text.strip() or 'x'} after"
+    )
+
+
+@given(st.text())
+def test_latex_text_is_balanced_and_in_a_font(text: str) -> None:
+    shown = latex.escape(text)
+    assert all(ord(c) < 0x180 and (c.isprintable() or c == " ") for c in shown)
+    bare = re.sub(r"\\[{}$&%#_]", "", shown)
+    assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+    assert not re.search(r"(?<!\\)[%#&_]", re.sub(r"\$[^$]*\$", "", shown))
+
+
+@pytest.mark.latex
+def test_latex_compiles(nasty: Sources, tmp_path: Path) -> None:
+    file = tmp_path / "report.tex"
+    for name in ("fig_6 %&.png", "fig6-field.png"):
+        picture(nasty, tmp_path / "results" / "figures" / name)
+    again = report.gather(results=tmp_path / "results", runs=tmp_path / "runs")
+    file.write_text(report.render_page(again, "latex", tmp_path))
+    compiler = next(c for c in ("pdflatex", "lualatex", "tectonic") if shutil.which(c))
+    halt = [] if compiler == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
+    ran = subprocess.run([compiler, *halt, file.name], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and file.with_suffix(".pdf").stat().st_size > 10_000, ran.stdout[-2000:]
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12))
+def test_the_interval_is_students(values: list[float]) -> None:
+    found = interval(values)
+    std = statistics.stdev(values)
+    if std == 0:
+        assert found is None
+        return
+    low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), std / len(values) ** 0.5)
+    assert found == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+
+
+def test_no_interval_from_one_seed() -> None:
+    assert interval([1.0]) is None and interval([]) is None
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-2, 1e6), st.integers(2, 8))
+def test_ticks_are_round_few_and_inside(low: float, width: float, count: int) -> None:
+    found = svg.ticks(low, low + width, count)
+    assert 2 <= len(found) <= 3 * count + 3
+    assert all(low - width * 1e-6 <= t <= low + width * (1 + 1e-6) for t in found)
+    steps = {round((b - a) / width, 6) for a, b in pairwise(found)}
+    assert len(steps) <= 1
+
+
+def test_a_chart_is_drawn_where_its_numbers_are() -> None:
+    c = blocks.Chart("t", "x", "y", (blocks.Series("s", ((0.0, 1.0), (10.0, 3.0))),))
+    drawn = svg.chart(c, (0.0, 10.0, 0.0, 4.0))
+    points = re.search(r'points="([^"]*)"', drawn)
+    assert points
+    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in points[1].split())
+    tall = svg.HEIGHT - svg._TOP - svg._BOTTOM
+    assert (x0, x1) == (svg._LEFT, svg.WIDTH - svg._RIGHT)
+    assert y0 - y1 == pytest.approx(tall / 2, abs=0.11) and svg.HEIGHT - svg._BOTTOM - y0 == pytest.approx(
+        tall / 4, abs=0.11
+    )
+    assert "s: 1 at 0, 3 at 10" in drawn
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+def picture(sources: Sources, file: Path, size: int = 16) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    words = PngImagePlugin.PngInfo()
+    words.add_itxt("Title", NASTY)
+    words.add_itxt("Description", f"what is on it: {NASTY}")
+    Image.effect_noise((size, size), 100).save(file, pnginfo=words)
+
+
+def test_figures_of_the_results_folder_are_shown_with_their_words(sources: Sources, tmp_path: Path) -> None:
+    picture(sources, tmp_path / "results" / "figures" / "a b.png")
+    (tmp_path / "results" / "figures" / "broken.png").write_text("no picture")
+    found = report.gather(results=tmp_path / "results")
+    page = Parsed(report.render_page(found, "html", tmp_path))
+    (image,) = [a for tag, a in page.elements if tag == "img"]
+    assert image["src"].startswith("data:image/png;base64,") and image["alt"] == f"what is on it: {NASTY}"
+    text = report.render_page(found, "markdown", tmp_path)
+    assert "](<results/figures/a b.png>)" in text and NASTY in shown_by_markdown(text)
+
+
+def test_pictures_never_make_the_page_too_large(sources: Sources, tmp_path: Path) -> None:
+    for i in range(3):
+        picture(sources, tmp_path / "results" / "figures" / f"{i}.png", size=1500)
+    text = report.render_page(report.gather(results=tmp_path / "results"), "html", tmp_path)
+    page = Parsed(text)
+    shown = [a for tag, a in page.elements if tag == "img"]
+    assert len(text) < html.PICTURE_BYTES * 1.4 + 1_000_000 and len(shown) < 3
+    assert "results/figures/2.png" in page.text or "2.png is not in this file" in page.text
+
+
+# ------------------------------------------------------------------------------------------- the two forms
+
+
+def test_the_checklist_answers_from_the_records(sources: Sources) -> None:
+    text = shown_by_markdown(report.render_page(sources, "checklist", Path()))
+    assert "Scale field: 1 supported, 1 contradicted, 1 undecided, 1 not run, 1 not judged." in text
+    assert "28 of 31 records come from an unchanged commit" in text and "Answer: partly." in text
+    assert "cpu: 31 jobs, 2.75 device hours" in text
+    assert "5 of 6 measured rows" in text or "of 16 rows" in text
+    assert text.count("for the authors of the text") >= 4
+
+
+def test_the_checklist_of_nothing_claims_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(FOLDER / "experiments"))
+    nothing = report.gather((), ["toy"], results=tmp_path)
+    text = report.render_page(nothing, "checklist", Path())
+    assert "Answer: not decided by these records." in text and "Nothing was measured." in text
+    assert "Answer: yes" in text  # what is true without records: limits, open code
+    artefact = report.render_page(nothing, "artefact", Path())
+    assert "Nothing was measured." in artefact and "0.00 device hours for 0 jobs" in artefact
+
+
+def test_the_artefact_appendix_has_the_commands_and_what_to_expect(sources: Sources) -> None:
+    text = report.render_page(sources, "artefact", Path())
+    assert "laurepro run table9 --scale field --seeds 3" in text and "laurepro run table9 --scale toy --seeds 1" in text
+    assert "51.12 ± 0.28" in text and "| 51.00 |" not in text
+    assert "0123456789ab" in text and "Apache-2.0" in text
+
+
+# ---------------------------------------------------------------------------------- the page that is committed
+
+
+def committed(folder: Path) -> Path:
+    """The results folder as git knows it: what a developer has measured besides does not count."""
+    target = folder / "results"
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        shutil.copytree(ROOT / "results", target)
+        return target
+    listing = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--", "results"], capture_output=True, text=True, check=True
+    ).stdout
+    for name in filter(None, listing.split("\0")):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, file)
+    return target
+
+
+def test_the_committed_report_is_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(ROOT / "experiments"))
+    results = committed(tmp_path)
+    text = report.render_page(report.gather(results=results), "markdown", results) + "\n"
+    assert (results / "REPORT.md").read_text() == text, "results/REPORT.md is stale: make report"
+
+
+# --------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("form", ["html", "markdown", "latex", "checklist", "artefact"])
+def test_pages_from_the_command_line(sources: Sources, tmp_path: Path, form: str) -> None:
+    places = ("--results", tmp_path / "results", "--runs", tmp_path / "runs")
+    file = tmp_path / "out" / f"page.{form}"
+    experiments = {"LAUREPRO_EXPERIMENTS": FOLDER / "experiments"}
+    ran = run_cli("report", "--format", form, "--output", file, *places, cwd=tmp_path, **experiments)
+    assert ran.code == 0 and ran.out == "", ran.err
+    assert file.read_text() == report.render_page(sources, form, file.parent) + "\n"
+
+
+def test_a_fragment_is_the_tables_alone(sources: Sources, tmp_path: Path) -> None:
+    places = ("--results", tmp_path / "results", "--runs", tmp_path / "runs")
+    experiments = {"LAUREPRO_EXPERIMENTS": FOLDER / "experiments"}
+    ran = run_cli("report", "--format", "latex", "--fragment", *places, cwd=tmp_path, **experiments)
+    assert ran.code == 0 and "documentclass" not in ran.out and ran.out.count("\\begin{table}") == 2
+    refused = run_cli("report", "--format", "html", "--fragment", *places, cwd=tmp_path, **experiments)
+    assert refused.code == 2 and "--fragment" in refused.err

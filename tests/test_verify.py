@@ -1,0 +1,200 @@
+"""`laurepro verify`: a changed byte, metric, key or weight is found; a sound record passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Finished, make_record, run_cli
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from laurepro import plan, record, scores, spec, verify
+from laurepro.errors import LaureproError
+from laurepro.record import Record
+from laurepro.spec import Job
+
+CLASSES = ("a", "b", "c")
+MATRIX = ((50, 2, 1), (3, 40, 0), (0, 4, 9))
+EDGES = ((5, 2, 1), (3, 4, 0), (0, 4, 2))
+
+
+def job(stage: str = "evaluate", seed: int = 0) -> Job:
+    scale = spec.scale("smoke")
+    ((table, row),) = plan.select(["table3a/encnet-os8-lau4x-off"], scale)
+    return plan.row_plan(table, row, scale, 1).jobs[0].model_copy(update={"stage": stage, "seed": seed})
+
+
+def sound(**changes: Any) -> Record:
+    filled = {"confusion": MATRIX, "boundary_confusion": EDGES, "class_names": CLASSES, "weights_sha256": "ab" * 32}
+    metrics = scores.scores(np.array(MATRIX), "shapes", np.array(EDGES))
+    return make_record(job(), changes.pop("metrics", metrics), **{**filled, **changes})
+
+
+def problems(tmp_path: Path, found: Record, others: dict[str, Record] | None = None) -> str:
+    return "\n".join(verify.verify(record.write(tmp_path, found), others).problems)
+
+
+def test_a_sound_record(tmp_path: Path) -> None:
+    certificate = verify.verify(record.write(tmp_path, sound()))
+    assert certificate.problems == () and certificate.metrics == len(sound().metrics) >= 5
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    file = record.write(tmp_path_factory.mktemp("flip"), sound())
+    return file, file.read_bytes()
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_byte_is_found(written: tuple[Path, bytes], data: st.DataObject) -> None:
+    file, good = written
+    at = data.draw(st.integers(0, len(good) - 1), "position")
+    value = data.draw(st.integers(0, 255).filter(lambda v: v != good[at]), "byte")
+    file.write_bytes(good[:at] + bytes([value]) + good[at + 1 :])
+    try:
+        assert verify.verify(file).problems
+        with pytest.raises(LaureproError, match=str(file)):
+            record.read(file)
+    finally:
+        file.write_bytes(good)
+
+
+def test_every_byte_of_the_last_line_is_covered(written: tuple[Path, bytes]) -> None:
+    file, good = written
+    for at in range(len(good) - 100, len(good)):
+        for value in {good[at] ^ 1, good[at] ^ 32, ord(" "), ord('"')} - {good[at]}:
+            file.write_bytes(good[:at] + bytes([value]) + good[at + 1 :])
+            assert verify.verify(file).problems, (at, value)
+    file.write_bytes(good)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_lost_or_added_byte_is_found(written: tuple[Path, bytes], data: st.DataObject) -> None:
+    file, good = written
+    at = data.draw(st.integers(0, len(good) - 1), "position")
+    changed = data.draw(st.sampled_from([good[:at] + good[at + 1 :], good[:at] + b" " + good[at:], good[:at]]))
+    file.write_bytes(changed)
+    try:
+        assert verify.verify(file).problems
+    finally:
+        file.write_bytes(good)
+
+
+def test_a_record_without_a_checksum_is_read_and_complained_of(tmp_path: Path) -> None:
+    file = record.write(tmp_path, sound())
+    raw = json.loads(file.read_text())
+    del raw["sha256"]
+    file.write_text(json.dumps(raw))
+    assert record.read(file) == sound()
+    assert "no checksum" in verify.verify(file).problems[0]
+    record.write(tmp_path, record.read(file))  # the migration
+    assert verify.verify(file).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics": {**sound().metrics, "miou": 99.0}}, ["metric miou is 99.0, its counts give"]),
+        ({"metrics": {**sound().metrics, "boundary_miou": None}}, ["metric boundary_miou is None"]),
+        ({"metrics": {"miou": sound().metrics["miou"]}}, ["pixacc", "not both in the record"]),
+        ({"metrics": {**sound().metrics, "fps": 3.0}}, ["fps", "not both"]),
+        ({"confusion": ((51, 2, 1), *MATRIX[1:])}, ["metric miou", "metric pixacc"]),
+        ({"confusion": None}, ["without a confusion matrix"]),
+        ({"confusion": ((-50, 2, 1), *MATRIX[1:])}, ["negative"]),
+        ({"class_names": ("a", "b")}, ["not 2 x 2"]),
+        ({"boundary_confusion": ((51, 2, 1), *EDGES[1:])}, ["boundary_confusion has more pixels"]),
+        ({"boundary_counts": {"boundary_iou": ((1, 1, 1), (0, 2, 2))}}, ["boundary_counts of boundary_iou"]),
+        ({"dataset": "ade20k"}, ["dataset is 'ade20k', that of its experiment is 'shapes'"]),
+        ({"split": "train"}, ["split is 'train'"]),
+        ({"seed": 7}, ["key is", "job is"]),
+        ({"scale": "paper"}, ["key is"]),
+        ({"seconds": -1.0}, ["seconds -1.0"]),
+        ({"curve": ((20, 1.0), (10, 0.5))}, ["curve"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_resealed_record_that_says_something_else(tmp_path: Path, changes: dict[str, Any], said: list[str]) -> None:
+    found = problems(tmp_path, sound(**changes))
+    assert [s for s in said if s not in found] == [], found
+
+
+def test_an_experiment_that_was_changed_has_another_key(tmp_path: Path) -> None:
+    before = sound()
+    loss = before.experiment.loss.model_copy(update={"offset_weight": 0.4})
+    changed = before.model_copy(update={"experiment": before.experiment.model_copy(update={"loss": loss})})
+    assert f"key is '{before.key}'" in problems(tmp_path, changed)
+
+
+def test_the_weights_are_those_that_the_training_left(tmp_path: Path) -> None:
+    training = make_record(job("train"), {}, weights_sha256="cd" * 32)
+    others = {training.job: training}
+    assert "it is of weights abababababab" in problems(tmp_path, sound(), others)
+    assert problems(tmp_path, sound(weights_sha256="cd" * 32), others) == ""
+
+
+def test_a_dirty_tree_is_a_note(tmp_path: Path) -> None:
+    certificate = verify.verify(record.write(tmp_path, sound(dirty=True)))
+    assert certificate.problems == () and "differs from its commit" in certificate.notes[0]
+
+
+def test_which_records(tmp_path: Path) -> None:
+    file = record.write(tmp_path, sound())
+    key = file.stem.rpartition("-")[2]
+    assert verify.files(tmp_path, ()) == verify.files(tmp_path, ("all",)) == [file]
+    assert verify.files(tmp_path, (file.stem,)) == verify.files(tmp_path, (key,)) == [file]
+    assert verify.files(tmp_path / "elsewhere", (str(file),)) == [file]
+    with pytest.raises(LaureproError, match=f"nearest: {file.stem}"):
+        verify.files(tmp_path, (file.stem[:-2],))
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def test_command(finished: Finished, tiny: Path, tmp_path: Path) -> None:
+    """A real run's records pass; with the weights evaluated again, every pixel is as recorded."""
+    ran = run_cli("verify", "--rerun", cwd=finished.folder, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0, ran.out + ran.err
+    assert "evaluated again: every pixel as recorded" in ran.out
+    assert ran.out.splitlines()[-1] == "2 records: all as they should be"
+    shutil.copytree(finished.folder / "results", tmp_path / "results")
+    (file,) = tmp_path.glob(f"results/records/{finished.evaluate.job}.json")
+    file.write_bytes(file.read_bytes().replace(b'"world_size": 1', b'"world_size": 2'))
+    ran = run_cli("verify", "all", "--format", "json", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 1, ran.err
+    bad = {i["file"]: i["problems"] for i in json.loads(ran.out)["items"] if i["problems"]}
+    assert (
+        list(bad) == [f"results/records/{file.name}"] and "checksum differs" in bad[f"results/records/{file.name}"][0]
+    )
+
+
+def test_evaluating_again_finds_a_forged_matrix(finished: Finished, tmp_path: Path) -> None:
+    """Consistent in itself, key and checksum right: only the weights can tell."""
+    (first, *rest) = finished.evaluate.confusion or ()
+    wrong = max(range(1, len(first)), key=lambda i: first[i])
+    forged = ((first[0] + first[wrong], *(0 if i == wrong else first[i] for i in range(1, len(first)))), *rest)
+    edges = finished.evaluate.boundary_confusion
+    assert edges is not None and first[wrong] > 0
+    none = tuple(tuple(0 for _ in row) for row in edges)
+    changed = finished.evaluate.model_copy(update={"confusion": forged, "boundary_confusion": none})
+    changed = changed.model_copy(update={"metrics": scores.recomputed(changed)})
+    assert problems(tmp_path, changed) == ""
+    same, said = verify.rerun(changed, finished.folder / "runs", finished.folder / "data", lambda state: None)
+    assert not same and f"{first[wrong]:,} of" in said and "on the device and versions of the record" in said
+
+
+def test_without_the_weights(finished: Finished, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / "results", tmp_path / "results")
+    ran = run_cli("verify", "--rerun", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0 and "not evaluated again" in ran.out and "no weights at hand" in ran.out
+    named = run_cli("verify", finished.evaluate.job, "--rerun", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert named.code == 2 and "no weights at hand" in named.err and "Traceback" not in named.err
+    other = finished.evaluate.model_copy(update={"weights_sha256": "0" * 64})
+    with pytest.raises(LaureproError, match="the record is of 000000000000"):
+        verify.rerun(other, finished.folder / "runs", tmp_path, lambda state: None)
