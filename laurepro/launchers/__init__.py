@@ -11,9 +11,18 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from laurepro.failures import Failure
 from laurepro.spec import Job
+
+if TYPE_CHECKING:
+    from laurepro.cluster import Cluster
+
+__all__ = ["STOP", "Failure", "LaunchContext", "TimeIsUp", "command", "cores", "job_threads", "shell_line"]
+
+
+STOP = "STOP"  # a file of this name in a job's folder asks it to write a checkpoint and stop
 
 
 class LaunchContext(NamedTuple):
@@ -26,20 +35,33 @@ class LaunchContext(NamedTuple):
     nodes: int = 1
     jobs_per_gpu: int = 1
     fresh: frozenset[str] = frozenset()
+    retries: int = 0  # how often a failed job is started again, from its checkpoint
+    time_limit: float | None = None  # seconds after which all is stopped, with checkpoints
+    cluster: Cluster | None = None
+    detach: bool = False  # submit and leave
+    closing: tuple[tuple[str, ...], ...] = ()  # commands of laurepro that a cluster runs when all has ended
 
 
-class Failure(NamedTuple):
-    """A job that did not end well. `code` is the worker's exit code."""
+class TimeIsUp(Exception):
+    """The time limit was reached; what ran has written its checkpoint."""
 
-    job: str
-    code: int
-    reason: str
+    def __init__(self, done: int, total: int, failures: list[Failure]) -> None:
+        super().__init__(f"{done} of {total} jobs done")
+        self.done, self.total, self.failures = done, total, failures
 
 
-def command(job: Job, context: LaunchContext, node_rank: int = 0, endpoint: str | None = None) -> list[str]:
+def command(
+    job: Job, context: LaunchContext, endpoint: str = "$MASTER_ADDR:29500", run_id: str | None = None
+) -> list[str]:
     """The exact command of one job: torchrun for several processes, the worker itself for one.
 
     A single process needs no rendezvous; without torchrun's agent one import of torch a job is saved.
+
+    Args:
+        job: What to run.
+        context: Where, and on how many processes and nodes.
+        endpoint: HOST:PORT where several nodes meet.
+        run_id: What they call the meeting (default: the job's name).
     """
     worker = ["-m", "laurepro.worker", "--job", job.model_dump_json(exclude_defaults=True), "--runs", str(context.runs)]
     worker += ["--results", str(context.results), "--data", str(context.data)]
@@ -48,8 +70,8 @@ def command(job: Job, context: LaunchContext, node_rank: int = 0, endpoint: str 
         return [sys.executable, *worker]
     rendezvous = ["--standalone"]
     if context.nodes > 1:
-        rendezvous = [f"--nnodes={context.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job.name}"]
-        rendezvous += [f"--rdzv-endpoint={endpoint or '$MASTER_ADDR:29500'}"]
+        rendezvous = [f"--nnodes={context.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id or job.name}"]
+        rendezvous += [f"--rdzv-endpoint={endpoint}"]
     # Restarts are the launcher's, from the checkpoint: in-place elastic restart is unreliable with gloo.
     torchrun = ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={context.nproc_per_node}"]
     return [sys.executable, *torchrun, "--max-restarts=0", *worker]

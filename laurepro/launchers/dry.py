@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import click
 
+from laurepro.cluster import script
 from laurepro.launchers import Failure, LaunchContext, shell_line
 from laurepro.plan import Plan
 
 
 def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
-    """One line a job, in an order that respects their needs."""
+    """One line a job, in an order that respects their needs; for a cluster the sbatch script of each."""
     for job in plan.jobs:
         after = f"  # after {job.needs.name}" if job.needs and job.needs in plan.jobs else ""
-        click.echo(shell_line(job, context) + after)
+        if context.cluster is None:
+            click.echo(shell_line(job, context) + after)
+        else:
+            click.echo(f"# {job.name}{after}\n{script(job, context, context.cluster)}")
     return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shlex
 import shutil
@@ -10,28 +10,64 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import click
+from typing import NamedTuple
 
 from laurepro import record
-from laurepro.launchers import Failure, LaunchContext, command, cores, job_threads
+from laurepro.errors import LaureproError
+from laurepro.failures import BAD_INPUT, BUSY, Failure, diagnose, first_code, text_from
+from laurepro.launchers import STOP, LaunchContext, TimeIsUp, command, cores, job_threads
+from laurepro.launchers._display import Lines, display
 from laurepro.plan import Plan
 from laurepro.spec import Job
-from laurepro.worker import BUSY, STOPPED, die_with_parent
+from laurepro.worker import die_with_parent
 
 POLL_SECONDS = 0.1
+BUSY_SECONDS = 2.0  # until a job that another laurepro runs is asked for again
 GRACE_SECONDS = 60.0  # for a stopped worker to write its checkpoint
+
+Process = subprocess.Popen[bytes]
+Start = Callable[[Job, LaunchContext, tuple[str, ...]], Process]
 
 
 class Running(NamedTuple):
-    """A started job: its process, its log and the devices it holds."""
+    """A started job: its process, the seats it holds, and how long its log was before."""
 
     job: Job
-    process: subprocess.Popen[bytes]
-    slots: tuple[int, ...]
+    process: Process
+    seats: tuple[int, ...]
     started: float
+    log_size: int
+
+
+class Seats:
+    """The GPUs, or the cores, and how many jobs each has."""
+
+    def __init__(self, units: int, capacity: int) -> None:
+        self.taken = [0] * units
+        self.capacity = capacity
+
+    def take(self, processes: int, alone: bool) -> tuple[int, ...] | None:
+        """A unit for each process, the emptiest first, never one twice; all of them for a job that runs alone."""
+        if alone:
+            if any(self.taken):
+                return None
+            seats = tuple(range(len(self.taken))) * self.capacity
+        else:
+            room = sorted((n, unit) for unit, n in enumerate(self.taken) if n < self.capacity)
+            if len(room) < processes:
+                return None
+            seats = tuple(unit for _, unit in room[:processes])
+        for unit in seats:
+            self.taken[unit] += 1
+        return seats
+
+    def free(self, seats: tuple[int, ...]) -> None:
+        """Give back what `take` gave."""
+        for unit in seats:
+            self.taken[unit] -= 1
 
 
 def gpus() -> list[str]:
@@ -45,79 +81,11 @@ def gpus() -> list[str]:
     return [str(i) for i, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
 
 
-def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
-    """Run every job of the plan; a failure stops only what needs it.
-
-    Ctrl-C, or SIGTERM, asks the workers to checkpoint and stop, waits for them and raises KeyboardInterrupt.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    devices = gpus()
-    waiting = list(plan.jobs)
-    free = list(range(len(devices) * context.jobs_per_gpu if devices else _cpu_slots(plan, context)))
-    total = len(free)
-    running: list[Running] = []
-    failures: dict[str, Failure] = {}
-    busy: dict[str, float] = {}  # another process has these; asked again later
-    names = {job.name for job in plan.jobs}
-    finished: set[str] = set()
-    with _display(len(plan.jobs)) as show:
-        try:
-            while waiting or running:
-                for job in list(waiting):
-                    need = job.needs
-                    if need is not None and need.name in failures:
-                        waiting.remove(job)
-                        failures[job.name] = Failure(
-                            job.name, failures[need.name].code, f"not started: {need.name} failed"
-                        )
-                        show.line(f"skipped  {job.name}: {need.name} failed")
-                        continue
-                    blocked = need is not None and need.name in names and need.name not in finished
-                    alone = job.stage == "profile"  # a speed is measured with nothing beside it: it takes all slots
-                    processes = 1 if alone else context.nproc_per_node
-                    wanted = total if alone else processes
-                    if blocked or busy.get(job.name, 0) > time.monotonic() or len(free) < wanted:
-                        continue
-                    slots = tuple(free.pop(0) for _ in range(wanted))
-                    waiting.remove(job)
-                    mine = context._replace(nproc_per_node=processes)
-                    process = _start(job, mine, devices, slots[:processes])
-                    running.append(Running(job, process, slots, time.monotonic()))
-                    show.line(f"started  {job.name}")
-                for run in list(running):
-                    code = run.process.poll()
-                    if code is None:
-                        continue
-                    running.remove(run)
-                    free.extend(run.slots)
-                    if code == BUSY:
-                        if run.job.name not in busy:
-                            show.line(f"waiting  {run.job.name}: another laurepro runs it")
-                        busy[run.job.name] = time.monotonic() + 2.0
-                        waiting.append(run.job)
-                    elif code == 0:
-                        finished.add(run.job.name)
-                        show.done(run.job, time.monotonic() - run.started)
-                    else:
-                        failures[run.job.name] = _failure(run.job, code, context)
-                        show.line(f"FAILED   {run.job.name}: {failures[run.job.name].reason}")
-                show.update([(r.job, context.runs / r.job.name) for r in running])
-                time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            show.line("stopping: each running job writes a checkpoint")
-            _stop(running)
-            raise
-    return list(failures.values())
-
-
-def _cpu_slots(plan: Plan, context: LaunchContext) -> int:
-    threads = max((job_threads(j, context) for j in plan.jobs if j.experiment.train.threads), default=cores())
-    return max(context.nproc_per_node, cores() // threads)
-
-
-def _start(job: Job, context: LaunchContext, devices: list[str], slots: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    folder = context.runs / job.name
+def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process:
+    """Start one job on these GPUs (none: on the CPU), its output in `runs/<job>/log.txt`."""
+    folder = record.run_folder(context.runs, job)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / STOP).unlink(missing_ok=True)
     record.write_atomic(folder / "job.json", job.model_dump_json(exclude_defaults=True))
     environment = os.environ | {
         "OMP_NUM_THREADS": str(job_threads(job, context)),
@@ -126,7 +94,7 @@ def _start(job: Job, context: LaunchContext, devices: list[str], slots: tuple[in
         "PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p),
     }
     if devices:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[s % len(devices)] for s in slots)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     with open(folder / "log.txt", "ab") as log:
         # A session of its own: Ctrl-C reaches the launcher alone, which then lets the worker checkpoint.
         return subprocess.Popen(
@@ -138,6 +106,139 @@ def _start(job: Job, context: LaunchContext, devices: list[str], slots: tuple[in
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+
+
+def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Failure]:
+    """Run every job of the plan; a failure stops only what needs it.
+
+    Ctrl-C, or SIGTERM, asks the workers to checkpoint and stop, waits for them and raises KeyboardInterrupt.
+
+    Args:
+        plan: What to run.
+        context: Where and how.
+        start: How a job becomes a process.
+
+    Returns:
+        The jobs that failed for good.
+
+    Raises:
+        LaureproError: A job asks for more GPUs than there are; raised before any work.
+        TimeIsUp: The context's time limit was reached before the end.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with display(len(plan.jobs)) as show:
+        queue = Queue(plan, context, start, show)
+        try:
+            queue.run()
+        except BaseException as error:  # whatever ends the launcher, what runs may keep its work
+            if isinstance(error, KeyboardInterrupt):
+                show.line("stopping: each running job writes a checkpoint")
+            _stop(queue.running)
+            raise
+    return list(queue.failures.values())
+
+
+class Queue:
+    """The jobs that wait, run, have ended and have failed."""
+
+    def __init__(self, plan: Plan, context: LaunchContext, start: Start, show: Lines) -> None:
+        self.context, self.start, self.show = context, start, show
+        self.devices = gpus()
+        if self.devices and context.nproc_per_node > len(self.devices):
+            raise LaureproError(
+                f"--nproc-per-node {context.nproc_per_node}: this machine has {len(self.devices)} GPU(s)",
+                "each process needs a GPU of its own",
+            )
+        units = len(self.devices) or _cores(plan, context)
+        self.seats = Seats(units, context.jobs_per_gpu if self.devices else 1)
+        self.names = {job.name for job in plan.jobs}
+        self.waiting, self.running = list(plan.jobs), list[Running]()
+        self.finished, self.failures = set[str](), dict[str, Failure]()
+        self.attempts: Counter[str] = Counter()
+        self.ask_again: dict[str, float] = {}  # another laurepro runs these: when to look whether it has ended
+
+    def run(self) -> None:
+        """Until nothing waits or runs. Raises TimeIsUp."""
+        limit = self.context.time_limit
+        end = math.inf if limit is None else time.monotonic() + limit
+        while self.waiting or self.running:
+            for job in list(self.waiting):
+                if self.lost(job) or (self.ready(job) and self.begin(job)):
+                    self.waiting.remove(job)
+            for run in list(self.running):
+                code = run.process.poll()
+                if code is not None:
+                    self.running.remove(run)
+                    self.seats.free(run.seats)
+                    self.ended(run, code)
+            self.show.update([(r.job, self.context.runs / r.job.name) for r in self.running])
+            if time.monotonic() > end and (self.waiting or self.running):
+                self.show.line("time is up: each running job writes a checkpoint")
+                raise TimeIsUp(len(self.finished), len(self.names), list(self.failures.values()))
+            time.sleep(POLL_SECONDS)
+
+    def lost(self, job: Job) -> bool:
+        """Whether what the job needs has failed, and so the job with it."""
+        if job.needs is None or job.needs.name not in self.failures:
+            return False
+        need = self.failures[job.needs.name]
+        self.failures[job.name] = Failure(job.name, need.code, f"not started: {need.job} failed")
+        self.show.line(f"skipped  {job.name}: {need.job} failed")
+        return True
+
+    def ready(self, job: Job) -> bool:
+        """Whether nothing has to end before it."""
+        need = job.needs
+        needed = need is None or need.name not in self.names or need.name in self.finished
+        return needed and self.ask_again.get(job.name, 0.0) <= time.monotonic()
+
+    def begin(self, job: Job) -> bool:
+        """Start the job if there is room for it."""
+        context = self.context
+        alone = job.stage == "profile"  # a speed is measured with nothing beside it
+        processes = 1 if alone else context.nproc_per_node
+        taken = self.seats.take(processes, alone)
+        if taken is None:
+            return False
+        # A job that is started again goes on from its checkpoint, also under --force.
+        fresh = context.fresh if self.attempts[job.name] == 0 else context.fresh - {job.name}
+        log = context.runs / job.name / "log.txt"
+        size = log.stat().st_size if log.exists() else 0
+        units = tuple(self.devices[unit] for unit in taken[:processes]) if self.devices else ()
+        process = self.start(job, context._replace(nproc_per_node=processes, fresh=fresh), units)
+        self.running.append(Running(job, process, taken, time.monotonic(), size))
+        self.show.line(f"started  {job.name}")
+        return True
+
+    def ended(self, run: Running, code: int) -> None:
+        """Take note of how a job ended, and whether it is tried again."""
+        name, folder = run.job.name, self.context.runs / run.job.name
+        log = text_from(folder / "log.txt", run.log_size)
+        if code == 0:
+            self.finished.add(name)
+            self.show.done(run.job, time.monotonic() - run.started)
+            return
+        if first_code(code, log) == BUSY:
+            if name not in self.ask_again:
+                self.show.line(f"waiting  {name}: another laurepro runs it")
+            self.ask_again[name] = time.monotonic() + BUSY_SECONDS
+            self.waiting.append(run.job)
+            return
+        failure = diagnose(name, folder, code, log)
+        self.attempts[name] += 1
+        if self.attempts[name] <= self.context.retries and failure.code != BAD_INPUT:
+            nth = f"retry {self.attempts[name]} of {self.context.retries}"
+            self.show.line(f"FAILED   {name}: {failure.reason}; starts again, {nth}")
+            self.waiting.insert(0, run.job)
+        else:
+            self.show.line(f"FAILED   {name}: {failure.reason}")
+            self.failures[name] = failure
+
+
+def _cores(plan: Plan, context: LaunchContext) -> int:
+    """How many processes of one job's threads fit on the cores; at least one job's."""
+    threads = max((job_threads(j, context) for j in plan.jobs if j.experiment.train.threads), default=cores())
+    return max(context.nproc_per_node, cores() // threads)
 
 
 def _stop(running: list[Running]) -> None:
@@ -155,103 +256,3 @@ def _stop(running: list[Running]) -> None:
 def _signal(run: Running, number: signal.Signals) -> None:
     if run.process.poll() is None:
         os.killpg(run.process.pid, number)
-
-
-def _failure(job: Job, code: int, context: LaunchContext) -> Failure:
-    folder = context.runs / job.name
-    state = record.read_json(folder / "failure.json")
-    if state is None:  # killed: the worker had no chance to say why
-        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if code == STOPPED:
-            how = "stopped by a signal after a checkpoint"
-        state = {
-            "reason": how,
-            "rank": None,
-            "last_lines": last_lines(folder / "log.txt"),
-            "time": time.time(),
-        }
-        record.write_atomic(folder / "failure.json", json.dumps(state, indent=1))
-    return Failure(job.name, code, str(state["reason"]))
-
-
-def last_lines(file: Path, count: int = 6) -> list[str]:
-    """The end of a log."""
-    try:
-        return file.read_text(errors="replace").splitlines()[-count:]
-    except OSError:
-        return []
-
-
-class _Lines:
-    """Progress where there is no terminal: a line when a job starts, ends or fails."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.count = total, 0
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-    def line(self, text: str) -> None:
-        """One line on stderr."""
-        click.echo(f"[{self.count}/{self.total}] {text}", err=True)
-
-    def done(self, job: Job, seconds: float) -> None:
-        """A job ended well."""
-        self.count += 1
-        self.line(f"done     {job.name} in {seconds:.0f} s")
-
-    def update(self, running: list[tuple[Job, Path]]) -> None:
-        """Nothing to redraw."""
-
-
-class _Bars(_Lines):
-    """Progress on a terminal: one bar for the whole, one for each running job."""
-
-    def __init__(self, total: int) -> None:
-        super().__init__(total)
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn())
-        self.bars = Progress(
-            *columns, TextColumn("{task.fields[loss]}"), TimeRemainingColumn(), console=Console(stderr=True)
-        )
-        self.all = self.bars.add_task("jobs", total=total, loss="")
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.bars.stop()
-
-    def line(self, text: str) -> None:
-        """A line above the bars; starts are shown by their bar."""
-        if not text.startswith("started"):
-            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def done(self, job: Job, seconds: float) -> None:
-        """A job ended well."""
-        super().done(job, seconds)
-        self.bars.update(self.all, completed=self.count)
-
-    def update(self, running: list[tuple[Job, Path]]) -> None:
-        """Redraw from each job's `progress.json`."""
-        current = {job.name for job, _ in running}
-        for name in set(self.tasks) - current:
-            self.bars.remove_task(self.tasks.pop(name))
-        for job, folder in running:
-            if job.name not in self.tasks:
-                self.tasks[job.name] = self.bars.add_task(job.name, total=None, loss="starting")
-            state = record.read_json(folder / "progress.json") or {}
-            if "step" in state:
-                loss = f"loss {state['loss']:.3f}" if isinstance(state.get("loss"), float) else ""
-                self.bars.update(self.tasks[job.name], total=state.get("steps"), completed=state["step"], loss=loss)
-
-
-def _display(total: int) -> _Lines:
-    return _Bars(total) if sys.stderr.isatty() else _Lines(total)

@@ -1,0 +1,187 @@
+"""`laurepro plan --budget HOURS`: the rows whose numbers judge the most claims for so many hours."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from laurepro import claims, plan
+from laurepro.claims.model import Claim, row_of
+from laurepro.estimate import Estimator, device_hours
+from laurepro.metrics import METRICS
+from laurepro.plan import RowPlan
+from laurepro.record import Record
+from laurepro.spec import Job, Raw, Scale
+
+LEAST_SEEDS = 2  # no verdict comes from one
+OPEN = ("not run", "undecided")
+
+
+class Choice(NamedTuple):
+    """What to run. `seeds` by row; `hours` are the middle of the estimate."""
+
+    claims: tuple[str, ...]
+    seeds: dict[str, int]
+    jobs: tuple[str, ...]
+    hours: float
+    cheapest: float | None  # hours of the cheapest claim that was left out
+    not_estimated: int  # claims with a job whose time is not known
+
+    def commands(self, scale: Scale, pairs: tuple[str, ...]) -> list[str]:
+        """What to type: a line for each number of seeds."""
+        rows: dict[int, set[str]] = defaultdict(set)
+        for address, seeds in self.seeds.items():
+            rows[seeds].add(address)
+        sets = [word for pair in pairs for word in ("--set", pair)]
+        lines = []
+        for n, addresses in sorted(rows.items(), reverse=True):
+            words = []
+            for table in sorted({address.partition("/")[0] for address in addresses}):
+                whole = {f"{t.id}/{r.id}" for t, r in plan.select([table], scale) if r.set is not None}
+                own = {address for address in addresses if address.startswith(f"{table}/")}
+                words += [table, *sorted(own - whole)] if whole <= own else sorted(own)
+            lines.append(shlex.join(["laurepro", "run", *words, "--scale", scale.name, "--seeds", str(n), *sets]))
+        return lines
+
+    def statements(self) -> dict[str, list[str]]:
+        """The claims by their statements."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for claim in self.claims:
+            statement, _, comparison = claim.partition(".")
+            found[statement].append(comparison)
+        return dict(found)
+
+
+class Candidate(NamedTuple):
+    """A claim that is open: the rows it compares, at how many seeds, and the hours of each job that is missing."""
+
+    claim: str
+    rows: tuple[str, ...]
+    seeds: int
+    hours: Mapping[str, float]
+
+
+def choose(
+    scale: Scale,
+    records: Mapping[str, Record],
+    has_weights: Callable[[Job], bool],
+    estimator: Estimator,
+    hours: float,
+    seeds: int | None = None,
+    overrides: Raw | None = None,
+    within: Iterable[str] | None = None,
+) -> Choice:
+    """Take claims while they fit into the hours, the cheapest first; jobs that claims share count once.
+
+    Args:
+        scale: Whose verdicts are wanted.
+        records: Those that are there; a claim that they decide is not open any more.
+        has_weights: As for `plan.build`.
+        estimator: What jobs take.
+        hours: Of GPUs, or of cores on a CPU.
+        seeds: Of each row (default: the scale's), at least LEAST_SEEDS; as many as a verdict says are needed, where
+            those are there and it is undecided.
+        overrides: The --set of the runs.
+        within: Addresses of the only rows that may be run (default: all).
+    """
+    found, unknown = candidates(scale, records, has_weights, estimator, seeds, overrides, within)
+    # Two orders, for neither is always the better: by a claim's own hours, and by its share of those of shared jobs.
+    best = max((_greedy(found, hours, shared) for shared in (False, True)), key=lambda c: (len(c[0]), -c[1]))
+    taken, spent = best
+    names = {c.claim for c in taken}
+    left = [sum(c.hours.values()) for c in found if c.claim not in names]
+    rows: dict[str, int] = {}
+    for candidate in taken:
+        for address in candidate.rows:
+            rows[address] = max(rows.get(address, 0), candidate.seeds)
+    return Choice(
+        claims=tuple(c.claim for c in found if c.claim in names),
+        seeds=dict(sorted(rows.items())),
+        jobs=tuple(dict.fromkeys(job for c in taken for job in c.hours)),
+        hours=spent,
+        cheapest=min(left, default=None),
+        not_estimated=unknown,
+    )
+
+
+def candidates(
+    scale: Scale,
+    records: Mapping[str, Record],
+    has_weights: Callable[[Job], bool],
+    estimator: Estimator,
+    seeds: int | None,
+    overrides: Raw | None,
+    within: Iterable[str] | None,
+) -> tuple[list[Candidate], int]:
+    """The open claims whose rows can be run and estimated, and how many cannot be estimated."""
+    allowed = None if within is None else set(within)
+    wanted = max(LEAST_SEEDS, seeds or scale.seeds)
+    plans: dict[tuple[str, int], RowPlan] = {}
+    found, unknown = [], 0
+    hours: dict[str, float | None] = {}
+
+    def missing(claim: Claim, n: int) -> tuple[list[RowPlan], tuple[Job, ...]]:
+        rows = []
+        for address in claim.addresses:
+            if (address, n) not in plans:
+                table, row = row_of(address)
+                plans[address, n] = plan.row_plan(table, row, scale, n, overrides)
+            if plans[address, n].jobs:
+                rows.append(plans[address, n])
+        return rows, plan.build(rows, set(records), has_weights).jobs
+
+    for claim, needed in _open(scale, records, overrides):
+        assert claim.metric is not None
+        n = 1 if METRICS[claim.metric].stage == "profile" else wanted
+        rows, jobs = missing(claim, n)
+        if not jobs and needed is not None and needed > n:
+            n = needed
+            rows, jobs = missing(claim, n)
+        if not jobs or any(r.later for r in rows) or (allowed is not None and not {r.address for r in rows} <= allowed):
+            continue
+        for job in jobs:
+            name = job.name
+            if name not in hours:
+                seconds = estimator.cost(job).seconds
+                hours[name] = None if seconds is None else device_hours(job, seconds, estimator.machine).middle
+        own = {job.name: hours[job.name] for job in jobs}
+        known = {name: value for name, value in own.items() if value is not None}
+        if len(known) < len(own):
+            unknown += 1
+        else:
+            found.append(Candidate(claim.id, tuple(r.address for r in rows), n, known))
+    return found, unknown
+
+
+def _open(scale: Scale, records: Mapping[str, Record], overrides: Raw | None) -> Iterable[tuple[Claim, int | None]]:
+    """Claims of rows that are not decided at the scale, and the seeds that would decide them."""
+    own = {name: r for name, r in records.items() if r.scale == scale.name}
+    if scale.comparable and not own:  # judging there runs `laurepro check` too, with torch
+        yield from ((claim, None) for claim in claims.load() if claim.addresses)
+        return
+    for verdict in claims.judge(scale, own, overrides):
+        if verdict.claim.addresses and verdict.verdict in OPEN:
+            yield verdict.claim, verdict.needed
+
+
+def _greedy(found: list[Candidate], hours: float, shared: bool) -> tuple[list[Candidate], float]:
+    """Take the cheapest claim, given what was taken before, until none fits."""
+    left, taken, chosen, spent = list(found), list[Candidate](), set[str](), 0.0
+    while left:
+        users = Counter(job for c in left for job in c.hours)
+        prices = []
+        for index, candidate in enumerate(left):
+            new = {job: h for job, h in candidate.hours.items() if job not in chosen}
+            own = sum(new.values())
+            if spent + own <= hours:
+                prices.append((sum(h / users[job] for job, h in new.items()) if shared else own, own, index))
+        if not prices:
+            break
+        _, own, index = min(prices)
+        spent += own
+        best = left.pop(index)
+        chosen |= set(best.hours)
+        taken.append(best)
+    return taken, spent

@@ -1,0 +1,199 @@
+"""A Slurm cluster: `experiments/clusters/<name>.yaml`, the sbatch script of a job, what the queue says."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from laurepro import record, spec
+from laurepro.errors import LaureproError, unknown
+from laurepro.failures import BAD_INPUT
+from laurepro.launchers import STOP, LaunchContext, command
+from laurepro.spec import Job, Strict
+
+Time = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}(:\d{2}){0,2}$|^\d+$")]
+
+
+class Cluster(Strict):
+    """Resources of a job. `time` is sbatch's: minutes, H:MM:SS or D-HH:MM:SS."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: Time = "24:00:00"
+    constraint: str | None = None
+    gpus: bool = True
+    cpus_per_process: int = Field(8, ge=1)
+    memory: str | None = None
+    signal_seconds: int = Field(180, ge=1)
+    setup: tuple[str, ...] = ()
+    options: dict[str, str | int | None] = Field({})
+
+
+def names() -> list[str]:
+    """The clusters that are described."""
+    return sorted(f.stem for f in (spec.experiments_dir() / "clusters").glob("*.yaml"))
+
+
+def read(name: str, **changes: str | None) -> Cluster:
+    """Read `experiments/clusters/NAME.yaml`; `changes` that are not None come from the command line.
+
+    Raises:
+        LaureproError: There is no such file, or a field of it is wrong.
+    """
+    file = spec.experiments_dir() / "clusters" / f"{name}.yaml"
+    if name not in names():
+        raise unknown("cluster", name, names(), str(file.parent))
+    raw = spec.read_mapping(file, "what sbatch is told: " + ", ".join(Cluster.model_fields))
+    try:
+        return Cluster.model_validate({**raw, **{k: v for k, v in changes.items() if v is not None}})
+    except ValidationError as error:
+        raise spec.invalid(error, str(file), Cluster) from None
+
+
+def job_name(job: str, context: LaunchContext) -> str:
+    """The job's name in the queue: its own, and a mark of the folders, so that two results folders do not meet."""
+    where = f"{context.results.resolve()}\n{context.runs.resolve()}"
+    return f"{job}.{hashlib.sha256(where.encode()).hexdigest()[:6]}"
+
+
+def directives(cluster: Cluster, name: str, log: Path, nodes: int = 1, processes: int = 0) -> list[str]:
+    """The `#SBATCH` lines. One task a node: torchrun starts the `processes` of a node itself. 0: a job of commands."""
+    asked: dict[str, str | int | None] = {
+        "job-name": name,
+        "output": str(log),
+        "open-mode": "append",
+        "nodes": nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cluster.cpus_per_process * max(processes, 1),
+        "gpus-per-node": processes if cluster.gpus and processes else None,
+        "mem": cluster.memory,
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "signal": f"B:USR1@{cluster.signal_seconds}" if processes else None,
+    }
+    given = {k: v for k, v in asked.items() if v is not None} | cluster.options
+    lines = [f"#SBATCH --{k}" + ("" if v is None else f"={shlex.quote(str(v))}") for k, v in given.items()]
+    return [*lines, "#SBATCH --requeue"]
+
+
+def script(job: Job, context: LaunchContext, cluster: Cluster) -> str:
+    """The sbatch script of one job.
+
+    Before the time is over, and where the cluster says so when the job is to make room for another, Slurm sends USR1 to
+    this shell. It leaves the file STOP, which the worker looks for after each step: the worker writes a checkpoint
+    and ends, and the job goes back into the queue. Any other failure is tried again `--retries` times on the same
+    nodes, except for bad input.
+    """
+    alone = job.stage == "profile"  # a speed is that of one process
+    own = context._replace(nproc_per_node=1, nodes=1) if alone else context
+    folder = record.run_folder(context.runs, job)
+    threads = job.experiment.train.threads or cluster.cpus_per_process
+    own = own._replace(fresh=frozenset())  # under --force only the first attempt starts over
+    words = [*command(job, own, "$MASTER_ADDR:$MASTER_PORT", "$SLURM_JOB_ID-$round"), "$fresh"]
+    run = " ".join("${fresh}" if w == "$fresh" else f'"{w}"' if "=$" in w else shlex.quote(w) for w in words)
+    fresh = ["""  if [ "$round" = 0.0 ]; then fresh=--fresh; fi"""] if job.name in context.fresh else []
+    lines = [
+        "#!/bin/bash",
+        *directives(cluster, job_name(job.name, context), folder / "log.txt", own.nodes, own.nproc_per_node),
+        "",
+        *_surroundings(cluster),
+        f"export OMP_NUM_THREADS={threads}",
+        'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
+        f"folder={shlex.quote(str(folder))}",
+        f'rm -f "$folder/{STOP}"',
+        "stopped=",
+        f"trap 'stopped=yes; touch \"$folder/{STOP}\"' USR1",
+        "",
+        f"for attempt in $(seq 0 {context.retries}); do",
+        "  round=${SLURM_RESTART_COUNT:-0}.$attempt",
+        "  fresh=",
+        *fresh,
+        f"  srun --nodes={own.nodes} --ntasks={own.nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 {run} &",
+        "  step=$!",
+        '  while true; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done  # a signal ends a wait',
+        f'  if [ "$code" -eq 0 ] || [ "$code" -eq {BAD_INPUT} ] || [ -n "$stopped" ]; then break; fi',
+        "done",
+        'if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then scontrol requeue "$SLURM_JOB_ID"; sleep 60; fi',
+        'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def closing_script(context: LaunchContext, cluster: Cluster) -> str:
+    """The script of the last small job: what is to be done when all others have ended, well or not."""
+    name, log = job_name("closing", context), context.runs / "closing.txt"
+    commands = [shlex.join([sys.executable, "-m", "laurepro", *words]) for words in context.closing]
+    return "\n".join(["#!/bin/bash", *directives(cluster, name, log), "", *_surroundings(cluster), *commands]) + "\n"
+
+
+def _surroundings(cluster: Cluster) -> list[str]:
+    again = shlex.join(["laurepro", *sys.argv[1:]])  # what a person types to do it again
+    here = shlex.quote(str(Path(__file__).parents[1]))
+    return [
+        *cluster.setup,
+        f"export LAUREPRO_COMMAND={shlex.quote(again)}",
+        f"export PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ the queue
+
+# States of a job that will still do something, or is doing it. All others have ended.
+ACTIVE = {
+    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING",
+    "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+}  # fmt: skip
+
+
+class Queued(NamedTuple):
+    """A job as Slurm sees it."""
+
+    id: str
+    state: str
+    reason: str
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ACTIVE
+
+
+def queue() -> dict[str, Queued]:
+    """The user's jobs by name, ended ones too for as long as Slurm remembers them; of one name the newest.
+
+    Raises:
+        LaureproError: squeue is not there, or cannot reach its controller.
+    """
+    # Plain fields: what --json calls a state has changed its type between Slurm's versions.
+    out = slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r")
+    found: dict[str, Queued] = {}
+    for line in out.splitlines():
+        number, name, state, reason = line.split("|", 3)
+        old = found.get(name)
+        if old is None or (not old.active and int(number) > int(old.id)) or state in ACTIVE:
+            found[name] = Queued(number, state, reason)
+    return found
+
+
+def slurm(*words: str) -> str:
+    """What one of Slurm's commands prints. Raises LaureproError with what it complains about."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    except FileNotFoundError:
+        raise LaureproError(f"{words[0]} is not there", "run this where Slurm is installed: a login node") from None
+    except subprocess.TimeoutExpired:
+        raise LaureproError(f"{words[0]} does not answer for two minutes", "try again later") from None
+    if done.returncode != 0:
+        raise LaureproError(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout

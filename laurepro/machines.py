@@ -1,0 +1,141 @@
+"""Where a plan is to run: GPUs by their data sheets, or the device that was measured. No torch here."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from laurepro.errors import LaureproError, unknown
+from laurepro.launchers import LaunchContext, cores
+from laurepro.launchers.local import _cores, gpus
+from laurepro.plan import Plan
+from laurepro.probe import Probe
+from laurepro.record import Record
+
+
+class Gpu(NamedTuple):
+    """What a maker prints: operations a second of dense matrices with float32 inputs, and memory in bytes."""
+
+    title: str
+    flops: float
+    arithmetic: str  # TF32 where the GPU has it (torch's default for convolutions), else FP32
+    memory: float
+    source: str
+
+
+def _sheet(title: str, teraflops: float, arithmetic: str, gigabytes: float, source: str) -> Gpu:
+    return Gpu(title, teraflops * 1e12, arithmetic, gigabytes * 1e9, source)
+
+
+# The makers print TF32 with sparsity for Hopper and Ada; it is half of that here.
+GPUS = {
+    "b200": _sheet("NVIDIA B200", 1125, "TF32", 180, "NVIDIA HGX B200 data sheet, an eighth of it"),
+    "h200": _sheet("NVIDIA H200 SXM", 494.5, "TF32", 141, "NVIDIA H200 data sheet"),
+    "h100": _sheet("NVIDIA H100 SXM", 494.5, "TF32", 80, "NVIDIA H100 data sheet"),
+    "a100": _sheet("NVIDIA A100 80 GB", 156, "TF32", 80, "NVIDIA A100 data sheet"),
+    "a100-40gb": _sheet("NVIDIA A100 40 GB", 156, "TF32", 40, "NVIDIA A100 data sheet"),
+    "l40s": _sheet("NVIDIA L40S", 183, "TF32", 48, "NVIDIA L40S data sheet"),
+    "v100": _sheet("NVIDIA V100 SXM2", 15.7, "FP32", 32, "NVIDIA V100 data sheet"),
+    "t4": _sheet("NVIDIA T4", 8.1, "FP32", 16, "NVIDIA T4 data sheet"),
+    "rtx4090": _sheet("NVIDIA GeForce RTX 4090", 82.6, "TF32", 24, "NVIDIA Ada GPU architecture white paper"),
+    "rtx3090": _sheet("NVIDIA GeForce RTX 3090", 35.6, "TF32", 24, "NVIDIA Ampere GA102 white paper"),
+}
+
+
+class Machine(NamedTuple):
+    """Where the plan is to run. `device` None: not said, and nothing was measured."""
+
+    device: str | None  # as records name it
+    sheet: Gpu | None  # where it is told by a data sheet
+    units: int  # GPUs, or jobs that the cores hold
+    context: LaunchContext
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether its units are cores."""
+        return self.device == "cpu"
+
+    @property
+    def capacity(self) -> int:
+        """Jobs of one unit."""
+        return 1 if self.is_cpu else self.context.jobs_per_gpu
+
+    @property
+    def title(self) -> str:
+        """`8 x NVIDIA H100 SXM`."""
+        if self.device is None:
+            return "a machine that was not named"
+        if self.is_cpu:
+            return f"{cores()} CPU cores, {self.units} jobs at a time"
+        return f"{self.units} x {self.device}"
+
+
+def local_device() -> str:
+    """This machine's GPU by the name that torch gives it, or "cpu"."""
+    if not gpus():
+        return "cpu"
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listing = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return "GPU"
+    return next(iter(listing.stdout.splitlines()), "").strip() or "GPU"
+
+
+def machine(
+    name: str | None,
+    count: int | None,
+    context: LaunchContext,
+    planned: Plan,
+    records: Iterable[Record],
+    probe: Probe | None,
+) -> Machine:
+    """What `--gpu NAME --gpus COUNT` means.
+
+    Args:
+        name: Of a data sheet; "measured", or None: the device that was measured, this machine's own if it was.
+        count: GPUs (default: those of this machine where it is the one measured, else 1).
+        context: Processes a job, jobs a GPU.
+        planned: Its jobs' threads say how many of them the cores hold.
+        records: Of all devices.
+        probe: What was measured here.
+
+    Raises:
+        LaureproError: A name that does not exist, or nothing was measured; or a job has more processes than GPUs.
+    """
+    if name is not None and name not in GPUS and name != "measured":
+        raise unknown("GPU", name, [*GPUS, "measured"])
+    if name in GPUS:
+        assert name is not None
+        found = Machine(GPUS[name].title, GPUS[name], count or 1, context)
+    else:
+        device = _measured_device(records, probe)
+        if device is None and name == "measured":
+            raise LaureproError(
+                "--gpu measured: there are no records of trainings or evaluations, and no probe",
+                "laurepro plan ... --probe measures this machine; a name stands for a data sheet: " + ", ".join(GPUS),
+            )
+        if device == "cpu":
+            if count is not None:
+                raise LaureproError("--gpus: what was measured is a CPU", "name a GPU: --gpu " + "|".join(GPUS))
+            return Machine(device, None, _cores(planned, context), context)
+        units = count or (max(1, len(gpus())) if device is not None else 1)
+        found = Machine(device, None, units, context)
+    if context.nproc_per_node > found.units:
+        raise LaureproError(
+            f"--nproc-per-node {context.nproc_per_node}: {found.units} GPU(s) are planned with",
+            "each process needs a GPU of its own; --gpus says how many there are",
+        )
+    return found
+
+
+def _measured_device(records: Iterable[Record], probe: Probe | None) -> str | None:
+    devices = Counter(r.environment.device for r in records if r.stage != "profile")
+    if probe is not None and probe.jobs:
+        return probe.device
+    if not devices:
+        return None
+    here = local_device() if len(devices) > 1 else ""
+    return here if here in devices else devices.most_common(1)[0][0]

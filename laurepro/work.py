@@ -1,0 +1,86 @@
+"""The arithmetic of a job: what its network costs, times how often it is used. No torch here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from laurepro import parts
+from laurepro.costs import Cost
+from laurepro.spec import Data, Eval, Experiment, Job
+
+PICTURE = (375, 500)  # height and width, where a data set's pictures have many sizes: PASCAL VOC's most frequent
+
+
+def _layout(data: Data) -> Any:
+    """What the data set's files hold, or None: it is generated, or a plug-in without a `LAYOUT`."""
+    if parts.path("datasets", data.name) is None:
+        return None
+    return getattr(parts.load("datasets", data.name), "LAYOUT", None)
+
+
+def pictures(data: Data, split: str) -> int | None:
+    """Pictures of a split, by the data set's own description."""
+    layout = _layout(data)
+    if layout is None:
+        return None
+    edition = data.options.get("edition") or next(iter(layout.editions))
+    count: int | None = layout.editions.get(edition, {}).get(split)
+    return count
+
+
+def train_steps(experiment: Experiment) -> int | None:
+    """Optimiser steps of a training, or None where they depend on a number of pictures that is not known."""
+    train = experiment.train
+    if train.phases is not None:
+        return sum(phase.iterations for phase in train.phases)
+    if train.iterations is not None:
+        return train.iterations
+    count = pictures(experiment.data, experiment.data.train_split)
+    assert train.epochs is not None
+    return None if count is None else train.epochs * (count // train.batch_size)
+
+
+def _scaled(height: int, width: int, long: int) -> tuple[int, int]:
+    if height > width:
+        return long, int(width * long / height + 0.5)
+    return int(height * long / width + 0.5), long
+
+
+def network_pixels(height: int, width: int, evaluation: Eval) -> int:
+    """Pixels that the network is given for one picture of that size; see `laurepro.inference`."""
+    factors = evaluation.factors if evaluation.multi_scale else (1.0,)
+    flips = 2 if evaluation.multi_scale else 1
+    if evaluation.mode == "whole" and not evaluation.multi_scale:
+        return height * width
+    base = max(height, width) if evaluation.mode == "whole" else evaluation.base_size
+    sizes = [_scaled(height, width, math.ceil(base * factor)) for factor in factors]
+    if evaluation.mode == "whole":
+        return flips * sum(h * w for h, w in sizes)
+    crop = evaluation.crop_size
+
+    def windows(size: int) -> int:
+        return math.ceil((max(size, crop) - crop) / int(crop * 2 / 3)) + 1
+
+    return flips * sum(windows(h) * windows(w) * crop**2 for h, w in sizes)
+
+
+def work(job: Job, cost: Cost) -> float | None:
+    """Floating-point operations of a job: two a multiply-accumulate, three forwards' worth a training picture.
+
+    Those of the auxiliary head, losses and sampling are not in `costs.yaml` and so not in it. None: how many pictures
+    there are is not known, or the stage is another one.
+    """
+    e = job.experiment
+    per_pixel = 2 * cost.macs / (e.profile.height * e.profile.width)
+    if job.stage == "train":
+        steps = train_steps(e)
+        return None if steps is None else 3 * per_pixel * e.data.crop_size**2 * e.train.batch_size * steps
+    if job.stage == "evaluate":
+        count = pictures(e.data, e.eval.split)
+        if count is None:
+            return None
+        width, height = _layout(e.data).size or PICTURE[::-1]
+        reduce = e.data.options.get("reduce", 1)
+        return per_pixel * network_pixels(height // reduce, width // reduce, e.eval) * count
+    return None

@@ -1,0 +1,169 @@
+"""What the machine may do to a run: a full disk, no home, no network, a clock that goes back, damaged files.
+
+Each is met with a clear message and nothing torn; when the fault is gone the same command ends with the bits of a run
+that nothing disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROW, Finished, Ran, environment, run_cli
+from test_launch import assert_same_bits, train_folder
+
+RUN = ["run", ROW, "--scale", "tiny", "--retries", "0"]
+
+
+def run_in_shell(line: str, cwd: Path, **extra: str | Path) -> Ran:
+    """A shell's line in which $LAUREPRO is the command."""
+    env = environment(LAUREPRO=f"{sys.executable} -m laurepro", **extra)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def half_written(folder: Path) -> list[str]:
+    return [f.name for f in folder.rglob("*.tmp")]
+
+
+# ---------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """`small_disk("64k")`: a folder that holds no more; called again it holds more."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str) -> Path:
+        more = ["-o", f"remount,size={size}"] if folder.is_mount() else ["-o", f"size={size}", "-t", "tmpfs"]
+        done = subprocess.run(["mount", *more, "laurepro-test", folder], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_full_at_a_checkpoint(
+    finished: Finished, tiny: Path, tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    weights = next((finished.folder / "runs").glob("train-*/weights.pt")).stat().st_size
+    runs = small_disk(f"{weights * 3 // 1024}k")  # one checkpoint, weights and momenta, and a bit
+    options = ["--runs", runs]
+    ran = run_cli(*RUN, *options, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 1 and "Traceback (most" not in ran.err.split("failed:")[0], ran.err
+    assert "No space left on device" in ran.err and ".ckpt" in ran.err
+    assert half_written(runs) == [] and not list(tmp_path.glob("results/records/*"))
+    status = run_cli("status", *options, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert "1 failed" in status.out and "No space left" in status.out
+    small_disk("64m")
+    again = run_cli(*RUN, *options, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert again.code == 0, again.err
+    assert "goes on after step" in next(runs.glob("train-*/log.txt")).read_text()
+    assert_same_bits(tmp_path, finished)
+
+
+def test_a_disk_that_is_full_at_a_record(
+    finished: Finished, tiny: Path, tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    results = small_disk("4k")
+    ran = run_cli(*RUN, "--results", results, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 1 and "No space left on device" in ran.err and f"{results}/records" in ran.err, ran.err
+    assert half_written(results) == [] and not list(results.glob("records/evaluate-*"))  # the other one fits
+    small_disk("64m")
+    again = run_cli(*RUN, "--results", results, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert again.code == 0, again.err
+    shutil.copytree(results, tmp_path / "results")
+    assert_same_bits(tmp_path, finished)
+
+
+def test_a_limit_on_the_size_of_files(finished: Finished, tiny: Path, tmp_path: Path) -> None:
+    """What a full disk is where nothing can be mounted; and a user's quota."""
+    line = " ".join(["ulimit -f 64; exec $LAUREPRO", *RUN])
+    ran = run_in_shell(line, tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 1 and "File too large" in ran.err and ".ckpt" in ran.err, ran.err
+    assert half_written(tmp_path) == [] and not list(tmp_path.glob("results/records/*"))
+    again = run_cli(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert again.code == 0, again.err
+    assert_same_bits(tmp_path, finished)
+
+
+# ----------------------------------------------------------------------------------------- odd surroundings
+
+
+def test_a_results_folder_below_a_file(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for option in ("--results", "--runs"):
+        ran = run_cli(*RUN, option, "file/below", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+        assert ran.code == 2 and f"{option} file/below: file is not a folder" in ran.err and "Traceback" not in ran.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_no_home_and_no_network(finished: Finished, tiny: Path, tmp_path: Path) -> None:
+    cut_off = "unshare --net --map-root-user" if os.geteuid() else "unshare --net"
+    can = subprocess.run([*cut_off.split(), "true"], capture_output=True, check=False).returncode == 0
+    line = " ".join(["exec env -u HOME -u USER -u LOGNAME", cut_off if can else "", "$LAUREPRO", *RUN])
+    ran = run_in_shell(line, tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0, ran.err
+    assert_same_bits(tmp_path, finished)
+
+
+CLOCK = """\
+import time
+_started = time.monotonic()
+time.time = lambda: 1_000_000_000.0 - 10 * (time.monotonic() - _started)  # the year 2001, going back
+"""
+
+
+def test_a_clock_that_goes_back(finished: Finished, tiny: Path, tmp_path: Path) -> None:
+    """It is used for nothing but what people read: a stopped run goes on, and no duration is negative."""
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
+    folder = train_folder(finished.folder)
+    shutil.copytree(folder, tmp_path / "runs" / folder.name)
+    (tmp_path / "runs" / folder.name / "weights.pt").unlink()
+    # An absolute path ahead of the checkout's own: `environment` appends the tests' PYTHONPATH behind it.
+    env = environment(LAUREPRO_EXPERIMENTS=tiny)
+    env["PYTHONPATH"] = f"{tmp_path / 'clock'}{os.pathsep}{env['PYTHONPATH']}"
+    command = [sys.executable, "-m", "laurepro", *RUN]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "goes on after step" in (tmp_path / "runs" / folder.name / "log.txt").read_text()
+    state = json.loads((tmp_path / "runs" / folder.name / "progress.json").read_text())
+    assert state["time"] < 1_000_000_000  # the clock was patched where it matters, in the worker
+    assert_same_bits(tmp_path, finished)
+    for record in tmp_path.glob("results/records/*.json"):
+        assert json.loads(record.read_text())["seconds"] >= 0
+
+
+# ------------------------------------------------------------------------------------------- damaged files
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(
+    finished: Finished, tiny: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = train_folder(finished.folder)
+    shutil.copytree(folder, tmp_path / "runs" / folder.name)
+    copy = tmp_path / "runs" / folder.name
+    (copy / "weights.pt").unlink()
+    before, newest = sorted(copy.glob("checkpoint-*.ckpt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    ran = run_cli(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0, ran.err
+    log = (copy / "log.txt").read_text()
+    assert f"{newest.name} is broken" in log and f"{before.name} is used" in log
+    assert_same_bits(tmp_path, finished)

@@ -1,0 +1,319 @@
+"""Launcher slurm: the text of its scripts everywhere, and where Slurm is installed a private one that runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROW, SHORT, Finished, finish, run_cli, start, wait_until
+from private_slurm import NODES, PrivateSlurm
+from test_launch import assert_same_bits, train_folder
+
+from laurepro import cluster, record, spec
+from laurepro.errors import LaureproError
+from laurepro.launchers import LaunchContext
+from laurepro.spec import Job
+
+CLUSTER = """\
+time: "0:20:00"
+cpus_per_process: 1
+signal_seconds: 60
+"""
+RUN = ["run", ROW, "--scale", "tiny", "--launcher", "slurm", "--cluster", "test"]
+
+
+@pytest.fixture(scope="module")
+def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiments with scale tiny, and a cluster `test`."""
+    folder = tmp_path_factory.mktemp("described") / "experiments"
+    shutil.copytree(tiny, folder)
+    (folder / "clusters" / "test.yaml").write_text(CLUSTER)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ the script
+
+
+def make_job(stage: str = "train") -> Job:
+    parts = {"data": {"name": "shapes"}, "train": {"iterations": 10, "threads": 1}}
+    return Job(stage=stage, scale="tiny", seed=0, experiment=spec.canonical(spec.Experiment.model_validate(parts)))
+
+
+def make_context(**options: object) -> LaunchContext:
+    return LaunchContext(Path("/r/results"), Path("/r/runs"), Path("/r/data"))._replace(**options)  # type: ignore[arg-type]
+
+
+GOLDEN = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --output=/r/runs/{job}/log.txt
+#SBATCH --open-mode=append
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=32
+#SBATCH --gpus-per-node=4
+#SBATCH --mem=64G
+#SBATCH --time=4:00:00
+#SBATCH --partition=gpu
+#SBATCH --account='my lab'
+#SBATCH --signal=B:USR1@180
+#SBATCH --exclude=n7
+#SBATCH --exclusive
+#SBATCH --requeue
+
+module load cuda
+export LAUREPRO_COMMAND={again}
+export PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}
+export OMP_NUM_THREADS=1
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+folder=/r/runs/{job}
+rm -f "$folder/STOP"
+stopped=
+trap 'stopped=yes; touch "$folder/STOP"' USR1
+
+for attempt in $(seq 0 3); do
+  round=${{SLURM_RESTART_COUNT:-0}}.$attempt
+  fresh=
+  if [ "$round" = 0.0 ]; then fresh=--fresh; fi
+  srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 {python} -m torch.distributed.run --nnodes=2 \
+--rdzv-backend=c10d "--rdzv-id=$SLURM_JOB_ID-$round" "--rdzv-endpoint=$MASTER_ADDR:$MASTER_PORT" --nproc-per-node=4 \
+--max-restarts=0 -m laurepro.worker --job {json} --runs /r/runs --results /r/results --data /r/data ${{fresh}} &
+  step=$!
+  while true; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done  # a signal ends a wait
+  if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ -n "$stopped" ]; then break; fi
+done
+if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then scontrol requeue "$SLURM_JOB_ID"; sleep 60; fi
+exit "$code"
+"""
+
+
+def test_the_script_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["laurepro", "run", "table1"])
+    monkeypatch.setattr("sys.executable", "/venv/bin/python")
+    job = make_job()
+    context = make_context(nodes=2, nproc_per_node=4, retries=3, fresh=frozenset({job.name}))
+    mine = cluster.Cluster(
+        partition="gpu", account="my lab", time="4:00:00", memory="64G", setup=("module load cuda",),
+        options={"exclude": "n7", "exclusive": None},
+    )  # fmt: skip
+    name = cluster.job_name(job.name, context)
+    assert name.startswith(f"{job.name}.") and name != cluster.job_name(job.name, make_context(runs=Path("/other")))
+    here = Path(cluster.__file__).parents[1]
+    json = f"'{job.model_dump_json(exclude_defaults=True)}'"
+    expected = GOLDEN.format(
+        name=name, job=job.name, again="'laurepro run table1'", here=here, python="/venv/bin/python", json=json
+    )
+    assert cluster.script(job, context, mine) == expected
+
+
+def test_a_speed_is_measured_by_one_process() -> None:
+    text = cluster.script(make_job("profile"), make_context(nodes=2, nproc_per_node=4), cluster.Cluster())
+    assert "--nodes=1" in text and "--gpus-per-node=1" in text and "torch.distributed.run" not in text
+
+
+def test_a_cluster_without_gpus_is_asked_for_none() -> None:
+    text = cluster.script(make_job(), make_context(), cluster.Cluster(gpus=False))
+    assert "gpus" not in text and "fresh=--fresh" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("partitoin: x", "partitoin"),
+        ("time: tomorrow", "time"),
+        ("cpus_per_process: 0", "cpus_per_process"),
+        ("- a", "expected a mapping"),
+    ],
+)
+def test_a_wrong_cluster_file_is_named(experiments: Path, content: str, message: str) -> None:
+    (experiments / "clusters" / "mine.yaml").write_text(content)
+    with pytest.raises(LaureproError, match=message) as error:
+        cluster.read("mine")
+    assert "mine.yaml" in str(error.value)
+
+
+def test_options_of_a_cluster(experiments: Path, tmp_path: Path) -> None:
+    assert cluster.read("default", partition="gpu").partition == "gpu"
+    dry = run_cli("run", "table3a/encnet-os8-bilinear", "--scale", "smoke", "--launcher", "dry", "--cluster",
+                  "default", "--time", "1:30:00", "--account", "a", cwd=tmp_path)  # fmt: skip
+    assert dry.code == 0 and dry.out.count("#SBATCH --time=1:30:00") == 3 and "#SBATCH --account=a" in dry.out
+    for words, message in (
+        (["--cluster", "defualt", "--launcher", "slurm"], "nearest: default"),
+        (["--partition", "x"], "--partition is for --launcher slurm"),
+        (["--launcher", "slurm", "--time", "soon"], "time"),
+    ):
+        ran = run_cli("run", "table3a/encnet-os8-bilinear", "--scale", "smoke", *words, cwd=tmp_path)
+        assert ran.code == 2 and message in ran.err and "Traceback" not in ran.err
+
+
+def test_without_slurm_it_is_said(tmp_path: Path) -> None:
+    ran = run_cli(
+        "run", "table3a/encnet-os8-bilinear", "--scale", "smoke", "--launcher", "slurm", cwd=tmp_path, PATH="/none"
+    )
+    assert ran.code == 2 and "squeue is not there" in ran.err and "Traceback" not in ran.err
+
+
+# -------------------------------------------------------------------------------------------- a real cluster
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSlurm]:
+    private = PrivateSlurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        private.start()
+        yield private
+    finally:
+        private.stop()
+
+
+def jobs(slurm: PrivateSlurm, folder: Path) -> dict[str, list[str]]:
+    """Number, state and restarts of the jobs that `folder` submitted, by stage."""
+    context = LaunchContext(folder / "results", folder / "runs", folder / "data")
+    mark = cluster.job_name("", context)
+    found = {}
+    for line in slurm.run("squeue", "-h", "-t", "all", "-o", "%i|%j|%T").splitlines():
+        number, name, state = line.split("|")
+        if name.endswith(mark):
+            found.setdefault(name.split("-")[0].split(".")[0], []).append(f"{number} {state}")
+    return found
+
+
+def number_of(slurm: PrivateSlurm, folder: Path, stage: str) -> str:
+    (only,) = jobs(slurm, folder)[stage]
+    return only.split()[0]
+
+
+def shows(slurm: PrivateSlurm, number: str, field: str) -> str:
+    words = slurm.run("scontrol", "show", "job", number).split()
+    return next(word.partition("=")[2] for word in words if word.startswith(f"{field}="))
+
+
+def at_step(folder: Path, step: int) -> bool:
+    states = [record.read_json(f) or {} for f in folder.glob("runs/train-*/progress.json")]
+    return any(int(s.get("step", 0)) >= step for s in states)
+
+
+def environment(slurm: PrivateSlurm, described: Path) -> dict[str, str | Path]:
+    return {**slurm.environment, "LAUREPRO_EXPERIMENTS": described}
+
+
+@pytest.mark.slurm
+def test_sbatch_takes_the_script(slurm_or_skip: PrivateSlurm, tmp_path: Path) -> None:
+    text = cluster.script(
+        make_job(), make_context(nodes=2, nproc_per_node=2), cluster.Cluster(cpus_per_process=1, time="0:10:00")
+    )
+    (tmp_path / "job.sbatch").write_text(text)
+    slurm_or_skip.run("sbatch", "--test-only", str(tmp_path / "job.sbatch"))
+
+
+@pytest.fixture
+def slurm_or_skip(slurm: PrivateSlurm) -> Iterator[PrivateSlurm]:
+    """The cluster, whole again afterwards."""
+    yield slurm
+    slurm.run("scancel", "--me")
+    for node in set(NODES) - set(slurm.daemons):
+        slurm.start_node(node)
+    slurm.wait_for_nodes()
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_a_run_is_that_of_the_local_launcher(
+    finished: Finished, slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
+) -> None:
+    env = environment(slurm_or_skip, described)
+    ran = run_cli(*RUN, cwd=tmp_path, **env)
+    assert ran.code == 0 and "Traceback" not in ran.err, ran.err
+    assert_same_bits(tmp_path, finished)
+    wait_until(lambda: "COMPLETED" in jobs(slurm_or_skip, tmp_path).get("closing", [""])[0], "report and claims", 120)
+    assert "tiny" in (tmp_path / "results" / "report-tiny.html").read_text()
+    again = run_cli(*RUN, cwd=tmp_path, **env)
+    assert again.code == 0 and "0 jobs to run" in again.err
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_told_to_stop_on_two_nodes_it_is_requeued_and_goes_on(
+    finished_by_two: Finished, slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
+) -> None:
+    env = environment(slurm_or_skip, described)
+    process = start(*RUN, "--nodes", "2", *SHORT, cwd=tmp_path, **env)
+    wait_until(lambda: at_step(tmp_path, 10), "ten steps", 240)
+    number = number_of(slurm_or_skip, tmp_path, "train")
+    slurm_or_skip.run("scancel", "--batch", "--signal=USR1", number)
+    ran = finish(process, 500)
+    assert ran.code == 0, ran.err
+    assert int(shows(slurm_or_skip, number, "Restarts")) == 1
+    log = (train_folder(tmp_path) / "log.txt").read_text()
+    assert "stopped by a signal; the checkpoint is written" in log and "goes on after step" in log
+    assert_same_bits(tmp_path, finished_by_two)
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_pre_empted_it_goes_on(
+    finished: Finished, slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
+) -> None:
+    env = environment(slurm_or_skip, described)
+    process = start(*RUN, cwd=tmp_path, **env)
+    wait_until(lambda: at_step(tmp_path, 10), "ten steps", 240)
+    number = number_of(slurm_or_skip, tmp_path, "train")
+    slurm_or_skip.run(
+        "sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"
+    )
+    ran = finish(process, 500)
+    assert ran.code == 0, ran.err
+    assert int(shows(slurm_or_skip, number, "Restarts")) == 1
+    assert "goes on after step" in (train_folder(tmp_path) / "log.txt").read_text()
+    assert_same_bits(tmp_path, finished)
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_a_lost_node_is_no_loss(
+    finished: Finished, slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
+) -> None:
+    env = environment(slurm_or_skip, described)
+    process = start(*RUN, cwd=tmp_path, **env)
+    wait_until(lambda: list(tmp_path.glob("runs/train-*/checkpoint-*.ckpt")), "a checkpoint", 240)
+    number = number_of(slurm_or_skip, tmp_path, "train")
+    slurm_or_skip.kill_node(shows(slurm_or_skip, number, "NodeList"), number)
+    ran = finish(process, 500)
+    assert ran.code == 0, ran.err
+    assert int(shows(slurm_or_skip, number, "Restarts")) == 1
+    assert_same_bits(tmp_path, finished)
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_two_login_nodes_submit_once_and_leaving_cancels_nothing(
+    slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
+) -> None:
+    env = environment(slurm_or_skip, described)
+    both = [start(*RUN, "--detach", cwd=tmp_path, **env) for _ in range(2)]
+    assert [finish(process).code for process in both] == [0, 0]
+    assert {stage: len(found) for stage, found in jobs(slurm_or_skip, tmp_path).items()} == {
+        "train": 1,
+        "evaluate": 1,
+        "closing": 1,
+    }
+    follower = start(*RUN, cwd=tmp_path, **env)
+    wait_until(lambda: at_step(tmp_path, 1), "a step", 240)
+    status = run_cli("status", "--scale", "tiny", cwd=tmp_path, **env)
+    assert "1 running" in status.out and "1 queued" in status.out
+    os.killpg(follower.pid, signal.SIGINT)
+    left = finish(follower)
+    assert left.code == 130 and "stay in the queue" in left.err and "already" in left.err
+    assert "RUNNING" in jobs(slurm_or_skip, tmp_path)["train"][0]
+    follower = start(*RUN, cwd=tmp_path, **env)
+    time.sleep(1)
+    slurm_or_skip.run("scancel", number_of(slurm_or_skip, tmp_path, "train"))
+    ran = finish(follower)
+    assert ran.code == 1 and "Slurm ended it: CANCELLED" in ran.err and "not started: train-" in ran.err, ran.err
+    assert "Traceback" not in ran.err and not list(tmp_path.glob("results/records/*"))
