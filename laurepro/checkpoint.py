@@ -7,6 +7,7 @@ what `torch.save` wrote. The final weights `weights.pt` are an ordinary torch fi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -56,11 +57,13 @@ def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
     Raises:
         LaureproError: The newest readable one belongs to another key.
     """
-    for file in _newest_first(folder):
+    files = _newest_first(folder)
+    for older, file in enumerate(files, 1):
         try:
             found, state = _read(file)
         except Broken as error:
-            _log.warning("%s is broken (%s); the one before is used", file, error)
+            instead = f"{files[older].name} is used" if older < len(files) else "no other is there: from the beginning"
+            _log.warning("%s is broken (%s); %s", file, error, instead)
             continue
         if found != key:
             raise LaureproError(
@@ -148,12 +151,17 @@ def _load(payload: bytes | memoryview) -> dict[str, Any]:
 def _write(file: Path, header: bytes, payload: memoryview) -> None:
     """Write beside the file, onto the disk, and move into place: a crash leaves the old file or the new one."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(header)
-        stream.write(payload)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(header)
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:  # a full disk: the part written must not go on filling it
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(file)) from None
     descriptor = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,20 +1,22 @@
-"""What every network of the paper's tables costs, counted on shapes alone: `experiments/costs.yaml`.
+"""What every network of the paper's tables costs: `experiments/costs.yaml`, read without torch.
 
-python -m laurepro.costs        writes the file anew, after a table or a network was changed
+python -m laurepro.costs        counts anew and writes the file, after a table or a network was changed
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from laurepro import parts, plan, spec
+from laurepro import parts, spec
+from laurepro.datasets import num_classes
+from laurepro.errors import LaureproError
 from laurepro.record import write_atomic
-from laurepro.stages.profile import class_count, counts, evaluated
 
+FILE = "costs.yaml"
 HEADER = """\
 # What each network of the paper's tables costs, at scale paper. Written by `python -m laurepro.costs`; do not edit.
 # Network: head, backbone, output stride, upsampler, classes, size of the picture (height x width).
@@ -24,6 +26,14 @@ HEADER = """\
 """
 
 
+class Cost(NamedTuple):
+    """What can be counted exactly, for one picture; see `laurepro.stages.profile.counts`."""
+
+    params: int
+    macs: int
+    activation_bytes: int
+
+
 def network_name(experiment: spec.Experiment) -> str:
     """A readable name of the network that an experiment evaluates, the same for the same network."""
     m, profile = experiment.model, experiment.profile
@@ -31,7 +41,7 @@ def network_name(experiment: spec.Experiment) -> str:
     upsampler = _named(m.upsampler.kind, _with_defaults("upsamplers", m.upsampler))
     depth = {k: v for k, v in m.backbone.model_dump(exclude_defaults=True).items() if k != "kind"}
     backbone = _named(m.backbone.kind, depth)
-    where = f"{class_count(experiment.data.name)} classes, {profile.height}x{profile.width}"
+    where = f"{num_classes(experiment.data.name)} classes, {profile.height}x{profile.width}"
     return f"{head}, {backbone}, OS {m.output_stride}, {upsampler}, {where}"
 
 
@@ -54,31 +64,49 @@ def _with_defaults(folder: str, part: spec.Part) -> dict[str, Any]:
     return model(**part.options).model_dump(mode="json")
 
 
-def costs() -> dict[str, dict[str, int]]:
-    """Name of a network to `params`, `macs` and `activation_bytes`: every network that a table runs, once, by name."""
+def read() -> dict[str, Cost]:
+    """The costs written beside the tables, by `network_name`; empty where there is no such file.
+
+    Raises:
+        LaureproError: the file is no such list of counts.
+    """
+    file = spec.experiments_dir() / FILE
+    if not file.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, Cost]).validate_python(spec.read_mapping(file, "networks and their costs"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"])
+        raise LaureproError(f"{file}: {where}: {first['msg']}", "python -m laurepro.costs writes it anew") from None
+
+
+def count() -> dict[str, Cost]:
+    """Count every network of a table's row at scale paper, once, by `network_name`."""
+    from laurepro.stages.profile import counts
+
     scale = spec.scale("paper")
-    found: dict[str, dict[str, int]] = {}
-    for table, row in plan.select((), scale, everything=True):
-        if row.set is None:
-            continue
-        experiment = spec.resolve(table, row, scale)
-        name = network_name(experiment)
-        if name not in found:
-            size = (experiment.profile.height, experiment.profile.width)
-            classes = class_count(experiment.data.name)
-            counted = counts(evaluated(experiment.model), experiment.op, classes, *size)._asdict()
-            found[name] = {key: counted[key] for key in ("params", "macs", "activation_bytes")}
+    found: dict[str, Cost] = {}
+    for table in spec.tables().values():
+        for row in table.rows:
+            if row.set is None:
+                continue
+            e = spec.resolve(table, row, scale)
+            name = network_name(e)
+            if name not in found:
+                found[name] = counts(e.model, e.op, num_classes(e.data.name), e.profile.height, e.profile.width)
     return dict(sorted(found.items()))
 
 
 def render() -> str:
     """The file's text."""
-    return HEADER + yaml.safe_dump(costs(), sort_keys=False, width=1000)
+    counted = {name: cost._asdict() for name, cost in count().items()}
+    return HEADER + yaml.safe_dump(counted, sort_keys=False, width=1000)
 
 
 def main() -> Path:
-    """Write `costs.yaml` beside the tables."""
-    file = spec.experiments_dir() / "costs.yaml"
+    """Write the file beside the tables."""
+    file = spec.experiments_dir() / FILE
     write_atomic(file, render())
     return file
 

@@ -61,6 +61,11 @@ def any_rank(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag))).item())
 
 
+def from_rank_0(value: int) -> int:
+    """The value that rank 0 has, on every rank."""
+    return int(all_reduce_sum(torch.tensor(value if rank() == 0 else 0)).item())
+
+
 class _SumOverRanks(torch.autograd.Function):
     """A sum over ranks that gradients pass: every rank's output depends on every rank's input."""
 

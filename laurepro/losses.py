@@ -1,8 +1,8 @@
 """The training loss: main + aux_weight * auxiliary + se_weight * semantic encoding (sections 3.2 and 4.1).
 
 A row without point sampling has plain cross-entropy at the label's size, averaged over the valid pixels. A row with
-it has a location-aware loss at k times the feature's size, with the labels brought there by nearest neighbour, and
-never forms the upsampled scores. With the weight 0 that is LaU without a loss of its own.
+it has a location-aware loss at k times the feature's size, with the labels brought there by nearest neighbour. With
+the weight 0 that is LaU without a loss of its own. Unless `loss.fused` is false, the upsampled scores are never kept.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
             ignore_index=IGNORED,
             integer_gradient=integer_gradient,
             valid_count=valid,
+            fused=loss.fused,
         )
     return offset_guided_cross_entropy(
         input,
@@ -129,6 +130,7 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
         ignore_index=IGNORED,
         integer_gradient=integer_gradient,
         valid_count=valid,
+        fused=loss.fused,
     )
 
 

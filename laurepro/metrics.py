@@ -17,6 +17,10 @@ class Metric(NamedTuple):
     divisor: float = 1.0
 
 
+# How far from an edge counts as boundary, in pixels; `boundary_miou` is that of 3, and stored as a whole matrix.
+BOUNDARY_WIDTHS = (1, 3, 5, 9)
+BOUNDARY_SHARE = 0.02  # of the picture's diagonal: the width that Cheng et al. (2021) take for boundary IoU
+
 METRICS: dict[str, Metric] = {
     "miou": Metric("mIoU", "%", "evaluate", 2, "higher", "mean over classes of intersection / union"),
     "miou59": Metric("mIoU-59", "%", "evaluate", 2, "higher", "PASCAL Context, mean over the 59 classes"),
@@ -25,7 +29,17 @@ METRICS: dict[str, Metric] = {
     "pixacc": Metric("pixAcc", "%", "evaluate", 2, "higher", "correct / labelled pixels"),
     "mean_accuracy": Metric("mAcc", "%", "evaluate", 2, "higher", "mean over classes of recall"),
     "boundary_miou": Metric("bmIoU", "%", "evaluate", 2, "higher", "mIoU within 3 pixels of a label edge"),
-    "final_score": Metric("Final", "", "evaluate", 4, "higher", "(pixAcc + mIoU) / 2 as a fraction, ADE20K test"),
+    **{
+        f"boundary_miou_{w}px": Metric(f"bmIoU-{w}", "%", "evaluate", 2, "higher", f"mIoU within {w} px of an edge")
+        for w in BOUNDARY_WIDTHS
+        if w != 3
+    },
+    "boundary_iou": Metric("bIoU", "%", "evaluate", 2, "higher", "mean boundary IoU, width 2% of the diagonal"),
+    **{
+        f"boundary_iou_{w}px": Metric(f"bIoU-{w}", "%", "evaluate", 2, "higher", f"mean boundary IoU, width {w} px")
+        for w in BOUNDARY_WIDTHS
+    },
+    "final_score": Metric("Final", "", "evaluate", 4, "higher", "(pixAcc + mIoU) / 2 as a fraction, ADE20K's own"),
     "params": Metric("Params", "M", "profile", 2, "lower", "learnable parameters, no auxiliary head", 1e6),
     "macs": Metric("MACs", "G", "profile", 2, "lower", "multiply-accumulates of convolutions and linears", 1e9),
     "d_params": Metric("+Params", "M", "profile", 2, "lower", "parameters added to the bilinear row", 1e6),
@@ -38,11 +52,12 @@ METRICS: dict[str, Metric] = {
     "peak_bytes": Metric("Peak memory", "MB", "profile", 1, "lower", "CUDA memory of one forward, weights too", 1e6),
 }
 
-# The parts of an experiment that can change what a stage measures; its key covers these and no others.
+# The parts of an experiment, or single fields, that can change what a stage measures; its key covers these and no
+# others. A profile needs no data, but the classifier has as many outputs as the data set has classes.
 STAGES: dict[str, tuple[str, ...]] = {
     "train": ("model", "loss", "op", "data", "train", "init_from"),
     "evaluate": ("model", "loss", "op", "data", "train", "init_from", "eval"),
-    "profile": ("model", "op", "profile"),
+    "profile": ("model", "op", "data.name", "train.threads", "profile"),
 }
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from laurepro.errors import LaureproError, unknown
+from laurepro.fields import Strict
 
 PACKAGE = Path(__file__).parent
 CLASS_OF = {"upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
@@ -27,7 +28,7 @@ CLASS_OF = {"upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
 # Named by the paper's tables, built in a later version: such a row loads, is planned and shows "not runnable
 # yet". Any other name without a file is a misspelling.
 LATER: dict[str, frozenset[str]] = {
-    "datasets": frozenset({"pascal_context", "ade20k", "voc2012_aug", "camvid"}),
+    "datasets": frozenset(),
 }
 
 
@@ -118,8 +119,7 @@ def options(folder: str, file: Path) -> type[BaseModel]:
                             f"{file}, line {arg.lineno}: option {ast.unparse(arg)!r} cannot be read",
                             "an option has a type of builtins, Literal or Any, and a literal default",
                         ) from None
-            config = ConfigDict(extra="forbid", frozen=True)
-            return create_model(f"{folder}/{file.stem}", __config__=config, **fields)
+            return create_model(f"{folder}/{file.stem}", __base__=Strict, **fields)
     raise LaureproError(f"{file}: no class {class_name} in it", f"a plug-in of {folder}/ defines class {class_name}")
 
 

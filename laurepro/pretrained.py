@@ -1,18 +1,26 @@
 """Load weights of other people's naming: the authors' released networks, and ImageNet ResNets.
 
-Nothing is downloaded here. A state dict is taken whole or not at all: every key must have a place, and every place
-must be filled, so that a network never starts from half of what was meant.
+Nothing is downloaded here; `laurepro.weights` says which files there are, and where they must be. A state dict is taken
+whole or not at all: every key must have a place, and every place must be filled, so that a network never starts from
+half of what was meant.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from torch import Tensor, nn
 
+from laurepro import weights
 from laurepro.backbones import ResNet
 from laurepro.errors import LaureproError
 from laurepro.model import Network
@@ -21,7 +29,7 @@ from laurepro.model import Network
 RULES: tuple[tuple[str, str], ...] = (
     (r"pretrained\.(.+)", r"backbone.\1"),
     (r"head\.encmodule\.fc\.0\.(.+)", r"head.encmodule.fc.\1"),
-    (r"head\.(?:conv6|conv2d)\.1\.(.+)", r"classifier.\1"),
+    (r"head\.(?:conv6\.1|conv2d\.1|block\.4)\.(.+)", r"classifier.\1"),  # block.4: FastFCN's and Encoding's ASPP
     (r"head\.aspp\.b([0-3])\.(.+)", r"head.aspp.branches.\1.\2"),
     (r"head\.aspp\.b4\.gap\.(.+)", r"head.aspp.pool.\1"),
     (r"(head\.(?:conv5|connect|fusion|encmodule|block|aspp\.project)\..+)", r"\1"),
@@ -31,6 +39,69 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"diffUp0\.infer_w\.(.+)", r"upsampler.offset_head.columns.\1"),
 )
 SHOWN = 20
+# Their trainers write the best score as NumPy's number, which torch refuses to read unless it is named here.
+_NUMPY_NUMBER: list[Any] = [
+    (scalar, "numpy.core.multiarray.scalar"),
+    scalar,
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """The weights in a `.pth` or `.pth.tar`: a state dict, or a checkpoint with one under `state_dict`. Runs no code.
+
+    Raises:
+        LaureproError: There is no such file, it is damaged, or holds something else.
+    """
+    return _state_dict(file, _bytes(file))
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise LaureproError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _state_dict(file: Path, content: bytes) -> dict[str, Tensor]:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_NUMBER):
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LaureproError(
+            f"{file}: cannot be read as torch weights: {reason}", "expected a .pth or .pth.tar"
+        ) from None
+    inner = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise LaureproError(f"{file}: holds no state dict of tensors", "expected a .pth or .pth.tar of a network")
+    return dict(inner)
+
+
+def load_pretrained(backbone: ResNet, chosen: str, kind: str, root: Path) -> str:
+    """Start a backbone from ImageNet weights, all of them.
+
+    Args:
+        backbone: the backbone to fill.
+        chosen: `train.pretrained`.
+        kind: `model.backbone.kind`.
+        root: the data root.
+
+    Returns:
+        The file's sha256.
+
+    Raises:
+        LaureproError: The file is not there (with which one to bring), is another one, or does not fit.
+    """
+    file = weights.find(chosen, kind, root)
+    content = _bytes(file)
+    state_dict = _state_dict(file, content)
+    try:
+        load_imagenet(backbone, state_dict)
+    except LaureproError as error:
+        raise LaureproError(f"{file}: {error}") from None
+    return hashlib.sha256(content).hexdigest()
 
 
 def released_name(key: str) -> str | None:

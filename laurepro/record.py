@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from laurepro import __version__
-from laurepro.errors import LaureproError
+from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
 
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
@@ -53,8 +55,10 @@ class Record(Strict):
     class_names: tuple[str, ...] = ()
     confusion: tuple[tuple[int, ...], ...] | None = None
     boundary_confusion: tuple[tuple[int, ...], ...] | None = None
+    boundary_counts: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = Field({})  # by metric: intersections, unions
     curve: tuple[tuple[int, float], ...] = ()
     weights_sha256: str | None = None
+    pretrained_sha256: str | None = None  # of the file that the backbone started from
     environment: Environment
     started: str
     seconds: float
@@ -115,6 +119,8 @@ def write_atomic(file: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
+    except OSError as error:  # that of a full disk does not say which file
+        raise OSError(error.errno, error.strerror, str(file)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -141,27 +147,48 @@ def write(results: Path, record: Record) -> Path:
     folder = records_dir(results)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record.job}.json"
+    for left in folder.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     write_atomic(file, dump(record))
     return file
 
 
 def dump(record: Record) -> str:
-    """The record as JSON: keys sorted, matrices one line a row, so that a diff reads well."""
+    """The record as JSON: keys sorted, matrices one line a row, so that a diff reads well.
+
+    The last line, `sha256`, is the digest of every byte above it, so that no byte of the file can change unnoticed.
+    """
     raw = record.model_dump(mode="json")
-    lines = [f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    body = "{\n" + ",\n".join(f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)) + ","
+    return f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], list):
         return "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+    if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
+        return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(value[k])}" for k in sorted(value)) + "\n}"
     return json.dumps(value, sort_keys=True)
 
 
+_LAST = re.compile(rb'\n"sha256": "([0-9a-f]{64})"\n}\n')
+_LAST_BYTES = 80
+
+
 def read(file: Path) -> Record:
-    """Read a record. Raises LaureproError naming the file and what is wrong with it."""
+    """Read a record. Raises LaureproError naming the file and what is wrong with it.
+
+    One without a checksum, from before records had one, is read; `laurepro verify` complains of it.
+    """
     try:
-        record = Record(**json.loads(file.read_text()))
+        content = file.read_bytes()
+        raw = json.loads(content)
+        if "sha256" in raw:
+            last = _LAST.fullmatch(content[-_LAST_BYTES:])
+            if last is None or hashlib.sha256(content[:-_LAST_BYTES]).hexdigest() != last[1].decode():
+                raise ValueError("it is not what was written, its checksum differs")
+            del raw["sha256"]
+        record = Record(**raw)
     except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaureproError(f"{file}: not a readable record: {reason}") from None
@@ -182,6 +209,22 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
         else:
             records[record.job] = record
     return records, problems
+
+
+def find(results: Path, name: str) -> Record:
+    """The record of a training or an evaluation, by its job's name or its key, which may be cut short.
+
+    Raises:
+        LaureproError: there is none, or more than one; with the jobs there are.
+    """
+    records, _ = read_all(results)
+    jobs = {job: found for job, found in records.items() if found.stage != "profile"}
+    fitting = [job for job, found in jobs.items() if name and (job == name or found.key.startswith(name))]
+    if len(fitting) > 1:
+        raise LaureproError(f"job {name!r} could be {', '.join(sorted(fitting))}", "give more of the key")
+    if not fitting:
+        raise unknown("job", name, jobs, str(records_dir(results)))
+    return jobs[fitting[0]]
 
 
 # ------------------------------------------------------------------------------------------ runs/<job>/

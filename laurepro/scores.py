@@ -1,37 +1,67 @@
-"""Metrics from a confusion matrix. No torch here."""
+"""Metrics from what was counted. No torch here."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from laurepro.record import Record
+
 Confusion = npt.NDArray[np.int64]
+Scores = dict[str, float | None]
 
 
-def scores(confusion: Confusion, dataset: str, boundary: Confusion | None = None) -> dict[str, float | None]:
-    """Every accuracy the tables print, in percent.
+def scores(
+    confusion: Confusion,
+    dataset: str,
+    boundary: Confusion | None = None,
+    boundary_counts: Mapping[str, Sequence[Sequence[int]]] | None = None,
+) -> Scores:
+    """Every accuracy the tables print, in percent; `final_score` a fraction, as ADE20K's server prints it.
 
     Args:
         confusion: int64 [n, n] over the whole split: row = the label's class, column = the predicted one; ignored
             pixels are not in it.
         dataset: PASCAL Context has conventions of its own: `miou59` over the classes, and the paper's `miou60` =
-            59/60 of it, which counts background as wholly wrong. Others have `miou`.
+            59/60 of it, which counts background as wholly wrong. A network that predicts background too (n = 60,
+            background first) also has `miou60_background`, over all 60. Others have `miou`.
         boundary: The same of the pixels near a label edge only, for `boundary_miou`.
+        boundary_counts: Intersection and union of each class, [2, n], of other boundary measures, by metric.
 
     Returns:
         By metric's name. A number that does not exist (no labelled pixel) is None.
     """
-    mean = _mean_iou(confusion)
     total = int(confusion.sum())
-    result: dict[str, float | None] = {
-        "pixacc": 100 * int(confusion.trace()) / total if total else None,
-        "mean_accuracy": float(100 * _ratio(confusion.diagonal(), confusion.sum(1)).mean()) if total else None,
-        "boundary_miou": None if boundary is None else _mean_iou(boundary),
+    mean = _mean(class_iou(confusion), total > 0)
+    pixacc = 100 * int(confusion.trace()) / total if total else None
+    result: Scores = {
+        "pixacc": pixacc,
+        "mean_accuracy": _mean(_ratio(confusion.diagonal(), confusion.sum(1)), total > 0),
+        "boundary_miou": None if boundary is None else _mean(class_iou(boundary), bool(boundary.any())),
     }
+    for metric, (intersection, union) in (boundary_counts or {}).items():
+        result[metric] = _mean(_ratio(np.array(intersection), np.array(union)), any(union))
     if dataset == "pascal_context":
-        # The network predicts the 59 classes only, so that background cannot be scored.
-        return {"miou59": mean, "miou60": None if mean is None else mean * 59 / 60, "miou60_background": None, **result}
-    return {"miou": mean, **result}
+        background = len(confusion) == 60
+        # Without background's row, a pixel of a class that is taken for background is a miss, and nothing else.
+        iou = class_iou(np.vstack([np.zeros_like(confusion[:1]), confusion[1:]]))[1:] if background else None
+        own = mean if iou is None else _mean(iou, bool(confusion[1:].any()))
+        sixty = None if own is None else own * 59 / 60
+        return {"miou59": own, "miou60": sixty, "miou60_background": mean if background else None, **result}
+    final = None if mean is None or pixacc is None else (pixacc + mean) / 200
+    return {"miou": mean, "final_score": final, **result}
+
+
+def recomputed(record: Record) -> Scores:
+    """The scores of an evaluation's record from the counts stored in it. Raises ValueError where it has none."""
+    if record.confusion is None:
+        raise ValueError(f"{record.job} has no confusion matrix")
+    edges = None if record.boundary_confusion is None else np.array(record.boundary_confusion)
+    return scores(np.array(record.confusion), record.dataset, edges, record.boundary_counts)
 
 
 def class_iou(confusion: Confusion) -> npt.NDArray[np.float64]:
@@ -40,8 +70,8 @@ def class_iou(confusion: Confusion) -> npt.NDArray[np.float64]:
     return _ratio(correct, confusion.sum(0) + confusion.sum(1) - correct)
 
 
-def _mean_iou(confusion: Confusion) -> float | None:
-    return float(100 * class_iou(confusion).mean()) if confusion.any() else None
+def _mean(parts: npt.NDArray[np.float64], exists: bool) -> float | None:
+    return float(100 * parts.mean()) if exists else None
 
 
 def _ratio(part: Confusion, whole: Confusion) -> npt.NDArray[np.float64]:

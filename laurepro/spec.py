@@ -1,4 +1,4 @@
-"""What an experiment is: the typed fields, how a table file is read, and how a row becomes an Experiment.
+"""Tables, scales and jobs: how a table file is read, and how a row becomes an Experiment (its fields: `fields.py`).
 
 Merge order, whole: recipe (or the scale's own `base`), the table's `defaults`, the row's `set`, the scale's
 `adapt` and `set`, then `--set`. Mappings merge, a mapping with `kind` replaces, anything else replaces.
@@ -15,168 +15,71 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from laurepro import parts
+from laurepro import parts, weights
 from laurepro.errors import LaureproError, unknown
+from laurepro.fields import (
+    Augment,
+    Backbone,
+    Data,
+    Eval,
+    Experiment,
+    InitFrom,
+    Loss,
+    Model,
+    Op,
+    Part,
+    Phase,
+    Profile,
+    Raw,
+    Strict,
+    Train,
+)
+from laurepro.layers import Layer, adapt, merge, plain, sourced
 from laurepro.metrics import METRICS, STAGES
+from laurepro.protocols import expanded
 
-Raw = dict[str, Any]
-
-
-class Strict(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Part(BaseModel):
-    """A plug-in by file name; every other key is one of its options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    kind: str
-
-    @property
-    def options(self) -> Raw:
-        """The options given, without `kind`."""
-        return dict(self.model_extra or {})
-
-
-class Backbone(Strict):
-    """A dilated ResNet. `blocks` and `width` None: the depth that `kind` names, at full width (64)."""
-
-    kind: Literal["resnet50", "resnet101"] = "resnet50"
-    stem: Literal["deep", "plain"] = "deep"
-    width: int = Field(64, ge=1)
-    blocks: tuple[int, int, int, int] | None = None
-
-
-class Model(Strict):
-    """What is compared: backbone, output stride, head, upsampler. Sizes and class counts are derived."""
-
-    backbone: Backbone = Backbone()
-    output_stride: Literal[8, 16, 32] = 8
-    head: Part = Part(kind="encnet")
-    upsampler: Part = Part(kind="bilinear")
-    aux: bool = True
-    aux_channels: int = Field(256, ge=1)
-    aux_lau: bool = False
-    dropout: float = Field(0.1, ge=0, lt=1)
-
-
-class Loss(Strict):
-    """Section 3.2 of the paper; `offset_weight` is its lambda, `regression_weight` its gamma."""
-
-    kind: Literal["cross_entropy", "offset_guided", "offset_regression"] = "cross_entropy"
-    offset_weight: float = Field(0.3, ge=0)
-    regression_weight: float = Field(0.1, ge=0)
-    beta: float = Field(1.0, gt=0)
-    resolution: Literal["lau", "full"] = "lau"
-    normalize: Literal["all", "valid"] = "all"
-    tie: Literal["paper", "code"] = "paper"
-    count: Literal["global", "rank"] = "global"
-    aux_weight: float = Field(0.2, ge=0)
-    se_weight: float = Field(0.2, ge=0)
-
-
-class Op(Strict):
-    """Semantics of the sampling op that the paper and the released code settle differently."""
-
-    integer_gradient: Literal["right", "code"] = "right"
-
-
-class Augment(Strict):
-    """Training augmentation; `short_side` is the range of the short side as a multiple of `base_size`."""
-
-    short_side: tuple[float, float] | None = (0.5, 2.0)
-    blur: bool = True
-    hflip: bool = True
-    vflip: bool = False
-
-
-class Data(Strict):
-    """The data set and how training pictures are drawn from it. `options` go to the data set's class."""
-
-    name: str = "pascal_context"
-    train_split: str = "train"
-    base_size: int = Field(520, ge=1)
-    crop_size: int = Field(480, ge=1)
-    augment: Augment = Augment()
-    options: Raw = {}
-
-
-class Phase(Strict):
-    """One run of the poly schedule."""
-
-    iterations: int = Field(ge=1)
-    lr: float = Field(gt=0)
-
-
-class Train(Strict):
-    """SGD with the poly schedule (facts: section 4.1 of the paper). `batch_size` is global, over all ranks."""
-
-    epochs: int | None = Field(None, ge=1)
-    iterations: int | None = Field(None, ge=1)
-    phases: tuple[Phase, ...] | None = None
-    batch_size: int = Field(16, ge=1)
-    lr: float = Field(0.001, gt=0)
-    momentum: float = Field(0.9, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    power: float = Field(0.9, gt=0)
-    head_lr_multiplier: float = Field(10.0, gt=0)
-    offset_lr_multiplier: float = Field(10.0, gt=0)
-    offset_weight_decay: float = Field(0.0, ge=0)
-    threads: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Train:
-        if sum(v is not None for v in (self.epochs, self.iterations, self.phases)) != 1:
-            raise ValueError("exactly one of epochs, iterations, phases is expected")
-        return self
-
-
-class Eval(Strict):
-    """The evaluation protocol. `factors` (and the flip) are used when `multi_scale` is true."""
-
-    split: str = "val"
-    multi_scale: bool = False
-    factors: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-    mode: Literal["slide", "whole"] = "slide"
-    base_size: int = Field(520, ge=1)
-    crop_size: int = Field(480, ge=1)
-    align_corners: bool = True
-
-
-class Profile(Strict):
-    """The cost measurements: the picture's size, and forwards timed in so many groups after a warm-up."""
-
-    height: int = Field(480, ge=1)
-    width: int = Field(480, ge=1)
-    iterations: int = Field(100, ge=1)
-    groups: int = Field(10, ge=1)
-    warmup: int = Field(10, ge=0)
-
-
-class InitFrom(Strict):
-    """Start from another experiment's final weights: its whole model (fine-tuning) or its backbone."""
-
-    experiment: Experiment
-    part: Literal["model", "backbone"] = "model"
-    seed: int | None = None  # None: the seed of the job that starts from it
-
-
-class Experiment(Strict):
-    """Everything that can change a number, and nothing else."""
-
-    version: int = 1
-    model: Model = Model()
-    loss: Loss = Loss()
-    op: Op = Op()
-    data: Data = Data()
-    train: Train = Train(epochs=80)
-    eval: Eval = Eval()
-    profile: Profile = Profile()
-    init_from: InitFrom | None = None
+__all__ = [
+    "Augment",
+    "Backbone",
+    "Data",
+    "Eval",
+    "Experiment",
+    "InitFrom",
+    "Job",
+    "Loss",
+    "Model",
+    "Op",
+    "Part",
+    "Phase",
+    "Pretrain",
+    "Profile",
+    "Protocol",
+    "Published",
+    "Raw",
+    "Row",
+    "Scale",
+    "Source",
+    "Strict",
+    "Table",
+    "Train",
+    "canonical",
+    "experiments_dir",
+    "invalid",
+    "layered",
+    "load_table",
+    "merge",
+    "not_runnable",
+    "parse_overrides",
+    "read_mapping",
+    "read_yaml",
+    "resolve",
+    "scale",
+    "scale_names",
+    "table_ids",
+    "tables",
+]
 
 
 class Source(Strict):
@@ -215,7 +118,7 @@ class Row(Strict):
     confidence: Literal["high", "medium"] | None = None
     note: str | None = None
     protocol: Protocol = Protocol()
-    method: dict[str, str | None] = {}
+    method: dict[str, str | None] = Field(default_factory=dict)
     init_from: str | None = None
 
 
@@ -228,7 +131,7 @@ class Table(Strict):
     source: Source
     metrics: tuple[str, ...]
     protocol: Protocol = Protocol()
-    defaults: Raw = {}
+    defaults: Raw = Field(default_factory=dict)
     rows: tuple[Row, ...]
 
     @field_validator("metrics")
@@ -255,18 +158,23 @@ class Pretrain(Strict):
 
 
 class Scale(Strict):
-    """How big an experiment is run. `base` takes the place of the table's recipe; `adapt` sets fields by kind."""
+    """How big an experiment is run. `base` takes the place of the table's recipe; `adapt` sets fields by kind.
+
+    `evidence`: whether it says anything about the paper's statements (real photographs); `comparable`: whether its
+    numbers may stand beside published ones.
+    """
 
     name: str
     file: Path
     title: str
     sentence: str
     comparable: bool = False
+    evidence: bool = False
     controls: bool = True
     seeds: int = Field(1, ge=1)
     base: Raw | None = None
-    adapt: dict[Literal["backbone", "head", "upsampler"], dict[str, Raw]] = {}
-    set: Raw = {}
+    adapt: dict[Literal["backbone", "head", "upsampler"], dict[str, Raw]] = Field(default_factory=dict)
+    set: Raw = Field(default_factory=dict)
     pretrain: Pretrain | None = None
 
 
@@ -334,8 +242,8 @@ def experiments_dir() -> Path:
     raise LaureproError("no experiments found", "run inside a checkout, or give --experiments DIR")
 
 
-def _error(error: ValidationError, where: str, model: type[BaseModel]) -> LaureproError:
-    """The first of pydantic's complaints, with the key's path, the value seen and what was expected."""
+def invalid(error: ValidationError, where: str, model: type[BaseModel]) -> LaureproError:
+    """The first of pydantic's complaints as ours: the key's path, the value seen and what was expected."""
     first = error.errors()[0]
     loc = [str(k) for k in first["loc"]]
     key = ".".join(loc)
@@ -377,7 +285,7 @@ def load_table(file: Path) -> Table:
         try:
             read.append(Row(**{**row, "published": filled}))
         except ValidationError as error:
-            raise _error(error, where, Row) from None
+            raise invalid(error, where, Row) from None
         if read[-1].id in seen:
             raise LaureproError(f"{file}: row id {read[-1].id!r} stands twice")
         seen.add(read[-1].id)
@@ -387,7 +295,7 @@ def load_table(file: Path) -> Table:
     try:
         return Table(**{**raw, "id": file.stem, "file": file, "rows": read})
     except ValidationError as error:
-        raise _error(error, str(file), Table) from None
+        raise invalid(error, str(file), Table) from None
 
 
 def tables() -> dict[str, Table]:
@@ -417,7 +325,7 @@ def _scale(file: Path) -> Scale:
     try:
         return Scale(**{**raw, "name": file.stem, "file": file})
     except ValidationError as error:
-        raise _error(error, str(file), Scale) from None
+        raise invalid(error, str(file), Scale) from None
 
 
 def scale(name: str) -> Scale:
@@ -428,29 +336,6 @@ def scale(name: str) -> Scale:
 
 
 # ------------------------------------------------------------------------------------- row to experiment
-
-
-def merge(below: Raw, above: Raw) -> Raw:
-    """Lay `above` over `below`: mappings merge, a mapping with `kind` replaces, anything else replaces."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and "kind" not in value:
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
-    return result
-
-
-def _adapt(raw: Raw, adapt: dict[Any, dict[str, Raw]]) -> Raw:
-    if not isinstance(raw.get("model"), dict):
-        return raw  # nothing to adapt, or a fault that validation will name
-    model = dict(raw["model"])
-    for slot, by_kind in adapt.items():
-        part = model.get(slot)
-        if isinstance(part, dict) and part.get("kind") in by_kind:
-            model[slot] = {**part, **by_kind[part["kind"]]}
-    return {**raw, "model": model}
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> Raw:
@@ -473,6 +358,40 @@ def parse_overrides(pairs: tuple[str, ...]) -> Raw:
     return result
 
 
+def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) -> tuple[Raw, Raw]:
+    """What a row's layers make together, without --set and with it: trees of `layers.Sourced` values.
+
+    Raises:
+        LaureproError: a row without anything to run, a recipe or protocol that does not exist, a section that is none.
+    """
+    if row.set is None:
+        raise LaureproError(f"{table.id}/{row.id} is quoted from the literature; there is nothing to run")
+    where = f"{table.file}, row {row.id!r} (scale {scale.name})"
+    index = next(i for i, r in enumerate(table.rows) if r.id == row.id)
+    defaults = sourced(expanded(table.defaults, str(table.file)), Layer("table, defaults", table.file, ("defaults",)))
+    own = sourced(expanded(row.set, where), Layer("row", table.file, ("rows", index, "set")))
+    layers = merge(defaults, own)
+    recipe = plain(layers.pop("recipe", None))
+    base: Raw = {}
+    if scale.base is not None:
+        base = sourced(expanded(scale.base, where), Layer("scale, base", scale.file, ("base",)))
+    elif recipe is not None:
+        file = experiments_dir() / "recipes" / f"{recipe}.yaml"
+        if not file.is_file():
+            raise unknown("recipe", recipe, (f.stem for f in file.parent.glob("*.yaml")), str(table.file))
+        base = sourced(expanded(read_mapping(file, "data, train, eval, model"), where), Layer("recipe", file))
+    for section, value in layers.items():  # said here, for the scale's own mapping would cover it up
+        if section != "version" and not isinstance(value, dict):
+            raise LaureproError(f"{where}: {section}: expected a mapping, got {plain(value)!r}")
+    below = adapt(merge(base, layers), scale.adapt, scale.file)
+    below = merge(below, sourced(expanded(scale.set, str(scale.file)), Layer("scale, set", scale.file, ("set",))))
+    if not overrides:
+        return below, below
+    if "init_from" in overrides:
+        raise LaureproError("--set init_from: what a row starts from is the row's own, and cannot be set")
+    return below, merge(below, sourced(expanded(overrides, "--set"), Layer("--set", None)))
+
+
 def resolve(
     table: Table, row: Row, scale: Scale, overrides: Raw | None = None, chain: tuple[str, ...] = ()
 ) -> Experiment:
@@ -481,30 +400,9 @@ def resolve(
     Raises:
         LaureproError: a field that does not exist or a value it cannot take, with file, row and key.
     """
-    if row.set is None:
-        raise LaureproError(f"{table.id}/{row.id} is quoted from the literature; there is nothing to run")
     where = f"{table.file}, row {row.id!r} (scale {scale.name})"
-    layers = merge(table.defaults, row.set)
-    recipe = layers.pop("recipe", None)
-    base: Raw = {}
-    if scale.base is not None:
-        base = scale.base
-    elif recipe is not None:
-        file = experiments_dir() / "recipes" / f"{recipe}.yaml"
-        if not file.is_file():
-            raise unknown("recipe", recipe, (f.stem for f in file.parent.glob("*.yaml")), str(table.file))
-        base = read_mapping(file, "data, train, eval, model")
-    for section, value in layers.items():  # said here, for the scale's own mapping would cover it up
-        if section != "version" and not isinstance(value, dict):
-            raise LaureproError(f"{where}: {section}: expected a mapping, got {value!r}")
-    raw = merge(base, layers)
-    raw = merge(_adapt(raw, scale.adapt), scale.set)
-    below = raw
-    if overrides:
-        if "init_from" in overrides:
-            raise LaureproError("--set init_from: what a row starts from is the row's own, and cannot be set")
-        raw = merge(raw, overrides)
-    experiment = _build(raw, f"--set (over {where})" if overrides else where)
+    below, tree = layered(table, row, scale, overrides)
+    experiment = _build(plain(tree), f"--set (over {where})" if overrides else where)
     address = f"{table.id}/{row.id}"
     if row.init_from is not None:
         table_id, _, row_id = row.init_from.partition("/")
@@ -514,12 +412,14 @@ def resolve(
             raise LaureproError(f"{where}: init_from goes in a circle: {' -> '.join([*chain, address, row.init_from])}")
         parent = tables()[table_id]
         start = resolve(parent, parent.row(row_id), scale, overrides, (*chain, address))
-        return experiment.model_copy(update={"init_from": InitFrom(experiment=start)})
+        return canonical(experiment.model_copy(update={"init_from": InitFrom(experiment=start)}), where)
     if scale.pretrain is not None:
         # From what is below --set: one backbone serves a row and its variations.
-        pretrain = _build(_adapt(merge(below, scale.pretrain.set), scale.adapt), f"{scale.file}, pretrain")
+        layer = Layer("scale, pretrain", scale.file, ("pretrain", "set"))
+        tree = adapt(merge(below, sourced(scale.pretrain.set, layer)), scale.adapt, scale.file)
+        pretrain = _build(plain(tree), f"{scale.file}, pretrain")
         init = InitFrom(experiment=pretrain, part="backbone", seed=scale.pretrain.seed)
-        return experiment.model_copy(update={"init_from": init})
+        return canonical(experiment.model_copy(update={"init_from": init}), where)
     return experiment
 
 
@@ -527,7 +427,7 @@ def _build(raw: Raw, where: str) -> Experiment:
     try:
         experiment = Experiment(**raw)
     except ValidationError as error:
-        raise _error(error, where, Experiment) from None
+        raise invalid(error, where, Experiment) from None
     return canonical(experiment, where)
 
 
@@ -553,11 +453,13 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     default = Loss()
     idle: set[str] = set()  # fields that cannot change a number here
     if loss.kind == "cross_entropy":
-        idle |= {"offset_weight", "resolution", "normalize", "tie"}
+        idle |= {"offset_weight", "resolution", "normalize", "tie", "fused"}
     if loss.kind != "offset_regression":
         idle |= {"regression_weight", "beta"}
     if loss.kind == "offset_regression" or loss.offset_weight == 0:
         idle |= {"tie"}
+    if loss.resolution == "full":  # both maps are formed there
+        idle |= {"fused"}
     if not model.aux:
         idle |= {"aux_weight"}
     if "se" not in _features("heads", head.kind) or head.options.get("se") is False:
@@ -568,11 +470,15 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         model = model.model_copy(update={"aux_lau": False, "aux_channels": 256})
     op = experiment.op if point_sampling else Op()
     data = experiment.data.model_copy(update={"options": options})
+    train = experiment.train
+    if experiment.init_from is not None:
+        train = train.model_copy(update={"pretrained": None})
+    weights.check(train.pretrained, model.backbone, where)
     evaluation = experiment.eval
     if not evaluation.multi_scale:
         evaluation = evaluation.model_copy(update={"factors": Eval().factors})
     return experiment.model_copy(
-        update={"model": model, "loss": loss, "op": op, "data": data, "eval": evaluation},
+        update={"model": model, "loss": loss, "op": op, "data": data, "train": train, "eval": evaluation},
     )
 
 
@@ -610,7 +516,13 @@ class Job(Strict):
     def meaning(self) -> Raw:
         """What the key is the hash of: the parts the stage depends on, defaults left out."""
         dump = self.experiment.model_dump(mode="json", exclude_defaults=True)
-        chosen = {p: dump[p] for p in STAGES[self.stage] if p in dump}
+        chosen: Raw = {}
+        for path in STAGES[self.stage]:
+            section, _, field = path.partition(".")
+            if not field and section in dump:
+                chosen[section] = dump[section]
+            elif field in dump.get(section, {}):
+                chosen.setdefault(section, {})[field] = dump[section][field]
         if "init_from" in chosen and (start := self.starts_from) is not None:
             # The training alone: how its experiment would be evaluated or profiled cannot matter here.
             chosen["init_from"] = {"part": dump["init_from"].get("part", "model"), "train": start.key}

@@ -9,6 +9,7 @@ Exit codes: 0 a record was written (or was there), 1 the job failed, 2 bad input
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import json
@@ -24,11 +25,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from laurepro import parts, record
+from laurepro import failures, parts, record
 from laurepro.errors import LaureproError
+from laurepro.failures import BAD_INPUT, BUSY, STOPPED
+from laurepro.launchers import STOP
 from laurepro.spec import Job
 
-BUSY, STOPPED = 75, 143
+GO = -1  # what rank 0 says where there is work; any other number is the exit code
 _stop = False
 
 
@@ -67,8 +70,9 @@ class Progress:
         if now - self.last > 0.5 or values.get("step") == values.get("steps"):
             self.last = now
             temporary = self.file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({**values, "time": time.time()}))
-            os.replace(temporary, self.file)
+            with contextlib.suppress(OSError):  # only shown; a full disk is told where something would be lost
+                temporary.write_text(json.dumps({**values, "time": time.time()}))
+                os.replace(temporary, self.file)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,25 +94,36 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
     lock = FileLock(folder / "lock")
-    if rank == 0:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logging.info("another process runs %s", job.name)
-            return BUSY
-        if not args.fresh and _finished(args, job):
-            return 0
-        if args.fresh:
-            for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*")]:
-                old.unlink()
     try:
-        return _run(args, job, folder, rank)
+        code = _claim(args, job, folder, lock) if rank == 0 else GO
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # what rank 0 found is true for all
+            from laurepro import distributed
+
+            distributed.initialise()
+            code = distributed.from_rank_0(code)
+        return _run(args, job, folder, rank) if code == GO else code
     except Exception as error:  # whatever ends a job is told in failure.json, and by the exit code
         _fail(folder, rank, error)
-        return 2 if isinstance(error, LaureproError) else 1
+        return BAD_INPUT if isinstance(error, LaureproError) else 1
     finally:
-        if rank == 0:
-            lock.release()
+        lock.release()
+
+
+def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> int:
+    """Take the job's lock and clear away what is old. Returns GO, or the exit code where there is nothing to do."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logging.info("another process runs %s", job.name)
+        return BUSY
+    if not args.fresh and _finished(args, job):
+        return 0
+    for old in folder.glob("failure*.json"):
+        old.unlink(missing_ok=True)
+    if args.fresh:
+        for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*")]:
+            old.unlink()
+    return GO
 
 
 def _finished(args: argparse.Namespace, job: Job) -> bool:
@@ -133,7 +148,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         data_root=args.data,
         weights=record.run_folder(args.runs, need) if need else None,
         progress=Progress(folder / "progress.json") if rank == 0 else lambda values: None,
-        stop_requested=lambda: _stop,
+        stop_requested=lambda: _stop or (folder / STOP).exists(),
     )
     try:
         result = stage.run(job, context)
@@ -157,8 +172,10 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             class_names=result.class_names,
             confusion=result.confusion,
             boundary_confusion=result.boundary_confusion,
+            boundary_counts=result.boundary_counts,
             curve=result.curve,
             weights_sha256=result.weights_sha256,
+            pretrained_sha256=result.pretrained_sha256,
             environment=record.environment(result.device, result.threads),
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 2),
@@ -166,18 +183,17 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             command=os.environ.get("LAUREPRO_COMMAND") or shlex.join(sys.argv),
         ),
     )
-    (folder / "failure.json").unlink(missing_ok=True)
     return 0
 
 
 def _fail(folder: Path, rank: int, error: Exception) -> None:
     """Leave `failure.json`: reason, rank, and the last frames. The first rank to fail is the one that counts."""
-    traceback.print_exc()
+    with contextlib.suppress(OSError):  # the log may be on a full disk
+        traceback.print_exc()
     reason = str(error) if isinstance(error, LaureproError) else f"{type(error).__name__}: {error}"
-    file = folder / "failure.json"
-    with open(file if rank == 0 else folder / f"failure-rank{rank}.json", "w") as stream:
-        last = traceback.format_exc().splitlines()[-6:]
-        json.dump({"reason": reason, "rank": rank, "last_lines": last, "time": time.time()}, stream, indent=1)
+    last = tuple(traceback.format_exc().splitlines()[-failures.LAST_LINES :])
+    left = failures.Left(reason=reason, rank=rank, last_lines=last, time=time.time())
+    failures.write(folder, left, "failure.json" if rank == 0 else f"failure-rank{rank}.json")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-from laurepro import spec
+from laurepro import parts, spec
 from laurepro.checks import Finding, Item, finding
 
 CONTEXT = "miou60"
+# ImageNet top-1 errors in percent, DeepLabv3+'s Table 4 (the paper's reference 8), as remembered; not looked up.
+TOP1_ERROR = {"ResNet-101": 22.40, "Xception-65": 20.19}
 ENC = "encnet-os8"
 
 
@@ -139,6 +141,20 @@ def _table9() -> Finding:
         known,
         contradiction=True,
     )
+
+
+def _xception() -> Finding:
+    gain = TOP1_ERROR["ResNet-101"] - TOP1_ERROR["Xception-65"]
+    return finding("+2.21 in the text", f"{gain:+.2f}", f"{gain:+.2f}" == "+2.21")
+
+
+def _sizes(dataset: str, edition: str, printed: dict[str, str]) -> Finding:
+    """Pictures of each split as the text has them, whole or in thousands."""
+    editions = parts.load("datasets", dataset).LAYOUT.editions
+    held = {split: editions[edition][split] for split in printed}
+    shown = {s: f"{round(held[s] / 1000)}K" if text.endswith("K") else str(held[s]) for s, text in printed.items()}
+    expected = ", ".join(f"{split} {text}" for split, text in printed.items())
+    return finding(expected, ", ".join(f"{split} {n:,}" for split, n in held.items()), shown == printed)
 
 
 def _implied_pixacc(row: str, expected: str) -> Finding:
@@ -368,6 +384,19 @@ def items() -> list[Item]:
             "Table 8",
             partial(_slower, f"table8/{row}-bilinear", f"table8/{row}-lau4x"),
         )
+    add(
+        "C21.xception",
+        "ImageNet top-1 of Xception-65 over ResNet-101, as quoted",
+        "section 4.2.1; DeepLabv3+, Table 4, as remembered",
+        _xception,
+    )
+    for id, dataset, edition, printed in (
+        ("pascal_context", "pascal_context", "stanford", {"train": "4998", "val": "5105"}),
+        ("voc2012", "voc2012_aug", "", {"train": "1464", "val": "1449"}),
+        ("voc2012_aug", "voc2012_aug", "", {"trainaug": "10582"}),
+        ("ade20k", "ade20k", "", {"train": "20K", "val": "2K", "test": "3K"}),
+    ):
+        add(f"C22.{id}", "pictures of each split", "section 4.1", partial(_sizes, dataset, edition, printed))
     add(
         "C24.regression",
         "regression against offset-guided loss on ADE20K",

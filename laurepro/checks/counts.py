@@ -11,37 +11,28 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from laurepro import parts, spec
+from laurepro import spec
 from laurepro.checks import Finding, Item, finding
+from laurepro.costs import Cost
+from laurepro.datasets import num_classes
 
 if TYPE_CHECKING:
     from torch import nn
 
     from laurepro.model import Network
 
-CLASSES = {"pascal_context": 59, "ade20k": 150, "voc2012_aug": 21, "camvid": 11}
 IMAGENET_FC = 2_049_000  # ResNet's 1000-way classifier: in the released networks, counted there, and never run
 CHANNELS = (256, 512, 1024, 2048)
 TABLE1 = "Table 1"
 BUILT = "the architecture, counted by hand and by building"
 
 
-def classes(dataset: str) -> int:
-    """Classes of a data set that are scored."""
-    if dataset in CLASSES:
-        return CLASSES[dataset]
-    return len(parts.load("datasets", dataset).INFO.classes)
-
-
 @cache
-def network(model: spec.Model, num_classes: int) -> Network:
+def network(model: spec.Model, classes: int) -> Network:
     """A row's network without memory for its weights."""
-    import torch
+    from laurepro.stages.profile import on_meta
 
-    from laurepro.model import build
-
-    with torch.device("meta"):
-        return build(model, spec.Op(), num_classes).eval()
+    return on_meta(model, spec.Op(), classes)
 
 
 @cache
@@ -56,7 +47,7 @@ def _named(
         aux=False,
         output_stride=rest.get("output_stride", 8),
     )
-    return network(model, rest.get("num_classes", 59))
+    return network(model, rest.get("classes", 59))
 
 
 def _part(text: str) -> spec.Part:
@@ -67,16 +58,16 @@ def _part(text: str) -> spec.Part:
 
 
 @cache
-def _table1_macs(row: str) -> int:
-    """MACs of a row's network at the row's own picture size."""
-    experiment = _table1(row)
-    profile = experiment.profile
-    return conv_macs(_without_aux(experiment), (profile.height, profile.width))
+def cost(model: spec.Model, classes: int, height: int, width: int) -> Cost:
+    """What `profile` counts of a row's network."""
+    from laurepro.stages import profile
+
+    return profile.count(network(profile.evaluated(model), classes), height, width)
 
 
 def forget() -> None:
-    """Build everything anew: something may have been changed since."""
-    for function in (network, _named, _table1_macs):
+    """Build and count everything anew: a network may have been changed since."""
+    for function in (network, _named, conv_macs, cost):
         function.cache_clear()
 
 
@@ -85,6 +76,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@cache
 def conv_macs(module: nn.Module, size: tuple[int, int] = (480, 480), channels: int = 3) -> int:
     """Multiply-accumulates of the convolutions of one forward pass."""
     import torch
@@ -125,9 +117,16 @@ def _table1(row: str) -> spec.Experiment:
     return spec.resolve(table, table.row(row), spec.scale("paper"))
 
 
-def _without_aux(experiment: spec.Experiment) -> Network:
-    model = experiment.model.model_copy(update={"aux": False})
-    return network(model, classes(experiment.data.name))
+def _evaluated(experiment: spec.Experiment) -> Network:
+    from laurepro.stages.profile import evaluated
+
+    return network(evaluated(experiment.model), num_classes(experiment.data.name))
+
+
+def _table1_macs(row: str) -> int:
+    """Convolutions of a row's network at the row's own picture size."""
+    experiment = _table1(row)
+    return conv_macs(_evaluated(experiment), (experiment.profile.height, experiment.profile.width))
 
 
 def _printed(row: str, metric: str) -> int:
@@ -139,7 +138,7 @@ def _printed(row: str, metric: str) -> int:
 def _increment(k: int, metric: str, exact: int) -> Finding:
     row, base = f"encnet-os8-lau{k}x-off", "encnet-os8-bilinear"
     if metric == "d_params":
-        added = parameters(_without_aux(_table1(row))) - parameters(_without_aux(_table1(base)))
+        added = parameters(_evaluated(_table1(row))) - parameters(_evaluated(_table1(base)))
         printed, ours = cut(_printed(row, metric)), cut(added)
     else:
         added = _table1_macs(row) - _table1_macs(base)
@@ -152,7 +151,7 @@ def _absolute(metric: str) -> Finding:
     """Table 1's first row is labelled EncNet and fits the ASPP network only."""
     printed = _printed("encnet-os8-bilinear", metric)
     experiment = _table1("encnet-os8-bilinear")
-    encnet, aspp = _without_aux(experiment), _named("aspp")
+    encnet, aspp = _evaluated(experiment), _named("aspp")
     if metric == "params":
         own, other = (parameters(net) + IMAGENET_FC for net in (encnet, aspp))
         known = cut(printed) == cut(other) != cut(own) and (own, other) == (35_721_854, 41_821_411)
@@ -216,14 +215,14 @@ def _backbone(kind: str, stem: str) -> int:
     return parameters(_named(kind=kind, stem=stem).backbone)
 
 
-def _head(head: str, num_classes: int) -> int:
-    net = _named(head, num_classes=num_classes)
+def _head(head: str, classes: int) -> int:
+    net = _named(head, classes=classes)
     assert net.classifier is not None
     return parameters(net.head) + parameters(net.classifier)
 
 
-def _aux(num_classes: int) -> int:
-    net = network(spec.Model(), num_classes)
+def _aux(classes: int) -> int:
+    net = network(spec.Model(), classes)
     assert net.aux is not None
     return parameters(net.aux)
 
@@ -331,19 +330,20 @@ def items() -> list[Item]:
         ("resnet101", "plain", 42_500_160),
     ):
         exact(f"backbone.{kind}-{stem}.params", f"{kind}, {stem} stem", expected, partial(_backbone, kind, stem))
-    for id, head, num_classes, expected in (
+    for id, head, classes, expected in (
         ("encnet-59", "encnet", 59, 10_041_046),
+        ("encnet-60", "encnet", 60, 10_042_072),
         ("encnet-150", "encnet", 150, 10_134_412),
         ("encnet-21", "encnet", 21, 10_002_058),
         ("encnet-no-se", "encnet, se: false", 59, 10_010_779),
         ("encnet-lateral", "encnet, lateral: true", 59, 17_908_438),
         ("aspp-59", "aspp", 59, 16_140_603),
     ):
-        exact(f"head.{id}.params", f"head and classifier, {id}", expected, partial(_head, head, num_classes))
-    for num_classes, expected in ((59, 2_374_971), (150, 2_398_358)):
-        exact(f"head.aux-{num_classes}.params", "auxiliary head", expected, partial(_aux, num_classes))
+        exact(f"head.{id}.params", f"head and classifier, {id}", expected, partial(_head, head, classes))
+    for classes, expected in ((59, 2_374_971), (150, 2_398_358)):
+        exact(f"head.aux-{classes}.params", "auxiliary head", expected, partial(_aux, classes))
     for kind, expected in (("resnet50", 40_475_957), ("resnet101", 59_468_085)):
-        decoder: dict[str, Any] = {"head": "deeplabv3plus", "kind": kind, "output_stride": 16, "num_classes": 21}
+        decoder: dict[str, Any] = {"head": "deeplabv3plus", "kind": kind, "output_stride": 16, "classes": 21}
         exact(f"deeplabv3plus-{kind}.params", f"DeepLabv3+ {kind}, 21 classes", expected, partial(_whole, **decoder))
     for id, head, up, expected in (
         ("lau4x-m64", "encnet", "lau, bottleneck_channels: 64", 83_968),

@@ -344,6 +344,29 @@ def _guided_value() -> Finding:
     return finding(f"{expected:.12f}", f"{found:.12f}", abs(found - expected) < 1e-12)
 
 
+def _loss_gradient(kind: Literal["guided", "regression"]) -> Finding:
+    """Both gradients of a loss; what its weights and aims depend on moves by less than decides them."""
+    import torch
+
+    from laurepro.ops import offset_guided_cross_entropy, offset_regression_loss
+
+    loss = offset_guided_cross_entropy if kind == "guided" else offset_regression_loss
+    u, offset, k = _case(channels=3)
+    target = torch.randint(-1, 3, (1, *offset.shape[2:]), generator=torch.Generator().manual_seed(4))
+    leaves = [u.requires_grad_(), offset.requires_grad_()]
+    found = torch.autograd.grad(loss(u, offset, target, k), leaves)
+    gaps = []
+    with torch.no_grad():
+        for leaf, gradient in zip(leaves, found, strict=True):
+            for value, slope in zip(leaf.view(-1), gradient.flatten(), strict=True):
+                value += STEP
+                up = loss(u, offset, target, k)
+                value -= 2 * STEP
+                gaps.append(float(((up - loss(u, offset, target, k)) / (2 * STEP) - slope).abs()))
+                value += STEP
+    return finding("central differences", f"largest difference {max(gaps):.1e}", max(gaps) <= 1e-8)
+
+
 def _regression_tie() -> Finding:
     """Zero offsets at multiples of k: LaU and all four corners read one pixel, and LaU keeps it."""
     import torch
@@ -554,6 +577,14 @@ def items() -> list[Item]:
     add("op.loss.guided-tie-paper", "ties are punished", "equation 3", partial(_guided_tie, "paper"))
     add("op.loss.guided-tie-code", "ties are not punished", "loss.tie: code", partial(_guided_tie, "code"))
     add("op.loss.guided-value", "the offset-guided loss on a fixed tensor", "equation 3", _guided_value)
+    kinds: tuple[tuple[Literal["guided", "regression"], int], ...] = (("guided", 3), ("regression", 4))
+    for kind, equation_number in kinds:
+        add(
+            f"op.loss.{kind}-gradient",
+            f"gradients of the {kind} loss",
+            f"section 3.1.2, equation {equation_number}",
+            partial(_loss_gradient, kind),
+        )
     add("op.loss.regression-tie", "LaU wins a tie with the corners", "section 3.2.2: first minimum", _regression_tie)
     add(
         "op.loss.regression-first-corner",

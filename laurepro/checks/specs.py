@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
-from laurepro import parts, plan, spec
+from laurepro import costs, parts, plan, spec
 from laurepro.checks import Finding, Item, counts, finding
+from laurepro.datasets import num_classes
 
 # Rows of the paper's tables; 3a with our control.
 ROWS = {
@@ -20,6 +22,7 @@ ROWS = {
     "table8": 12,
 }
 TRAININGS, EVALUATIONS, TESTS = 38, 40, 2
+CLASSES = {"pascal_context": 59, "voc2012_aug": 21, "ade20k": 150}
 SOURCE = "tables 1 to 8 of the paper"
 
 
@@ -27,11 +30,11 @@ def _rows(table: str) -> Finding:
     return finding(ROWS[table], len(spec.tables()[table].rows))
 
 
-def _experiments(table: str) -> list[spec.Experiment]:
-    """Of every row that has something to run, at every scale."""
+def _experiments(table: str, scales: Iterable[str] = ()) -> list[spec.Experiment]:
+    """Of every row that has something to run, at every scale unless some are named."""
     found = spec.tables()[table]
-    scales = [spec.scale(name) for name in spec.scale_names()]
-    return [spec.resolve(found, row, scale) for scale in scales for row in found.rows if row.set is not None]
+    chosen = [spec.scale(name) for name in scales or spec.scale_names()]
+    return [spec.resolve(found, row, scale) for scale in chosen for row in found.rows if row.set is not None]
 
 
 def _resolves(table: str) -> Finding:
@@ -44,11 +47,31 @@ def _builds(table: str) -> Finding:
     """Build each distinct network without memory for its weights."""
     distinct: dict[str, tuple[spec.Model, int]] = {}
     for experiment in _experiments(table):
-        classes = counts.classes(experiment.data.name)
+        classes = num_classes(experiment.data.name)
         distinct[f"{experiment.model.model_dump_json()} {classes}"] = (experiment.model, classes)
     for model, classes in distinct.values():
         counts.network(model, classes)
     return finding("every network builds", "every network builds")
+
+
+def _costs(table: str) -> Finding:
+    """The networks of the table at scale paper, as costs.yaml has them and counted anew."""
+    written = costs.read()
+    counted: dict[str, costs.Cost] = {}
+    for experiment in _experiments(table, ("paper",)):
+        size = (experiment.profile.height, experiment.profile.width)
+        classes = num_classes(experiment.data.name)
+        counted[costs.network_name(experiment)] = counts.cost(experiment.model, classes, *size)
+    wrong = [
+        f"{name}: {tuple(c)}, written {tuple(written.get(name, ()))}"
+        for name, c in counted.items()
+        if written.get(name) != c
+    ]
+    return finding(f"{len(counted)} networks as written", "; ".join(wrong) or f"{len(counted)} networks as written")
+
+
+def _classes(dataset: str) -> Finding:
+    return finding(CLASSES[dataset], num_classes(dataset))
 
 
 def _jobs() -> list[spec.Job]:
@@ -92,6 +115,24 @@ def items() -> list[Item]:
         )
         found.append(
             Item(f"specs.{table}.builds", f"the networks of {table} can be built", where, partial(_builds, table))
+        )
+    for table in ROWS:
+        found.append(
+            Item(
+                f"specs.{table}.costs",
+                f"the networks of {table} cost what costs.yaml says",
+                "counted anew: python -m laurepro.costs",
+                partial(_costs, table),
+            )
+        )
+    for dataset in CLASSES:
+        found.append(
+            Item(
+                f"specs.classes.{dataset}",
+                f"classes that {dataset} is scored over",
+                "section 4.1",
+                partial(_classes, dataset),
+            )
         )
     once = "each distinct experiment once; quoted rows where marked rerun"
     for what in ("trainings", "evaluations"):

@@ -6,7 +6,7 @@ without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +42,8 @@ class Result(NamedTuple):
     weights_sha256: str | None
     device: str
     threads: int
+    boundary_counts: Mapping[str, list[list[int]]] = {}  # by metric: intersections and unions of the classes
+    pretrained_sha256: str | None = None  # of the file that the backbone started from
 
 
 def prepare(threads: int | None) -> torch.device:

@@ -9,8 +9,8 @@ Protocol of the speeds (the paper's Table 8: 512 x 512, mean over 100 iterations
 from: batch 1, 10 warm-up forwards, 10 groups of 10): float32 without TF32, random weights, normal noise for a picture,
 the whole forward with the final resize to the picture's size, the clock read only when the device is done.
 Row and twin take turns group by group. On a GPU the protocol is kept to the letter; on a CPU (where memory is laid out
-channels last, as in evaluation) a forward of a full network takes seconds, and as many are made as fit into BUDGET
-seconds, in at least 3 groups: `fps_iterations` is the number made.
+channels last, as in evaluation) a forward of a full network takes seconds, and as many are made as fit into
+`profile.seconds`, in at least LEAST_GROUPS groups: `fps_iterations` is the number made.
 """
 
 from __future__ import annotations
@@ -20,32 +20,21 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import DeformConv2d
 
-from laurepro import distributed, model, parts, spec
-from laurepro.errors import LaureproError
+from laurepro import distributed, model, spec
+from laurepro.costs import Cost
+from laurepro.datasets import num_classes
 from laurepro.stages import Context, Result, Stopped, device_name
 
-BUDGET = 16.0  # seconds for the timed forwards of one row on a CPU, warm-up included
 LEAST_GROUPS = 3
 FLOAT_BYTES = 4
-
-# Classes that are scored, of data sets that may not have a reader yet: PASCAL Context without background, ADE20K's
-# scene-parsing benchmark, VOC 2012 with background, CamVid without void.
-CLASSES = {"pascal_context": 59, "ade20k": 150, "voc2012_aug": 21, "camvid": 11}
-
-
-class Counts(NamedTuple):
-    """What can be counted exactly. See `counts`."""
-
-    params: int
-    macs: int
-    activation_bytes: int
 
 
 def run(job: spec.Job, context: Context) -> Result:
@@ -73,7 +62,7 @@ def run(job: spec.Job, context: Context) -> Result:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
 
-    classes = class_count(experiment.data.name)
+    classes = num_classes(experiment.data.name)
     mine = evaluated(experiment.model)
     twin = None if mine.upsampler.kind == "bilinear" else bilinear_twin(mine)
     size = (profile.height, profile.width)
@@ -118,15 +107,6 @@ def run(job: spec.Job, context: Context) -> Result:
 # --------------------------------------------------------------------------------------------------- what is meant
 
 
-def class_count(dataset: str) -> int:
-    """Classes of a data set that are scored, whether or not its files, or its reader, are there."""
-    if parts.path("datasets", dataset) is not None:
-        return len(parts.load("datasets", dataset).INFO.classes)
-    if dataset not in CLASSES:
-        raise LaureproError(f"data set {dataset!r}: its number of classes is not known")
-    return CLASSES[dataset]
-
-
 def evaluated(row: spec.Model) -> spec.Model:
     """The model as it is evaluated: without the auxiliary head."""
     return row.model_copy(update={"aux": False, "aux_lau": False})
@@ -140,7 +120,7 @@ def bilinear_twin(row: spec.Model) -> spec.Model:
 # ---------------------------------------------------------------------------------------------------- counted
 
 
-def counts(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> Counts:
+def counts(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> Cost:
     """Count one forward of one picture [1, 3, height, width] in evaluation, on the meta device: no arithmetic is done.
 
     Returns:
@@ -151,11 +131,15 @@ def counts(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) 
         where a module gives out a new tensor: one that hands its input on, or overwrites it, adds nothing, and
         operations outside such modules (sums, concatenations, sampling, the final resize) are not in it.
     """
-    network, image = _on_meta(row, op, classes, height, width)
+    return count(on_meta(evaluated(row), op, classes), height, width)
+
+
+def count(network: model.Network, height: int, width: int) -> Cost:
+    """`counts` of a network in evaluation mode that was built on the meta device, without an auxiliary head."""
     tally = {"macs": 0, "elements": 0}
-    with torch.no_grad(), _counting(network, tally):
-        network.predict(image)
-    return Counts(
+    with torch.no_grad(), _ShapesAlone(), _counting(network, tally):
+        network.predict(torch.empty(1, 3, height, width, device="meta"))
+    return Cost(
         params=sum(p.numel() for p in network.parameters() if p.requires_grad),
         macs=tally["macs"],
         activation_bytes=FLOAT_BYTES * tally["elements"],
@@ -167,17 +151,29 @@ def flops(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -
 
     Two for each multiply-accumulate of convolutions (deformable ones too) and matrix products, the encoding's included.
     """
-    network, image = _on_meta(row, op, classes, height, width)
+    network = on_meta(evaluated(row), op, classes)
     deformable: dict[Any, Any] = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
     counter = FlopCounterMode(display=False, custom_mapping=deformable)
     with torch.no_grad(), counter:
-        network.predict(image)
+        network.predict(torch.empty(1, 3, height, width, device="meta"))
     return int(counter.get_total_flops())
 
 
-def _on_meta(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> tuple[model.Network, Tensor]:
-    with torch.device("meta"):
-        return model.build(evaluated(row), op, classes).eval(), torch.empty(1, 3, height, width)
+def on_meta(row: spec.Model, op: spec.Op, classes: int) -> model.Network:
+    """A row's network in evaluation mode, on shapes alone: on the meta device, its weights not drawn."""
+    with torch.device("meta"), _ShapesAlone():
+        return model.build(row, op, classes).eval()
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Leave out what fills or normalises tensors without values: most of the time of building and of a forward."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and (getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_)):
+            return args[0]
+        if func is nn.functional.batch_norm:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -252,7 +248,7 @@ def _times(
     networks: list[model.Network], image: Tensor, profile: spec.Profile, context: Context
 ) -> list[tuple[int, list[float]]]:
     """For each group the forwards of one network, and the seconds that each network took for as many."""
-    budget = BUDGET if image.device.type == "cpu" else math.inf
+    budget = profile.seconds if image.device.type == "cpu" else math.inf
     began = time.perf_counter()
     for _ in range(max(1, profile.warmup)):
         once = sum(_seconds(network, image, 1) for network in networks)

@@ -18,14 +18,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from laurepro import checkpoint, distributed, losses, model, spec
-from laurepro.augment import training_sample
+from laurepro.augment import draw_corner, draw_flips, training_sample
 from laurepro.datasets import Image, Label, Pictures, open_split
 from laurepro.errors import LaureproError
+from laurepro.pretrained import load_pretrained
 from laurepro.stages import Context, Result, Stopped, device_name, normalise, prepare
 
 CURVE_POINTS = 50
@@ -59,6 +61,10 @@ def run(job: spec.Job, context: Context) -> Result:
     network = model.build(experiment.model, experiment.op, len(info.classes))
     if experiment.init_from is not None:
         start_from(network, experiment.init_from.part, context)
+    pretrained_sha256 = None
+    if train.pretrained is not None:
+        kind = experiment.model.backbone.kind
+        pretrained_sha256 = load_pretrained(network.backbone, train.pretrained, kind, context.data_root)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     distributed.synchronise_batch_norm(network)
     groups = model.parameter_groups(network, train)
@@ -78,12 +84,11 @@ def run(job: spec.Job, context: Context) -> Result:
     every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
     began = time.monotonic() - progress.seconds
 
-    for step, (images, labels) in enumerate(plan.read(progress.step, steps, _workers(train)), progress.step):
+    for step, (images, target) in enumerate(plan.tensors(progress.step, steps, _workers(train), device), progress.step):
         for group in optimiser.param_groups:
             group["lr"] = rates[step] * group["lr_multiplier"]
         torch.manual_seed(_dropout_seed(job.seed, rank, step))
-        output = parallel(normalise(torch.from_numpy(images).to(device)))
-        target = torch.from_numpy(labels).to(device)
+        output = parallel(normalise(images))
         terms = losses.segmentation_loss(
             output, target, experiment.loss, world_size=world, reduce_sum=distributed.all_reduce_sum
         )
@@ -111,7 +116,7 @@ def run(job: spec.Job, context: Context) -> Result:
     distributed.any_rank(False)
     curve = [(int(at), float(loss)) for at, loss in progress.curve]
     name, threads = device_name(device), torch.get_num_threads()
-    return Result({}, None, None, info.classes, curve, digest, name, threads)
+    return Result({}, None, None, info.classes, curve, digest, name, threads, pretrained_sha256=pretrained_sha256)
 
 
 def learning_rates(train: spec.Train, pictures: int) -> list[float]:
@@ -169,9 +174,9 @@ class Batches:
         self._batch_size, self._rank, self._world = batch_size, rank, world
         self._order: tuple[int, list[int]] = (-1, [])
         image, _ = pictures[0]
-        # uint8 colours and int64 label of one picture, times all
-        self._keep = len(pictures) * (image.nbytes + image.nbytes // 3 * 8) <= KEEP_DECODED
-        self._decoded: dict[int, tuple[Image, Label]] = {}
+        # uint8 colours and int16 label of one picture, times all
+        self._keep = len(pictures) * (image.nbytes + image.nbytes // 3 * 2) <= KEEP_DECODED
+        self._decoded: dict[int, tuple[Image, npt.NDArray[np.int16]]] = {}
 
     def epoch(self, step: int) -> int:
         """The epoch of a step, from 0."""
@@ -186,6 +191,19 @@ class Batches:
             self._order = (epoch, rng.permutation(len(self._pictures)).tolist())
         start = batch * self._batch_size
         return self._order[1][start : start + self._batch_size][self._rank :: self._world]
+
+    def tensors(self, first: int, last: int, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `read` yields, on the device.
+
+        A small data set of pictures of one size that are only flipped and cropped lies on the GPU as a whole: the
+        same pictures, cut there.
+        """
+        whole = self._whole(workers, device) if device.type == "cuda" else None
+        if whole is not None:
+            yield from (self._cut(*whole, step) for step in range(first, last))
+            return
+        for images, labels in self.read(first, last, workers):
+            yield torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
     def read(self, first: int, last: int, workers: int) -> Iterator[tuple[Image, Label]]:
         """Yield images uint8 [n, crop, crop, 3] and labels int64 [n, crop, crop] of steps first ... last-1."""
@@ -203,12 +221,48 @@ class Batches:
                     yield _stack([future.result() for future in pending.popleft()])
 
     def _sample(self, epoch: int, index: int) -> tuple[Image, Label]:
-        picture = self._decoded.get(index)
-        if picture is None:
-            picture = self._pictures[index]
-            if self._keep:
-                self._decoded[index] = picture
-        return training_sample(*picture, self._data, np.random.default_rng([self._seed, epoch, index]))
+        return training_sample(*self._picture(index), self._data, self._rng(epoch, index))
+
+    def _rng(self, epoch: int, index: int) -> np.random.Generator:
+        """What augments that picture in that epoch, on whatever rank and by whatever worker."""
+        return np.random.default_rng([self._seed, epoch, index])
+
+    def _picture(self, index: int) -> tuple[Image, Label]:
+        if index in self._decoded:
+            image, small = self._decoded[index]
+            return image, small.astype(np.int64)
+        image, label = self._pictures[index]
+        if self._keep:
+            self._decoded[index] = image, label.astype(np.int16)
+        return image, label
+
+    def _whole(self, workers: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """All images uint8 [N, H, W, 3] and labels int16 [N, H, W] on the device, or None where that will not do."""
+        augment = self._data.augment
+        if not self._keep or augment.short_side is not None or augment.blur:
+            return None
+        with ThreadPoolExecutor(workers) as pool:
+            decoded = list(pool.map(self._picture, range(len(self._pictures))))
+        shapes = {label.shape for _, label in decoded}
+        if len(shapes) > 1 or min(*shapes.pop()) < self._data.crop_size:
+            return None
+        images = torch.from_numpy(np.stack([image for image, _ in decoded]))
+        labels = torch.from_numpy(np.stack([label.astype(np.int16) for _, label in decoded]))
+        self._decoded.clear()
+        return images.to(device), labels.to(device)
+
+    def _cut(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step from `_whole`: images uint8 [n, crop, crop, 3], labels int64 [n, crop, crop]."""
+        epoch, crop = self.epoch(step), self._data.crop_size
+        batch = []
+        for index in self.indices(step):
+            rng = self._rng(epoch, index)
+            hflip, vflip = draw_flips(self._data.augment, rng)
+            top, left = draw_corner(labels.shape[1], labels.shape[2], crop, rng)
+            axes = [axis for axis, flip in enumerate((vflip, hflip)) if flip]
+            window = (slice(top, top + crop), slice(left, left + crop))
+            batch.append((images[index].flip(axes)[window], labels[index].flip(axes)[window]))
+        return torch.stack([image for image, _ in batch]), torch.stack([label for _, label in batch]).long()
 
 
 def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:

@@ -1,0 +1,93 @@
+"""`laurepro bench`: speeds and memory as ratios to peers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group("bench")
+def command() -> None:
+    """Speed and memory as ratios to peers, checked first and measured in one process."""
+
+
+def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON to this file."),
+        click.option(
+            "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory too (white offsets)."
+        ),
+        click.option(
+            "--compile/--no-compile",
+            "compiled",
+            default=None,
+            help="Time torch.compile of the unfused losses too (default: on a GPU only; a CPU compiles for minutes).",
+        ),
+        click.option(
+            "--only", metavar="GLOB", multiple=True, help="Only cases that match, as in '*/P/white/*/forward'."
+        ),
+        click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns that are timed."),
+        click.option(
+            "--shapes",
+            type=click.Choice(["small", "full"]),
+            help="The paper's shapes at batch 16, or smaller ones (default: full on a GPU, small on a CPU).",
+        ),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command("ops")
+@_measuring
+def ops(**options: Any) -> None:
+    """LaU, forward and backward, against grid_sample, interpolate and deform_conv2d."""
+    _run("ops", **options)
+
+
+@command.command("loss")
+@_measuring
+def loss(**options: Any) -> None:
+    """The offset-guided and the regression loss against their unfused forms, plain and compiled."""
+    _run("loss", **options)
+
+
+def _run(
+    name: str,
+    *,
+    device: str,
+    shapes: str | None,
+    rounds: int,
+    only: tuple[str, ...],
+    compiled: bool | None,
+    memory: bool,
+    output: Path | None,
+) -> None:
+    """Measure, print, write. Raises click.exceptions.Exit(1) where a variant of ours is wrong."""
+    from laurepro import bench, record
+    from laurepro.errors import LaureproError
+
+    if output is not None:
+        record.writable(output.parent, "--output")
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LaureproError("--device cuda: torch sees no CUDA GPU", "leave --device away to measure the CPU")
+    gpu = device == "cuda"
+    chosen: Any = shapes or ("full" if gpu else "small")
+    options = bench.Options(device, chosen, rounds, only, gpu if compiled is None else compiled, memory)
+    report = bench.run(name, options)
+    click.echo(bench.render(report))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record.write_atomic(output, json.dumps(report.document(), indent=1) + "\n")
+        click.echo(f"wrote {output}", err=True)
+    if wrong := sorted({f"{row.case}: {row.variant}" for row in report.rows if row.wrong}):
+        click.echo("\n".join(f"wrong: {line}" for line in wrong), err=True)
+        raise click.exceptions.Exit(1)

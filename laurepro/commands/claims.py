@@ -1,0 +1,68 @@
+"""`laurepro claims`: a verdict on each of the paper's statements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from laurepro.commands.options import paths
+
+
+@click.command("claims")
+@click.option("--only", metavar="GLOB", multiple=True, help="Only claims whose id matches, as in 'C5.*'.")
+@click.option("--scale", metavar="NAME", help="Only this scale (default: every scale that has records).")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["terminal", "markdown", "json"]),
+    default="terminal",
+    show_default=True,
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 where a claim that can be judged at its scale falls short.")
+@click.option(
+    "--set",
+    "pairs",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Judge the runs that were made with this --set.",
+)
+@paths
+def command(
+    only: tuple[str, ...],
+    scale: str | None,
+    form: str,
+    strict: bool,
+    pairs: tuple[str, ...],
+    results: Path,
+    runs: Path,
+) -> None:
+    """A verdict on each statement of the paper from our own records, with intervals over seeds."""
+    from fnmatch import fnmatchcase
+
+    from laurepro import claims, record, spec
+    from laurepro.claims import show
+    from laurepro.errors import LaureproError
+
+    ids = [c.id for c in claims.load()]
+    for pattern in only:
+        if not any(fnmatchcase(i, pattern) for i in ids):
+            raise LaureproError(f"--only {pattern!r} matches no claim", f"ids look like {ids[0]}")
+    records, problems = record.read_all(results)
+    present = {r.scale for r in records.values()}
+    names = [scale] if scale else [s for s in spec.scale_names() if s in present] or ["paper"]
+    overrides = spec.parse_overrides(pairs)
+    by_scale = []
+    for name in names:
+        verdicts = claims.judge(spec.scale(name), records, overrides)  # all: Holm's family is not what is shown
+        chosen = [v for v in verdicts if not only or any(fnmatchcase(v.claim.id, p) for p in only)]
+        by_scale.append((spec.scale(name), chosen))
+    for problem in problems:
+        click.echo(f"warning: {problem}; it counts as missing", err=True)
+    if form == "json":
+        click.echo(show.as_json(by_scale))
+    else:
+        write = show.markdown if form == "markdown" else show.terminal
+        click.echo("\n\n".join(write(s, verdicts) for s, verdicts in by_scale))
+    if strict and any(show.fell_short(verdicts) for _, verdicts in by_scale):
+        raise click.exceptions.Exit(1)

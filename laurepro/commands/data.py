@@ -1,0 +1,141 @@
+"""`laurepro data`: what each data set needs, its originals brought into one form, and what is wrong with a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from laurepro.commands.options import progress
+from laurepro.errors import LaureproError, unknown
+
+_root = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    envvar="LAUREPRO_DATA",
+    default="data",
+    show_default=True,
+    help="Data sets (or $LAUREPRO_DATA).",
+)
+
+
+@click.group("data")
+def command() -> None:
+    """The data sets: what each needs, prepare them from their originals, verify a copy."""
+
+
+@command.command("list")
+@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@_root
+def list_(root: Path, form: str) -> None:
+    """What each data set is, needs, and where it comes from; and what is found below --root."""
+    import json
+
+    from laurepro import parts
+
+    found = []
+    for name in parts.names("datasets"):
+        module = parts.load("datasets", name)
+        optional = module.LAYOUT.optional if hasattr(module, "LAYOUT") else ()
+        needed = tuple(split for split in module.INFO.splits if split not in optional)
+        found.append({**module.INFO._asdict(), "problems": module.problems(root, needed)})
+    if form == "json":
+        click.echo(json.dumps({"schema": 1, "root": str(root), "datasets": found}, indent=1))
+        return
+    for info in found:
+        click.echo(f"{info['name']}: {info['description']}")
+        click.echo(f"  splits:   {_splits(parts.load('datasets', info['name']))}")
+        for key in ("source", "needs", "licence"):
+            click.echo(f"  {key + ':':9} {info[key]}")
+        click.echo(f"  found:    {info['problems'][0] if info['problems'] else 'usable'}{_size(root / info['name'])}")
+
+
+def _size(folder: Path) -> str:
+    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f", {total / 1e9:.2f} GB" if total else ""
+
+
+def _splits(module: ModuleType) -> str:
+    layout = getattr(module, "LAYOUT", None)
+    if layout is None:
+        return ", ".join(module.INFO.splits)
+    editions = (
+        ", ".join(f"{split} {count:,}" for split, count in counts.items()) + (f" ({edition})" if edition else "")
+        for edition, counts in layout.editions.items()
+    )
+    return "; or ".join(editions)
+
+
+@command.command()
+@click.argument("name")
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The originals, as their owners publish them.",
+)
+@_root
+def prepare(name: str, source: Path | None, root: Path) -> None:
+    """Copy the originals of data set NAME to --root, check every file, and write a manifest with checksums.
+
+    Nothing is downloaded or linked. Stopped at any moment, the same command goes on; where all is there it changes
+    nothing. What is wrong with the originals is said all at once, and then there is no manifest: exit code 2.
+    """
+    from laurepro.datasets import _prepare
+
+    module = _module(name)
+    if not hasattr(module, "LAYOUT"):
+        click.echo(f"{name}: {module.INFO.description}; there is nothing to prepare")
+        return
+    if source is None:
+        raise LaureproError(f"--source DIR is missing: {name} is prepared from {module.INFO.needs}", module.INFO.source)
+    if not source.is_dir():
+        raise LaureproError(f"--source {source}: is not a folder", f"expected {module.INFO.needs}")
+    originals = module.originals(source)
+    with progress("prepare") as report:
+        problems = _prepare.prepare(module.LAYOUT, originals, root / name, report)
+    counts = ", ".join(f"{split} {len(pictures)}" for split, pictures in originals.splits.items())
+    _answer(problems, f"{root / name}: prepared, {counts} pictures")
+
+
+@command.command()
+@click.argument("name")
+@_root
+def verify(name: str, root: Path) -> None:
+    """Read every file of data set NAME and name everything that is wrong: exit code 2 if anything is.
+
+    Lists, numbers of pictures, splits that overlap, pairing, sizes, labels out of range, classes that never occur,
+    checksums, files that do not belong there. Without a fault: the share of each class.
+    """
+    from laurepro.datasets import _verify
+
+    module = _module(name)
+    if not hasattr(module, "LAYOUT"):
+        _answer(module.problems(root, module.INFO.splits), f"{name}: {module.INFO.description}")
+        return
+    with progress("verify") as report:
+        found = _verify.verify(module.LAYOUT, root / name, report)
+    _answer(found.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in found.pictures.items())} pictures")
+    click.echo(f"{'% of pixels':20}" + "".join(f"{split:>10}" for split in found.pixels))
+    for index, label in enumerate([*module.LAYOUT.classes, "(ignored)"]):
+        shares = (100 * counts[index] / counts.sum() for counts in found.pixels.values())
+        click.echo(f"{label:20}" + "".join(f"{share:10.3f}" for share in shares))
+
+
+def _module(name: str) -> ModuleType:
+    """The module of a data set. Raises LaureproError with the nearest name."""
+    from laurepro import parts
+
+    if name not in parts.names("datasets"):
+        raise unknown("data set", name, parts.names("datasets"))
+    return parts.load("datasets", name)
+
+
+def _answer(problems: list[str], fine: str) -> None:
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        click.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", err=True)
+        raise click.exceptions.Exit(2)
+    click.echo(fine)

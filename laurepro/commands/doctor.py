@@ -1,0 +1,26 @@
+"""`laurepro doctor`: versions, GPU, CuPy, Slurm, data and disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from laurepro.commands.options import paths
+
+
+@click.command("doctor")
+@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
+@paths
+def command(data: Path, results: Path, runs: Path) -> None:
+    """Versions, GPU, CuPy, Slurm, data and disk: each line with its fix."""
+    from laurepro.doctor import examine
+
+    problems = 0
+    for line in examine(data, results, runs):
+        click.echo(f"{'ok  ' if line.ok else 'note' if line.optional else 'FIX '} {line.what}: {line.found}")
+        if not line.ok:
+            click.echo(f"       {line.fix}")
+            problems += not line.optional
+    if problems:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,73 @@
+"""`laurepro figure`: the paper's qualitative figures, and what it lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from laurepro.commands.options import paths
+
+
+@click.command("figure")
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--scale", envvar="LAUREPRO_SCALE", metavar="NAME", help="Of the trained jobs (default: paper).")
+@click.option("--row", "rows", metavar="TABLE/ROW", multiple=True, help="Instead of the figure's own rows.")
+@click.option("--table", metavar="TABLE", help="cost, lambda: another table than the paper's.")
+@click.option("--image", "images", type=int, multiple=True, help="Index of a picture (default: evenly spaced ones).")
+@click.option("--count", type=click.IntRange(1, 24), default=4, show_default=True, help="How many pictures.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="The --set that the jobs were run with.")
+@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A .png, .svg or .pdf (default: figures/NAME-SCALE.png in --results, where the report finds it).",
+)
+@paths
+def command(
+    name: str | None,
+    scale: str | None,
+    rows: tuple[str, ...],
+    table: str | None,
+    images: tuple[int, ...],
+    count: int,
+    seed: int,
+    pairs: tuple[str, ...],
+    data: Path,
+    output: Path | None,
+    results: Path,
+    runs: Path,
+) -> None:
+    """Draw figure NAME from trained jobs and records; without a NAME, list the figures."""
+    from laurepro import figures, record, spec
+    from laurepro.errors import unknown
+
+    if name is None:
+        for known, kind in figures.FIGURES.items():
+            click.echo(f"{known:8} {kind.title}")
+        return
+    if name not in figures.FIGURES:
+        raise unknown("figure", name, figures.FIGURES)
+    if table is not None and (rows or not figures.FIGURES[name].of_table):
+        raise click.UsageError(f"--table is for figures of a whole table; {name} takes --row TABLE/ROW")
+    if rows and figures.FIGURES[name].of_table:
+        raise click.UsageError(f"{name} is of a whole table: give --table TABLE")
+    chosen = spec.scale(scale or "paper")
+    file = output or results / "figures" / f"{name}-{chosen.name}.png"
+    record.writable(file.parent, "--output" if output else "--results")
+    request = figures.Request(
+        scale=chosen,
+        results=results,
+        runs=runs,
+        data=data,
+        rows=(table,) if table else rows,
+        images=images,
+        pictures=count,
+        seed=seed,
+        pairs=pairs,
+        overrides=spec.parse_overrides(pairs),
+    )
+    drawing = figures.draw(name, request)
+    figures.save(drawing, file)
+    click.echo(file)

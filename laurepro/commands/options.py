@@ -1,0 +1,171 @@
+"""What commands share: their options, and the rows that a user chose."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def paths(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --results and --runs."""
+    for option in (
+        click.option(
+            "--runs",
+            type=click.Path(path_type=Path),
+            default="runs",
+            show_default=True,
+            help="Checkpoints and logs.",
+        ),
+        click.option(
+            "--results",
+            type=click.Path(path_type=Path),
+            default="results",
+            show_default=True,
+            help="Records.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --scale, --seeds and --set."""
+    for option in (
+        click.option(
+            "--set",
+            "pairs",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Change a field of every experiment, as in train.lr=0.05.",
+        ),
+        click.option("--seeds", type=click.IntRange(1), help="Seeds 0…N-1 (default: the scale's)."),
+        click.option(
+            "--scale",
+            envvar="LAUREPRO_SCALE",
+            metavar="NAME",
+            help="How big: smoke … paper (default: $LAUREPRO_SCALE, paper).",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def launching(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says where and how jobs run."""
+    for option in (
+        click.option("--force", is_flag=True, help="Run again what has a record."),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            envvar="LAUREPRO_DATA",
+            default="data",
+            show_default=True,
+            help="Data sets (or $LAUREPRO_DATA).",
+        ),
+        click.option(
+            "--jobs-per-gpu",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Jobs that share one GPU.",
+        ),
+        click.option(
+            "--time-limit",
+            type=click.FloatRange(0, min_open=True),
+            metavar="MINUTES",
+            help="Stop in time, each job with a checkpoint; the same command goes on.",
+        ),
+        click.option(
+            "--retries",
+            type=click.IntRange(0),
+            default=1,
+            show_default=True,
+            help="How often a failed job is started again, from its checkpoint.",
+        ),
+        click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Machines a job."),
+        click.option(
+            "--nproc-per-node",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Processes a job on each machine.",
+        ),
+        click.option("--detach", is_flag=True, help="Slurm: submit and leave."),
+        click.option("--constraint", metavar="LIST", help="Slurm: features of the nodes."),
+        click.option("--time", metavar="H:MM:SS", help="Slurm: of one job; it is requeued and goes on."),
+        click.option("--account", metavar="NAME", help="Slurm: who pays."),
+        click.option("--partition", metavar="NAME", help="Slurm: where."),
+        click.option("--cluster", metavar="NAME", help="Slurm: experiments/clusters/NAME.yaml (default: default)."),
+        click.option(
+            "--launcher",
+            default="local",
+            show_default=True,
+            metavar="NAME",
+            help="local, slurm, or dry: print the commands (with --cluster: the sbatch scripts).",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def choose(
+    targets: tuple[str, ...],
+    everything: bool,
+    scale_name: str | None,
+    seeds: int | None,
+    pairs: tuple[str, ...],
+) -> tuple[Any, list[Any]]:
+    """The scale and the rows' plans. Everything a user may have mistyped is found here."""
+    from laurepro import plan, spec
+
+    scale = spec.scale(scale_name or "paper")
+    overrides = spec.parse_overrides(pairs)
+    rows = plan.select(targets, scale, everything)
+    return scale, [plan.row_plan(t, r, scale, seeds or scale.seeds, overrides) for t, r in rows]
+
+
+def summary(rows: list[Any], planned: Any, scale: str) -> str:
+    """One line: how many jobs of which stage a plan runs and reuses."""
+    stages: dict[str, int] = {}
+    for job in planned.jobs:
+        stages[job.stage] = stages.get(job.stage, 0) + 1
+    todo = ", ".join(f"{n} {s}" for s, n in stages.items()) or "none"
+    quoted = sum(r.experiment is None for r in rows)
+    return (
+        f"{plural(len(rows), 'row')} ({quoted} quoted) at scale {scale}: "
+        f"{plural(len(planned.jobs), 'job')} to run ({todo}), {len(planned.reused)} reused"
+    )
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a line every ten seconds elsewhere, on stderr."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task(what)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+        return
+    said = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= 10 or done == total:
+            said = time.monotonic()
+            click.echo(f"{what}: {done} of {total}", err=True)
+
+    yield line

@@ -1,0 +1,166 @@
+"""`laurepro plan`: what would run, and what it would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from laurepro.commands.options import choose, paths, plural, progress, scaled, summary
+from laurepro.errors import LaureproError
+
+if TYPE_CHECKING:
+    from laurepro.plan import Plan
+
+
+@click.command("plan")
+@click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
+@click.option("--all", "everything", is_flag=True, help="Every table (also when none is named).")
+@click.option("--gpu", metavar="NAME", help="Whose data sheet tells the cost, as h100; or: measured.")
+@click.option("--gpus", type=click.IntRange(1), help="How many GPUs (default: one, or this machine's).")
+@click.option("--nproc-per-node", type=click.IntRange(1), default=1, show_default=True, help="GPUs a job.")
+@click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, show_default=True, help="Jobs that share one GPU.")
+@click.option("--probe", "probing", is_flag=True, help="First measure on this machine, for about a minute.")
+@click.option("--probe-seconds", type=click.FloatRange(1), default=60, show_default=True, help="About how long.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    metavar="HOURS",
+    help="Choose what judges the most claims in so many GPU-hours.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    envvar="LAUREPRO_DATA",
+    default="data",
+    show_default=True,
+    help="Data sets, for --probe (or $LAUREPRO_DATA).",
+)
+@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@scaled
+@paths
+def command(
+    targets: tuple[str, ...],
+    everything: bool,
+    gpu: str | None,
+    gpus: int | None,
+    nproc_per_node: int,
+    jobs_per_gpu: int,
+    probing: bool,
+    probe_seconds: float,
+    budget: float | None,
+    data: Path,
+    form: str,
+    scale: str | None,
+    seeds: int | None,
+    pairs: tuple[str, ...],
+    results: Path,
+    runs: Path,
+) -> None:
+    """The jobs that are missing, each once; what is reused; what cannot run yet; what it costs."""
+    import json
+
+    from laurepro import estimate, machines, plan, probe, record, spec
+    from laurepro.launchers import LaunchContext
+
+    chosen, rows = choose(targets, everything or not targets, scale, seeds, pairs)
+    records, _ = record.read_all(results)
+    planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job))
+    context = LaunchContext(results, runs, data, nproc_per_node=nproc_per_node, jobs_per_gpu=jobs_per_gpu)
+    if probing:
+        if gpu not in (None, "measured"):
+            raise LaureproError(f"--probe measures this machine, and --gpu {gpu} is a data sheet: leave one out")
+        _measure(planned, context, probe_seconds, targets)
+    found = probe.read(runs)
+    machine = machines.machine(gpu, gpus, context, planned, records.values(), found)
+    estimator = estimate.Estimator(machine, records, found, runs)
+    cost = estimate.estimate(planned, estimator, found)
+    selected = None
+    if budget is not None:
+        from laurepro import budget as budgets
+
+        if machine.device is None:
+            raise LaureproError("--budget: nothing tells what a job takes", "name a GPU with --gpu, or use --probe")
+        within = [r.address for r in rows] if targets else None
+        overrides = spec.parse_overrides(pairs)
+        selected = budgets.choose(
+            chosen, records, lambda job: record.has_weights(runs, job), estimator, budget, seeds, overrides, within
+        )
+    if form == "json":
+        document: dict[str, Any] = {"schema": 1, "jobs": _jobs(planned), "rows": len(rows)}
+        document |= {"reused": len(planned.reused), "estimate": estimate.as_json(cost)}
+        if selected is not None:
+            document["budget"] = {
+                "hours": budget,
+                "chosen": selected._asdict(),
+                "commands": selected.commands(chosen, pairs),
+            }
+        click.echo(json.dumps(document, indent=1))
+        return
+    if selected is not None:
+        claims, unit = plural(len(selected.claims), "claim"), cost.unit
+        click.echo(f"{claims} for {selected.hours:.3g} of {budget:g} {unit} on {machine.title}:")
+        for statement, comparisons in selected.statements().items():
+            click.echo(f"  {statement}: {', '.join(comparisons)}")
+        if selected.cheapest is not None:
+            click.echo(f"the cheapest claim that is left out takes {selected.cheapest:.3g} {unit} by itself")
+        if selected.not_estimated:
+            click.echo(f"{plural(selected.not_estimated, 'claim')} not considered: a job's time is not known")
+        jobs, rows_chosen = plural(len(selected.jobs), "job"), plural(len(selected.seeds), "row")
+        click.echo(f"{rows_chosen}, {jobs} to run:")
+        for line in selected.commands(chosen, pairs):
+            click.echo(line)
+        return
+    for job in planned.jobs:
+        later = plan.not_runnable(job)
+        remark = f"  (not runnable yet: {later})" if later else ""
+        users = planned.wanted_by[job.name]
+        more = f" and {len(users) - 3} more" if len(users) > 3 else ""
+        click.echo(f"{job.name}  for {', '.join(users[:3])}{more}{remark}")
+    click.echo(summary(rows, planned, chosen.name))
+    for line in estimate.lines(cost):
+        click.echo(line)
+
+
+def _jobs(planned: Plan) -> list[dict[str, Any]]:
+    """The jobs as JSON."""
+    from laurepro import plan
+
+    return [
+        {
+            "name": j.name,
+            "key": j.key,
+            "stage": j.stage,
+            "scale": j.scale,
+            "seed": j.seed,
+            "needs": j.needs.name if j.needs else None,
+            "rows": list(planned.wanted_by[j.name]),
+            "not_runnable": plan.not_runnable(j),
+        }
+        for j in planned.jobs
+    ]
+
+
+def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ...]) -> None:
+    """Run the probe, and leave what it found in the runs' folder."""
+    from laurepro import costs, machines, plan, probe, record, work
+    from laurepro.commands.run import _check_data
+
+    record.writable(context.runs, "--runs")
+    _check_data(planned, context.data, targets, "local")
+    runnable = tuple(j for j in planned.jobs if plan.not_runnable(j) is None)
+    if not any(j.stage != "profile" for j in runnable):
+        raise LaureproError("--probe: the plan has no training and no evaluation to measure")
+    counted = costs.read()
+
+    def operations(job: Any) -> float | None:
+        cost = counted.get(costs.network_name(job.experiment))
+        return None if cost is None else work.work(job, cost)
+
+    device = machines.local_device()
+    with progress("probe") as report:
+        new = probe.measure(planned._replace(jobs=runnable), operations, context, device, seconds, report)
+    for name, reason in new.missing.items():
+        click.echo(f"not measured: {name}: {reason}", err=True)
+    probe.write(context.runs, new)

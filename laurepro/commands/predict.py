@@ -1,0 +1,86 @@
+"""`laurepro predict`: what a trained job makes of one's own pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from laurepro.commands.options import paths
+from laurepro.errors import LaureproError, unknown
+
+
+@click.command("predict")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--job", "key", metavar="KEY", help="A training or evaluation: its name or key.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead of a job: a .pth.tar of the released code; with --row.",
+)
+@click.option("--row", metavar="TABLE/ROW", help="The row whose network the checkpoint is of.")
+@click.option("--scale", default="paper", show_default=True, metavar="NAME", help="The scale of --row.")
+@click.option("--protocol", metavar="NAME", help="How to evaluate: encnet-ss, encnet-ms, … (default: the job's).")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="predictions",
+    show_default=True,
+    metavar="DIR",
+    help="Folder to write to.",
+)
+@paths
+def command(
+    images: tuple[Path, ...],
+    key: str | None,
+    checkpoint: Path | None,
+    row: str | None,
+    scale: str,
+    protocol: str | None,
+    output: Path,
+    results: Path,
+    runs: Path,
+) -> None:
+    """Predict the classes of one's own pictures with the network of a trained job, or of a released checkpoint.
+
+    For each IMAGE: NAME.png, a label map whose values are class indices; NAME-overlay.png, the picture under the
+    classes' colours. Once: legend.png. The shares of the classes go to stdout.
+    """
+    from laurepro import prediction, record, spec
+    from laurepro.protocols import PROTOCOLS, expanded
+
+    if (key is None) == (checkpoint is None) or (checkpoint is None) != (row is None):
+        raise click.UsageError("give --job KEY, or --checkpoint FILE with --row TABLE/ROW")
+    record.writable(output, "--output")
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS, "--protocol")
+    absent = [str(file) for file in images if not file.is_file()]
+    if absent:
+        raise LaureproError(f"no such picture: {', '.join(absent)}")
+    stems = [file.stem for file in images]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise LaureproError(f"several pictures would be written as {', '.join(twice)}", "give them in several runs")
+    prediction.check(images)
+
+    if checkpoint is not None and row is not None:
+        trained = prediction.load_checkpoint(checkpoint, row, spec.scale(scale))
+    else:
+        trained = prediction.load(record.find(results, key or ""), runs)
+    if protocol is not None:
+        fields = expanded({"eval": {"protocol": protocol}}, "--protocol")["eval"]
+        trained = trained._replace(evaluation=trained.evaluation.model_copy(update=fields))
+    output.mkdir(parents=True, exist_ok=True)
+    colours, seen = prediction.palette(len(trained.classes)), set[str]()
+    for file in images:
+        image = prediction.read(file)
+        predicted = prediction.predict(trained, image)
+        prediction.mask(predicted, colours).save(output / f"{file.stem}.png")
+        prediction.overlay(image, predicted, colours).save(output / f"{file.stem}-overlay.png")
+        found = prediction.shares(predicted, trained.classes)
+        seen |= {name for name, _ in found}
+        click.echo(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in found))
+    rows = [i for i, name in enumerate(trained.classes) if name in seen]
+    prediction.legend([trained.classes[i] for i in rows], colours[rows]).save(output / "legend.png")
+    click.echo(f"wrote {len(images)} label maps and overlays, and legend.png, to {output}", err=True)

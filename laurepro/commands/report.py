@@ -1,0 +1,74 @@
+"""`laurepro report`: ours beside the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from laurepro.commands.options import paths
+
+TABLES = ("terminal", "csv", "json")  # formats of the tables alone
+PAGES = ("markdown", "html", "latex", "checklist", "artefact")
+
+
+@click.command("report")
+@click.argument("targets", nargs=-1, metavar="[TABLE]...")
+@click.option("--format", "form", default="terminal", show_default=True, type=click.Choice([*TABLES, *PAGES]))
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
+@click.option("--fragment", is_flag=True, help="markdown, latex: the tables alone, for a document of one's own.")
+@click.option("--results-only", is_flag=True, help="Say nothing of running or failed jobs: read --results alone.")
+@click.option("--strict", is_flag=True, help="Exit with 1 where one of our own rows has no complete numbers.")
+@click.option("--scale", metavar="NAME", help="Only this scale (default: every scale that has records).")
+@click.option(
+    "--set",
+    "pairs",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Report the runs that were made with this --set.",
+)
+@paths
+def command(
+    targets: tuple[str, ...],
+    form: str,
+    output: Path | None,
+    fragment: bool,
+    results_only: bool,
+    strict: bool,
+    scale: str | None,
+    pairs: tuple[str, ...],
+    results: Path,
+    runs: Path,
+) -> None:
+    """Ours beside the paper's, for TABLEs (default: all) at every scale that has records.
+
+    html, markdown and latex are the whole report: claims, tables, classes, boundaries, losses, provenance, failures,
+    figures. checklist and artefact are forms for a submission, filled from the records.
+    """
+    from laurepro import record, report
+
+    if fragment and form not in ("markdown", "latex"):
+        raise click.UsageError(f"--fragment is for markdown and latex, not {form}")
+    if output is not None:
+        record.writable(output.parent, "--output")
+    sources = report.gather(
+        targets, [scale] if scale else None, results=results, runs=None if results_only else runs, pairs=pairs
+    )
+    for problem in sources.problems:
+        click.echo(f"warning: {problem}; it counts as missing", err=True)
+    sections = list(sources.sections)
+    if form == "terminal" and output is None:
+        report.print_terminal(sections)
+    else:
+        if fragment or form in TABLES:
+            text = report.render(sections, "markdown" if form == "terminal" else form)
+        else:
+            text = report.render_page(sources, form, output.parent if output else results)
+        if output is None:
+            click.echo(text)
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            record.write_atomic(output, text + "\n")
+            click.echo(f"wrote {output}", err=True)
+    if strict and any(r.status not in ("done", "quoted") for s in sections for r in s):
+        raise click.exceptions.Exit(1)

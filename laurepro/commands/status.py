@@ -1,0 +1,220 @@
+"""`laurepro status`: what is running, done, failed and missing."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from laurepro.commands.options import choose, paths, scaled
+from laurepro.errors import LaureproError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from laurepro.failures import Left
+    from laurepro.plan import RowPlan
+
+SECONDS = 1.0  # between two looks on a terminal
+PLAIN_SECONDS = 10.0  # elsewhere: a line there stays
+
+
+class Running(NamedTuple):
+    """A job whose lock is held, and what it last said of itself."""
+
+    job: str
+    epoch: int | None
+    step: int | None
+    steps: int | None
+    loss: float | None
+    seconds_left: float | None
+
+
+class State(NamedTuple):
+    """The jobs of one scale."""
+
+    scale: str
+    done: int
+    missing: int
+    running: tuple[Running, ...]
+    queued: tuple[str, ...]  # on a cluster
+    stopped: tuple[str, ...]
+    failed: tuple[tuple[str, Left | None], ...]
+
+
+@click.command("status")
+@click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
+@click.option("--watch", is_flag=True, help="Go on looking until all is done, or Ctrl-C.")
+@scaled
+@paths
+def command(
+    targets: tuple[str, ...],
+    watch: bool,
+    scale: str | None,
+    seeds: int | None,
+    pairs: tuple[str, ...],
+    results: Path,
+    runs: Path,
+) -> None:
+    """What is running, done, failed (with the reason and the log's last lines) and missing."""
+    from laurepro import record, spec
+
+    records, problems = record.read_all(results)
+    started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
+    if scale:
+        names = [spec.scale(scale).name]
+    elif watch or started - set(records):
+        names = spec.scale_names()
+    else:
+        names = [n for n in spec.scale_names() if n in {r.scale for r in records.values()}] or ["paper"]
+    plans = {name: choose(targets, not targets, name, seeds, pairs)[1] for name in names}
+    broken = {f.stem for f in record.records_dir(results).glob("*.json")} - set(records)
+
+    def look() -> list[State]:
+        done = {f.stem for f in record.records_dir(results).glob("*.json")} - broken
+        states = [_state(name, rows, done, runs) for name, rows in plans.items()]
+        return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
+
+    for problem in problems:
+        click.echo(f"unreadable: {problem}")
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(look, runs)
+    elif states := look():
+        click.echo("\n".join(_lines(states, runs)))
+    else:
+        click.echo(f"no records in {results}, nothing started in {runs}")
+
+
+def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path) -> State:
+    """What the jobs of some rows are doing."""
+    from laurepro import failures, plan, record
+
+    planned = plan.build(rows, done, lambda job: record.has_weights(runs, job))
+    running, queued, stopped, failed = [], [], [], []
+    waiting = _queued(runs)
+    for name in (job.name for job in planned.jobs):
+        folder = runs / name
+        if not (folder / "job.json").is_file():
+            continue
+        if record.running(runs, name):
+            running.append(_running(name, folder))
+        elif name in waiting:
+            queued.append(name)
+        elif (folder / "failure.json").is_file():
+            failed.append((name, failures.read(folder / "failure.json")))
+        elif any(folder.glob("checkpoint*.ckpt")):
+            stopped.append(name)
+    missing = len(planned.jobs) - len(running) - len(queued) - len(stopped) - len(failed)
+    return State(scale, len(planned.reused), missing, tuple(running), tuple(queued), tuple(stopped), tuple(failed))
+
+
+def _queued(runs: Path) -> set[str]:
+    """The jobs of this folder that Slurm holds, waiting or running; none where nothing was submitted."""
+    from laurepro import cluster, record
+
+    states = {file.parent.name: record.read_json(file) or {} for file in runs.glob("*/slurm.json")}
+    if not states:
+        return set()
+    try:
+        active = {found.id for found in cluster.queue().values() if found.active}
+    except LaureproError as error:  # another machine than a login node still sees the folders
+        click.echo(f"the queue cannot be seen from here: {error}", err=True)
+        return set()
+    return {name for name, state in states.items() if state.get("id") in active}
+
+
+def _running(name: str, folder: Path) -> Running:
+    from laurepro import record
+
+    values = record.read_json(folder / "progress.json") or {}
+    step, steps, spent = (values.get(k) for k in ("step", "steps", "seconds"))
+    left = spent / step * (steps - step) if step and steps and spent else None
+    return Running(name, values.get("epoch"), step, steps, values.get("loss"), left)
+
+
+def _summary(state: State) -> str:
+    queued = f"{len(state.queued)} queued, " if state.queued else ""
+    return (
+        f"scale {state.scale}: {state.done} done, {len(state.running)} running, {queued}{len(state.failed)} failed, "
+        f"{len(state.stopped)} stopped (will go on), {state.missing} missing"
+    )
+
+
+def _cells(run: Running) -> tuple[str, str, str, str]:
+    """Epoch, step, loss and time left; a value that is not known is a question mark."""
+    left = "?" if run.seconds_left is None else str(datetime.timedelta(seconds=round(run.seconds_left)))
+    loss = "?" if run.loss is None else f"{run.loss:.3f}"
+    epoch = "?" if run.epoch is None else str(run.epoch + 1)
+    return epoch, f"{'?' if run.step is None else run.step}/{run.steps or '?'}", loss, left
+
+
+def _lines(states: list[State], runs: Path) -> list[str]:
+    """The plain text of it."""
+    lines = []
+    for state in states:
+        lines.append(_summary(state))
+        for run in state.running:
+            epoch, step, loss, left = _cells(run)
+            lines.append(f"  running  {run.job}  epoch {epoch}  step {step}  loss {loss}  {left} left")
+        for name, why in state.failed:
+            rank = "" if why is None or why.rank is None else f" (rank {why.rank})"
+            lines.append(f"  failed   {name}: {why.reason if why else 'the reason cannot be read'}{rank}")
+            lines += [f"           | {line}" for line in (why.last_lines if why else ())]
+            lines.append(f"           log: {runs / name / 'log.txt'}")
+    return lines
+
+
+def _view(states: list[State], runs: Path) -> Group:
+    """The same for a terminal that is redrawn."""
+    from rich import box
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = [] if states else [Text("nothing has started")]
+    for state in states:
+        parts.append(Text(_summary(state), style="bold"))
+        if state.running:
+            table = Table(box=box.SIMPLE_HEAD)
+            for head in ("job", "", "epoch", "step", "loss", "time left"):
+                table.add_column(head, justify="left" if head in ("job", "") else "right", overflow="fold")
+            for run in state.running:
+                bar = ProgressBar(total=run.steps or 1, completed=run.step or 0, width=20)
+                epoch, *rest = _cells(run)
+                table.add_row(Text(run.job), bar, epoch, *rest)
+            parts.append(table)
+        for line in _lines([state._replace(running=())], runs)[1:]:
+            parts.append(Text(line, style="red" if line.startswith("  failed") else "dim"))
+    return Group(*parts)
+
+
+def _watch(look: Callable[[], list[State]], runs: Path) -> None:
+    """Show it again and again until nothing is left to do."""
+
+    def over(states: list[State]) -> bool:
+        return bool(states) and not any(s.running or s.queued or s.stopped or s.missing for s in states)
+
+    if not sys.stdout.isatty():
+        while True:
+            states = look()
+            click.echo("\n".join(_lines(states, runs)) if states else "nothing has started")
+            if over(states):
+                return
+            time.sleep(PLAIN_SECONDS)
+    from rich.live import Live
+
+    with Live(_view(look(), runs), auto_refresh=False) as live:
+        while True:
+            states = look()
+            live.update(_view(states, runs), refresh=True)
+            if over(states):
+                return
+            time.sleep(SECONDS)

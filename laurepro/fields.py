@@ -1,0 +1,193 @@
+"""The typed fields of an experiment: everything that can change a number. Files and keys are elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Raw = dict[str, Any]
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error, and so is true or false where a number is meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        numeric = {int, float} & {kind if isinstance(kind, type) else type(kind) for kind in kinds}
+        values = value if isinstance(value, list | tuple) else [value]
+        if numeric and bool not in kinds and any(isinstance(v, bool) for v in values):
+            raise ValueError("expected a number")  # pydantic takes true for 1
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types and literals that an annotation is made of."""
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
+
+
+class Part(BaseModel):
+    """A plug-in by file name; every other key is one of its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> Raw:
+        """The options given, without `kind`."""
+        return dict(self.model_extra or {})
+
+
+class Backbone(Strict):
+    """A dilated ResNet. `blocks` and `width` None: the depth that `kind` names, at full width (64)."""
+
+    kind: Literal["resnet50", "resnet101"] = "resnet50"
+    stem: Literal["deep", "plain"] = "deep"
+    width: int = Field(64, ge=1)
+    blocks: tuple[int, int, int, int] | None = None
+
+
+class Model(Strict):
+    """What is compared: backbone, output stride, head, upsampler. Sizes and class counts are derived."""
+
+    backbone: Backbone = Backbone()
+    output_stride: Literal[8, 16, 32] = 8
+    head: Part = Part(kind="encnet")
+    upsampler: Part = Part(kind="bilinear")
+    aux: bool = True
+    aux_channels: int = Field(256, ge=1)
+    aux_lau: bool = False
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class Loss(Strict):
+    """Section 3.2 of the paper; `offset_weight` is its lambda, `regression_weight` its gamma.
+
+    `fused` False: the location-aware losses are composed of operators, the upsampled scores among them, which autograd
+    differentiates. The same numbers up to rounding, more memory.
+    """
+
+    kind: Literal["cross_entropy", "offset_guided", "offset_regression"] = "cross_entropy"
+    offset_weight: float = Field(0.3, ge=0)
+    regression_weight: float = Field(0.1, ge=0)
+    beta: float = Field(1.0, gt=0)
+    resolution: Literal["lau", "full"] = "lau"
+    normalize: Literal["all", "valid"] = "all"
+    tie: Literal["paper", "code"] = "paper"
+    count: Literal["global", "rank"] = "global"
+    aux_weight: float = Field(0.2, ge=0)
+    se_weight: float = Field(0.2, ge=0)
+    fused: bool = True
+
+
+class Op(Strict):
+    """Semantics of the sampling op that the paper and the released code settle differently."""
+
+    integer_gradient: Literal["right", "code"] = "right"
+
+
+class Augment(Strict):
+    """Training augmentation; `short_side` is the range of the short side as a multiple of `base_size`."""
+
+    short_side: tuple[float, float] | None = (0.5, 2.0)
+    blur: bool = True
+    hflip: bool = True
+    vflip: bool = False
+
+
+class Data(Strict):
+    """The data set and how training pictures are drawn from it. `options` go to the data set's class."""
+
+    name: str = "pascal_context"
+    train_split: str = "train"
+    base_size: int = Field(520, ge=1)
+    crop_size: int = Field(480, ge=1)
+    augment: Augment = Augment()
+    options: Raw = {}
+
+
+class Phase(Strict):
+    """One run of the poly schedule."""
+
+    iterations: int = Field(ge=1)
+    lr: float = Field(gt=0)
+
+
+class Train(Strict):
+    """SGD with the poly schedule (facts: section 4.1 of the paper). `batch_size` is global, over all ranks.
+
+    `pretrained`: what the backbone starts from, a name of `laurepro.weights` or FILE@SHA256; None: random weights.
+    """
+
+    epochs: int | None = Field(None, ge=1)
+    iterations: int | None = Field(None, ge=1)
+    phases: tuple[Phase, ...] | None = None
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(0.001, gt=0)
+    momentum: float = Field(0.9, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    power: float = Field(0.9, gt=0)
+    head_lr_multiplier: float = Field(10.0, gt=0)
+    offset_lr_multiplier: float = Field(10.0, gt=0)
+    offset_weight_decay: float = Field(0.0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    pretrained: str | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if sum(v is not None for v in (self.epochs, self.iterations, self.phases)) != 1:
+            raise ValueError("exactly one of epochs, iterations, phases is expected")
+        return self
+
+
+class Eval(Strict):
+    """The evaluation protocol. `factors` (and the flip) are used when `multi_scale` is true."""
+
+    split: str = "val"
+    multi_scale: bool = False
+    factors: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    mode: Literal["slide", "whole"] = "slide"
+    base_size: int = Field(520, ge=1)
+    crop_size: int = Field(480, ge=1)
+    align_corners: bool = True
+
+
+class Profile(Strict):
+    """The cost measurements: the picture's size, and forwards timed in so many groups after a warm-up.
+
+    `seconds`: on a CPU, what the timed forwards of one row may take; fewer are made where they would take longer.
+    """
+
+    height: int = Field(480, ge=1)
+    width: int = Field(480, ge=1)
+    iterations: int = Field(100, ge=1)
+    groups: int = Field(10, ge=1)
+    warmup: int = Field(10, ge=0)
+    seconds: float = Field(24.0, gt=0)
+
+
+class InitFrom(Strict):
+    """Start from another experiment's final weights: its whole model (fine-tuning) or its backbone."""
+
+    experiment: Experiment
+    part: Literal["model", "backbone"] = "model"
+    seed: int | None = None  # None: the seed of the job that starts from it
+
+
+class Experiment(Strict):
+    """Everything that can change a number, and nothing else."""
+
+    version: int = 1
+    model: Model = Model()
+    loss: Loss = Loss()
+    op: Op = Op()
+    data: Data = Data()
+    train: Train = Train(epochs=80)
+    eval: Eval = Eval()
+    profile: Profile = Profile()
+    init_from: InitFrom | None = None
