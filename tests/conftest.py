@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 ROW = "table3a/encnet-os8-lau4x-off"  # the row that is trained, where one is
 STEPS = 160  # of a training at scale tiny: some seconds, long enough to be interrupted
 
+SHORT = ("--set", "train.iterations=60")  # for several processes, whose every sum is slow
+
 # A busy machine is no fault; and continuous integration draws the same cases every time, other runs new ones.
 hypothesis.settings.register_profile("laurepro", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("laurepro")
@@ -68,21 +70,38 @@ def _program(*names: str) -> bool:
     return any(shutil.which(name) for name in names)
 
 
+def _modules(*names: str) -> bool:
+    return all(importlib.util.find_spec(name) for name in names)
+
+
 NEEDS = {
     "gpu": (_gpu, "no CUDA GPU"),
     "cxx": (lambda: _program("g++"), "no g++"),
     "slurm": (lambda: _program("sbatch"), "no Slurm"),
-    "browser": (lambda: _program("chromium", "chromium-browser", "google-chrome"), "no Chromium"),
+    "browser": (
+        lambda: (
+            _program("chromium", "chromium-browser", "google-chrome")
+            and _modules("playwright", "axe_playwright_python")
+        ),
+        "no Chromium, or no playwright (pip install 'laurepro[browser]')",
+    ),
     "latex": (lambda: _program("pdflatex", "lualatex", "tectonic"), "no LaTeX"),
     "extras": (lambda: importlib.util.find_spec("matplotlib") is not None, "no optional libraries"),
 }
+
+
+MINUTES = ("cxx", "slurm", "browser", "latex")  # not for every day: only where LAUREPRO_REQUIRE names them
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what a marked test's machine lacks, with the reason; fail where $LAUREPRO_REQUIRE names the marker."""
     required = {name.strip() for name in os.environ.get("LAUREPRO_REQUIRE", "").split(",")}
     for marker, (there, reason) in NEEDS.items():
-        if item.get_closest_marker(marker) and not there():
+        if not item.get_closest_marker(marker):
+            continue
+        if marker in MINUTES and marker not in required:
+            pytest.skip(f"takes minutes: LAUREPRO_REQUIRE={marker} runs it" + ("" if there() else f"; {reason} here"))
+        if not there():
             if marker in required:
                 pytest.fail(f"{reason}, and LAUREPRO_REQUIRE names {marker}", pytrace=False)
             pytest.skip(reason)
@@ -193,16 +212,25 @@ class Finished(NamedTuple):
     evaluate: Record
 
 
-@pytest.fixture(scope="session")
-def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """ROW, trained and evaluated once for all tests. Not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    ran = run_cli("run", ROW, "--scale", "tiny", cwd=folder, LAUREPRO_EXPERIMENTS=tiny)
+def _finish(folder: Path, tiny: Path, *options: object) -> Finished:
+    ran = run_cli("run", ROW, "--scale", "tiny", *options, cwd=folder, LAUREPRO_EXPERIMENTS=tiny)
     assert ran.code == 0, ran.err
     records, problems = record.read_all(folder / "results")
     assert not problems
     by_stage = {r.stage: r for r in records.values()}
     return Finished(folder, ran, by_stage["train"], by_stage["evaluate"])
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """ROW, trained and evaluated once for all tests. Not to be changed."""
+    return _finish(tmp_path_factory.mktemp("finished"), tiny)
+
+
+@pytest.fixture(scope="session")
+def finished_by_two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The same by two processes a job, and shorter. Not to be changed."""
+    return _finish(tmp_path_factory.mktemp("finished_by_two"), tiny, "--nproc-per-node", 2, *SHORT)
 
 
 def make_record(job: Job, metrics: dict[str, float | None], **changes: Any) -> Record:

@@ -228,7 +228,7 @@ def test_make_shows_what_reproduce_all_runs(tmp_path: Path) -> None:
     lines = [line for line in ran.stdout.splitlines() if "laurepro " in line]
     (line,) = [line for line in lines if "run --all" in line]
     words = shlex.split(line)[1:]
-    assert words == ["run", "--all", "--scale", "smoke", "--launcher", "dry", "--seeds", "2"]
+    assert words == ["run", "--all", "--scale", "smoke", "--seeds", "2", "--launcher", "dry"]
     assert not any(" report" in line for line in lines)
     shown = run_cli(*words, cwd=tmp_path)
     assert shown.code == 0 and len(shown.out.splitlines()) > 100 and list(tmp_path.iterdir()) == []

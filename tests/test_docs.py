@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from conftest import NEEDS, ROOT, environment
 
@@ -75,6 +76,9 @@ def test_every_command_of_a_page_exists(page: str) -> None:
             continue
         assert words[0] in known, f"{page}: {line}"
         command = cli.main.commands["run" if words[0].startswith("table") else words[0]]
+        if isinstance(command, click.Group):
+            assert words[1] in command.commands, f"{page}: {line}"
+            command = command.commands[words[1]]
         options = {o for p in command.params for o in p.opts} | {"--help", "-h"}
         assert [w for w in words if w.startswith("--") and w.split("=")[0] not in options] == [], f"{page}: {line}"
         for word in words[1:]:

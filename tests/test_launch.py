@@ -31,7 +31,7 @@ from laurepro import record
 from laurepro.record import Record
 from laurepro.spec import Job
 
-RUN = ["run", ROW, "--scale", "tiny"]
+RUN = ["run", ROW, "--scale", "tiny", "--retries", "0"]
 
 
 def at_step(folder: Path, step: int) -> Any:
@@ -122,8 +122,10 @@ def test_a_stop_checkpoints_and_the_same_command_goes_on(
 ) -> None:
     process = start(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     wait_until(at_step(tmp_path, 1), "a first step")
-    assert len(alive(tmp_path)) == 1
+    (worker,) = alive(tmp_path)
+    os.kill(worker, signal.SIGSTOP)  # it must not come to its end while status starts
     busy = run_cli("status", "--scale", "tiny", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    os.kill(worker, signal.SIGCONT)
     os.killpg(process.pid, number)
     ran = finish(process, 60)
     assert ran.code == 130 and "Traceback" not in ran.err and "goes on" in ran.err
@@ -252,7 +254,7 @@ def test_shipped_records_are_not_trained_again(finished: Finished, tiny: Path, t
 def test_force_runs_again_from_the_start(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "copy")
     for file in tmp_path.glob("copy/results/records/*.json"):  # so that what is there afterwards is new
-        file.write_text(json.dumps({**json.loads(file.read_text()), "command": "old"}))
+        record.write(tmp_path / "copy" / "results", record.read(file).model_copy(update={"command": "old"}))
     again = run_cli(*RUN, "--force", cwd=tmp_path / "copy", LAUREPRO_EXPERIMENTS=tiny)
     assert again.code == 0 and "2 jobs to run" in again.err, again.err
     assert {r.command for r in records(tmp_path / "copy").values()} == {f"laurepro {' '.join(RUN)} --force"}

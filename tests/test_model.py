@@ -104,11 +104,31 @@ def test_backbone_parameters(kind: str, stem: str, expected: int) -> None:
     assert backbone.channels == (256, 512, 1024, 2048)
 
 
-def test_backbone_stage_parameters() -> None:
+def test_backbone_parameters_by_stage() -> None:
     with torch.device("meta"):
-        net = ResNet(spec.Backbone())
-    stages = [count(m) for m in (net.conv1, net.bn1, net.layer1, net.layer2, net.layer3, net.layer4)]
-    assert stages == [112_576, 256, 236_288, 1_219_584, 7_098_368, 14_964_736]
+        r50, r101 = ResNet(spec.Backbone()), ResNet(spec.Backbone(kind="resnet101"))
+    stages = [[count(m) for m in (n.conv1, n.bn1, n.layer1, n.layer2, n.layer3, n.layer4)] for n in (r50, r101)]
+    assert stages[0] == [112_576, 256, 236_288, 1_219_584, 7_098_368, 14_964_736]
+    assert stages[1][4] == 26_090_496
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs", "stride"),
+    [("resnet101", "resnet101s", 8), ("resnet50", "resnet50s", 16), ("resnet50", "resnet50s", 32)],
+)
+def test_backbone_is_timms(kind: str, theirs: str, stride: int) -> None:
+    """timm's ResNets of the "s" kind have the same stem, strides and dilations, and the same parameter names."""
+    import timm  # seconds
+
+    torch.manual_seed(0)
+    options = {"pretrained": False, "features_only": True, "out_indices": (1, 2, 3, 4), "output_stride": stride}
+    other = timm.create_model(theirs, **options).eval()
+    ours = ResNet(spec.Backbone(kind=kind), stride).eval()
+    ours.load_state_dict(other.state_dict())
+    image = torch.randn(1, 3, 49, 65)
+    with torch.no_grad():
+        for one, two in zip(ours(image), other(image), strict=True):
+            torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,30 @@ def test_head_parameters(head: spec.Part, classes: int, expected: int) -> None:
     net = full(head, classes=classes)
     assert net.classifier is not None
     assert count(net.head) + count(net.classifier) == expected
+
+
+def test_head_parameters_by_group() -> None:
+    net = full(part("encnet", lateral=True))
+    enc = net.head.encmodule
+    groups = {
+        "conv5": (net.head.conv5, 9_438_208),
+        "lateral": (net.head.connect, 263_168 + 525_312),
+        "fusion": (net.head.fusion, 7_078_912),
+        "encmodule": (enc, 572_571),
+        "1x1": (enc.encoding[:3], 263_168),
+        "codewords": (enc.encoding[3], 16_416),
+        "normalisation": (enc.encoding[4], 64),
+        "gate": (enc.fc, 262_656),
+        "se": (enc.selayer, 30_267),
+        "classifier": (net.classifier, 30_267),
+    }
+    assert {name: count(m) for name, (m, _) in groups.items()} == {name: n for name, (_, n) in groups.items()}
+    aspp = full("aspp")
+    branches = [count(b) for b in aspp.head.aspp.branches]
+    assert branches[0] == 524_800 and sum(branches[1:]) == 14_157_312
+    parts_of = (aspp.head.aspp.pool, aspp.head.aspp.project, aspp.head.block, aspp.classifier)
+    assert [count(m) for m in parts_of] == [524_800, 328_192, 590_336, 15_163]
+    assert count(full("deeplabv3plus", classes=21, output_stride=16).classifier) == 5_397
 
 
 @pytest.mark.parametrize(("classes", "expected"), [(59, 2_374_971), (150, 2_398_358)])
@@ -282,6 +326,22 @@ def test_decoder_cuts_a_sampled_map_and_resizes_any_other() -> None:
         location_aware_upsample(deep, torch.zeros(1, 2, 10, 10), 2), size, mode="bilinear", align_corners=True
     )
     assert torch.equal(twice._upsample(deep, deep, size), expected)
+
+
+def test_a_crop_of_513_keeps_129_of_132_rows() -> None:
+    net = full("deeplabv3plus", part("lau"), classes=21, output_stride=16).eval()
+    sizes: list[tuple[torch.Size, torch.Size]] = []
+    upsample = net._upsample
+
+    def record(input: Tensor, feature: Tensor, size: tuple[int, int]) -> Tensor:
+        sampled = net.upsampler(input, feature)
+        sizes.append((sampled.input.shape, sampled.offset.shape))
+        return upsample(input, feature, size)
+
+    net._upsample = record  # type: ignore[method-assign]
+    with torch.device("meta"):
+        assert net(torch.empty(1, 3, 513, 513)).logits.shape == (1, 21, 129, 129)
+    assert sizes == [((1, 256, 33, 33), (1, 2, 132, 132))]
 
 
 # --------------------------------------------------------------------------------------------------- options

@@ -20,6 +20,7 @@ from laurepro.ops import (
     bilinear_upsample,
     location_aware_loss_maps,
     location_aware_upsample,
+    losses,
     offset_guided_cross_entropy,
     offset_regression_loss,
 )
@@ -302,6 +303,8 @@ LOSSES = [
         id="regression-beta",
     ),
     pytest.param(offset_regression_loss, oracle.regression, {"beta": 0.0}, {"beta": 0.0}, id="regression-l1"),
+    pytest.param(offset_guided_cross_entropy, oracle.offset_guided, {"fused": False}, {}, id="guided-composed"),
+    pytest.param(offset_regression_loss, oracle.regression, {"fused": False}, {}, id="regression-composed"),
 ]
 
 
@@ -461,6 +464,41 @@ def test_regression_target_at_the_replicated_border() -> None:
     torch.testing.assert_close(maps.target_offset[0, 0, 5:][moved], expected[moved])
 
 
+@pytest.mark.parametrize("loss", [offset_guided_cross_entropy, offset_regression_loss])
+@pytest.mark.parametrize("elements", [1, 100, 200, 1000, 10000])  # a row has 80, an image 480
+def test_fused_is_composed(loss: Op, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_CPU_ELEMENTS", elements)
+    torch.manual_seed(1)
+    u, d = torch.randn(5, 4, 3, 5, requires_grad=True), torch.randn(5, 2, 6, 20, requires_grad=True)
+    target = torch.randint(-1, 4, (5, 6, 20))
+    values, gradients = [], []
+    for fused in (True, False):
+        value = loss(u, d, target, (2, 4), fused=fused)
+        values.append(value.detach())
+        gradients.append(torch.autograd.grad(3 * value, (u, d)))
+    torch.testing.assert_close(values[0], values[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-8)
+    for i, leaf in enumerate((u, d)):  # one gradient alone
+        pair = (u, d.detach()) if i == 0 else (u.detach(), d)
+        (alone,) = torch.autograd.grad(3 * loss(*pair, target, (2, 4)), leaf)
+        torch.testing.assert_close(alone, gradients[0][i], rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        assert torch.equal(loss(u, d, target, (2, 4)), values[0])
+
+
+def test_fused_in_torch_compile_and_twice_through_one_graph() -> None:
+    torch.manual_seed(1)
+    u, d = torch.randn(2, 3, 3, 4, requires_grad=True), torch.randn(2, 2, 6, 8, requires_grad=True)
+    target = torch.randint(-1, 3, (2, 6, 8))
+    value = offset_guided_cross_entropy(u, d, target, 2)
+    first = torch.autograd.grad(value, (u, d), retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(value, (u, d)), strict=True))
+    compiled = torch.compile(lambda u, d: offset_guided_cross_entropy(u, d, target, 2), backend="eager")
+    again = compiled(u, d)
+    assert torch.equal(again, value)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(again, (u, d)), strict=True))
+
+
 FIXED = torch.linspace(-2, 2, 1 * 2 * 2 * 3, dtype=torch.float64).view(1, 2, 2, 3).sin() * 5
 FIXED_TARGET = torch.arange(24).view(1, 4, 6).remainder(3) - 1
 
@@ -539,7 +577,7 @@ U, D, T = torch.zeros(2, 3, 4, 5), torch.zeros(2, 2, 8, 10), torch.zeros(2, 8, 1
         ((U, D.to("meta"), 2), {}, ValueError, "offset is on meta, but input is on cpu"),
         ((U, D, 2), {"integer_gradient": "left"}, ValueError, "'right', 'code'.*'left'"),
         ((U, D, 2), {"backend": "jax"}, ValueError, "backend.*'jax'"),
-        ((U, D, 2), {"backend": "cupy"}, RuntimeError, "not part of this version"),
+        ((U, D, 2), {"backend": "cupy"}, ValueError, "needs CUDA tensors, got tensors on cpu"),
     ],
 )
 def test_op_errors(args: tuple[Any, ...], options: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -555,7 +593,7 @@ def test_op_errors(args: tuple[Any, ...], options: dict[str, Any], error: type[E
         ((U, D, T.int(), 2), {}, TypeError, "target.*int64.*int32"),
         ((U, D, T.to("meta"), 2), {}, ValueError, "target is on meta"),
         ((U, D, T, 3), {}, ValueError, r"\(2, 2, 12, 15\)"),
-        ((U, D, T, 2), {"backend": "cupy"}, RuntimeError, "not part of this version"),
+        ((U, D, T, 2), {"backend": "cupy"}, ValueError, "needs CUDA tensors, got tensors on cpu"),
         ((U, D, T + 3, 2), {}, IndexError, "out of bounds"),
     ],
 )

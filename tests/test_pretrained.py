@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import run_cli
+from test_stages import make_context, make_job
 from torch import Tensor
 
-from laurepro import spec
+from laurepro import checkpoint, spec, weights
 from laurepro.backbones import ResNet
 from laurepro.errors import LaureproError
 from laurepro.model import Network, build
-from laurepro.pretrained import load_imagenet, load_released, released_name
+from laurepro.pretrained import load_imagenet, load_pretrained, load_released, read_state_dict, released_name
+from laurepro.stages import train
 
 torch.set_num_threads(1)
 State = dict[str, Tensor]
@@ -66,10 +73,13 @@ def released(net: Network, classifier: str, prefix: str = "module.") -> State:
 ENCNET = ({"kind": "encnet", "codewords": 4}, "head.conv6.1.")
 LATERAL = ({"kind": "encnet", "codewords": 4, "lateral": True}, "head.conv6.1.")
 ASPP = ({"kind": "aspp", "rates": [1, 2, 3]}, "head.conv2d.1.")
+FASTFCN_ASPP = (ASPP[0], "head.block.4.")
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
-@pytest.mark.parametrize(("head", "classifier"), [ENCNET, LATERAL, ASPP], ids=["encnet", "lateral", "aspp"])
+@pytest.mark.parametrize(
+    ("head", "classifier"), [ENCNET, LATERAL, ASPP, FASTFCN_ASPP], ids=["encnet", "lateral", "aspp", "fastfcn-aspp"]
+)
 def test_a_renamed_network_predicts_the_same(head: dict[str, Any], classifier: str, prefix: str) -> None:
     source, target = network(head, 0), network(head, 1)
     image = torch.randn(1, 3, 64, 64)
@@ -107,6 +117,7 @@ def test_the_names_of_released_checkpoints() -> None:
         "head.aspp.project.1.weight": "head.aspp.project.1.weight",
         "head.block.0.weight": "head.block.0.weight",
         "head.conv2d.1.weight": "classifier.weight",
+        "head.block.4.bias": "classifier.bias",
     }
     assert {key: released_name(key) for key in expected} == expected
     for key in ("jpu.conv3.0.weight", "auxlayer.diffUp.infer_h.0.weight", "head.conv6.0.weight", "optimizer"):
@@ -203,3 +214,217 @@ def test_torchvision_weights_give_torchvision_features() -> None:
         torch.testing.assert_close(backbone(image)[3], x)
     with pytest.raises(LaureproError, match=r"conv1\.0\.weight"):
         load_imagenet(ResNet(spec.Backbone(stem="deep"), 32), theirs.state_dict())
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("output_stride", [8, 32])
+def test_timms_resnet50s_is_ours(output_stride: int) -> None:
+    """The deep stem's structure against an independent one, dilations included; and the names of its weights."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet50s", output_stride=output_stride).eval()
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+    backbone = ResNet(spec.Backbone(), output_stride).eval()
+    load_imagenet(backbone, theirs.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image)[3], theirs.forward_features(image))
+    with torch.device("meta"):  # 64, 64, 128 channels in the stem; resnet50c and resnet50d have 32, 32, 64
+        other = timm.create_model("resnet50d").state_dict()
+    with pytest.raises(LaureproError, match=r"conv1\.0\.weight is \(32"):
+        load_imagenet(backbone, other)
+    for kind in ("resnet50", "resnet101"):
+        config = timm.get_pretrained_cfg(f"{kind}s.gluon_in1k")
+        assert config.url.endswith("/" + weights.WEIGHTS["gluon"].files[kind].name)
+        assert (config.mean, config.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def old_file(file: Path, content: Any) -> Path:
+    """A file as torch 1.0 wrote it: no zip, and NumPy's numbers under the names they then had."""
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    return file
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_released_pth_tar_makes_the_network_predict_as_theirs(tmp_path: Path, old: bool) -> None:
+    """With the optimizer's state and the best score beside the weights, as their trainers leave them."""
+    source, target = network(ENCNET[0], 0), network(ENCNET[0], 1)
+    parameters = [torch.nn.Parameter(torch.ones(3))]
+    optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    parameters[0].grad = torch.ones(3)
+    optimiser.step()
+    content = {
+        "epoch": 80,
+        "state_dict": released(source, ENCNET[1], "module." if old else ""),
+        "optimizer": optimiser.state_dict(),
+        "best_pred": np.float64(0.63),
+    }
+    file = tmp_path / "79_checkpoint.pth.tar"
+    if old:
+        old_file(file, content)
+        assert b"numpy.core.multiarray" in file.read_bytes()
+    else:
+        torch.save(content, file)
+    load_released(target, read_state_dict(file))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(source.predict(image), target.predict(image))
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return (print, ("code of the file was run",))
+
+
+def test_a_file_that_holds_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = tmp_path / "whole.pth"
+    torch.save(released(network(ENCNET[0], 0), ENCNET[1]), whole)
+    cases: dict[str, Callable[[Path], object]] = {
+        "cannot be read: No such file": lambda file: None,
+        "cannot be read as torch weights": lambda file: file.write_bytes(whole.read_bytes()[:5000]),
+        "cannot be read as torch weights: ": lambda file: file.write_text("<html>404</html>"),
+        "cannot be read as torch weights:  ": lambda file: file.write_bytes(b""),
+        "holds no state dict": lambda file: torch.save({"state_dict": {"epoch": 3}}, file),
+        "holds no state dict ": lambda file: torch.save(torch.ones(3), file),
+        "holds no state dict  ": lambda file: torch.save({}, file),
+        "Weights only": lambda file: torch.save({"state_dict": Malicious()}, file),
+        "cannot be read as": lambda file: file.write_bytes(pickle.dumps(Malicious())),
+    }
+    for number, (said, make) in enumerate(cases.items()):
+        file = tmp_path / f"case{number}.pth"
+        make(file)
+        with pytest.raises(LaureproError, match=re.escape(said.strip())) as error:
+            read_state_dict(file)
+        assert str(file) in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------------------------------- weights by name
+
+
+@pytest.fixture
+def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root, and a home without anybody's downloads."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "data"
+    (root / "pretrained").mkdir(parents=True)
+    return root
+
+
+def test_every_name_is_a_file_of_each_depth_with_its_digest() -> None:
+    for name, known in weights.WEIGHTS.items():
+        assert set(known.files) == {"resnet50", "resnet101"} and known.stem in ("deep", "plain"), name
+        for kind, file in known.files.items():
+            algorithm, _, digest = file.digest.partition(":")
+            assert algorithm in ("sha1", "sha256") and re.fullmatch(r"[0-9a-f]{8,64}", digest)
+            assert file.name.endswith(f"-{digest[:8]}.pth") and kind in file.name
+            weights.check(name, spec.Backbone(kind=kind, stem=known.stem), "here")
+    for version in ("V1", "V2"):
+        for kind in ("resnet50", "resnet101"):
+            theirs = getattr(torchvision.models, f"ResNet{kind[6:]}_Weights")[f"IMAGENET1K_{version}"].url
+            assert theirs.endswith("/" + weights.file_of(f"torchvision-{version.lower()}", kind).name)
+
+
+def test_weights_that_are_not_there_are_told_with_what_to_bring(no_caches: Path) -> None:
+    with pytest.raises(LaureproError) as error:
+        load_pretrained(ResNet(spec.Backbone()), "encnet", "resnet50", no_caches)
+    said = str(error.value)
+    assert str(no_caches / "pretrained" / "resnet50-25c4b509.pth") in said
+    for word in ("sha1:25c4b50959ef024fcc050213a06b614899f94b3d", "PyTorch-Encoding", "nothing is downloaded"):
+        assert word in said
+
+
+def test_a_file_of_ones_own_is_found_by_name_and_digest_and_loads_strictly(
+    no_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = spec.Backbone(width=4, blocks=(1, 1, 1, 1))
+    torch.manual_seed(0)
+    source, target = ResNet(small), ResNet(small)
+    file = no_caches / "pretrained" / "own.pth"
+    torch.save({**source.state_dict(), "fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert load_pretrained(target, f"own.pth@{digest}", "resnet50", no_caches) == digest
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
+
+    with pytest.raises(LaureproError, match=r"own\.pth: is not own\.pth: its sha256 is .*expected 0000"):
+        load_pretrained(target, "own.pth@" + "0" * 64, "resnet50", no_caches)
+    state = source.state_dict()
+    state["layer5.0.conv1.weight"] = state.pop("layer4.0.conv1.weight")
+    torch.save(state, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(LaureproError) as error:
+        load_pretrained(target, f"own.pth@{digest}", "resnet50", no_caches)
+    for word in (str(file), "1 keys without a place: layer5.0.conv1.weight", "1 not in it: layer4.0.conv1.weight"):
+        assert word in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+    elsewhere = no_caches.parent / "torch" / "hub" / "checkpoints"
+    elsewhere.mkdir(parents=True)
+    torch.save(source.state_dict(), elsewhere / "own.pth")
+    file.unlink()
+    monkeypatch.setenv("TORCH_HOME", str(no_caches.parent / "torch"))
+    digest = hashlib.sha256((elsewhere / "own.pth").read_bytes()).hexdigest()
+    assert weights.find(f"own.pth@{digest}", "resnet50", no_caches) == elsewhere / "own.pth"
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "backbone", "said"),
+    [
+        ("encnett", {}, "nearest: encnet"),
+        ("torchvision-v1", {}, "has the plain stem.*'deep'\n.*encnet, encnet-2020, gluon"),
+        ("encnet", {"stem": "plain"}, "has the deep stem.*'plain'\n.*torchvision-v1, torchvision-v2"),
+        ("encnet", {"width": 32}, "width 32"),
+        ("gluon", {"blocks": (1, 1, 1, 1)}, "blocks"),
+        ("own.pth@12", {}, "FILE@SHA256"),
+        ("../own.pth@" + "0" * 64, {}, "FILE@SHA256"),
+    ],
+)
+def test_weights_that_cannot_be_meant(pretrained: str, backbone: Any, said: str) -> None:
+    experiment = spec.Experiment(model={"backbone": backbone}, train={"epochs": 1, "pretrained": pretrained})
+    with pytest.raises(LaureproError, match="(?s)here.*train.pretrained.*" + said):
+        spec.canonical(experiment, "here")
+
+
+def test_what_starts_from_another_training_has_no_imagenet_weights_of_its_own() -> None:
+    fine_tuned = spec.resolve(spec.tables()["table6"], spec.tables()["table6"].rows[-1], spec.scale("paper"))
+    assert fine_tuned.train.pretrained is None and fine_tuned.init_from is not None
+    assert fine_tuned.init_from.experiment.train.pretrained == "encnet"
+
+
+def test_a_training_starts_from_its_weights_and_the_record_says_which(no_caches: Path) -> None:
+    job = make_job()
+    network = build(job.experiment.model, job.experiment.op, 8)
+    for parameter in network.backbone.parameters():
+        torch.nn.init.constant_(parameter, 0.01)
+    file = no_caches / "pretrained" / "own.pth"
+    torch.save(network.backbone.state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    job = make_job(train={"pretrained": f"own.pth@{digest}", "iterations": 1, "lr": 1e-9})
+    assert job.key != make_job(train={"iterations": 1, "lr": 1e-9}).key
+    context = make_context(no_caches.parent / "job")
+    assert context.data_root == no_caches
+    result = train.run(job, context)
+    assert result.pretrained_sha256 == digest
+    trained = checkpoint.load_weights(no_caches.parent / "job")
+    assert float(trained["backbone.layer1.0.conv1.weight"].std()) < 1e-6
+    file.unlink()
+    with pytest.raises(LaureproError, match="is not there"):
+        train.run(job, make_context(no_caches.parent / "again"))
+
+
+def test_a_run_without_its_weights_ends_before_any_work(tmp_path: Path) -> None:
+    own = "train.pretrained=own.pth@" + "0" * 64
+    ran = run_cli("run", "table3a/encnet-os8-bilinear", "--scale", "paper", "--set", own, cwd=tmp_path, HOME=tmp_path)
+    assert ran.code == 2 and "data/pretrained/own.pth is not there" in ran.err and "Traceback" not in ran.err
+    assert not (tmp_path / "runs").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner
 from torch import nn
 
 from laurepro import costs, parts, plan, report, spec
 from laurepro.cli import main
+from laurepro.datasets import num_classes
 from laurepro.errors import LaureproError
-from laurepro.launchers import LaunchContext, local
+from laurepro.model import build
 from laurepro.stages import Context, Stopped, profile
 
 CLASSIFIER_OF_IMAGENET = 2_049_000  # 2048 x 1000 + 1000: counted by the paper, never built here
@@ -36,10 +39,10 @@ def _settings() -> Iterator[None]:
 
 
 @cache
-def counted(address: str) -> profile.Counts:
+def counted(address: str) -> costs.Cost:
     """A row's counts at scale paper."""
     e = experiment(address)
-    classes = profile.class_count(e.data.name)
+    classes = num_classes(e.data.name)
     return profile.counts(e.model, e.op, classes, e.profile.height, e.profile.width)
 
 
@@ -131,6 +134,79 @@ def test_deformable_convolution_is_its_convolution_and_that_of_its_offsets(versi
     assert profile.flops(row, *args) - profile.flops(base, *args) == 2 * added
 
 
+LAU = {"kind": "lau"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        model(),
+        model(LAU),
+        model(LAU, head="aspp", backbone={"kind": "resnet101"}),
+        model(head="aspp", output_stride=32, backbone={"stem": "plain"}),
+        model({"kind": "pixelshuffle"}),
+        model(LAU, head="deeplabv3plus", output_stride=16),
+    ],
+    ids=lambda m: f"{m.head.kind}-{m.backbone.kind}-{m.backbone.stem}-{m.upsampler.kind}",
+)
+def test_counts_agree_with_ptflops(row: spec.Model) -> None:
+    """ptflops has the same convention, but for a bias, which it takes for one operation more at each output."""
+    from ptflops import get_model_complexity_info
+
+    network, size = profile.on_meta(row, spec.Op(), 59), (3, 96, 128)
+    biases = 0
+
+    def add(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal biases
+        biases += output.numel() if module.bias is not None else 0
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [m.register_forward_hook(add) for m in layers]
+    found = profile.count(network, *size[1:])
+    for handle in handles:
+        handle.remove()
+    others = {type(m) for m in network.modules() if not list(m.children())} - {nn.Conv2d, nn.Linear}
+    macs, params = get_model_complexity_info(
+        network,
+        size,
+        as_strings=False,
+        print_per_layer_stat=False,
+        backend="pytorch",
+        ignore_modules=list(others),
+        backend_specific_config={"count_functional": False},
+    )
+    assert params == found.params
+    assert macs == found.macs + biases
+
+
+@pytest.mark.parametrize("kind", ["resnet50", "resnet101"])
+def test_counts_agree_with_what_torchvision_publishes(kind: str) -> None:
+    """Its billions of operations are multiply-accumulates, at 224 for classifiers and at 520 for segmentation."""
+    published = getattr(torchvision.models, f"ResNet{kind[6:]}_Weights").IMAGENET1K_V1.meta
+    plain = model(backbone={"kind": kind, "stem": "plain"}, output_stride=32)
+    with torch.device("meta"):
+        backbone = build(plain, spec.Op(), 59).backbone.eval()
+        macs = {"macs": 0, "elements": 0}
+        with profile._counting(backbone, macs):
+            backbone(torch.empty(1, 3, 224, 224))
+    assert sum(p.numel() for p in backbone.parameters()) + CLASSIFIER_OF_IMAGENET == published["num_params"]
+    assert round((macs["macs"] + 2048 * 1000) / 1e9, 3) == published["_ops"]
+
+    segmentation = getattr(torchvision.models.segmentation, f"DeepLabV3_ResNet{kind[6:]}_Weights").DEFAULT.meta
+    aspp = model(backbone={"kind": kind, "stem": "plain"}, head="aspp", aux=True)
+    with torch.device("meta"):
+        network = build(aspp, spec.Op(), 21)
+    assert sum(p.numel() for p in network.parameters()) == segmentation["num_params"]
+    auxiliary = 65 * 65 * (9 * 1024 * 256 + 256 * 21)  # torchvision runs it in evaluation too
+    assert round((profile.counts(aspp, spec.Op(), 21, 520, 520).macs + auxiliary) / 1e9, 3) == segmentation["_ops"]
+
+
+def test_a_network_on_shapes_alone_is_the_network() -> None:
+    row = model({"kind": "deformable"}, backbone={"width": 4, "blocks": (1, 1, 1, 1)}, aux=True)
+    shapes = {name: value.shape for name, value in profile.on_meta(row, spec.Op(), 5).state_dict().items()}
+    assert shapes == {name: value.shape for name, value in build(row, spec.Op(), 5).state_dict().items()}
+
+
 def test_counting_by_hand() -> None:
     network = nn.Sequential(
         nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.ReLU(), nn.Identity(), nn.Linear(8, 5)
@@ -144,11 +220,22 @@ def test_counting_by_hand() -> None:
 
 
 def test_class_counts() -> None:
-    known = {name: profile.class_count(name) for name in profile.CLASSES}
-    assert known == {"pascal_context": 59, "ade20k": 150, "voc2012_aug": 21, "camvid": 11}
-    assert profile.class_count("shapes") == 8
-    with pytest.raises(LaureproError, match="nothing"):
-        profile.class_count("nothing")
+    known = {name: num_classes(name) for name in ("pascal_context", "ade20k", "voc2012_aug", "shapes")}
+    assert known == {"pascal_context": 59, "ade20k": 150, "voc2012_aug": 21, "shapes": 8}
+    with pytest.raises(LaureproError, match="ade20k"):
+        num_classes("ade20")
+
+
+def test_costs_are_read_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; from laurepro import costs; print(len(costs.read()), 'torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [str(len(costs.read())), "False"]
+    assert costs.read()[costs.network_name(experiment("table1/encnet-os8-lau4x-off"))].params == 33_672_854 + 167_936
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(tmp_path))
+    assert costs.read() == {}
+    (tmp_path / "costs.yaml").write_text("encnet: {params: 1, macs: many, activation_bytes: 3}\n")
+    with pytest.raises(LaureproError, match=r"costs\.yaml: encnet\.macs"):
+        costs.read()
 
 
 def test_costs_file_is_fresh() -> None:
@@ -265,35 +352,3 @@ def test_speeds_are_never_subtracted(tmp_path: Path) -> None:
     assert ratio["paper"].item() == pytest.approx(10.32 / 10.48)
     head, _ = report.grid(report.measure(spec.tables()["table1"], PAPER, tmp_path, tmp_path))
     assert head.count("difference") == 5
-
-
-def test_a_profile_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two slots: trainings run beside each other, a profile beside nothing."""
-    e = experiment("table8/encnet-os32-r50-bilinear", "smoke").model_copy(update={"init_from": None})
-    jobs = [
-        spec.Job(stage=stage, scale="smoke", seed=seed, experiment=e)
-        for stage, seed in (("train", 0), ("profile", 0), ("train", 1), ("train", 2), ("train", 3))
-    ]
-    alive: list[tuple[str, subprocess.Popen[bytes]]] = []
-    beside: dict[str, set[str]] = {}
-    processes = {}
-
-    def start(started: spec.Job, given: LaunchContext, *rest: Any) -> subprocess.Popen[bytes]:
-        now = {name for name, process in alive if process.poll() is None}
-        for name in now:
-            beside[name].add(started.name)
-        beside[started.name] = now
-        processes[started.stage] = given.nproc_per_node
-        process = subprocess.Popen(["sleep", "0.3"])
-        alive.append((started.name, process))
-        return process
-
-    monkeypatch.setattr(local, "_start", start)
-    monkeypatch.setattr(local, "gpus", lambda: ["0", "1"])
-    planned = plan.Plan((), tuple(jobs), (), {})
-    assert local.launch(planned, LaunchContext(tmp_path, tmp_path, tmp_path)) == []
-    assert len(beside) == 5
-    assert beside[jobs[1].name] == set()
-    assert any(beside[j.name] for j in jobs if j.stage == "train")
-    assert local.launch(planned, LaunchContext(tmp_path, tmp_path, tmp_path, nproc_per_node=2)) == []
-    assert processes == {"train": 2, "profile": 1}

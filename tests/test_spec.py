@@ -240,6 +240,30 @@ def test_a_learning_rate_that_cannot_be(value: str) -> None:
         spec.resolve(table, table.rows[0], spec.scale("smoke"), overrides)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.threads=true",
+        "train.lr=true",
+        "data.augment.short_side=[true, 2.0]",
+        "model.backbone.blocks=[1, 1, false, 1]",
+        "model.output_stride=true",
+        "model.upsampler.scale_factor=true",
+        "model.head.codewords=false",
+    ],
+)
+def test_true_and_false_are_no_numbers(override: str) -> None:
+    table = spec.tables()["table3a"]
+    with pytest.raises(LaureproError, match=override.partition("=")[0].rpartition(".")[2]):
+        spec.resolve(table, table.row("encnet-os8-lau4x-off"), spec.scale("paper"), spec.parse_overrides((override,)))
+
+
+def test_true_and_false_where_they_are_meant() -> None:
+    table, pairs = spec.tables()["table3a"], ("model.head.lateral=true", "model.aux=false", "data.augment.blur=false")
+    found = spec.resolve(table, table.row("encnet-os8-bilinear"), spec.scale("paper"), spec.parse_overrides(pairs))
+    assert found.model.head.options == {"lateral": True} and not found.model.aux and not found.data.augment.blur
+
+
 # ---------------------------------------------------------------------------------------- canonical form, keys
 
 
@@ -306,6 +330,10 @@ def test_a_loss_field_counts_only_where_it_can_matter(model: Any, loss: Any, cha
         ("evaluate", {}, {"profile": {"height": 3}}, True),
         ("profile", {}, {"profile": {"height": 3}}, False),
         ("profile", {}, {"train": {"epochs": 3}}, True),
+        ("profile", {}, {"train": {"epochs": 80, "threads": 3}}, False),
+        ("profile", {}, {"data": {"name": "shapes"}}, False),
+        ("profile", {}, {"data": {"crop_size": 3}}, True),
+        ("profile", {}, {"profile": {"seconds": 3}}, False),
         ("train", {}, {"train": {"epochs": 3}}, False),
         ("evaluate", {}, {"train": {"epochs": 3}}, False),
         ("train", {"model": {"aux": False}}, {"model": {"aux": False, "aux_channels": 3}}, True),
@@ -355,10 +383,10 @@ def test_every_row_resolves_at_every_scale_and_its_canonical_form_is_final(scale
 @pytest.mark.parametrize(
     ("address", "stage", "name"),
     [
-        ("table3a/encnet-os8-lau4x-off", "evaluate", "evaluate-pascal_context-encnet-resnet50-lau-s0-9daeb4d7b7"),
-        ("table3a/encnet-os8-lau4x-off", "train", "train-pascal_context-encnet-resnet50-lau-s0-256a3d05f4"),
-        ("table6/encnet-r101-lau4x-off", "evaluate", "test-ade20k-encnet-resnet101-lau-s0-aa5fa0a7a0"),
-        ("table6/encnet-r101-lau4x-off", "train", "train-ade20k-encnet-resnet101-lau-s0-d05b2fd413"),
+        ("table3a/encnet-os8-lau4x-off", "evaluate", "evaluate-pascal_context-encnet-resnet50-lau-s0-0b01b6bc67"),
+        ("table3a/encnet-os8-lau4x-off", "train", "train-pascal_context-encnet-resnet50-lau-s0-a0d466a2a4"),
+        ("table6/encnet-r101-lau4x-off", "evaluate", "test-ade20k-encnet-resnet101-lau-s0-585dd4a47b"),
+        ("table6/encnet-r101-lau4x-off", "train", "train-ade20k-encnet-resnet101-lau-s0-7f0cb371d3"),
     ],
 )
 def test_pinned_names(address: str, stage: str, name: str) -> None:
@@ -393,6 +421,7 @@ def test_pinned_defaults() -> None:
             "count": "global",
             "aux_weight": 0.2,
             "se_weight": 0.2,
+            "fused": True,
         },
         "op": {"integer_gradient": "right"},
         "data": {
@@ -416,6 +445,7 @@ def test_pinned_defaults() -> None:
             "offset_lr_multiplier": 10.0,
             "offset_weight_decay": 0.0,
             "threads": None,
+            "pretrained": None,
         },
         "eval": {
             "split": "val",
@@ -426,7 +456,7 @@ def test_pinned_defaults() -> None:
             "crop_size": 480,
             "align_corners": True,
         },
-        "profile": {"height": 480, "width": 480, "iterations": 100, "groups": 10, "warmup": 10},
+        "profile": {"height": 480, "width": 480, "iterations": 100, "groups": 10, "warmup": 10, "seconds": 24.0},
         "init_from": None,
     }
     assert spec.InitFrom(experiment=Experiment()).model_dump(exclude={"experiment"}) == {"part": "model", "seed": None}

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laurepro import checkpoint, distributed, model, spec
 from laurepro.datasets import open_split
 from laurepro.errors import LaureproError
-from laurepro.scores import scores
 from laurepro.stages import MEAN, STD, Context, Result, Stopped, evaluate, normalise, train
 
 STEPS = 8
@@ -254,133 +252,6 @@ def test_weights_sha256_sees_names_types_shapes_and_bytes_but_not_memory_layout(
     assert digest != checkpoint.weights_sha256({"a": x, "c": torch.ones(2)})
 
 
-# ---------------------------------------------------------------------------------------------- evaluation
-
-
-class Pointwise(nn.Module):
-    """A stand-in network whose scores differ with the place in the window, so that windows cannot be confused."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.weight = torch.randn(4, 3, 3, 3, generator=generator) * 0.3
-
-    def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
-        ramp = torch.linspace(0, 1, image.shape[3])
-        return F.conv2d(image, self.weight, padding=1) + ramp * torch.arange(4.0).view(1, 4, 1, 1)
-
-
-def naive_slide(network: Pointwise, image: Tensor, factors: tuple[float, ...], flip: bool, base: int) -> Tensor:
-    """The released evaluator, written down window by window, crop 24."""
-    crop, stride = 24, 16
-    _, _, h, w = image.shape
-    black = [-m / s for m, s in zip(MEAN, STD, strict=True)]
-    total = torch.zeros(1, 4, h, w)
-    for factor in factors:
-        long = math.ceil(base * factor)
-        height, width = (long, int(w * long / h + 0.5)) if h > w else (int(h * long / w + 0.5), long)
-        resized = F.interpolate(image, (height, width), mode="bilinear", align_corners=True)
-        rows, columns = max(height, crop), max(width, crop)
-        padded = torch.tensor(black).view(1, 3, 1, 1).expand(1, 3, rows + crop, columns + crop).clone()
-        padded[:, :, :height, :width] = resized
-        score, count = torch.zeros(1, 4, rows, columns), torch.zeros(rows, columns)
-        for top in range(0, 1000, stride):
-            for left in range(0, 1000, stride):
-                if (top and top + crop - stride >= rows) or (left and left + crop - stride >= columns):
-                    continue
-                window = padded[:, :, top : top + crop, left : left + crop]
-                logits = network.predict(window)
-                if flip:
-                    logits = logits + network.predict(window.flip(3)).flip(3)
-                values = logits.exp()
-                for y in range(top, min(top + crop, rows)):
-                    for x in range(left, min(left + crop, columns)):
-                        score[0, :, y, x] += values[0, :, y - top, x - left]
-                        count[y, x] += 1
-        assert (count > 0).all()
-        score = (score / count)[:, :, :height, :width]
-        total += F.interpolate(score, (h, w), mode="bilinear", align_corners=True)
-    return total.argmax(1)
-
-
-@pytest.mark.parametrize("size", [(37, 53), (53, 37), (19, 61), (24, 24), (9, 11)])
-@pytest.mark.parametrize("multi_scale", [False, True])
-def test_slide_against_a_naive_loop(size: tuple[int, int], multi_scale: bool) -> None:
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    options = spec.Eval(multi_scale=multi_scale, factors=(0.4, 1.0, 1.3), base_size=41, crop_size=24)
-    found = evaluate.predict(Pointwise(), image, 4, options)  # type: ignore[arg-type]
-    expected = naive_slide(Pointwise(), image, options.factors if multi_scale else (1.0,), multi_scale, 41)
-    assert found.shape == (1, *size)
-    # Sums in another order may move a pixel whose two best scores are equal to the last bit.
-    assert (found != expected).sum() <= 1
-    assert len(expected.unique()) == 4
-
-
-def test_whole_pictures() -> None:
-    images = torch.randn(2, 3, 21, 33, generator=torch.Generator().manual_seed(0))
-    network = Pointwise()
-    single = evaluate.predict(network, images, 4, spec.Eval(mode="whole"))  # type: ignore[arg-type]
-    assert torch.equal(single, network.predict(images).argmax(1))
-    options = spec.Eval(mode="whole", multi_scale=True, factors=(0.75, 1.0))
-    total = torch.zeros(2, 4, 21, 33)
-    for height, width in ((16, 25), (21, 33)):  # 33 * 0.75 upwards, 21 * 25 / 33 rounded
-        resized = F.interpolate(images, (height, width), mode="bilinear", align_corners=True)
-        score = (network.predict(resized) + network.predict(resized.flip(3)).flip(3)).exp()
-        total += F.interpolate(score, (21, 33), mode="bilinear", align_corners=True)
-    found = evaluate.predict(network, images, 4, options)  # type: ignore[arg-type]
-    assert (found != total.argmax(1)).sum() <= 1
-
-
-def test_scaled_size_rounds_the_short_side() -> None:
-    assert evaluate.scaled_size(375, 500, 520) == (390, 520)
-    assert evaluate.scaled_size(500, 334, 260) == (260, 174)  # 173.68
-    assert evaluate.scaled_size(333, 500, 390) == (260, 390)  # 259.74
-
-
-def test_near_edge_is_within_three_pixels_of_another_label() -> None:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(-1, 3, (2, 4, 5), generator=generator).repeat_interleave(9, 1).repeat_interleave(9, 2)
-    found = evaluate.near_edge(labels)
-    for n in range(2):
-        for y in range(36):
-            for x in range(45):
-                window = labels[n, max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4]
-                near = bool((window != labels[n, y, x]).any())
-                assert found[n, y, x] == (labels[n, y, x] if near else -1)
-
-
-def test_confusion_matrix_counts_pairs() -> None:
-    labels, predicted = torch.tensor([[[0, 1, -1], [1, 2, 2]]]), torch.tensor([[[0, 2, 1], [1, 2, 0]]])
-    found = evaluate.confusion_matrix(labels, predicted, 3)
-    assert found.tolist() == [[1, 0, 0], [0, 1, 1], [1, 0, 1]] and found.dtype == torch.int64
-    with pytest.raises(RuntimeError, match="label is 2"):
-        evaluate.confusion_matrix(labels, predicted.clamp(max=1), 2)
-
-
-def test_evaluating_a_split(tmp_path: Path) -> None:
-    train.run(make_job(), make_context(tmp_path / "train"))
-    job = make_job("evaluate")
-    result = evaluate.run(job, make_context(tmp_path / "evaluate", weights=tmp_path / "train"))
-    network = model.build(job.experiment.model, job.experiment.op, 8)
-    network.load_state_dict(checkpoint.load_weights(tmp_path / "train"))
-    network.eval()
-    _, pictures = open_split(job.experiment.data, tmp_path / "data", "val")
-    expected, edges = np.zeros((8, 8), int), np.zeros((8, 8), int)
-    for image, label in (pictures[i] for i in range(5)):
-        with torch.no_grad():
-            predicted = network.predict(normalise(torch.from_numpy(image[None]))).argmax(1)[0].numpy()
-        band = evaluate.near_edge(torch.from_numpy(label[None]))[0].numpy()
-        np.add.at(expected, (label[label >= 0], predicted[label >= 0]), 1)
-        np.add.at(edges, (band[band >= 0], predicted[band >= 0]), 1)
-    # A batch's sums may come out in another order than one picture's: a pixel may move.
-    assert np.abs(np.array(result.confusion) - expected).sum() <= 4
-    assert np.abs(np.array(result.boundary_confusion) - edges).sum() <= 4
-    assert np.array(result.confusion).sum() == expected.sum()
-    assert result.metrics == scores(np.array(result.confusion), "shapes", np.array(result.boundary_confusion))
-    with pytest.raises(Stopped):
-        evaluate.run(job, make_context(tmp_path / "evaluate", tmp_path / "train", stop=lambda: True))
-
-
 def test_normalise() -> None:
     batch = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
     found = normalise(batch)
@@ -392,17 +263,17 @@ def test_normalise() -> None:
 # --------------------------------------------------------------------------------------- several processes
 
 
-def together_job(stage: str = "train", mode: str = "slide") -> spec.Job:
+def together_job(stage: str = "train", mode: str = "slide", **changes: dict[str, Any]) -> spec.Job:
     """A job whose numbers depend on the number of processes by rounding only: no dropout, and no offsets.
 
     Offsets make the gradient jump where a sample crosses into the next cell, and the offset weight makes the loss
     jump where both losses are equal, which a last bit can decide. Evaluation does not differ even by rounding: whole
-    blocks of pictures go to a rank, and 40 pictures are two blocks.
+    blocks of pictures go to a rank, and 40 pictures are several.
     """
     network = {"dropout": 0.0, "upsampler": {"kind": "bilinear"}}
     evaluation = {"mode": mode, "base_size": 80, "crop_size": 64}
     data = {"options": {"train_images": 18, "val_images": 40}}
-    return make_job(stage, model=network, loss={"kind": "cross_entropy"}, eval=evaluation, data=data)
+    return make_job(stage, 3, model=network, loss={"kind": "cross_entropy"}, eval=evaluation, data=data, **changes)
 
 
 def sampled_job() -> spec.Job:
@@ -506,3 +377,39 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         assert result.boundary_confusion == evaluated.boundary_confusion
         assert result.metrics == evaluated.metrics
         assert Result(*rank["whole"]).confusion == whole_pictures.confusion
+
+
+def dozen_job(stage: str = "train") -> spec.Job:
+    """`together_job` with batches that two, three and four processes can share."""
+    return together_job(stage, train={"batch_size": 12, "iterations": 4})
+
+
+def several_processes(rank: int, world: int, port: int, folder: Path) -> None:
+    """What each of `world` processes does."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.initialise()
+    trained = train.run(dozen_job(), make_context(folder / f"by{world}"))
+    context = make_context(folder / f"evaluate-{world}-{rank}", weights=folder / "one")
+    evaluated = evaluate.run(dozen_job("evaluate"), context)
+    torch.save({"train": tuple(trained), "evaluate": tuple(evaluated)}, folder / f"{world}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_two_three_and_four_processes_do_what_one_does(tmp_path: Path) -> None:
+    one = train.run(dozen_job(), make_context(tmp_path / "one"))
+    evaluated = evaluate.run(dozen_job("evaluate"), make_context(tmp_path / "evaluate", weights=tmp_path / "one"))
+    for world in (2, 3, 4):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        torch.multiprocessing.spawn(several_processes, (world, port, tmp_path), nprocs=world)
+        ranks = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+        for rank in ranks:
+            trained = Result(*rank["train"])
+            np.testing.assert_allclose([v for _, v in trained.curve], [v for _, v in one.curve], rtol=0, atol=1e-5)
+            assert trained.weights_sha256 == Result(*ranks[0]["train"]).weights_sha256
+            assert Result(*rank["evaluate"]).confusion == evaluated.confusion
