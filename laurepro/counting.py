@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from laurepro.metrics import BOUNDARY_SHARE, BOUNDARY_WIDTHS
@@ -98,6 +99,24 @@ def each(counts: Counts, change: Callable[[Tensor], Tensor]) -> Counts:
     """The same with something done to each tensor, always in the same order."""
     boundary = {metric: change(counts.boundary[metric]) for metric in sorted(counts.boundary)}
     return Counts(change(counts.confusion), change(counts.boundary_confusion), boundary)
+
+
+def within_reach(labels: Tensor, predicted: Tensor, radius: int, classes: int) -> Tensor:
+    """Predictions with the label in place of those that have it within `radius`: the best that moving them could do.
+
+    Args:
+        labels: int64 [N, H, W], -1 where ignored; there the prediction stays.
+        predicted: int64 [N, H, W], from 0 to n - 1.
+        radius: in pixels, of the larger coordinate: 3 is a window of 7 x 7. Nothing lies beyond the picture.
+        classes: n.
+
+    Returns:
+        int64 [N, H, W]. What is right stays right, and more is with a larger radius.
+    """
+    there = F.one_hot(predicted, classes).movedim(-1, 1).float()
+    near = F.max_pool2d(there, 2 * radius + 1, stride=1, padding=radius)
+    reached = near.gather(1, labels.clamp(min=0)[:, None])[:, 0].bool() & (labels >= 0)
+    return torch.where(reached, labels, predicted)
 
 
 def boundary_width(height: int, width: int) -> int:

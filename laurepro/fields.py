@@ -70,6 +70,8 @@ class Loss(Strict):
 
     `fused` False: the location-aware losses are composed of operators, the upsampled scores among them, which autograd
     differentiates. The same numbers up to rounding, more memory.
+    `normalize`: by all pixels (as released), by the valid ones, or by the sum of the weights that the offset-guided
+    loss gives the valid ones, so that it is a weighted mean and not also a longer step.
     """
 
     kind: Literal["cross_entropy", "offset_guided", "offset_regression"] = "cross_entropy"
@@ -77,7 +79,7 @@ class Loss(Strict):
     regression_weight: float = Field(0.1, ge=0)
     beta: float = Field(1.0, gt=0)
     resolution: Literal["lau", "full"] = "lau"
-    normalize: Literal["all", "valid"] = "all"
+    normalize: Literal["all", "valid", "weight"] = "all"
     tie: Literal["paper", "code"] = "paper"
     count: Literal["global", "rank"] = "global"
     aux_weight: float = Field(0.2, ge=0)
@@ -121,6 +123,7 @@ class Phase(Strict):
 class Train(Strict):
     """SGD with the poly schedule (facts: section 4.1 of the paper). `batch_size` is global, over all ranks.
 
+    `lr_multiplier` multiplies every rate: for a row whose steps are to be longer than the others', at any scale.
     `pretrained`: what the backbone starts from, a name of `laurepro.weights` or FILE@SHA256; None: random weights.
     """
 
@@ -129,6 +132,7 @@ class Train(Strict):
     phases: tuple[Phase, ...] | None = None
     batch_size: int = Field(16, ge=1)
     lr: float = Field(0.001, gt=0)
+    lr_multiplier: float = Field(1.0, gt=0)
     momentum: float = Field(0.9, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     power: float = Field(0.9, gt=0)
@@ -146,7 +150,11 @@ class Train(Strict):
 
 
 class Eval(Strict):
-    """The evaluation protocol. `factors` (and the flip) are used when `multi_scale` is true."""
+    """The evaluation protocol. `factors` (and the flip) are used when `multi_scale` is true.
+
+    `oracle_radius`: no network's score but a ceiling for moving samples about: a pixel counts as right where its
+    label is predicted anywhere within so many pixels (the larger coordinate). None: predictions as they are.
+    """
 
     split: str = "val"
     multi_scale: bool = False
@@ -155,6 +163,7 @@ class Eval(Strict):
     base_size: int = Field(520, ge=1)
     crop_size: int = Field(480, ge=1)
     align_corners: bool = True
+    oracle_radius: int | None = Field(None, ge=1)
 
 
 class Profile(Strict):

@@ -2,12 +2,14 @@
 
 A row without point sampling has plain cross-entropy at the label's size, averaged over the valid pixels. A row with
 it has a location-aware loss at k times the feature's size, with the labels brought there by nearest neighbour. With
-the weight 0 that is LaU without a loss of its own. Unless `loss.fused` is false, the upsampled scores are never kept.
+the weight 0 that is LaU without a loss of its own. Unless `loss.fused` is false, the upsampled scores are never kept;
+controls that the paper does not have (`normalize: weight`, another sampling grid) keep them too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,18 @@ from torch import Tensor
 from laurepro import spec
 from laurepro.errors import LaureproError
 from laurepro.model import Output
-from laurepro.ops import bilinear_upsample, offset_guided_cross_entropy, offset_regression_loss
+from laurepro.ops import offset_guided_cross_entropy, offset_regression_loss
 from laurepro.upsamplers import PointSampling
 
 IGNORED = -1
-Count = Callable[[Tensor], Tensor]
+
+
+class Count(Protocol):
+    """See `segmentation_loss`."""
+
+    def __call__(self, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The denominator."""
+        ...
 
 
 def segmentation_loss(
@@ -51,15 +60,21 @@ def segmentation_loss(
 
     known: dict[torch.Size, Tensor] = {}
 
-    def count(labels: Tensor) -> Tensor:
-        """The denominator of a mean over the valid pixels, never 0; one exchange for each size of the labels."""
+    def count(labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The denominator of a mean over the valid pixels, never 0; one exchange for each size of the labels.
+
+        With `weight` [N, H, W], that of a weighted mean.
+        """
+        if weight is not None:
+            return over_ranks((weight * (labels != IGNORED)).sum())
         if labels.shape not in known:
-            valid = (labels != IGNORED).sum()
-            if loss.count == "global" and reduce_sum is not None:
-                known[labels.shape] = reduce_sum(valid).clamp(min=1) / world_size
-            else:
-                known[labels.shape] = valid.clamp(min=1).float()
+            known[labels.shape] = over_ranks((labels != IGNORED).sum())
         return known[labels.shape]
+
+    def over_ranks(number: Tensor) -> Tensor:
+        if loss.count == "global" and reduce_sum is not None:
+            return reduce_sum(number).clamp(min=1) / world_size
+        return number.clamp(min=1).float()
 
     terms = {"main": _pixels(output.logits, output.sampling, target, loss, count)}
     total = terms["main"]
@@ -95,14 +110,11 @@ def _pixels(
 def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, count: Count) -> Tensor:
     """Equation 3 or equations 3 and 4, at the resolution of the sampling or of the labels."""
     if loss.resolution == "full":
-        if loss.kind == "offset_regression":
-            raise LaureproError(
-                "loss.resolution 'full': offset_regression is defined on the sampling grid only",
-                "use loss.resolution lau, or loss.kind offset_guided",
-            )
-        return _full_size(sampling, target, loss, count)
-    input, offset, k, integer_gradient = sampling
+        return _formed(sampling, target, loss, count)
+    input, offset, k, integer_gradient, base = sampling
     labels = nearest_labels(target, (input.shape[2] * k, input.shape[3] * k))
+    if loss.normalize == "weight" or (base is not None and loss.offset_weight):
+        return _formed(sampling, labels, loss, count)
     valid = count(labels) if loss.normalize == "valid" else None
     if loss.kind == "offset_regression":
         return offset_regression_loss(
@@ -134,18 +146,24 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
     )
 
 
-def _full_size(sampling: PointSampling, target: Tensor, loss: spec.Loss, count: Count) -> Tensor:
-    """Equation 3 at the label's size: both maps are formed and resized before their losses are compared."""
-    value = _cross_entropy(_resize(sampling.materialize(), target), target)
+def _formed(sampling: PointSampling, labels: Tensor, loss: spec.Loss, count: Count) -> Tensor:
+    """Equation 3 at the labels' size: both maps are formed, and resized where need be, before losses are compared."""
+    if loss.kind == "offset_regression":
+        raise LaureproError(
+            "offset_regression is defined on LaU's own sampling grid only, and sums plain losses",
+            "use loss.kind offset_guided; or loss.resolution lau, loss.normalize all or valid, sampling_grid corner",
+        )
+    value = _cross_entropy(_resize(sampling.materialize(), labels), labels)
+    weight = torch.ones_like(value)
     if loss.offset_weight:
         with torch.no_grad():
-            plain = bilinear_upsample(sampling.input, sampling.scale_factor)
-            reference = _cross_entropy(_resize(plain, target), target)
+            reference = _cross_entropy(_resize(sampling.unlearned(), labels), labels)
             worse = value >= reference if loss.tie == "paper" else value > reference
-        value = value * (1 + loss.offset_weight * worse)
-    if loss.normalize == "valid":
-        return value.sum() / count(target)
-    return value.mean()
+        weight = 1 + loss.offset_weight * worse
+    value = value * weight
+    if loss.normalize == "weight":
+        return value.sum() / count(labels, weight)
+    return value.sum() / count(labels) if loss.normalize == "valid" else value.mean()
 
 
 def _resize(logits: Tensor, target: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -49,7 +50,11 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
     chosen: dict[str, tuple[Table, Row]] = {}
     for target in targets:
         table_id, _, row_id = target.partition("/")
-        ids = [table_id] if table_id in tables else [t for t in tables if t[:-1] == table_id and t[-1].isalpha()]
+        ids = (
+            [table_id]
+            if table_id in tables
+            else [t for t in tables if t[:-1] == table_id and re.search(r"\d[a-z]$", t)]
+        )
         if not ids:
             raise unknown("table", table_id, [*tables, "table3"])
         if row_id:

@@ -450,6 +450,18 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         )
     if point_sampling and loss.kind == "cross_entropy" and "decoder" not in _features("heads", head.kind):
         loss = loss.model_copy(update={"kind": "offset_guided", "offset_weight": 0.0})
+    if loss.kind == "offset_regression":  # its targets are the corners of the cells of LaU's own grid
+        grid = up.options.get("sampling_grid", "corner")
+        for key, value, wanted in (
+            ("loss.resolution", loss.resolution, ("lau",)),
+            ("loss.normalize", loss.normalize, ("all", "valid")),
+            ("model.upsampler.sampling_grid", grid, ("corner",)),
+        ):
+            if value not in wanted:
+                expected = " or ".join(wanted)
+                raise LaureproError(f"{where}: {key}: loss.kind offset_regression needs {expected}, got {value!r}")
+    if loss.normalize == "weight" and loss.offset_weight == 0:
+        loss = loss.model_copy(update={"normalize": "valid"})
     default = Loss()
     idle: set[str] = set()  # fields that cannot change a number here
     if loss.kind == "cross_entropy":
@@ -458,7 +470,7 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         idle |= {"regression_weight", "beta"}
     if loss.kind == "offset_regression" or loss.offset_weight == 0:
         idle |= {"tie"}
-    if loss.resolution == "full":  # both maps are formed there
+    if loss.resolution == "full" or loss.normalize == "weight":  # both maps are formed there
         idle |= {"fused"}
     if not model.aux:
         idle |= {"aux_weight"}

@@ -202,7 +202,7 @@ def expected(case: Case, rule: Rule, /, **options: Any) -> tuple[float, Array, A
 
 def crowd(case: Case) -> int:
     """The largest number of samples that fall into one low-resolution cell."""
-    n, _, h, w = case.u.shape
+    h, w = case.u.shape[2:]
     y, x = np.split(np.nan_to_num(positions(h, w, case.k, case.offset, np.float64)), 2, axis=1)
     cells = np.clip(np.floor(y), 0, h - 1) * w + np.clip(np.floor(x), 0, w - 1)
     return max((np.bincount(c.ravel().astype(np.int64)).max() for image in cells for c in image), default=0)

@@ -151,7 +151,8 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 PAPER = {row["id"]: row for row in read(ROOT / "tests/data/published.yaml")}
-TABLES = {file.stem: read(file) for file in sorted(EXPERIMENTS.glob("table*.yaml"))}
+EVERY = {file.stem: read(file) for file in sorted(EXPERIMENTS.glob("table*.yaml"))}
+TABLES = {name: content for name, content in EVERY.items() if content["source"]["paper"].startswith("arXiv:")}
 ROWS = {f"{table}/{row['id']}": row for table, content in TABLES.items() for row in content["rows"]}
 
 

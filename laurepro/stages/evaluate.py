@@ -54,9 +54,11 @@ def run(job: spec.Job, context: Context) -> Result:
     seen, stop, began = 0, False, time.monotonic()
     with torch.inference_mode():
         for index, label, predicted in predictions(network, pictures, own, classes, evaluation, device):
-            total = counting.add(total, counting.count(label[None], predicted[None], classes))
             if kept is not None:
                 submission.write_label_map(kept / f"{names[index]}.png", predicted.cpu().numpy())
+            if evaluation.oracle_radius is not None:
+                predicted = counting.within_reach(label[None], predicted[None], evaluation.oracle_radius, classes)[0]
+            total = counting.add(total, counting.count(label[None], predicted[None], classes))
             seen += 1
             if rank == 0:
                 seconds = round(time.monotonic() - began, 1)

@@ -120,7 +120,7 @@ def run(job: spec.Job, context: Context) -> Result:
 
 
 def learning_rates(train: spec.Train, pictures: int) -> list[float]:
-    """The base learning rate of each step: `lr * (1 - t / T) ** power`, started anew by each phase.
+    """The base learning rate of each step: `lr_multiplier * lr * (1 - t / T) ** power`, started anew by each phase.
 
     Raises:
         LaureproError: There are fewer pictures than a batch takes.
@@ -135,7 +135,8 @@ def learning_rates(train: spec.Train, pictures: int) -> list[float]:
     else:
         assert train.epochs is not None
         phases = [(train.epochs * per_epoch, train.lr)]
-    return [lr * (1 - t / total) ** train.power for total, lr in phases for t in range(total)]
+    factor = train.lr_multiplier
+    return [factor * lr * (1 - t / total) ** train.power for total, lr in phases for t in range(total)]
 
 
 def start_from(network: model.Network, part: str, context: Context) -> None:

@@ -20,9 +20,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-from laurepro.ops import location_aware_upsample
+from laurepro.ops import bilinear_upsample, location_aware_upsample
+
+SamplingGrid = Literal["corner", "align_corners", "half_pixel"]
 
 
 class PointSampling(NamedTuple):
@@ -33,15 +36,48 @@ class PointSampling(NamedTuple):
         offset: [N, 2, h*k, w*k], row then column offsets in input pixels.
         scale_factor: k.
         integer_gradient: the offset's derivative at an integer coordinate; the network sets it.
+        base: [1, 2, h*k, w*k], the offset of a sample that has learned nothing, and a part of `offset`; None: zero.
     """
 
     input: Tensor
     offset: Tensor
     scale_factor: int
     integer_gradient: Literal["right", "code"] = "right"
+    base: Tensor | None = None
 
     def materialize(self) -> Tensor:
         """The sampled map [N, C, h*k, w*k]."""
         return location_aware_upsample(
             self.input, self.offset, self.scale_factor, integer_gradient=self.integer_gradient
         )
+
+    def unlearned(self) -> Tensor:
+        """The map [N, C, h*k, w*k] of the same grid without learned offsets: what the L' of equation 3 is of."""
+        if self.base is None:
+            return bilinear_upsample(self.input, self.scale_factor)
+        return location_aware_upsample(self.input, self.base.expand_as(self.offset), self.scale_factor)
+
+
+def grid_offset(height: int, width: int, k: int, grid: SamplingGrid, like: Tensor) -> Tensor | None:
+    """What moves LaU's samples (Y/k, X/k) to those of another bilinear grid; None for LaU's own.
+
+    Args:
+        height: h, of the map that is sampled.
+        width: w.
+        k: scale factor.
+        grid: "corner", the paper's Y/k (section 3.1); "align_corners", Y (h - 1) / (hk - 1); "half_pixel",
+            (Y + 0.5) / k - 0.5, which `align_corners=False` means. Samples beyond the map clamp to its border.
+        like: dtype (at least float32) and device of the result.
+
+    Returns:
+        [1, 2, h*k, w*k], row then column, in pixels of the map.
+    """
+    if grid == "corner":
+        return None
+    offsets = []
+    for n in (height, width):
+        at = torch.arange(n * k, dtype=torch.float64)
+        to = at * ((n - 1) / max(n * k - 1, 1)) if grid == "align_corners" else (at + 0.5) / k - 0.5
+        offsets.append(to - at / k)
+    rows, columns = offsets[0][:, None].expand(-1, width * k), offsets[1][None, :].expand(height * k, -1)
+    return torch.stack([rows, columns])[None].to(like.device, torch.promote_types(like.dtype, torch.float32))

@@ -1,14 +1,16 @@
-"""The control for LaU: its grid, its loss at k times the resolution, and no offsets.
+"""The control for LaU: its grid (or another), its loss at k times the resolution, and no offsets.
 
 What this gains over `bilinear` is gained by training at another resolution; what `lau` gains over this, by offsets.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from laurepro.upsamplers import PointSampling
+from laurepro.upsamplers import PointSampling, grid_offset
 
 FEATURES = ("location_aware",)
 
@@ -20,15 +22,27 @@ class Upsampler(nn.Module):
         channels: channels of the map that is sampled.
         feature_channels: not used.
         scale_factor: k.
+        sampling_grid: where output pixels lie in the map, see `laurepro.upsamplers.grid_offset`.
     """
 
-    def __init__(self, channels: int, feature_channels: int, *, scale_factor: int = 4) -> None:
+    def __init__(
+        self,
+        channels: int,
+        feature_channels: int,
+        *,
+        scale_factor: int = 4,
+        sampling_grid: Literal["corner", "align_corners", "half_pixel"] = "corner",
+    ) -> None:
         super().__init__()
         self.scale_factor = scale_factor
+        self.sampling_grid = sampling_grid
 
     def forward(self, input: Tensor, feature: Tensor) -> PointSampling:
         """[N, channels, h, w] to a sampling of size [h*k, w*k]."""
         n, _, h, w = input.shape
         k = self.scale_factor
+        base = grid_offset(h, w, k, self.sampling_grid, input)
+        if base is not None:
+            return PointSampling(input, base.expand(n, -1, -1, -1), k, base=base)
         dtype = torch.promote_types(input.dtype, torch.float32)
         return PointSampling(input, input.new_zeros(n, 2, h * k, w * k, dtype=dtype), k)
