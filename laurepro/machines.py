@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from laurepro.errors import LaureproError, unknown
 from laurepro.launchers import LaunchContext, cores
-from laurepro.launchers.local import _cores, gpus
+from laurepro.launchers.local import core_seats, gpus
 from laurepro.plan import Plan
 from laurepro.probe import Probe
 from laurepro.record import Record
@@ -120,7 +120,7 @@ def machine(
         if device == "cpu":
             if count is not None:
                 raise LaureproError("--gpus: what was measured is a CPU", "name a GPU: --gpu " + "|".join(GPUS))
-            return Machine(device, None, _cores(planned, context), context)
+            return Machine(device, None, core_seats(planned, context), context)
         units = count or (max(1, len(gpus())) if device is not None else 1)
         found = Machine(device, None, units, context)
     if context.nproc_per_node > found.units:

@@ -198,7 +198,7 @@ def measure(
     context.runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=context.runs))
     own = context._replace(runs=folder / "runs", results=folder / "results", fresh=frozenset())
-    queue = Queue(varied(tasks.values()), own, context.runs, local._cores(planned, context))
+    queue = Queue(varied(tasks.values()), own, context.runs, local.core_seats(planned, context))
     try:
         queue.run(checkpoint, time.monotonic() + seconds, report)
     finally:

@@ -145,10 +145,10 @@ def _jobs(planned: Plan) -> list[dict[str, Any]]:
 def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ...]) -> None:
     """Run the probe, and leave what it found in the runs' folder."""
     from laurepro import costs, machines, plan, probe, record, work
-    from laurepro.commands.run import _check_data
+    from laurepro.commands.run import check_data
 
     record.writable(context.runs, "--runs")
-    _check_data(planned, context.data, targets, "local")
+    check_data(planned, context.data, targets, "local")
     runnable = tuple(j for j in planned.jobs if plan.not_runnable(j) is None)
     if not any(j.stage != "profile" for j in runnable):
         raise LaureproError("--probe: the plan has no training and no evaluation to measure")

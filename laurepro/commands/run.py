@@ -61,7 +61,7 @@ def _run(
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), force)
-    _check_data(planned, data, targets, launcher)
+    check_data(planned, data, targets, launcher)
     click.echo(summary(rows, planned, chosen.name), err=True)
     runnable = tuple(j for j in planned.jobs if plan.not_runnable(j) is None)
     for row in rows:
@@ -133,7 +133,7 @@ def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) ->
     )
 
 
-def _check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: str) -> None:
+def check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: str) -> None:
     """Stop before any work where a data set is absent. What is missing is said all at once."""
     from laurepro import parts, weights
 

@@ -149,7 +149,7 @@ class Queue:
                 f"--nproc-per-node {context.nproc_per_node}: this machine has {len(self.devices)} GPU(s)",
                 "each process needs a GPU of its own",
             )
-        units = len(self.devices) or _cores(plan, context)
+        units = len(self.devices) or core_seats(plan, context)
         self.seats = Seats(units, context.jobs_per_gpu if self.devices else 1)
         self.names = {job.name for job in plan.jobs}
         self.waiting, self.running = list(plan.jobs), list[Running]()
@@ -235,7 +235,7 @@ class Queue:
             self.failures[name] = failure
 
 
-def _cores(plan: Plan, context: LaunchContext) -> int:
+def core_seats(plan: Plan, context: LaunchContext) -> int:
     """How many processes of one job's threads fit on the cores; at least one job's."""
     threads = max((job_threads(j, context) for j in plan.jobs if j.experiment.train.threads), default=cores())
     return max(context.nproc_per_node, cores() // threads)
