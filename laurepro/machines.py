@@ -29,9 +29,10 @@ def _sheet(title: str, teraflops: float, arithmetic: str, gigabytes: float, sour
     return Gpu(title, teraflops * 1e12, arithmetic, gigabytes * 1e9, source)
 
 
-# The makers print TF32 with sparsity for Hopper and Ada; it is half of that here.
+# Dense figures. TF32 is printed with sparsity, or both: H100 and H200 989 (495 | 989), HGX B200 2.2 PFLOPS, L40S
+# 183 | 366, A100 156 | 312, RTX 4090 82.6 | 165.2, RTX 3090 35.6 | 71. V100 and T4 have no TF32.
 GPUS = {
-    "b200": _sheet("NVIDIA B200", 1125, "TF32", 180, "NVIDIA HGX B200 data sheet, an eighth of it"),
+    "b200": _sheet("NVIDIA B200", 1100, "TF32", 180, "NVIDIA Blackwell data sheet, HGX B200"),
     "h200": _sheet("NVIDIA H200 SXM", 494.5, "TF32", 141, "NVIDIA H200 data sheet"),
     "h100": _sheet("NVIDIA H100 SXM", 494.5, "TF32", 80, "NVIDIA H100 data sheet"),
     "a100": _sheet("NVIDIA A100 80 GB", 156, "TF32", 80, "NVIDIA A100 data sheet"),
