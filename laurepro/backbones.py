@@ -6,7 +6,12 @@ with the deep stem, `conv1` is a sequence of three 3x3 convolutions. There is no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from laurepro import spec
 
@@ -63,6 +68,7 @@ class ResNet(nn.Module):
 
     Attributes:
         channels: channels of the four maps, (4, 8, 16, 32) * width.
+        checkpoint_blocks: in training, keep only the input of each block, and run the block again for its gradient.
     """
 
     def __init__(self, backbone: spec.Backbone, output_stride: int = 8) -> None:
@@ -100,6 +106,7 @@ class ResNet(nn.Module):
             layers.append(nn.Sequential(*layer))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.channels = (4 * width, 8 * width, 16 * width, 32 * width)
+        self.checkpoint_blocks = False
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -111,8 +118,40 @@ class ResNet(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[N, 3, H, W] to maps at strides 4, 8, min(16, output_stride) and output_stride."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        c1 = self.layer1(x)
-        c2 = self.layer2(c1)
-        c3 = self.layer3(c2)
-        c4 = self.layer4(c3)
+        c1 = self._stage(self.layer1, x)
+        c2 = self._stage(self.layer2, c1)
+        c3 = self._stage(self.layer3, c2)
+        c4 = self._stage(self.layer4, c3)
         return c1, c2, c3, c4
+
+    def _stage(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpoint_blocks and self.training):
+            out: Tensor = blocks(x)
+            return out
+        for block in blocks.children():
+            x = _checkpointed(block, x)
+        return x
+
+
+def _checkpointed(block: nn.Module, input: Tensor) -> Tensor:
+    """`block(input)`, of which nothing but the input is kept. A block draws nothing at random."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_left_alone(block)
+
+    out: Tensor = checkpoint(block, input, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return out
+
+
+@contextmanager
+def _statistics_left_alone(block: nn.Module) -> Iterator[None]:
+    """Let batch normalisation move copies of its running averages: the first run moved them already."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    buffers = [m._buffers for m in norms]
+    for norm in norms:
+        norm._buffers = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
+    try:
+        yield
+    finally:
+        for norm, own in zip(norms, buffers, strict=True):
+            norm._buffers = own

@@ -94,6 +94,8 @@ class AllReducedBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if not self.training or world_size() == 1:
             return super().forward(input)
+        given = input.dtype
+        input = input.to(torch.promote_types(given, torch.float32))  # as SyncBatchNorm sums
         over = [d for d in range(input.dim()) if d != 1]
         shape = [1, -1, *[1] * (input.dim() - 2)]
         count = input.new_tensor([input.numel() // input.shape[1]])
@@ -107,7 +109,7 @@ class AllReducedBatchNorm(_BatchNorm):
         output = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
-        return output
+        return output.to(given)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Raw = dict[str, Any]
+Precision = Literal["float32", "bfloat16", "float16"]
+Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 
 
 class Strict(BaseModel):
@@ -125,6 +127,16 @@ class Train(Strict):
 
     `lr_multiplier` multiplies every rate: for a row whose steps are to be longer than the others', at any scale.
     `pretrained`: what the backbone starts from, a name of `laurepro.weights` or FILE@SHA256; None: random weights.
+
+    The rest is how a step is computed (docs/speed.md), in the key because each can change the last digits or more:
+    `precision`: below float32 the network runs under autocast; weights, optimiser and losses stay float32, and float16
+    has its gradients scaled. `tf32`: on a GPU, convolutions of float32 round their factors to TF32, as torch has it.
+    `compile`: torch.compile's mode; "reduce-overhead" replays CUDA graphs. `fused_optimizer`: SGD in one kernel.
+    `accumulate`: each process splits its share of a batch into so many micro-batches and adds up their gradients. The
+    loss is that of the whole batch, but batch normalisation sees one micro-batch at a time: its statistics are over
+    fewer pictures, its running averages move so many times a step.
+    `checkpoint_activations`: keep only what goes into each residual block, and compute the block again for its
+    gradient; the same numbers, and the running averages of batch normalisation move once.
     """
 
     epochs: int | None = Field(None, ge=1)
@@ -141,11 +153,31 @@ class Train(Strict):
     offset_weight_decay: float = Field(0.0, ge=0)
     threads: int | None = Field(None, ge=1)
     pretrained: str | None = None
+    precision: Precision = "float32"
+    tf32: bool = True
+    compile: Compile = "none"
+    fused_optimizer: bool = False
+    accumulate: int = Field(1, ge=1)
+    checkpoint_activations: bool = False
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if sum(v is not None for v in (self.epochs, self.iterations, self.phases)) != 1:
             raise ValueError("exactly one of epochs, iterations, phases is expected")
+        return self
+
+    @model_validator(mode="after")
+    def _options_that_go_together(self) -> Train:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split into accumulate {self.accumulate} equal micro-batches"
+            )
+        if self.compile != "none" and self.checkpoint_activations:
+            raise ValueError("checkpoint_activations is for compile none: the compiler itself chooses what to keep")
+        if self.compile == "reduce-overhead" and self.accumulate > 1:
+            raise ValueError(
+                "compile reduce-overhead is for accumulate 1: a CUDA graph's gradients are overwritten by its next run"
+            )
         return self
 
 

@@ -39,8 +39,9 @@ def segmentation_loss(
     *,
     world_size: int = 1,
     reduce_sum: Callable[[Tensor], Tensor] | None = None,
+    whole: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The loss of one rank's share of a batch.
+    """The loss of one rank's share of a batch, or of one micro-batch of it.
 
     Args:
         output: the network's, in training mode.
@@ -49,6 +50,8 @@ def segmentation_loss(
         world_size: number of ranks over which the gradients are averaged.
         reduce_sum: sum of a tensor over the ranks. With `count: global` a mean over valid pixels is then over
             those of all ranks: sum * world_size / (all ranks' count), which averaged over ranks is that mean.
+        whole: the labels of this rank's whole share, of which `target` is one of several equal micro-batches. A mean
+            over valid pixels is then over the share's: the average of the micro-batches' losses is the share's loss.
 
     Returns:
         "loss", the total that is differentiated, and its terms before their weights, those that there are of
@@ -68,7 +71,10 @@ def segmentation_loss(
         if weight is not None:
             return over_ranks((weight * (labels != IGNORED)).sum())
         if labels.shape not in known:
-            known[labels.shape] = over_ranks((labels != IGNORED).sum())
+            every = labels if whole is None else nearest_labels(whole, (labels.shape[1], labels.shape[2]))
+            known[labels.shape] = over_ranks((every != IGNORED).sum())
+            if whole is not None:
+                known[labels.shape] = known[labels.shape] * (len(labels) / len(whole))
         return known[labels.shape]
 
     def over_ranks(number: Tensor) -> Tensor:

@@ -462,6 +462,11 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
                 raise LaureproError(f"{where}: {key}: loss.kind offset_regression needs {expected}, got {value!r}")
     if loss.normalize == "weight" and loss.offset_weight == 0:
         loss = loss.model_copy(update={"normalize": "valid"})
+    if loss.normalize == "weight" and loss.kind != "cross_entropy" and experiment.train.accumulate > 1:
+        raise LaureproError(
+            f"{where}: train.accumulate: loss.normalize weight needs 1, got {experiment.train.accumulate}",
+            "the weights of a batch are known only when all of it went through the network",
+        )
     default = Loss()
     idle: set[str] = set()  # fields that cannot change a number here
     if loss.kind == "cross_entropy":

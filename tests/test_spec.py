@@ -447,6 +447,12 @@ def test_pinned_defaults() -> None:
             "offset_weight_decay": 0.0,
             "threads": None,
             "pretrained": None,
+            "precision": "float32",
+            "tf32": True,
+            "compile": "none",
+            "fused_optimizer": False,
+            "accumulate": 1,
+            "checkpoint_activations": False,
         },
         "eval": {
             "split": "val",

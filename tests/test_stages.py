@@ -281,6 +281,11 @@ def sampled_job() -> spec.Job:
     return make_job(model={"dropout": 0.0}, loss={"offset_weight": 0.0}, train={"iterations": 1})
 
 
+def micro_job() -> spec.Job:
+    """Batches of eight in two micro-batches; `together_job` has the reasons for the rest."""
+    return together_job(train={"batch_size": 8, "accumulate": 2, "iterations": 3})
+
+
 def batch_norm_case(rank: int | None) -> dict[str, Tensor]:
     """Two steps of 1d and 2d normalisation; 5 samples, 2 of them for rank 0 and 3 for rank 1; None: all."""
     generator = torch.Generator().manual_seed(0)
@@ -331,6 +336,9 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     assert len(told) == (STEPS - 5 if rank == 0 else 0)
     out["straight"] = tuple(train.run(together_job(), make_context(folder / "straight")))
     out["sampled"] = tuple(train.run(sampled_job(), make_context(folder / "sampled")))
+    with pytest.raises(LaureproError, match="the 4 pictures of each of 2 processes cannot be split"):
+        train.run(make_job(train={"batch_size": 8, "accumulate": 8}), make_context(folder / "odd"))
+    out["micro"] = tuple(train.run(micro_job(), make_context(folder / "micro")))
     context = make_context(folder / f"evaluate{rank}", weights=folder / "one")
     out["evaluate"] = tuple(evaluate.run(together_job("evaluate"), context))
     out["whole"] = tuple(evaluate.run(together_job("evaluate", "whole"), context))
@@ -368,9 +376,12 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert Result(*ranks[0]["straight"]) == two[0]  # stopped and resumed or not
     sampled = train.run(sampled_job(), make_context(tmp_path / "sampled1"))
     assert Result(*ranks[1]["sampled"]).curve[0][1] == pytest.approx(sampled.curve[0][1], abs=1e-5)
-    weights, expected_weights = (checkpoint.load_weights(tmp_path / name) for name in ("two", "one"))
-    for name, tensor in expected_weights.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+    train.run(micro_job(), make_context(tmp_path / "micro1"))
+    assert Result(*ranks[0]["micro"]).weights_sha256 == Result(*ranks[1]["micro"]).weights_sha256
+    for there, here in (("two", "one"), ("micro", "micro1")):
+        weights, expected_weights = (checkpoint.load_weights(tmp_path / name) for name in (there, here))
+        for name, tensor in expected_weights.items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
     for rank in ranks:
         result = Result(*rank["evaluate"])
         assert result.confusion == evaluated.confusion

@@ -27,12 +27,16 @@ class Encoding(nn.Module):
         self.scale = nn.Parameter(torch.empty(codewords).uniform_(-1, 0))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Encode. The squares are expanded: x - c itself would be [N, h*w, K, D]."""
-        x = input.flatten(2).transpose(1, 2)
-        c = self.codewords
-        distance = x.square().sum(2, keepdim=True) - 2 * x @ c.t() + c.square().sum(1)
-        assignment = (self.scale * distance).softmax(2)
-        return assignment.transpose(1, 2) @ x - assignment.sum(1).unsqueeze(2) * c
+        """Encode. The squares are expanded: x - c itself would be [N, h*w, K, D].
+
+        Under autocast too in float32: the expanded squares cancel, and half types have no digits to lose.
+        """
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.to(torch.promote_types(input.dtype, torch.float32)).flatten(2).transpose(1, 2)
+            c = self.codewords
+            distance = x.square().sum(2, keepdim=True) - 2 * x @ c.t() + c.square().sum(1)
+            assignment = (self.scale * distance).softmax(2)
+            return assignment.transpose(1, 2) @ x - assignment.sum(1).unsqueeze(2) * c
 
 
 class EncModule(nn.Module):

@@ -11,24 +11,23 @@ import logging
 import math
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from laurepro import checkpoint, distributed, losses, model, spec
+from laurepro import checkpoint, distributed, model, spec, training_step
 from laurepro.augment import draw_corner, draw_flips, training_sample
 from laurepro.datasets import Image, Label, Pictures, open_split
 from laurepro.errors import LaureproError
 from laurepro.pretrained import load_pretrained
-from laurepro.stages import Context, Result, Stopped, device_name, normalise, prepare
+from laurepro.stages import Context, Result, Stopped, device_name, prepare
 
 CURVE_POINTS = 50
 LOG_STEPS = 20
@@ -47,11 +46,7 @@ def run(job: spec.Job, context: Context) -> Result:
     """
     experiment, train = job.experiment, job.experiment.train
     rank, world = distributed.rank(), distributed.world_size()
-    if train.batch_size % world:
-        raise LaureproError(
-            f"train.batch_size {train.batch_size} cannot be divided over {world} processes",
-            "the batch size is that of all processes together; use another number of processes",
-        )
+    training_step.check(train, world, distributed.device())
     device = prepare(train.threads)
     info, pictures = open_split(experiment.data, context.data_root, experiment.data.train_split)
     rates = learning_rates(train, len(pictures))
@@ -65,38 +60,28 @@ def run(job: spec.Job, context: Context) -> Result:
     if train.pretrained is not None:
         kind = experiment.model.backbone.kind
         pretrained_sha256 = load_pretrained(network.backbone, train.pretrained, kind, context.data_root)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    distributed.synchronise_batch_norm(network)
-    groups = model.parameter_groups(network, train)
-    optimiser = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum)
+    stepper = training_step.set_up(network, train, experiment.loss, device)
     progress = _Progress()
     state = checkpoint.load_latest(context.folder, job.key)
     if state is not None:
         network.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        stepper.optimizer.load_state_dict(state["optimiser"])
+        stepper.scaler.load_state_dict(state.get("scaler", {}))
         progress = _Progress(**state["progress"])
         if rank == 0:
             _log.info("goes on after step %d of %d", progress.step, steps)
 
-    network.train()
-    parallel = _parallel(network, device) if world > 1 else network
     plan = Batches(pictures, experiment.data, job.seed, train.batch_size, rank, world)
     every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
     began = time.monotonic() - progress.seconds
 
     for step, (images, target) in enumerate(plan.tensors(progress.step, steps, _workers(train), device), progress.step):
-        for group in optimiser.param_groups:
+        for group in stepper.optimizer.param_groups:
             group["lr"] = rates[step] * group["lr_multiplier"]
         torch.manual_seed(_dropout_seed(job.seed, rank, step))
-        output = parallel(normalise(images))
-        terms = losses.segmentation_loss(
-            output, target, experiment.loss, world_size=world, reduce_sum=distributed.all_reduce_sum
-        )
-        optimiser.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        mean = training_step.step(stepper, images, target)
 
-        loss, stop = _agree(float(terms["loss"].detach()), context.stop_requested(), step)
+        loss, stop = _agree(float(mean), context.stop_requested(), step)
         progress.add(loss, time.monotonic() - began)
         if progress.step % point == 0 or progress.step == steps:
             progress.mark()
@@ -105,7 +90,7 @@ def run(job: spec.Job, context: Context) -> Result:
         stop = stop and progress.step < steps
         if stop or (progress.step % every == 0 and progress.step < steps):
             if rank == 0:
-                _save(context, job.key, network, optimiser, progress)
+                _save(context, job.key, stepper, progress)
             if stop:
                 distributed.any_rank(False)  # nobody leaves, and so ends the others, before rank 0 has written
                 raise Stopped
@@ -154,16 +139,6 @@ def start_from(network: model.Network, part: str, context: Context) -> None:
         raise LaureproError(f"init_from: the weights in {context.weights} do not fit: {error}") from None
 
 
-def _parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its gradients averaged over ranks."""
-    ids = [device] if device.type == "cuda" else None
-    with warnings.catch_warnings():
-        # The name of the switch changes after torch 2.14; the old one works in all versions that are supported.
-        warnings.simplefilter("ignore", FutureWarning)
-        # Buffers are equal on all ranks already: the statistics of batch normalisation are over all of them.
-        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
-
-
 class Batches:
     """Which pictures a step takes, and how they are augmented: a function of (seed, step) alone.
 
@@ -203,8 +178,9 @@ class Batches:
         if whole is not None:
             yield from (self._cut(*whole, step) for step in range(first, last))
             return
-        for images, labels in self.read(first, last, workers):
-            yield torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+        batches = self.read(first, last, workers)
+        # One thread reads a batch only when it is asked for: a GPU that waits for the next one would stand still.
+        yield from _copied_ahead(batches, device) if device.type == "cuda" and workers > 1 else _copied(batches, device)
 
     def read(self, first: int, last: int, workers: int) -> Iterator[tuple[Image, Label]]:
         """Yield images uint8 [n, crop, crop, 3] and labels int64 [n, crop, crop] of steps first ... last-1."""
@@ -266,6 +242,31 @@ class Batches:
         return torch.stack([image for image, _ in batch]), torch.stack([label for _, label in batch]).long()
 
 
+def _copied(batches: Iterator[tuple[Image, Label]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in batches:
+        yield torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+
+def _copied_ahead(batches: Iterator[tuple[Image, Label]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, each batch copied to the GPU from pinned memory, on a stream of its own, while another is used."""
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
+    for batch in chain(batches, [None]):
+        following = None
+        if batch is not None:
+            with torch.cuda.stream(aside):
+                images, labels = (torch.from_numpy(a).pin_memory().to(device, non_blocking=True) for a in batch)
+            following = images, labels, aside.record_event()
+        if ahead is not None:
+            images, labels, arrived = ahead
+            here = torch.cuda.current_stream(device)
+            here.wait_event(arrived)
+            for tensor in (images, labels):
+                tensor.record_stream(here)  # its memory is the other stream's, and is free only when this one is done
+            yield images, labels
+        ahead = following
+
+
 def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:
     return np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
 
@@ -325,13 +326,13 @@ def _report(context: Context, progress: _Progress, steps: int, epoch: int, loss:
         _log.info("step %d/%d  epoch %d  loss %.4f  lr %.3g  %.0f s", done, steps, epoch, loss, lr, seconds)
 
 
-def _save(
-    context: Context, key: str, network: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress
-) -> None:
+def _save(context: Context, key: str, stepper: training_step.Stepper, progress: _Progress) -> None:
     state = {
         "key": key,
-        "model": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "model": stepper.network.state_dict(),
+        "optimiser": stepper.optimizer.state_dict(),
         "progress": asdict(progress),
     }
+    if stepper.scaler.is_enabled():
+        state["scaler"] = stepper.scaler.state_dict()
     checkpoint.save(context.folder, progress.step, state)

@@ -1,0 +1,174 @@
+"""One step of SGD under the options of `train`: autocast, scaled gradients, micro-batches, compilation.
+
+The stage `train` and `laurepro bench step` both step with this. With the options at their defaults it is the plain
+step: forward, loss, backward, update, in float32.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from laurepro import distributed, losses, model, spec
+from laurepro.errors import LaureproError
+from laurepro.model import Output
+from laurepro.stages import normalise
+from laurepro.upsamplers import PointSampling
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Stepper(NamedTuple):
+    """What a step needs. `network`, `optimizer` and `scaler` hold all the state that there is."""
+
+    network: model.Network
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # does nothing unless the precision is float16
+    parallel: nn.Module  # the network, its gradients averaged over ranks where there are several
+    forward: Callable[[Tensor], Output]  # `parallel`, compiled where the options say so
+    train: spec.Train
+    loss: spec.Loss
+    device: torch.device
+
+
+def check(train: spec.Train, world_size: int, device: torch.device) -> None:
+    """Refuse what cannot be done here, before any work.
+
+    Raises:
+        LaureproError: a batch that cannot be divided over the processes and micro-batches, or a way to compile that
+            this device or machine does not have.
+    """
+    if train.batch_size % world_size:
+        raise LaureproError(
+            f"train.batch_size {train.batch_size} cannot be divided over {world_size} processes",
+            "the batch size is that of all processes together; use another number of processes",
+        )
+    if train.batch_size // world_size % train.accumulate:
+        raise LaureproError(
+            f"train.accumulate {train.accumulate}: the {train.batch_size // world_size} pictures of each of "
+            f"{world_size} processes cannot be split into so many equal micro-batches"
+        )
+    if train.compile == "reduce-overhead" and device.type != "cuda":
+        raise LaureproError(
+            "train.compile reduce-overhead: replays CUDA graphs, and there is no CUDA GPU here",
+            "use train.compile default or none",
+        )
+    if train.compile != "none" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise LaureproError(
+            f"train.compile {train.compile}: on a CPU torch.compile needs a C++ compiler, and there is no "
+            f"{os.environ.get('CXX', 'g++')}",
+            "install g++, name another with $CXX, or use train.compile none",
+        )
+
+
+def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: torch.device) -> Stepper:
+    """Bring a network to the device, and make its optimiser, under the options of `train`.
+
+    Args:
+        network: with the weights that every rank starts from. It is changed in place: channels last, batch
+            normalisation over all ranks, training mode.
+        train: see `laurepro.fields.Train`.
+        loss: see `laurepro.fields.Loss`.
+        device: of this process.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = train.tf32
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    distributed.synchronise_batch_norm(network)
+    network.backbone.checkpoint_blocks = train.checkpoint_activations
+    network.train()
+    groups = model.parameter_groups(network, train)
+    options = {"fused": True} if train.fused_optimizer else {}
+    optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, **options)
+    scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
+    parallel = _parallel(network, device) if distributed.world_size() > 1 else network
+    forward: Callable[[Tensor], Output] = parallel
+    if train.compile != "none":
+        forward = torch.compile(parallel, mode=train.compile, dynamic=False)
+    return Stepper(network, optimizer, scaler, parallel, forward, train, loss, device)
+
+
+def step(stepper: Stepper, images: Tensor, target: Tensor) -> Tensor:
+    """Forward, backward and update for one batch; learning rates and torch's generator are set by the caller.
+
+    Args:
+        stepper: from `set_up`.
+        images: uint8 [N, H, W, 3], this rank's share of the batch, on the device.
+        target: int64 [N, H, W], -1 ignored.
+
+    Returns:
+        The loss before the update, a scalar without gradient: the mean of the micro-batches'.
+    """
+    stepper.optimizer.zero_grad(set_to_none=True)
+    loss = accumulate_gradients(stepper, images, target)
+    stepper.scaler.step(stepper.optimizer)
+    stepper.scaler.update()
+    return loss
+
+
+def accumulate_gradients(stepper: Stepper, images: Tensor, target: Tensor) -> Tensor:
+    """`step` without its update: adds to the gradients of the parameters."""
+    parts = stepper.train.accumulate
+    if stepper.train.compile == "reduce-overhead":
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    total = torch.zeros((), device=target.device)
+    whole = target if parts > 1 else None
+    for part, (some, labels) in enumerate(zip(images.chunk(parts), target.chunk(parts), strict=True), 1):
+        with nullcontext() if part == parts else _apart(stepper.parallel):
+            output = single_precision(forward(stepper, some))
+            terms = losses.segmentation_loss(
+                output,
+                labels,
+                stepper.loss,
+                world_size=distributed.world_size(),
+                reduce_sum=distributed.all_reduce_sum,
+                whole=whole,
+            )
+            loss = terms["loss"] / parts
+            stepper.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+    return total
+
+
+def forward(stepper: Stepper, images: Tensor) -> Output:
+    """The network's output for uint8 [N, H, W, 3], in the precision of the options."""
+    dtype = DTYPES[stepper.train.precision]
+    with torch.autocast(stepper.device.type, dtype, enabled=dtype != torch.float32):
+        return stepper.forward(normalise(images))
+
+
+def single_precision(output: Output) -> Output:
+    """Scores of half types as float32, in which every loss is computed."""
+
+    def wide(scores: Tensor) -> Tensor:
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def part(value: Any) -> Any:
+        if isinstance(value, PointSampling):
+            return value._replace(input=wide(value.input))
+        return None if value is None else wide(value)
+
+    return Output(*map(part, output))
+
+
+def _apart(parallel: nn.Module) -> AbstractContextManager[None]:
+    """Gradients of all micro-batches but the last are added up on each rank, and not yet exchanged."""
+    return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else nullcontext()
+
+
+def _parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its gradients averaged over ranks."""
+    ids = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # The name of the switch changes after torch 2.14; the old one works in all versions that are supported.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers are equal on all ranks already: the statistics of batch normalisation are over all of them.
+        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
