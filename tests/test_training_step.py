@@ -115,7 +115,7 @@ def test_what_does_not_go_together_is_refused_when_it_is_read(train: dict[str, A
 def test_a_weighted_mean_needs_the_whole_batch() -> None:
     weighted = {"normalize": "weight", "offset_weight": 0.3}
     make_job(loss=weighted)
-    with pytest.raises(LaureproError, match="loss.normalize weight needs 1, got 2"):
+    with pytest.raises(LaureproError, match="normalize weight needs 1, got 2"):
         make_job(loss=weighted, train={"accumulate": 2})
 
 
