@@ -5,6 +5,8 @@ Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +33,10 @@ class Encoding(nn.Module):
 
         Under autocast too in float32: the expanded squares cancel, and half types have no digits to lose.
         """
-        with torch.autocast(input.device.type, enabled=False):
-            x = input.to(torch.promote_types(input.dtype, torch.float32)).flatten(2).transpose(1, 2)
+        wide = torch.promote_types(input.dtype, torch.float32)
+        autocast = input.dtype != wide and not input.is_meta  # the meta device has none that could be left
+        with torch.autocast(input.device.type, enabled=False) if autocast else nullcontext():
+            x = input.to(wide).flatten(2).transpose(1, 2)
             c = self.codewords
             distance = x.square().sum(2, keepdim=True) - 2 * x @ c.t() + c.square().sum(1)
             assignment = (self.scale * distance).softmax(2)
