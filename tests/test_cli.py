@@ -207,10 +207,19 @@ def test_dry_prints_one_command_a_job_and_writes_nothing(tmp_path: Path) -> None
 def test_dry_with_two_processes_goes_through_torchrun(tmp_path: Path) -> None:
     ran = run_cli("run", ROW, *SMOKE, "--nproc-per-node", "2", cwd=tmp_path)
     assert ran.code == 0 and len(ran.out.splitlines()) == 3
-    for line in ran.out.splitlines():
+    (speed,) = (line for line in ran.out.splitlines() if '"stage":"profile"' in line)
+    assert "torch.distributed.run" not in speed  # it is that of one process
+    for line in set(ran.out.splitlines()) - {speed}:
         assert "-m torch.distributed.run" in line and "--nproc-per-node=2" in line and "-m laurepro.worker" in line
-    nodes = run_cli("run", ROW, *SMOKE, "--nodes", "3", cwd=tmp_path).out
-    assert nodes.count("--nnodes=3") == 3 and "--rdzv-endpoint=" in nodes
+    nodes = run_cli("run", ROW, *SMOKE, "--nodes", "3", cwd=tmp_path)
+    assert nodes.out.count("--nnodes=3") == 2 and nodes.out.count("--rdzv-endpoint=$MASTER_ADDR:") == 2
+    assert "on all 3 machines" in nodes.err
+
+
+def test_the_local_launcher_has_one_machine(tmp_path: Path) -> None:
+    ran = run_cli("run", ROW, *SMOKE[:2], "--nodes", "2", cwd=tmp_path)
+    assert ran.code == 2 and "--nodes 2" in ran.err and "--launcher dry" in ran.err and "Traceback" not in ran.err
+    assert not (tmp_path / "results").exists()
 
 
 def test_dry_shows_the_paper_without_its_data(tmp_path: Path) -> None:

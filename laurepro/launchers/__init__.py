@@ -51,7 +51,7 @@ class TimeIsUp(Exception):
 
 
 def command(
-    job: Job, context: LaunchContext, endpoint: str = "$MASTER_ADDR:29500", run_id: str | None = None
+    job: Job, context: LaunchContext, endpoint: str = "$MASTER_ADDR:${MASTER_PORT:-29500}", run_id: str | None = None
 ) -> list[str]:
     """The exact command of one job: torchrun for several processes, the worker itself for one.
 
@@ -78,7 +78,9 @@ def command(
 
 
 def shell_line(job: Job, context: LaunchContext) -> str:
-    """The command as one would type it, with its environment."""
+    """The command as one would type it, on each of its nodes, with its environment."""
+    if job.stage == "profile":  # a speed is that of one process
+        context = context._replace(nproc_per_node=1, nodes=1)
     environment = f"OMP_NUM_THREADS={job_threads(job, context)} "
     words = command(job, context)
     return environment + " ".join(w if w.startswith("--rdzv-endpoint=$") else shlex.quote(w) for w in words)

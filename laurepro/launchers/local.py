@@ -122,7 +122,7 @@ def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Fai
         The jobs that failed for good.
 
     Raises:
-        LaureproError: A job asks for more GPUs than there are; raised before any work.
+        LaureproError: A job asks for more GPUs than there are, or for more than one machine; raised before any work.
         TimeIsUp: The context's time limit was reached before the end.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -143,6 +143,11 @@ class Queue:
 
     def __init__(self, plan: Plan, context: LaunchContext, start: Start, show: Lines) -> None:
         self.context, self.start, self.show = context, start, show
+        if context.nodes > 1:
+            raise LaureproError(
+                f"--nodes {context.nodes}: the local launcher has one machine",
+                "--launcher slurm runs on several, --launcher dry prints the line to start on each",
+            )
         self.devices = gpus()
         if self.devices and context.nproc_per_node > len(self.devices):
             raise LaureproError(
