@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,17 @@ def _on_signal(signum: int, frame: object) -> None:
 
 
 class Progress:
-    """Writes `progress.json`, at most twice a second: what `status` and the launcher's bars show."""
+    """Writes `progress.json`, at most twice a second: what `status` and the launcher's bars show.
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.last = file, 0.0
+    `each` is told of all values.
+    """
+
+    def __init__(self, file: Path, each: Callable[[dict[str, Any]], None] = lambda values: None) -> None:
+        self.file, self.last, self.each = file, 0.0, each
 
     def __call__(self, values: dict[str, Any]) -> None:
         """Take the newest values."""
+        self.each(values)
         now = time.monotonic()
         if now - self.last > 0.5 or values.get("step") == values.get("steps"):
             self.last = now
@@ -85,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     for option in ("--runs", "--results", "--data"):
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--fresh", action="store_true", help="start over instead of from a checkpoint")
+    parser.add_argument("--tensorboard", action="store_true", help="write event files of a training")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -136,7 +142,7 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
-    from laurepro import distributed
+    from laurepro import distributed, events
     from laurepro.stages import Context, Stopped
 
     distributed.initialise()
@@ -147,14 +153,19 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         folder=folder,
         data_root=args.data,
         weights=record.run_folder(args.runs, need) if need else None,
-        progress=Progress(folder / "progress.json") if rank == 0 else lambda values: None,
+        progress=lambda values: None,
         stop_requested=lambda: _stop or (folder / STOP).exists(),
     )
-    try:
-        result = stage.run(job, context)
-    except Stopped:
-        logging.info("stopped by a signal; the checkpoint is written")
-        return STOPPED
+    with contextlib.ExitStack() as stack:
+        if rank == 0:
+            shown = args.tensorboard and job.stage == "train"
+            each = (stack.enter_context(events.scalars(folder)),) if shown else ()
+            context = context._replace(progress=Progress(folder / "progress.json", *each))
+        try:
+            result = stage.run(job, context)
+        except Stopped:
+            logging.info("stopped by a signal; the checkpoint is written")
+            return STOPPED
     if rank != 0:
         return 0
     record.write(

@@ -86,6 +86,7 @@ NEEDS = {
         "no Chromium, or no playwright (pip install 'laurepro[browser]')",
     ),
     "latex": (lambda: _program("pdflatex", "lualatex", "tectonic"), "no LaTeX"),
+    "tensorboard": (lambda: _modules("tensorboard"), "no tensorboard (pip install 'laurepro[tensorboard]')"),
     "extras": (lambda: importlib.util.find_spec("matplotlib") is not None, "no optional libraries"),
 }
 

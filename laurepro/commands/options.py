@@ -96,6 +96,7 @@ def launching(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Processes a job on each machine.",
         ),
+        click.option("--tensorboard", is_flag=True, help="Write runs/JOB/tensorboard/ too (pip install tensorboard)."),
         click.option("--detach", is_flag=True, help="Slurm: submit and leave."),
         click.option("--constraint", metavar="LIST", help="Slurm: features of the nodes."),
         click.option("--time", metavar="H:MM:SS", help="Slurm: of one job; it is requeued and goes on."),

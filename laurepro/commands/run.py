@@ -43,15 +43,18 @@ def _run(
     time: str | None,
     constraint: str | None,
     detach: bool,
+    tensorboard: bool,
     data: Path,
     force: bool,
     results: Path,
     runs: Path,
 ) -> None:
     """Plan, check, launch. Raises click.exceptions.Exit(1) when a job failed."""
-    from laurepro import parts, plan, record
+    from laurepro import events, parts, plan, record
     from laurepro.launchers import LaunchContext, TimeIsUp
 
+    if tensorboard:
+        events.check()
     if parts.path("launchers", launcher) is None:
         raise unknown("launcher", launcher, parts.names("launchers"))
     chosen, rows = choose(targets, everything, scale, seeds, pairs)
@@ -86,6 +89,7 @@ def _run(
         cluster=_cluster(launcher, cluster, partition=partition, account=account, time=time, constraint=constraint),
         detach=detach,
         closing=_closing(targets, chosen.name, results, runs),
+        tensorboard=tensorboard,
     )
     try:
         failures = parts.load("launchers", launcher).launch(planned._replace(jobs=runnable), context)

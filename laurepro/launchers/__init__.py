@@ -40,6 +40,7 @@ class LaunchContext(NamedTuple):
     cluster: Cluster | None = None
     detach: bool = False  # submit and leave
     closing: tuple[tuple[str, ...], ...] = ()  # commands of laurepro that a cluster runs when all has ended
+    tensorboard: bool = False  # write event files beside the log
 
 
 class TimeIsUp(Exception):
@@ -66,6 +67,7 @@ def command(
     worker = ["-m", "laurepro.worker", "--job", job.model_dump_json(exclude_defaults=True), "--runs", str(context.runs)]
     worker += ["--results", str(context.results), "--data", str(context.data)]
     worker += ["--fresh"] if job.name in context.fresh else []
+    worker += ["--tensorboard"] if context.tensorboard else []
     if context.nproc_per_node * context.nodes == 1:
         return [sys.executable, *worker]
     rendezvous = ["--standalone"]

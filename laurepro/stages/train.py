@@ -321,7 +321,9 @@ def _agree(loss: float, stop: bool, step: int) -> tuple[float, bool]:
 
 def _report(context: Context, progress: _Progress, steps: int, epoch: int, loss: float, lr: float) -> None:
     done, seconds = progress.step, progress.seconds
-    context.progress({"step": done, "steps": steps, "loss": loss, "epoch": epoch, "seconds": round(seconds, 1)})
+    context.progress(
+        {"step": done, "steps": steps, "loss": loss, "lr": lr, "epoch": epoch, "seconds": round(seconds, 1)}
+    )
     if done % LOG_STEPS == 0 or done == steps:
         _log.info("step %d/%d  epoch %d  loss %.4f  lr %.3g  %.0f s", done, steps, epoch, loss, lr, seconds)
 
