@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROW, environment, planned, run_cli, start
+from conftest import ROOT, ROW, environment, make_record, planned, run_cli, start
 
-from laurepro import __version__, cli, spec
+from laurepro import __version__, cli, plan, record, spec
 from laurepro.spec import Job
 
 COMMANDS = list(cli.main.commands)
@@ -90,6 +90,17 @@ def test_plan_takes_scale_and_seeds(tmp_path: Path) -> None:
     assert {j["scale"] for j in planned(ROW, cwd=tmp_path)} == {"paper"}
     changed = planned(ROW, "--scale", "smoke", "--set", "train.lr=0.5", cwd=tmp_path)
     assert not {j["key"] for j in changed if j["seed"] == 0} & {j["key"] for j in by_option}
+
+
+def test_status_counts_the_seeds_that_were_run(tmp_path: Path) -> None:
+    table = spec.tables()["table3a"]
+    row = plan.row_plan(table, table.row("encnet-os8-bilinear"), spec.scale("camvid-cpu"), 3)
+    for job in row.jobs:
+        record.write(tmp_path / "results", make_record(job, {"miou": 50.0}))
+    ran = run_cli("status", "table3a/encnet-os8-bilinear", "--scale", "camvid-cpu", cwd=tmp_path)
+    assert ran.code == 0 and "scale camvid-cpu: 3 done" in ran.out
+    ran = run_cli("status", "table3a/encnet-os8-bilinear", "--scale", "camvid-cpu", "--seeds", "1", cwd=tmp_path)
+    assert "scale camvid-cpu: 1 done" in ran.out
 
 
 def test_status_where_nothing_is(tmp_path: Path) -> None:

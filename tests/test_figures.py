@@ -42,7 +42,7 @@ def test_every_figure_has_its_rows_and_its_function() -> None:
             assert table in tables
             if not kind.of_table:
                 assert tables[table].row(row_id).set is not None
-    assert {f"fig{n}" for n in range(6, 12)} | {"offsets", "errors", "cost", "lambda"} == set(FIGURES)
+    assert {f"fig{n}" for n in range(6, 12)} | {"offsets", "errors", "cost", "lambda", "differences"} == set(FIGURES)
 
 
 @pytest.mark.parametrize("classes", [8, 11, 21, 59, 150])
@@ -209,6 +209,24 @@ def test_the_curve_of_cost_has_units_of_its_own_on_each_side(tmp_path: Path) -> 
     assert lines_of(ours)[0] == ([0.0, 1.0, 2.0], [50.0, 51.0, 52.0])
     assert printed.get_xlabel().endswith(", G") and ours.get_xlabel().endswith(", M")
     assert "One seed has no interval and decides nothing." in drawing.description
+
+
+def test_differences_are_those_of_the_claims(tmp_path: Path) -> None:
+    with pytest.raises(LaureproError, match=r"(?s)two seeds.*laurepro run table3a tablec --scale camvid-cpu --seeds 3"):
+        figures.draw("differences", request_of(tmp_path, "camvid-cpu"))
+    rows = {"bilinear": [50.0, 51.0, 52.0], "grid4x": [51.0, 52.1, 52.9], "lau4x-off": [50.0, 51.3, 51.7]}
+    rows["lau4x-long-step"] = [50.5, 50.5, 50.5]
+    plant(tmp_path, "tablec", rows, "camvid-cpu")
+    drawing = figures.draw("differences", request_of(tmp_path, "camvid-cpu"))
+    (axes,) = drawing.figure.axes
+    labels = [t.get_text() for t in axes.get_yticklabels()]
+    assert len(labels) == len(set(labels))
+    at = labels.index("table3a/encnet-os8-grid4x − encnet-os8-bilinear, mIoU")
+    segments = [line for line in lines_of(axes) if len(line[0]) == 2 and line[1] == [at, at]]
+    assert segments == [(pytest.approx([1 - 0.2484138, 1 + 0.2484138]), [at, at])]  # deviation 0.1, t(2) 4.3026527
+    assert "grid4x − encnet-os8-bilinear, mIoU: +1.00 (+0.75 to +1.25, n = 3)" in drawing.description
+    one = figures.draw("differences", request_of(tmp_path, "camvid-cpu")._replace(rows=("tablec",)))
+    assert all(t.get_text().startswith("tablec/") for t in one.figure.axes[0].get_yticklabels())
 
 
 def test_no_records_name_the_command(tmp_path: Path) -> None:

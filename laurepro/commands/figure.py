@@ -13,7 +13,7 @@ from laurepro.commands.options import paths
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option("--scale", envvar="LAUREPRO_SCALE", metavar="NAME", help="Of the trained jobs (default: paper).")
 @click.option("--row", "rows", metavar="TABLE/ROW", multiple=True, help="Instead of the figure's own rows.")
-@click.option("--table", metavar="TABLE", help="cost, lambda: another table than the paper's.")
+@click.option("--table", metavar="TABLE", help="cost, lambda: another table; differences: only this one.")
 @click.option("--image", "images", type=int, multiple=True, help="Index of a picture (default: evenly spaced ones).")
 @click.option("--count", type=click.IntRange(1, 24), default=4, show_default=True, help="How many pictures.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -45,7 +45,7 @@ def command(
 
     if name is None:
         for known, kind in figures.FIGURES.items():
-            click.echo(f"{known:8} {kind.title}")
+            click.echo(f"{known:11} {kind.title}")
         return
     if name not in figures.FIGURES:
         raise unknown("figure", name, figures.FIGURES)

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from laurepro.failures import Left
     from laurepro.plan import RowPlan
+    from laurepro.record import Record
 
 SECONDS = 1.0  # between two looks on a terminal
 PLAIN_SECONDS = 10.0  # elsewhere: a line there stays
@@ -73,7 +74,10 @@ def command(
         names = spec.scale_names()
     else:
         names = [n for n in spec.scale_names() if n in {r.scale for r in records.values()}] or ["paper"]
-    plans = {name: choose(targets, not targets, name, seeds, pairs)[1] for name in names}
+    plans = {
+        name: choose(targets, not targets, name, seeds or _seeds(name, records.values(), runs), pairs)[1]
+        for name in names
+    }
     broken = {f.stem for f in record.records_dir(results).glob("*.json")} - set(records)
 
     def look() -> list[State]:
@@ -113,6 +117,16 @@ def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path) -> State
             stopped.append(name)
     missing = len(planned.jobs) - len(running) - len(queued) - len(stopped) - len(failed)
     return State(scale, len(planned.reused), missing, tuple(running), tuple(queued), tuple(stopped), tuple(failed))
+
+
+def _seeds(scale: str, records: Iterable[Record], runs: Path) -> int:
+    """As many seeds as were begun at a scale, where they are more than it has by default."""
+    from laurepro import record, spec
+
+    begun = [job for f in runs.glob("*/job.json") if (job := record.read_json(f)) and job.get("scale") == scale]
+    seeds = [r.seed for r in records if r.scale == scale] + [int(job.get("seed", 0)) for job in begun]
+    # The shared backbone's seed is one of its own, far above those of rows.
+    return max([spec.scale(scale).seeds, *(seed + 1 for seed in seeds if seed < 100)])
 
 
 def _queued(runs: Path) -> set[str]:

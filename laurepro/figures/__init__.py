@@ -60,8 +60,8 @@ class Kind(NamedTuple):
 
     @property
     def of_table(self) -> bool:
-        """Whether it is drawn from a table's records, not from the weights of rows."""
-        return self.draw.startswith("curves.")
+        """Whether it is drawn from records of whole tables, not from the weights of rows."""
+        return self.draw.startswith(("curves.", "differences."))
 
 
 FIGURES: dict[str, Kind] = {
@@ -94,6 +94,7 @@ FIGURES: dict[str, Kind] = {
         ("table3a/encnet-os8-bilinear", "table3a/encnet-os8-lau4x-off"),
     ),
     "cost": Kind("curves.cost", "Accuracy against added cost", ("table1",)),
+    "differences": Kind("differences.intervals", "What a row gains over another, with intervals over seeds", ()),
     "lambda": Kind("curves.weight", "Accuracy against the weight of the offset-guided loss", ("table2",)),
 }
 
