@@ -107,7 +107,7 @@ class Files:
             names, _ = read_list(self._folder / f"{split}.txt")
         except Unreadable as error:
             raise LaureproError(str(error), self._hint) from None
-        self._table = layout.table
+        self._table = layout.table.astype(np.int64)
         self._labelled = split not in layout.unlabelled
         self._paths = [paths_of(layout, split, name, files) for name in names]
 
@@ -122,10 +122,10 @@ class Files:
             LaureproError: A file cannot be read, or holds a label that means nothing.
         """
         image_path, mask_path = self._paths[index]
-        image = np.array(self._read(image_path, lambda p: p.convert("RGB")))  # a copy: torch wants to be able to write
+        image = np.array(self._read(image_path, _in_rgb))  # a copy: torch wants to be able to write
         if not self._labelled:
             return image, np.full(image.shape[:2], -1, np.int64)
-        label = self._table[self._read(mask_path, _values)].astype(np.int64)
+        label: Label = self._table.take(self._read(mask_path, _values))
         if label.min() < -1:
             raise LaureproError(f"{self._folder / mask_path}: holds a label out of range", self._hint)
         return image, label
@@ -262,6 +262,10 @@ def _decode(content: bytes) -> PIL.Image.Image:
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, PIL.Image.DecompressionBombError) as error:
         raise Unreadable(f"is truncated or damaged ({error})") from None
     return picture
+
+
+def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _values(picture: PIL.Image.Image) -> Mask:
