@@ -36,6 +36,12 @@ class Plan(NamedTuple):
     wanted_by: dict[str, tuple[str, ...]]
 
 
+def tables_named(name: str, tables: Iterable[str]) -> list[str]:
+    """The table of that id, or the parts of one: `table3` means 3a and 3b. Empty where there is none."""
+    tables = list(tables)
+    return [name] if name in tables else [t for t in tables if t[:-1] == name and re.search(r"\d[a-z]$", t)]
+
+
 def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> list[tuple[Table, Row]]:
     """The rows that TABLE or TABLE/ROW arguments name; `table3` means 3a and 3b.
 
@@ -50,11 +56,7 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
     chosen: dict[str, tuple[Table, Row]] = {}
     for target in targets:
         table_id, _, row_id = target.partition("/")
-        ids = (
-            [table_id]
-            if table_id in tables
-            else [t for t in tables if t[:-1] == table_id and re.search(r"\d[a-z]$", t)]
-        )
+        ids = tables_named(table_id, tables)
         if not ids:
             raise unknown("table", table_id, [*tables, "table3"])
         if row_id:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from laurepro import plan
+from laurepro import plan, spec
 from laurepro.claims import inference
 from laurepro.claims.model import All, Check, Claim, Count, Gain, Ordering, Similar, Speed, load, row_of
 from laurepro.metrics import METRICS, own_metric
@@ -72,6 +72,12 @@ class Verdict(NamedTuple):
     needed: int | None = None
     records: tuple[str, ...] = ()
     dirty: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What the claim says, in the metric that it is judged in at this scale."""
+        metric = self.claim.metric
+        return self.claim.expected_in(_title(metric, spec.scale(self.scale)) if metric else "")
 
 
 class Sample(NamedTuple):
@@ -190,12 +196,17 @@ class Rows:
         return next((name for name, job in self._named(address) if job.seed == 0 and job.stage == stage), address)
 
 
+def _title(metric: str, scale: Scale) -> str:
+    """What the metric is called on the data of a scale: only PASCAL Context has a mIoU of 60 classes."""
+    return METRICS[own_metric(metric, "pascal_context" if scale.comparable else "")].title
+
+
 def _sample(claim: Claim, rows: Rows) -> Sample | str:
     """What there is of a claim's comparison, or why there is nothing."""
     assert claim.row is not None and claim.metric is not None
     own = rows.by_seed(claim.row, claim.metric)
     if not own:
-        return f"no {METRICS[claim.metric].title} of {claim.row}"
+        return f"no {_title(claim.metric, rows.scale)} of {claim.row}"
     if isinstance(claim.test, Speed):
         return _speed(claim, own)
     than = [a for a in claim.than if rows.jobs(a)]
@@ -206,7 +217,7 @@ def _sample(claim: Claim, rows: Rows) -> Sample | str:
     else:
         other = rows.by_seed(than[0], claim.metric)
         if not other:
-            return f"no {METRICS[claim.metric].title} of {than[0]}"
+            return f"no {_title(claim.metric, rows.scale)} of {than[0]}"
         common = sorted(set(own) & set(other))
         if not common:
             return "the two rows have no seed in common"
@@ -357,7 +368,7 @@ def _count(base: Verdict, rows: Rows) -> Verdict:
     own = rows.by_seed(claim.row, claim.metric)
     cell = _cell(claim.row, claim.metric)
     if not own or cell is None:
-        return base._replace(verdict="not run", found=f"no {METRICS[claim.metric].title} of {claim.row}")
+        return base._replace(verdict="not run", found=f"no {_title(claim.metric, rows.scale)} of {claim.row}")
     value, record = next(iter(own.values()))
     unit = 1e4 if claim.metric == "d_params" else 1e7
     shown = math.floor(value / unit) if claim.metric == "d_params" else round(value / unit)

@@ -160,8 +160,11 @@ class Claim(Strict):
 
     @property
     def expected(self) -> str:
-        """What it says, in short."""
-        title = METRICS[self.metric].title if self.metric else ""
+        """What it says, in short, in the paper's metric."""
+        return self.expected_in(METRICS[self.metric].title if self.metric else "")
+
+    def expected_in(self, title: str) -> str:
+        """What it says, in short, in a metric of that title."""
         than = self.than[0] if len(self.than) == 1 else f"the best of {len(self.than)} quoted rows"
         match self.test:
             case Ordering():

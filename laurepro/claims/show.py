@@ -62,7 +62,7 @@ def _item(v: Verdict) -> dict[str, Any]:
     return {
         "id": v.claim.id,
         "what": v.claim.what,
-        "expected": v.claim.expected,
+        "expected": v.expected,
         "found": v.found,
         "verdict": v.verdict,
         "source": v.claim.where,
@@ -99,7 +99,7 @@ def markdown(scale: Scale, verdicts: Sequence[Verdict]) -> str:
             [
                 f"{v.claim.id}: {v.claim.what}",
                 v.claim.where,
-                v.claim.expected,
+                v.expected,
                 f"{v.printed.verdict} ({v.printed.found})",
                 v.verdict,
                 v.found + ("†" if v.dirty else ""),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from laurepro.metrics import METRICS, own_metric
 from laurepro.report.comparison import (
+    baseline,
     comparable,
     interval,
     over_baseline,
@@ -15,6 +16,7 @@ from laurepro.report.comparison import (
     published_ratio,
 )
 from laurepro.report.rows import RowResult, Section
+from laurepro.spec import Table
 
 MISSING = "—"
 
@@ -75,24 +77,44 @@ def grid(rows: Section) -> tuple[list[str], list[list[str]]]:
 
 
 def comparison_grid(rows: Section) -> Grid:
-    """The table of the paper with ours beside it: a line for each row."""
+    """The table of the paper with ours beside it, or a table of our own: a line for each row."""
     table, scale = rows[0].table, rows[0].scale
-    first = table.metrics[0]
-    over = any(published_over_baseline(rows, r, first) is not None for r in rows)
+    first, printed = _judged(table), _printed(table)
+    over = _over_bilinear(rows)
     columns = [Column("row", number=False), Column("origin", number=False)]
     for metric in table.metrics:
         own = own_metric(metric, "" if not scale.comparable else "pascal_context")
-        columns += [Column(f"{_named(metric)} paper"), Column(f"{_named(own)} ours")]
-        if scale.comparable and metric != "fps":
+        columns += [Column(f"{_named(metric)} paper")] if printed else []
+        columns.append(Column(f"{_named(own)} ours" if printed else _named(own)))
+        if printed and scale.comparable and metric != "fps":
             columns.append(Column("difference"))
             columns += [Column("difference, 95 % interval")] if METRICS[metric].stage == "evaluate" else []
     if over:
-        how = "over" if first == "fps" else "vs"  # a speed is divided, anything else subtracted
-        columns += [Column(f"{how} bilinear, paper"), Column(f"{how} bilinear, ours")]
-        columns += [] if first == "fps" else [Column("vs bilinear, 95 % interval")]
+        how = "over bilinear" if first == "fps" else "vs bilinear"  # a speed is divided, anything else subtracted
+        how = f"{METRICS[own_metric(first, '')].title} {how}" if len(table.metrics) > 1 else how
+        columns += [Column(f"{how}, paper")] if printed else []
+        columns.append(Column(f"{how}, ours" if printed else how))
+        columns += [] if first == "fps" else [Column(f"{how}, 95 % interval")]
     columns += [Column("n"), Column("scale", number=False), Column("status", number=False)]
     lines = [tuple(_line(rows, r, over)) for r in rows]
     return Grid(tuple(columns), tuple(lines), tuple(r.status for r in rows))
+
+
+def _printed(table: Table) -> bool:
+    """Whether there are printed numbers to stand beside; a table of our own has none."""
+    return any(row.published for row in table.rows)
+
+
+def _judged(table: Table) -> str:
+    """The metric in which a row is compared with the bilinear one: the first score, or the first column."""
+    return next((m for m in table.metrics if METRICS[m].stage == "evaluate"), table.metrics[0])
+
+
+def _over_bilinear(rows: Section) -> bool:
+    first = _judged(rows[0].table)
+    if not _printed(rows[0].table):
+        return any(baseline(rows, r) is not None for r in rows)
+    return any(published_over_baseline(rows, r, first) is not None for r in rows)
 
 
 def _named(metric: str) -> str:
@@ -101,21 +123,24 @@ def _named(metric: str) -> str:
 
 def _line(rows: Section, r: RowResult, over: bool) -> list[Cell]:
     line = [Cell(r.row.label, detail=_source(r)), Cell(r.row.origin, mark=r.row.origin)]
+    printed_too = _printed(r.table)
     for metric in r.table.metrics:
         published = r.row.published.get(metric)
-        line += [_published(r, metric), _own(r, metric)]
-        if comparable(r, metric):
+        line += [_published(r, metric)] if printed_too else []
+        line.append(_own(r, metric))
+        if printed_too and comparable(r, metric):
             value = published.value if published else None
             ours = [] if value is None else [v - value for v in r.column(metric).values()]
             line += _difference(ours, metric)[: 2 if METRICS[metric].stage == "evaluate" else 1]
-    first = r.table.metrics[0]
+    first = _judged(r.table)
     if over and first == "fps":
         mean, spread = own_ratio(r)
         ratio = show_value(mean, "fps_ratio") + (f" ± {show_value(spread, 'fps_ratio')}" if spread is not None else "")
         line += [_number(show_value(published_ratio(rows, r), "fps_ratio")), _number(ratio)]
     elif over:
         printed = _number(show_value(published_over_baseline(rows, r, first), first, signed=True))
-        line.append(printed if printed.mark or r.scale.comparable else printed._replace(mark="apart"))
+        if printed_too:
+            line.append(printed if printed.mark or r.scale.comparable else printed._replace(mark="apart"))
         line += _difference(over_baseline(rows, r, first), first)
     said = r.remark and r.status in ("failed", "running")
     status = f"{r.status}: {r.remark}" if said else r.remark or r.status

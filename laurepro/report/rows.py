@@ -90,7 +90,7 @@ def sections_of(
     tables = spec.tables()
     ids: list[str] = []
     for target in targets or tuple(tables):
-        chosen = [target] if target in tables else [t for t in tables if t[:-1] == target and t[-1].isalpha()]
+        chosen = plan.tables_named(target, tables)
         if not chosen:
             raise unknown("table", target, [*tables, "table3"])
         ids += [t for t in chosen if t not in ids]

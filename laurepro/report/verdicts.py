@@ -86,7 +86,7 @@ def _claim(v: Verdict, known: Mapping[str, str]) -> tuple[Cell, ...]:
     target = next((known[a] for a in v.claim.addresses if a in known), "") if v.records else ""
     printed = v.printed.verdict if v.printed.verdict == "not printed" else f"{v.printed.verdict}: {v.printed.found}"
     return (
-        Cell(v.claim.what, detail=f"{v.claim.id}: {v.claim.expected}. {v.claim.where}"),
+        Cell(v.claim.what, detail=f"{v.claim.id}: {v.expected}. {v.claim.where}"),
         Cell(v.verdict + (" †" if v.dirty else ""), mark=f"{v.verdict.replace(' ', '-')} verdict"),
         Cell(printed, mark=v.printed.verdict.replace(" ", "-")),
         Cell(v.found or MISSING, target=target),
