@@ -23,7 +23,7 @@ class Options(NamedTuple):
     """What the command line chose."""
 
     device: str  # "cpu" or "cuda"
-    shapes: Literal["small", "full"]
+    shapes: Literal["tiny", "small", "full"]
     rounds: int
     only: tuple[str, ...]  # globs over case names; none: all
     compile: bool  # time torch.compile too
@@ -47,9 +47,10 @@ class Row(NamedTuple):
     ratio: float | None  # this variant's time / the peer's
     peak_ratio: float | None  # this variant's peak / the peer's
     floor_share: float | None  # time to move the case's bytes once at copy bandwidth / this variant's time
-    error: float | None  # largest relative error (2-norms) of value and gradients against float64
+    error: float | None  # largest relative error (2-norms) of value and gradients against float64; see the case
     tolerance: float | None  # what `error` had to stay below; None: a peer, shown as it is
     note: str | None = None
+    details: dict[str, Any] | None = None  # what else was measured, by name
 
     @property
     def wrong(self) -> bool:

@@ -6,8 +6,9 @@ import ctypes
 import math
 import multiprocessing
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -59,6 +60,13 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def announced(cases: Sequence[str]) -> Iterator[str]:
+    """The cases one after the other, each told on stderr before it begins."""
+    for count, case in enumerate(cases, 1):
+        print(f"[{count}/{len(cases)}] {case}", file=sys.stderr, flush=True)
+        yield case
 
 
 def copy_bandwidth(device: torch.device) -> float:

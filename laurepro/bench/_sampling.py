@@ -70,6 +70,7 @@ SHAPES: dict[str, tuple[Problem, ...]] = {
         Problem("M", 1, 21, 24, 24, 4, per_channel=True),
         _TINY,
     ),
+    "tiny": (_TINY,),
 }
 
 

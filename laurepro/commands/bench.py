@@ -18,14 +18,12 @@ def command() -> None:
 def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON to this file."),
-        click.option(
-            "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory too (white offsets)."
-        ),
+        click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory too."),
         click.option(
             "--compile/--no-compile",
             "compiled",
             default=None,
-            help="Time torch.compile of the unfused losses too (default: on a GPU only; a CPU compiles for minutes).",
+            help="Time what torch.compile makes of it too (default: on a GPU only; a CPU compiles for minutes).",
         ),
         click.option(
             "--only", metavar="GLOB", multiple=True, help="Only cases that match, as in '*/P/white/*/forward'."
@@ -33,8 +31,8 @@ def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns that are timed."),
         click.option(
             "--shapes",
-            type=click.Choice(["small", "full"]),
-            help="The paper's shapes at batch 16, or smaller ones (default: full on a GPU, small on a CPU).",
+            type=click.Choice(["tiny", "small", "full"]),
+            help="The paper's sizes at batch 16, smaller ones, a dry run's (default: full on a GPU, small on a CPU).",
         ),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     ):
@@ -54,6 +52,13 @@ def ops(**options: Any) -> None:
 def loss(**options: Any) -> None:
     """The offset-guided and the regression loss against their unfused forms, plain and compiled."""
     _run("loss", **options)
+
+
+@command.command("step")
+@_measuring
+def step(**options: Any) -> None:
+    """A training step under each option, against plain loops, the bilinear row and other libraries."""
+    _run("step", **options)
 
 
 def _run(
