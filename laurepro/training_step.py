@@ -92,6 +92,7 @@ def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: t
     parallel = _parallel(network, device) if distributed.world_size() > 1 else network
     forward: Callable[[Tensor], Output] = parallel
     if train.compile != "none":
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # the compiler is to know, too
         forward = torch.compile(parallel, mode=train.compile, dynamic=False)
     return Stepper(network, optimizer, scaler, parallel, forward, train, loss, device)
 

@@ -57,7 +57,7 @@ def run(job: spec.Job, context: Context) -> Result:
     named = f"{device_name(device)} (float32, batch 1)"
     if distributed.rank() != 0:
         return Result({}, None, None, (), [], None, named, torch.get_num_threads())
-    torch.use_deterministic_algorithms(False)  # it would fill every new tensor, on the clock
+    torch.set_deterministic_debug_mode("default")  # it would fill every new tensor, on the clock
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
