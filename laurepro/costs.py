@@ -57,11 +57,14 @@ def _plain(value: Any) -> str:
 
 
 def _with_defaults(folder: str, part: spec.Part) -> dict[str, Any]:
+    """What was given, and every size; of words and switches those that are not the default."""
     file = parts.path(folder, part.kind)
     if file is None:
         return part.options
     model: type[BaseModel] = parts.options(folder, file)
-    return model(**part.options).model_dump(mode="json")
+    whole, given = model(**part.options), model(**part.options).model_dump(exclude_defaults=True)
+    sizes = {k for k, v in whole.model_dump().items() if isinstance(v, int | float | tuple) and v is not False}
+    return {k: v for k, v in whole.model_dump(mode="json").items() if k in given or k in sizes}
 
 
 def read() -> dict[str, Cost]:

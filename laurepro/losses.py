@@ -117,6 +117,11 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
     """Equation 3 or equations 3 and 4, at the resolution of the sampling or of the labels."""
     if loss.resolution == "full":
         return _formed(sampling, target, loss, count)
+    if loss.kind == "offset_regression" and sampling.offset.shape[1] != 2:
+        raise LaureproError(
+            f"loss.kind 'offset_regression': needs one offset a pixel, got {sampling.offset.shape[1] // 2} groups",
+            "use loss.kind offset_guided, or groups 1",
+        )
     input, offset, k, integer_gradient, base = sampling
     labels = nearest_labels(target, (input.shape[2] * k, input.shape[3] * k))
     if loss.normalize == "weight" or (base is not None and loss.offset_weight):

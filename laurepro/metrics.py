@@ -40,6 +40,9 @@ METRICS: dict[str, Metric] = {
         for w in BOUNDARY_WIDTHS
     },
     "final_score": Metric("Final", "", "evaluate", 4, "higher", "(pixAcc + mIoU) / 2 as a fraction, ADE20K's own"),
+    "offset_groups": Metric(
+        "M", "", "profile", 0, "lower", "offsets for each output pixel, of point-sampling upsamplers"
+    ),
     "params": Metric("Params", "M", "profile", 2, "lower", "learnable parameters, no auxiliary head", 1e6),
     "macs": Metric("MACs", "G", "profile", 2, "lower", "multiply-accumulates of convolutions and linears", 1e9),
     "d_params": Metric("+Params", "M", "profile", 2, "lower", "parameters added to the bilinear row", 1e6),

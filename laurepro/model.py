@@ -61,6 +61,12 @@ class Network(nn.Module):
                 f"model.aux_lau: upsampler {model.upsampler.kind!r} does not sample points",
                 "use upsampler lau, or aux_lau false",
             )
+        self.guided: bool = "guided" in getattr(upsampler, "FEATURES", ())
+        if self.guided and "guide" not in getattr(head, "FEATURES", ()):
+            raise LaureproError(
+                f"upsampler {model.upsampler.kind!r} is guided, and head {model.head.kind!r} has no guide",
+                "use head deeplabv3plus, or another upsampler",
+            )
         self.op = op
         self.decoder: bool = "decoder" in getattr(head, "FEATURES", ())
         self.backbone = ResNet(model.backbone, model.output_stride)
@@ -75,7 +81,8 @@ class Network(nn.Module):
         self.classifier: nn.Conv2d | None = nn.Conv2d(feature_channels, num_classes, 1)
         up_channels = feature_channels if self.decoder else num_classes
         options = model.upsampler.options
-        self.upsampler: nn.Module = upsampler.Upsampler(up_channels, feature_channels, **options)
+        guide = (self.head.guide_channels,) if self.guided else ()
+        self.upsampler: nn.Module = upsampler.Upsampler(up_channels, feature_channels, *guide, **options)
         if getattr(self.upsampler, "replaces_classifier", False) and not self.decoder:
             self.classifier = None
         self.aux_upsampler: nn.Module | None = None
@@ -117,13 +124,13 @@ class Network(nn.Module):
             return scores._replace(integer_gradient=self.op.integer_gradient)
         return scores
 
-    def _upsample(self, input: Tensor, feature: Tensor, size: tuple[int, int]) -> Tensor:
+    def _upsample(self, input: Tensor, feature: Tensor, size: tuple[int, int], guide: Tensor | None = None) -> Tensor:
         """A decoder's upsampling to exactly `size`.
 
         A sampled map has k*ceil(H/k) rows where the low-level map has H: row i stands at i/k in both, so the
         first H are the right ones, and resizing would shift them. Any other size is resized.
         """
-        out = self._with_op(self.upsampler(input, feature))
+        out = self._with_op(self.upsampler(input, feature, *((guide,) if self.guided else ())))
         if isinstance(out, PointSampling):
             k = out.scale_factor
             out = out.materialize()

@@ -36,30 +36,31 @@ class OffsetHead(nn.Module):
         in_channels: channels of the feature.
         scale_factor: k, the same in both directions.
         bottleneck_channels: channels between the convolutions, m. The paper's ResNet-50 rows have 128.
+        groups: M, offsets for each output pixel; the paper has 1, and section 3.3 counts what M = C would cost.
 
     Raises:
         ValueError: an argument is below 1.
     """
 
-    def __init__(self, in_channels: int, scale_factor: int, bottleneck_channels: int = 128) -> None:
+    def __init__(self, in_channels: int, scale_factor: int, bottleneck_channels: int = 128, groups: int = 1) -> None:
         super().__init__()
-        if min(in_channels, scale_factor, bottleneck_channels) < 1:
+        if min(in_channels, scale_factor, bottleneck_channels, groups) < 1:
             raise ValueError(
-                "in_channels, scale_factor and bottleneck_channels must be at least 1, got "
-                f"{(in_channels, scale_factor, bottleneck_channels)}"
+                "in_channels, scale_factor, bottleneck_channels and groups must be at least 1, got "
+                f"{(in_channels, scale_factor, bottleneck_channels, groups)}"
             )
         self.in_channels = in_channels
         self.scale_factor = scale_factor
-        self.rows = self._branch(in_channels, scale_factor, bottleneck_channels)
-        self.columns = self._branch(in_channels, scale_factor, bottleneck_channels)
+        self.rows = self._branch(in_channels, scale_factor, bottleneck_channels, groups)
+        self.columns = self._branch(in_channels, scale_factor, bottleneck_channels, groups)
         self.reset_parameters()
 
     @staticmethod
-    def _branch(in_channels: int, scale_factor: int, bottleneck_channels: int) -> nn.Sequential:
+    def _branch(in_channels: int, scale_factor: int, bottleneck_channels: int, groups: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Conv2d(in_channels, bottleneck_channels, 1, bias=False),
             nn.LeakyReLU(0.01, inplace=True),
-            nn.Conv2d(bottleneck_channels, scale_factor**2, 3, padding=1, bias=False),
+            nn.Conv2d(bottleneck_channels, groups * scale_factor**2, 3, padding=1, bias=False),
             nn.PixelShuffle(scale_factor),
         )
 
@@ -76,7 +77,8 @@ class OffsetHead(nn.Module):
             feature: (N, in_channels, h, w), the tensor that the classifier reads.
 
         Returns:
-            (N, 2, k h, k w). Half types come out as float32: near 60, bfloat16 steps by a quarter pixel.
+            (N, 2M, k h, k w), M row offsets, then M column offsets. Half types come out as float32: near 60,
+            bfloat16 steps by a quarter pixel.
 
         Raises:
             ValueError: `feature` has another shape.

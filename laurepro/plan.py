@@ -45,8 +45,8 @@ def tables_named(name: str, tables: Iterable[str]) -> list[str]:
 def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> list[tuple[Table, Row]]:
     """The rows that TABLE or TABLE/ROW arguments name; `table3` means 3a and 3b.
 
-    A control or extension row of a table is left out where the scale says `controls: false`, unless it is
-    named itself: the paper's tables at the paper's scale are what the authors ran and the baselines.
+    A control or extension row is left out where the scale says `controls: false`, unless it is named itself, or its
+    table is and has no others: the paper's tables at the paper's scale are what the authors ran and the baselines.
 
     Raises:
         LaureproError: a name that does not exist, with the nearest.
@@ -64,8 +64,9 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
             chosen[f"{matches[0].id}/{row_id}"] = (matches[0], matches[0].row(row_id))
             continue
         for t in ids:
+            own = [row for row in tables[t].rows if row.origin in ("authors", "quoted")]
             for row in tables[t].rows:
-                if scale.controls or row.origin in ("authors", "quoted"):
+                if scale.controls or row in own or not (own or everything):
                     chosen[f"{t}/{row.id}"] = (tables[t], row)
     return list(chosen.values())
 

@@ -442,6 +442,11 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     up = model.upsampler
     up = Part(kind=up.kind, **parts.bind("upsamplers", up.kind, up.options, where))
     options = parts.bind("datasets", experiment.data.name, experiment.data.options, f"{where}, data.options")
+    if "guided" in _features("upsamplers", up.kind) and "guide" not in _features("heads", head.kind):
+        raise LaureproError(
+            f"{where}: upsampler {up.kind!r} is guided by finer features, which head {head.kind!r} does not give",
+            "use head deeplabv3plus, or another upsampler",
+        )
     point_sampling = "location_aware" in _features("upsamplers", up.kind)
     if loss.kind != "cross_entropy" and not point_sampling:
         raise LaureproError(

@@ -118,8 +118,8 @@ SMOKE = ["--scale", "smoke", "--launcher", "dry"]  # a case that is wrongly let 
     [
         (["run"], ["TABLE", "--all"]),
         (["run", "tabel3a"], ["'tabel3a'", "nearest: table3a"]),
-        (["run", "table9"], ["'table9'", "table8"]),
-        (["table9"], ["'table9'", "table8"]),
+        (["run", "table10"], ["'table10'", "table1"]),
+        (["table10"], ["'table10'", "table1"]),
         (["run", "table3a/encnet-os8-lau4x", *SMOKE], ["'encnet-os8-lau4x'", "encnet-os8-lau4x-off", "table3a"]),
         (["show", "table3a/nothing"], ["'nothing'", "table3a"]),
         (["show"], ["TABLE"]),

@@ -269,12 +269,12 @@ def an_upsampler_that_is_not_there(b: Broken) -> None:
 for network, tables in (
     ("encnet, resnet50, OS 8, bilinear, 59 classes, 480x480", ("table1", "table3a")),
     (
-        "encnet, resnet50, OS 8, lau(scale_factor=4 bottleneck_channels=128), 59 classes, 480x480",
+        "encnet, resnet50, OS 8, lau(scale_factor=4 bottleneck_channels=128 groups=1), 59 classes, 480x480",
         ("table1", "table2", "table3a", "table4"),
     ),
     ("encnet(lateral=true), resnet101, OS 8, bilinear, 59 classes, 480x480", ("table3b",)),
     (
-        "encnet, resnet101, OS 8, lau(scale_factor=4 bottleneck_channels=64), 150 classes, 480x480",
+        "encnet, resnet101, OS 8, lau(scale_factor=4 bottleneck_channels=64 groups=1), 150 classes, 480x480",
         ("table5", "table6"),
     ),
     ("deeplabv3plus, resnet50, OS 16, bilinear, 21 classes, 480x480", ("table7",)),

@@ -96,6 +96,19 @@ def test_the_paper_takes_38_trainings_and_40_evaluations() -> None:
     assert trained[("voc2012_aug", "resnet50", False)] + trained[("voc2012_aug", "resnet101", False)] == 4
 
 
+def test_an_extension_is_no_part_of_the_papers_tables_but_runs_when_it_is_named() -> None:
+    paper = spec.scale("paper")
+    assert "table9" not in {t.id for t, _ in plan.select((), paper, everything=True)}
+    rows = plan.select(["table9"], paper)
+    assert len(rows) == len(spec.tables()["table9"].rows) > 30
+    shared = {"encnet-bilinear": "table3a/encnet-os8-bilinear", "encnet-lau4x": "table4/encnet-os8-lau4x"}
+    shared |= {"encnet-lau4x-off": "table3a/encnet-os8-lau4x-off"}
+    shared |= {f"deeplabv3plus-{up}": f"table7/deeplabv3plus-r50-{up}" for up in ("bilinear", "lau4x")}
+    for scale in spec.scale_names():
+        for own, other in shared.items():
+            assert job(f"table9/{own}", "evaluate", scale).name == job(other, "evaluate", scale).name
+
+
 def test_quoted_rows_are_run_only_where_they_are_marked() -> None:
     for row in make(*TRAINED).rows:
         if row.row.origin == "quoted":

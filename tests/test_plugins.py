@@ -123,7 +123,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "heads/flat.py": HEAD,
         "datasets/stripes.py": DATASET,
         "launchers/shout.py": LAUNCHER,
-        "experiments/table9.yaml": TABLE,
+        "experiments/table90.yaml": TABLE,
         "experiments/recipes/own.yaml": RECIPE,
         "experiments/scales/three.yaml": SCALE,
         "experiments/scales/tiny.yaml": TINY,
@@ -139,13 +139,13 @@ def around(plugins: Path) -> dict[str, str | Path]:
 
 
 def test_each_file_is_listed(plugins: Path, tmp_path: Path) -> None:
-    new = {"table9", "three", "nearest2", "flat", "stripes", "shout"}
+    new = {"table90", "three", "nearest2", "flat", "stripes", "shout"}
     assert new <= set(run_cli("list", cwd=tmp_path, **around(plugins)).out.replace(",", "").split())
     assert not new & set(run_cli("list", cwd=tmp_path).out.replace(",", "").split())
 
 
 def test_they_train_evaluate_and_report(plugins: Path, tmp_path: Path) -> None:
-    command = ["run", "table9/first", "--scale", "three", "--set", "train.iterations=3"]
+    command = ["run", "table90/first", "--scale", "three", "--set", "train.iterations=3"]
     ran = run_cli(*command, "--set", "model.upsampler.mode=area", cwd=tmp_path, **around(plugins))
     assert ran.code == 0, ran.err
     records, problems = record.read_all(tmp_path / "results")
@@ -157,15 +157,15 @@ def test_they_train_evaluate_and_report(plugins: Path, tmp_path: Path) -> None:
     assert sum(map(sum, evaluate.confusion)) == 9 * 63 * 64  # 9 pictures without their ignored line
     assert [step for step, _ in train.curve][-1] == 3
     assert (tmp_path / "runs" / train.job / "log.txt").read_text().count("the upsampler of the plug-in 4") == 3
-    args = ["report", "table9", "--scale", "three", "--format", "json", "--set", "train.iterations=3"]
+    args = ["report", "table90", "--scale", "three", "--format", "json", "--set", "train.iterations=3"]
     shown = run_cli(*args, "--set", "model.upsampler.mode=area", cwd=tmp_path, **around(plugins))
     rows = {r["row"]: r for r in json.loads(shown.out)["tables"][0]["rows"]}
-    assert rows["table9/first"]["status"] == "done" and rows["table9/broken"]["status"] == "missing"
-    assert rows["table9/first"]["ours"]["miou"]["mean"] == evaluate.metrics["miou"]
+    assert rows["table90/first"]["status"] == "done" and rows["table90/broken"]["status"] == "missing"
+    assert rows["table90/first"]["ours"]["miou"]["mean"] == evaluate.metrics["miou"]
 
 
 def test_a_job_that_fails_takes_only_those_that_need_it(plugins: Path, tmp_path: Path) -> None:
-    ran = run_cli("table9", "--scale", "three", "--nproc-per-node", "1", cwd=tmp_path, **around(plugins))
+    ran = run_cli("table90", "--scale", "three", "--nproc-per-node", "1", cwd=tmp_path, **around(plugins))
     assert ran.code == 1, ran.err
     records, _ = record.read_all(tmp_path / "results")
     assert sorted(r.stage for r in records.values()) == ["evaluate", "train"]  # the other row
@@ -177,12 +177,12 @@ def test_a_job_that_fails_takes_only_those_that_need_it(plugins: Path, tmp_path:
     assert "scale three: 2 done, 0 running, 1 failed" in status.out
     (failed,) = (tmp_path / "runs").glob("train-*-explodes-*/failure.json")
     assert json.loads(failed.read_text())["rank"] == 0
-    report = run_cli("report", "table9", "--scale", "three", "--strict", cwd=tmp_path, **around(plugins))
+    report = run_cli("report", "table90", "--scale", "three", "--strict", cwd=tmp_path, **around(plugins))
     assert report.code == 1 and "failed: RuntimeError: built to break" in report.out
 
 
 def test_a_new_launcher_is_called(plugins: Path, tmp_path: Path) -> None:
-    command = ["run", "table9/first", "--scale", "three", "--launcher", "shout", "--nproc-per-node", "2"]
+    command = ["run", "table90/first", "--scale", "three", "--launcher", "shout", "--nproc-per-node", "2"]
     ran = run_cli(*command, cwd=tmp_path, **around(plugins))
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
@@ -227,7 +227,7 @@ def test_a_misspelt_option_is_found_before_torch_is_imported(
         "except SystemExit as error: code = error.code\n"
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
-    command = [sys.executable, "-c", code, "run", "table9/first", "--scale", "three", "--set", setting]
+    command = [sys.executable, "-c", code, "run", "table90/first", "--scale", "three", "--set", setting]
     env = environment(**around(plugins))
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert ran.returncode == 2, ran.stderr
@@ -252,7 +252,7 @@ def test_a_faulty_plugin_is_named(plugins: Path, tmp_path: Path, text: str, said
     file.parent.mkdir(parents=True)
     file.write_text(text)
     folders = {**around(plugins), "LAUREPRO_PLUGINS": f"{plugins}:{tmp_path / 'more'}"}
-    command = ["run", "table9/first", "--scale", "three", "--launcher", "dry", "--set", "model.upsampler.kind=faulty"]
+    command = ["run", "table90/first", "--scale", "three", "--launcher", "dry", "--set", "model.upsampler.kind=faulty"]
     ran = run_cli(*command, "--set", "model.upsampler.mode=area", cwd=tmp_path, **folders)
     assert ran.code == 2 and "Traceback" not in ran.err, ran.err
     assert "faulty" in ran.err and said in ran.err
@@ -303,4 +303,10 @@ def test_every_shipped_part_says_what_it_is() -> None:
             assigned = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Assign)]
             (value,) = [n.value for n in assigned if ast.unparse(n.targets[0]) == "FEATURES"]
             features = ast.literal_eval(value)
-            assert isinstance(features, tuple) and set(features) <= {"location_aware", "se", "decoder"}, file
+            assert isinstance(features, tuple) and set(features) <= {
+                "location_aware",
+                "guided",
+                "se",
+                "decoder",
+                "guide",
+            }, file

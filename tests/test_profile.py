@@ -288,8 +288,11 @@ def test_every_kind_of_row_profiles(tmp_path: Path) -> None:
         metrics = profile.run(job(address, **quick), context(tmp_path)).metrics
         assert metrics["fps_iterations"] == 4
         assert metrics["peak_bytes"] is None or torch.cuda.is_available()
+        assert metrics["offset_groups"] == (1 if "lau" in address else None)
         for name, value in metrics.items():
-            assert name == "peak_bytes" or (value is not None and math.isfinite(value) and value > 0), name
+            assert name in ("peak_bytes", "offset_groups") or (
+                value is not None and math.isfinite(value) and value > 0
+            ), name
 
 
 def test_stop(tmp_path: Path) -> None:

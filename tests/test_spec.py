@@ -474,9 +474,13 @@ def test_pinned_defaults() -> None:
     ("folder", "kind", "defaults"),
     [
         ("upsamplers", "bilinear", {}),
-        ("upsamplers", "lau", {"scale_factor": 4, "bottleneck_channels": 128, "sampling_grid": "corner"}),
+        (
+            "upsamplers",
+            "lau",
+            {"scale_factor": 4, "bottleneck_channels": 128, "sampling_grid": "corner", "groups": 1, "bound": None},
+        ),
         ("upsamplers", "grid", {"scale_factor": 4, "sampling_grid": "corner"}),
-        ("upsamplers", "pixelshuffle", {"factors": (2,), "input": "feature"}),
+        ("upsamplers", "pixelshuffle", {"factors": (2,), "input": "feature", "icnr": False}),
         ("upsamplers", "deformable", {"version": 1, "position": "logits"}),
         ("heads", "encnet", {"channels": 512, "codewords": 32, "lateral": False, "se": True}),
         ("heads", "aspp", {"channels": 256, "rates": (12, 24, 36)}),

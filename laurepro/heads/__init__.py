@@ -11,7 +11,9 @@ its dropout, and what the offset branch reads. `se_logits` [N, num_classes] or N
 
 `FEATURES` is a plain tuple of strings, read without importing the file: "se" (it can give se_logits) and "decoder"
 (it upsamples features itself). The row's upsampler then works inside the head, on `feature_channels` channels, and
-the call is `forward(features, upsample)` with `upsample(input, feature, size) -> Tensor`.
+the call is `forward(features, upsample)` with `upsample(input, feature, size, guide=None) -> Tensor`. A decoder with
+"guide" too gives a map [N, guide_channels, *size] of the encoder's with it, which upsamplers that are guided need, and
+has the attribute `guide_channels`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from laurepro.heads import conv_bn_relu
 from laurepro.heads.aspp import ASPP
 
-FEATURES = ("decoder",)
+FEATURES = ("decoder", "guide")
 
 
 class Head(nn.Module):
@@ -44,6 +44,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.feature_channels = channels
+        self.guide_channels = low_channels
         self.aspp = ASPP(in_channels[3], channels, rates)
         self.low = conv_bn_relu(in_channels[0], low_channels, 1)
         widths = [channels + low_channels] + [channels] * decoder_convs
@@ -52,15 +53,16 @@ class Head(nn.Module):
     def forward(
         self,
         features: tuple[Tensor, Tensor, Tensor, Tensor],
-        upsample: Callable[[Tensor, Tensor, tuple[int, int]], Tensor],
+        upsample: Callable[[Tensor, Tensor, tuple[int, int], Tensor], Tensor],
     ) -> tuple[Tensor, None]:
         """The backbone's maps to (feature [N, channels, H/4, W/4], None).
 
         Args:
             features: the backbone's four maps.
-            upsample: (input, feature, size) to `input` at `size`. The offset branch reads the ASPP's output too.
+            upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output too,
+                and an upsampler that is guided the reduced features of layer1.
         """
         low = self.low(features[0])
         deep = self.aspp(features[3])
-        deep = upsample(deep, deep, (low.shape[2], low.shape[3]))
+        deep = upsample(deep, deep, (low.shape[2], low.shape[3]), low)
         return self.decoder(torch.cat([deep, low], 1)), None

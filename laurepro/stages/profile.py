@@ -44,7 +44,7 @@ def run(job: spec.Job, context: Context) -> Result:
     `d_params`, `d_macs` over the bilinear twin (missing for a bilinear row, as are the ratios); `latency_ms`, `fps`;
     `fps_ratio`, the row's speed over the twin's, and `fps_ratio_std`, the standard deviation of the groups' ratios;
     `fps_iterations`, forwards timed of each; `peak_bytes`, CUDA memory allocated at most in one forward, weights
-    included (missing on a CPU).
+    included (missing on a CPU); `offset_groups`, M of an upsampler that samples at offsets of its own.
 
     Raises:
         LaureproError: A data set whose number of classes is not known, or parts that do not fit together.
@@ -81,6 +81,7 @@ def run(job: spec.Job, context: Context) -> Result:
     ratios = [group[1] / group[0] for _, group in times] if twin else []
     return Result(
         metrics={
+            "offset_groups": getattr(networks[0].upsampler, "groups", None),
             "params": own.params,
             "macs": own.macs,
             "flops": flops(mine, experiment.op, classes, *size),
@@ -186,6 +187,9 @@ def _counting(network: nn.Module, tally: dict[str, int]) -> Iterator[None]:
         if isinstance(module, nn.Conv2d | DeformConv2d):
             kernel = math.prod(module.kernel_size)
             tally["macs"] += output.numel() * kernel * (module.in_channels // module.groups)
+        elif isinstance(module, nn.ConvTranspose2d):  # each input is multiplied by the whole kernel
+            kernel = math.prod(module.kernel_size)
+            tally["macs"] += inputs[0].numel() * kernel * (module.out_channels // module.groups)
         elif isinstance(module, nn.Linear):
             tally["macs"] += output.numel() * module.in_features
 

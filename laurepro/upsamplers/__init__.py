@@ -12,8 +12,12 @@ dropout. `feature` [N, feature_channels, h, w] is what the classifier reads, bef
 size; the network brings it to the size wanted, bilinearly with align_corners=True. A PointSampling is not carried
 out in training, so that the loss can be computed without the upsampled scores.
 
-`FEATURES` is a plain tuple of strings, read without importing the file: "location_aware" says that `forward` gives
-a PointSampling, which the location-aware losses need.
+`FEATURES` is a plain tuple of strings, read without importing the file. "location_aware" says that `forward` gives
+a PointSampling, which the location-aware losses need. "guided" says that it also reads a map of higher resolution, the
+encoder's, which a head with "guide" among its FEATURES has (DeepLabv3+'s decoder); its two methods are then
+
+    __init__(self, channels: int, feature_channels: int, guide_channels: int, *, <options>)
+    forward(self, input, feature, guide) -> Tensor         of the guide's size
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class PointSampling(NamedTuple):
 
     Attributes:
         input: [N, C, h, w].
-        offset: [N, 2, h*k, w*k], row then column offsets in input pixels.
+        offset: [N, 2M, h*k, w*k], M row offsets, then M column offsets, in input pixels; M is 1 or C.
         scale_factor: k.
         integer_gradient: the offset's derivative at an integer coordinate; the network sets it.
         base: [1, 2, h*k, w*k], the offset of a sample that has learned nothing, and a part of `offset`; None: zero.
@@ -55,7 +59,8 @@ class PointSampling(NamedTuple):
         """The map [N, C, h*k, w*k] of the same grid without learned offsets: what the L' of equation 3 is of."""
         if self.base is None:
             return bilinear_upsample(self.input, self.scale_factor)
-        return location_aware_upsample(self.input, self.base.expand_as(self.offset), self.scale_factor)
+        base = self.base.expand(len(self.input), -1, -1, -1)
+        return location_aware_upsample(self.input, base, self.scale_factor)
 
 
 def grid_offset(height: int, width: int, k: int, grid: SamplingGrid, like: Tensor) -> Tensor | None:
@@ -81,3 +86,22 @@ def grid_offset(height: int, width: int, k: int, grid: SamplingGrid, like: Tenso
         offsets.append(to - at / k)
     rows, columns = offsets[0][:, None].expand(-1, width * k), offsets[1][None, :].expand(height * k, -1)
     return torch.stack([rows, columns])[None].to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+
+def point_sampling(input: Tensor, learned: Tensor, scale_factor: int, grid: SamplingGrid) -> PointSampling:
+    """Sample at learned offsets from a grid, one for all channels or one for each group of them.
+
+    Args:
+        input: [N, C, h, w].
+        learned: [N, 2M, h*k, w*k], 1 <= M <= C, M row offsets, then M column offsets, in input pixels. Channel c
+            belongs to group floor(c * M / C): neighbours, in groups as equal as can be.
+        scale_factor: k.
+        grid: what the offsets are added to, see `grid_offset`.
+    """
+    channels, groups = input.shape[1], learned.shape[1] // 2
+    base = grid_offset(input.shape[2], input.shape[3], scale_factor, grid, learned)
+    offset = learned if base is None else learned + base.repeat_interleave(groups, 1)
+    if groups not in (1, channels):
+        group = torch.arange(channels, device=offset.device) * groups // channels
+        offset = offset[:, torch.cat([group, groups + group])]
+    return PointSampling(input, offset, scale_factor, base=base)

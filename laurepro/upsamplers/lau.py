@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from laurepro.errors import LaureproError
 from laurepro.nn import OffsetHead
-from laurepro.upsamplers import PointSampling, grid_offset
+from laurepro.upsamplers import PointSampling, SamplingGrid, point_sampling
 
 FEATURES = ("location_aware",)
 
@@ -15,12 +16,19 @@ FEATURES = ("location_aware",)
 class Upsampler(nn.Module):
     """One (row, column) offset for each output pixel, predicted from the feature and shared by all channels.
 
+    `groups` and `bound` go beyond the paper, which has one group (section 3.3 says what one offset a channel costs) and
+    no bound.
+
     Args:
         channels: channels of the map that is sampled.
         feature_channels: channels of the feature that the offsets are predicted from.
         scale_factor: k.
         bottleneck_channels: width between the two convolutions of the offset branch.
         sampling_grid: what the offsets are added to, see `laurepro.upsamplers.grid_offset`; "corner" is the paper's.
+        groups: M, groups of neighbouring channels with offsets of their own; "channels" is one for each channel. The
+            regression loss is defined for 1 only.
+        bound: offsets are bound * tanh(offset / bound), so that no sample is further than this from the grid, in
+            input pixels; None: no bound.
     """
 
     def __init__(
@@ -31,15 +39,23 @@ class Upsampler(nn.Module):
         scale_factor: int = 4,
         bottleneck_channels: int = 128,
         sampling_grid: Literal["corner", "align_corners", "half_pixel"] = "corner",
+        groups: int | Literal["channels"] = 1,
+        bound: float | None = None,
     ) -> None:
         super().__init__()
         self.scale_factor = scale_factor
-        self.sampling_grid = sampling_grid
-        self.offset_head = OffsetHead(feature_channels, scale_factor, bottleneck_channels)
+        self.sampling_grid: SamplingGrid = sampling_grid
+        self.groups = channels if groups == "channels" else groups
+        if not 1 <= self.groups <= channels:
+            raise LaureproError(f"upsampler 'lau': groups: expected 1 to {channels}, the map's channels, got {groups}")
+        if bound is not None and not bound > 0:
+            raise LaureproError(f"upsampler 'lau': bound: expected a number above 0, or null, got {bound}")
+        self.bound = bound
+        self.offset_head = OffsetHead(feature_channels, scale_factor, bottleneck_channels, self.groups)
 
     def forward(self, input: Tensor, feature: Tensor) -> PointSampling:
         """[N, channels, h, w], [N, feature_channels, h, w] to a sampling of size [h*k, w*k]."""
         offset = self.offset_head(feature)
-        h, w = input.shape[2:]
-        base = grid_offset(h, w, self.scale_factor, self.sampling_grid, offset)
-        return PointSampling(input, offset if base is None else offset + base, self.scale_factor, base=base)
+        if self.bound is not None:
+            offset = self.bound * (offset / self.bound).tanh()
+        return point_sampling(input, offset, self.scale_factor, self.sampling_grid)

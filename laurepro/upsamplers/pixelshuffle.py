@@ -2,13 +2,15 @@
 
 Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
 Network", CVPR 2016. Biases, activations and the input are not stated by the paper: here biases, no activation, and
-the head's feature in place of the 1x1 classifier, or (`input: logits`) its scores.
+the head's feature in place of the 1x1 classifier, or (`input: logits`) its scores. `icnr` starts each convolution as
+Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017, do: as nearest-neighbour upsampling.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 FEATURES = ()
@@ -22,6 +24,7 @@ class Upsampler(nn.Module):
         feature_channels: channels of the head's feature.
         factors: (2,) is the paper's 2x, (3,) its 3x, (2, 2) its 2x+2x.
         input: what is upsampled; "feature" replaces the classifier.
+        icnr: the f*f filters that give the outputs of one input pixel start equal.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Upsampler(nn.Module):
         *,
         factors: tuple[int, ...] = (2,),
         input: Literal["feature", "logits"] = "feature",
+        icnr: bool = False,
     ) -> None:
         super().__init__()
         self.replaces_classifier = input == "feature"
@@ -41,6 +45,8 @@ class Upsampler(nn.Module):
                 nn.Conv2d(in_channels, channels * factor * factor, 3, padding=1),
                 nn.PixelShuffle(factor),
             ]
+            if icnr:
+                _start_as_nearest(layers[-2], factor)
             in_channels = channels
         self.layers = nn.Sequential(*layers, nn.Conv2d(in_channels, channels, 3, padding=1))
 
@@ -48,3 +54,10 @@ class Upsampler(nn.Module):
         """[N, channels or feature_channels, h, w] to [N, channels, h*f, w*f], f the product of the factors."""
         out: Tensor = self.layers(input)
         return out
+
+
+def _start_as_nearest(conv: nn.Module, factor: int) -> None:
+    """Give the factor^2 filters of each output channel the first one's weights."""
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(parameter[:: factor**2].repeat_interleave(factor**2, 0))

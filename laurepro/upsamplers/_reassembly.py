@@ -1,0 +1,64 @@
+"""What the upsamplers by kernels share: a weighted sum over a window of the low-resolution map, for every output.
+
+Output (i, j) reads the window around the input pixel (i // k, j // k), as in CARAFE (Wang et al., ICCV 2019, equation
+1), SAPA and FADE. All k^2 outputs of one input pixel read the same window, so that the sum is one matrix product for
+each input pixel, and nothing of the output's size times the window's is formed.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from laurepro.errors import LaureproError
+
+
+def windows(input: Tensor, size: int) -> Tensor:
+    """The size x size window around every pixel, zeros beyond the border: [N, C, h, w] to [N, h, w, C, size^2]."""
+    n, c, h, w = input.shape
+    return F.unfold(input, size, padding=size // 2).view(n, c, size * size, h, w).permute(0, 3, 4, 1, 2)
+
+
+def blocks(input: Tensor, scale_factor: int) -> Tensor:
+    """The k x k outputs of every input pixel: [N, C, h*k, w*k] to [N, h, w, C, k^2]."""
+    n, c, height, width = input.shape
+    k = scale_factor
+    return F.pixel_unshuffle(input, k).view(n, c, k * k, height // k, width // k).permute(0, 3, 4, 1, 2)
+
+
+def unblocks(input: Tensor, scale_factor: int) -> Tensor:
+    """The inverse of `blocks`: [N, h, w, C, k^2] to [N, C, h*k, w*k]."""
+    n, h, w, c, square = input.shape
+    return F.pixel_shuffle(input.permute(0, 3, 4, 1, 2).reshape(n, c * square, h, w), scale_factor)
+
+
+def reassemble(input: Tensor, logits: Tensor, scale_factor: int) -> Tensor:
+    """Sum each output's window with the softmax of its kernel's logits.
+
+    Args:
+        input: [N, C, h, w].
+        logits: [N, h, w, size^2, k^2], of the windows in the order of `windows`.
+        scale_factor: k.
+
+    Returns:
+        [N, C, h*k, w*k].
+    """
+    size = round(logits.shape[3] ** 0.5)
+    return unblocks(windows(input, size) @ logits.softmax(3), scale_factor)
+
+
+def ratio(input: Tensor, guide: Tensor) -> int:
+    """The smallest whole k for which k times the size of `input` covers that of `guide`, in both directions."""
+    return max(-(-have // low) for have, low in zip(guide.shape[2:], input.shape[2:], strict=True))
+
+
+def covering(guide: Tensor, input: Tensor, scale_factor: int) -> Tensor:
+    """`guide` with zeros below and at the right, of k times the size of `input`; a larger one is a LaureproError."""
+    missing = [scale_factor * n - have for n, have in zip(input.shape[2:], guide.shape[2:], strict=True)]
+    if min(missing) < 0:
+        raise LaureproError(
+            f"a guide of {tuple(guide.shape[2:])} for a map of {tuple(input.shape[2:])}: expected at most "
+            f"{scale_factor} times its size",
+            "scale_factor is the ratio of the two",
+        )
+    return F.pad(guide, (0, missing[1], 0, missing[0])) if any(missing) else guide

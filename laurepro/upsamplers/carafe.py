@@ -1,0 +1,50 @@
+"""CARAFE: every output pixel is a weighted sum of a low-resolution window, with weights read from the feature.
+
+Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, section 3: a 1x1 convolution compresses the
+channels to C_m, a k_enc x k_enc one encodes k^2 kernels of k_up x k_up, a softmax normalises each, and equation 4 sums.
+In a decoder the kernels are read from what is upsampled, as published; on class scores, from the head's feature, as
+LaU's offsets are.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from laurepro.upsamplers._reassembly import reassemble
+
+FEATURES = ()
+
+
+class Upsampler(nn.Module):
+    """Content-aware reassembly.
+
+    Args:
+        channels: channels of the map; it does not matter here.
+        feature_channels: channels of the feature that the kernels are predicted from.
+        scale_factor: k.
+        bottleneck_channels: C_m, the paper's 64.
+        kernel_size: k_up, the paper's 5; odd.
+        encoder_size: k_enc, the paper's k_up - 2 = 3; odd.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        feature_channels: int,
+        *,
+        scale_factor: int = 4,
+        bottleneck_channels: int = 64,
+        kernel_size: int = 5,
+        encoder_size: int = 3,
+    ) -> None:
+        super().__init__()
+        self.scale_factor, self.kernel_size = scale_factor, kernel_size
+        self.compress = nn.Conv2d(feature_channels, bottleneck_channels, 1)
+        kernels = scale_factor**2 * kernel_size**2
+        self.encode = nn.Conv2d(bottleneck_channels, kernels, encoder_size, padding=encoder_size // 2)
+
+    def forward(self, input: Tensor, feature: Tensor) -> Tensor:
+        """[N, channels, h, w], [N, feature_channels, h, w] to [N, channels, h*k, w*k]."""
+        n, _, h, w = feature.shape
+        logits = self.encode(self.compress(feature)).view(n, self.kernel_size**2, self.scale_factor**2, h, w)
+        return reassemble(input, logits.permute(0, 3, 4, 1, 2), self.scale_factor)

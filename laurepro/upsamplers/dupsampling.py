@@ -1,0 +1,43 @@
+"""Data-dependent upsampling.
+
+Tian et al., "Decoders Matter for Semantic Segmentation: Data-Dependent Decoupling of CNN and Data-Dependent Upsampling
+for Semantic Segmentation", CVPR 2019: each pixel's vector x of C~ numbers gives the k x k patch of scores W x, with the
+softmax at a learned temperature (section 3.2).
+
+Departure: the paper takes the first W from a principal component analysis of one-hot label patches of the training
+set. An upsampler here sees no labels before the first step, so that W is drawn at random and learned.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FEATURES = ()
+
+
+class Upsampler(nn.Module):
+    """A 1x1 convolution to C~ channels, a matrix to k^2 scores of each class, a shuffle, and a temperature.
+
+    Args:
+        channels: channels of the output, the classes.
+        feature_channels: channels of the head's feature, which takes the place of the scores.
+        scale_factor: k; the paper's is the output stride, so that the scores have the picture's size.
+        bottleneck_channels: C~, the paper's 64.
+    """
+
+    replaces_classifier = True
+
+    def __init__(
+        self, channels: int, feature_channels: int, *, scale_factor: int = 8, bottleneck_channels: int = 64
+    ) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(feature_channels, bottleneck_channels, 1)
+        self.expand = nn.Conv2d(bottleneck_channels, channels * scale_factor**2, 1, bias=False)
+        self.shuffle = nn.PixelShuffle(scale_factor)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, input: Tensor, feature: Tensor) -> Tensor:
+        """[N, feature_channels, h, w] to [N, channels, h*k, w*k]."""
+        out: Tensor = self.shuffle(self.expand(self.reduce(input))) / self.temperature
+        return out

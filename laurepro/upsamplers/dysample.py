@@ -1,0 +1,63 @@
+"""DySample: point sampling on features, with bounded, grouped offsets on the half-pixel grid.
+
+Liu et al., "Learning to Upsample by Learning to Sample", ICCV 2023: offsets are a linear function of the map itself,
+multiplied by a static scope of 0.25, or by the dynamic scope 0.5 sigmoid(linear(x)), shuffled from k^2 channels to
+k x k outputs, and added to the position of bilinear interpolation with `align_corners=False` ("bilinear
+initialisation").
+Channels are sampled in groups. This is the paper's DySample (static) and DySample+ (dynamic), both of the "linear and
+pixel shuffle" form with 4 groups.
+
+In a decoder the offsets are read from what is upsampled, as published; on class scores, from the head's feature, as
+LaU's are. Weights start small (standard deviation 0.001), those of the scope at 0, so that it starts at 0.25 too.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from laurepro.errors import LaureproError
+from laurepro.upsamplers import PointSampling, point_sampling
+
+FEATURES = ("location_aware",)
+
+
+class Upsampler(nn.Module):
+    """Dynamic point sampling.
+
+    Args:
+        channels: channels of the map that is sampled.
+        feature_channels: channels of the feature that the offsets are predicted from.
+        scale_factor: k.
+        groups: channels are sampled in so many groups; 1 where a loss wants one offset for each pixel.
+        scope: what multiplies the offsets: 0.25, or 0.5 times a learned sigmoid.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        feature_channels: int,
+        *,
+        scale_factor: int = 4,
+        groups: int = 4,
+        scope: Literal["static", "dynamic"] = "static",
+    ) -> None:
+        super().__init__()
+        self.scale_factor, self.groups = scale_factor, groups
+        if not 1 <= groups <= channels:
+            raise LaureproError(f"upsampler 'dysample': groups: expected 1 to {channels}, the map's, got {groups}")
+        width = 2 * groups * scale_factor**2
+        self.offset = nn.Conv2d(feature_channels, width, 1, bias=False)
+        nn.init.normal_(self.offset.weight, std=0.001)
+        self.scope: nn.Conv2d | None = None
+        if scope == "dynamic":
+            self.scope = nn.Conv2d(feature_channels, width, 1, bias=False)
+            nn.init.zeros_(self.scope.weight)
+        self.shuffle = nn.PixelShuffle(scale_factor)
+
+    def forward(self, input: Tensor, feature: Tensor) -> PointSampling:
+        """[N, channels, h, w], [N, feature_channels, h, w] to a sampling of size [h*k, w*k]."""
+        scope = 0.25 if self.scope is None else 0.5 * self.scope(feature).sigmoid()
+        offset = self.shuffle(self.offset(feature) * scope)
+        return point_sampling(input, offset, self.scale_factor, "half_pixel")

@@ -1,0 +1,26 @@
+"""Nearest-neighbour upsampling: the plainest there is, as a lower bound for the others."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEATURES = ()
+
+
+class Upsampler(nn.Module):
+    """Repeats each value k times in both directions; it has no parameters.
+
+    Args:
+        channels: channels of the map.
+        feature_channels: not used.
+        scale_factor: k.
+    """
+
+    def __init__(self, channels: int, feature_channels: int, *, scale_factor: int = 4) -> None:
+        super().__init__()
+        self.scale_factor = scale_factor
+
+    def forward(self, input: Tensor, feature: Tensor) -> Tensor:
+        """[N, channels, h, w] to [N, channels, h*k, w*k]."""
+        return F.interpolate(input, scale_factor=self.scale_factor, mode="nearest")

@@ -1,0 +1,68 @@
+"""SAPA: kernels are similarities between a high-resolution guide's point and a low-resolution window.
+
+Lu et al., "SAPA: Similarity-Aware Point Affiliation for Feature Upsampling", NeurIPS 2022: the weight of window point
+y for the output at x is the softmax over the window of sim(x, y), with sim(x, y) = x'y (SAPA-I) or, through two
+low-rank embeddings, (P_x x)'(P_y y) (SAPA-B). Both maps are normalised over their channels first (layer normalisation,
+here without parameters), which keeps the softmax from saturating.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laurepro.errors import LaureproError
+from laurepro.upsamplers._reassembly import blocks, covering, ratio, reassemble, windows
+
+FEATURES = ("guided",)
+
+
+class Upsampler(nn.Module):
+    """Similarity-aware point affiliation; the output has the guide's size.
+
+    Args:
+        channels: channels of the map.
+        feature_channels: not used.
+        guide_channels: channels of the guide.
+        similarity: "bilinear" (SAPA-B), or "inner" (SAPA-I, without parameters), which needs as many channels in both.
+        bottleneck_channels: rank of the embeddings of "bilinear", the paper's 32.
+        kernel_size: of the window, the paper's 5; odd.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        feature_channels: int,
+        guide_channels: int,
+        *,
+        similarity: Literal["bilinear", "inner"] = "bilinear",
+        bottleneck_channels: int = 32,
+        kernel_size: int = 5,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.query: nn.Module = nn.Identity()
+        self.key: nn.Module = nn.Identity()
+        if similarity == "bilinear":
+            self.query = nn.Conv2d(guide_channels, bottleneck_channels, 1, bias=False)
+            self.key = nn.Conv2d(channels, bottleneck_channels, 1, bias=False)
+        elif guide_channels != channels:
+            raise LaureproError(
+                f"upsampler 'sapa', similarity 'inner': the guide has {guide_channels} channels, the map {channels}",
+                "use similarity bilinear",
+            )
+
+    def forward(self, input: Tensor, feature: Tensor, guide: Tensor) -> Tensor:
+        """[N, channels, h, w] and a guide [N, guide_channels, H, W] to [N, channels, H, W]."""
+        k = ratio(input, guide)
+        query = covering(self.query(_normalised(guide)), input, k)
+        key = windows(self.key(_normalised(input)), self.kernel_size)
+        logits = key.transpose(3, 4) @ blocks(query, k)
+        return reassemble(input, logits, k)[:, :, : guide.shape[2], : guide.shape[3]]
+
+
+def _normalised(input: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the channels of each pixel."""
+    return F.layer_norm(input.movedim(1, 3), input.shape[1:2]).movedim(3, 1)

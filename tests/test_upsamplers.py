@@ -1,0 +1,395 @@
+"""The upsamplers beside LaU: exact identities, derivatives, published parameter counts, shapes that do not divide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laurepro import parts, spec
+from laurepro.errors import LaureproError
+from laurepro.losses import segmentation_loss
+from laurepro.model import Output, build
+from laurepro.nn import OffsetHead
+from laurepro.ops import bilinear_upsample, location_aware_upsample
+from laurepro.stages import profile
+from laurepro.upsamplers import PointSampling, point_sampling
+
+torch.set_num_threads(1)
+
+GUIDED = ("fade", "flowalign", "indexnet", "sapa")
+OTHERS = ("carafe", "deconvolution", "dupsampling", "dysample", "lau", "nearest", "pixelshuffle")
+
+
+def make(kind: str, channels: int = 3, feature: int = 4, guide: int = 5, **options: Any) -> nn.Module:
+    """An upsampler in float64, from one seed."""
+    torch.manual_seed(0)
+    module = parts.load("upsamplers", kind)
+    extra = (guide,) if "guided" in module.FEATURES else ()
+    made: nn.Module = module.Upsampler(channels, feature, *extra, **options)
+    return made.double()
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def zero(*modules: nn.Module) -> None:
+    for module in modules:
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def dense(output: Tensor | PointSampling) -> Tensor:
+    return output.materialize() if isinstance(output, PointSampling) else output
+
+
+# ---------------------------------------------------------------------------------------------- derivatives
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("carafe", {"scale_factor": 2, "bottleneck_channels": 2, "kernel_size": 3}),
+        ("deconvolution", {"scale_factor": 2}),
+        ("dupsampling", {"scale_factor": 2, "bottleneck_channels": 2}),
+        ("dysample", {"scale_factor": 2, "groups": 2}),
+        ("dysample", {"scale_factor": 2, "groups": 1, "scope": "dynamic"}),
+        ("fade", {"bottleneck_channels": 2, "kernel_size": 3}),
+        ("flowalign", {"bottleneck_channels": 2}),
+        ("indexnet", {"scale_factor": 2}),
+        ("lau", {"scale_factor": 2, "bottleneck_channels": 2, "groups": 2}),
+        ("lau", {"scale_factor": 2, "bottleneck_channels": 2, "groups": "channels", "bound": 0.5}),
+        ("nearest", {"scale_factor": 2}),
+        ("pixelshuffle", {"factors": (2,)}),
+        ("sapa", {"bottleneck_channels": 2, "kernel_size": 3}),
+        ("sapa", {"similarity": "inner", "kernel_size": 3, "guide": 3}),
+    ],
+)
+def test_gradients(kind: str, options: dict[str, Any]) -> None:
+    """Against finite differences, to the map, the feature, the guide and every parameter."""
+    upsampler = make(kind, **options).eval()
+    if kind == "dysample":
+        nn.init.normal_(upsampler.offset.weight, std=0.5)  # as drawn the offsets are nearly 0
+    replaces = getattr(upsampler, "replaces_classifier", False)
+    feature = drawn(1, 4, 2, 3).requires_grad_()
+    inputs = [drawn(1, 4 if replaces else 3, 2, 3).requires_grad_(), feature]
+    if kind in GUIDED:
+        inputs.append(drawn(1, options.get("guide", 5), 4, 5).requires_grad_())
+    parameters = list(upsampler.parameters())
+
+    def run(*tensors: Tensor) -> Tensor:
+        return dense(upsampler(*tensors[: len(inputs)]))
+
+    assert torch.autograd.gradcheck(run, (*inputs, *parameters))
+
+
+# ----------------------------------------------------------------------------------------------- identities
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("scope", ["static", "dynamic"])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_dysample_without_offsets_is_bilinear_with_half_pixel_centres(k: int, scope: str, groups: int) -> None:
+    upsampler = make("dysample", scale_factor=k, groups=groups, scope=scope)
+    nn.init.zeros_(upsampler.offset.weight)
+    x, feature = drawn(2, 3, 4, 5), drawn(2, 4, 4, 5)
+    expected = F.interpolate(x, scale_factor=k, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsampler(x, feature).materialize(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scope", ["static", "dynamic"])
+def test_dysample_is_a_grid_sample(scope: str) -> None:
+    """The paper's own form: pixel-shuffled offsets on the half-pixel grid, sampled group by group."""
+    k, groups, upsampler = 2, 2, make("dysample", channels=4, scale_factor=2, groups=2, scope=scope)
+    nn.init.normal_(upsampler.offset.weight)
+    x, feature = drawn(2, 4, 4, 5), drawn(2, 4, 4, 5)
+    factor = 0.25
+    if upsampler.scope is not None:
+        nn.init.normal_(upsampler.scope.weight)
+        factor = 0.5 / (1 + (-F.conv2d(feature, upsampler.scope.weight)).exp())
+    offset = F.pixel_shuffle(F.conv2d(feature, upsampler.offset.weight) * factor, k)
+    out = []
+    for group in range(groups):
+        rows = (torch.arange(4 * k, dtype=torch.float64) + 0.5)[:, None] / k + offset[:, group]
+        columns = (torch.arange(5 * k, dtype=torch.float64) + 0.5) / k + offset[:, groups + group]
+        grid = torch.stack([2 * columns / 5 - 1, 2 * rows / 4 - 1], -1)
+        piece = x[:, 2 * group : 2 * group + 2]
+        out.append(F.grid_sample(piece, grid, padding_mode="border", align_corners=False))
+    torch.testing.assert_close(upsampler(x, feature).materialize(), torch.cat(out, 1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_carafe_with_a_delta_kernel_is_nearest(k: int) -> None:
+    upsampler = make("carafe", scale_factor=k)
+    zero(upsampler.encode)
+    with torch.no_grad():
+        upsampler.encode.bias.view(25, k * k)[12] = 1000.0  # the window's centre
+    x = drawn(2, 3, 4, 5)
+    assert torch.equal(upsampler(x, drawn(2, 4, 4, 5)), F.interpolate(x, scale_factor=k, mode="nearest"))
+
+
+def test_carafe_is_its_equation() -> None:
+    """Kernel by kernel, pixel by pixel."""
+    k, size, upsampler = 2, 3, make("carafe", scale_factor=2, kernel_size=3)
+    x, feature = drawn(1, 3, 3, 4), drawn(1, 4, 3, 4)
+    raw = upsampler.encode(upsampler.compress(feature))
+    kernels = F.pixel_shuffle(raw, k).softmax(1)  # [1, 9, 6, 8], the published order of the channels
+    out, padded = upsampler(x, feature), F.pad(x, (1, 1, 1, 1))
+    for i in range(6):
+        for j in range(8):
+            window = padded[0, :, i // k : i // k + size, j // k : j // k + size].flatten(1)
+            torch.testing.assert_close(out[0, :, i, j], window @ kernels[0, :, i, j])
+
+
+@pytest.mark.parametrize("size", [(16, 20), (13, 17)])
+def test_sapa_and_fade_are_nearest_where_the_window_is_one_pixel(size: tuple[int, int]) -> None:
+    x, guide = drawn(2, 3, 4, 5), drawn(2, 5, *size)
+    expected = F.interpolate(x, scale_factor=4, mode="nearest")[:, :, : size[0], : size[1]]
+    assert torch.equal(make("sapa", kernel_size=1)(x, x, guide), expected)
+    fade = make("fade", kernel_size=1)
+    zero(fade.gate)
+    nn.init.constant_(fade.gate.bias, -1000.0)  # closed: none of the encoder's
+    assert torch.equal(fade(x, x, guide), expected)
+    nn.init.constant_(fade.gate.bias, 1000.0)  # open: nothing else
+    assert torch.equal(fade(x, x, guide), fade.project(guide))
+
+
+def test_sapa_follows_the_guide() -> None:
+    """A guide's point that is like one pixel of the window, many times as strong, takes that pixel's value."""
+    x, guide = torch.zeros(1, 4, 3, 3, dtype=torch.float64), torch.zeros(1, 4, 6, 6, dtype=torch.float64)
+    x[0, 0], x[0, 1, :, 2], x[0, 0, :, 2] = 1, 1, 0
+    guide[0, 1] = 1  # like the last column, everywhere
+    sapa = make("sapa", channels=4, guide=4, similarity="inner", kernel_size=3)
+    near, far = sapa(x, x, guide)[0, 1, 2, 3], sapa(x, x, guide.flip(1))[0, 1, 2, 3]
+    assert near > 0.6 and far < 0.34
+    assert count(sapa) == 0
+
+
+def test_fade_is_its_equation() -> None:
+    k, fade, x, guide = 2, make("fade"), drawn(1, 3, 3, 4), drawn(1, 5, 6, 8)
+    low, high = fade.encode(fade.compress_input(x)), fade.encode(fade.compress_guide(guide))
+    kernels = (high + F.interpolate(low, scale_factor=k, mode="nearest")).softmax(1)
+    gate = F.interpolate(fade.gate(x).sigmoid(), scale_factor=k, mode="nearest")
+    out, padded, through = fade(x, x, guide), F.pad(x, (2, 2, 2, 2)), fade.project(guide)
+    for i in range(6):
+        for j in range(8):
+            window = padded[0, :, i // k : i // k + 5, j // k : j // k + 5].flatten(1)
+            g = gate[0, 0, i, j]
+            expected = g * through[0, :, i, j] + (1 - g) * window @ kernels[0, :, i, j]
+            torch.testing.assert_close(out[0, :, i, j], expected)
+
+
+@pytest.mark.parametrize("size", [(16, 20), (13, 17), (4, 5)])
+def test_a_zero_flow_is_bilinear_with_aligned_corners(size: tuple[int, int]) -> None:
+    upsampler = make("flowalign", bottleneck_channels=4)
+    zero(upsampler.flow)
+    x = drawn(2, 3, 4, 5)
+    expected = F.interpolate(x, size, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(upsampler(x, x, drawn(2, 5, *size)), expected, rtol=0, atol=1e-12)
+
+
+def test_a_flow_of_one_fine_pixel_moves_by_one() -> None:
+    upsampler = make("flowalign")
+    upsampler.flow.forward = lambda both: torch.ones_like(both[:, :2]) * torch.tensor([[[1.0]], [[0.0]]])  # one row
+    x, guide = drawn(1, 3, 4, 5), drawn(1, 5, 13, 17)
+    still = F.interpolate(x, (13, 17), mode="bilinear", align_corners=True)
+    moved = upsampler(x, x, guide)
+    torch.testing.assert_close(moved[:, :, :-1], still[:, :, 1:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(moved[:, :, -1], still[:, :, -1], rtol=0, atol=1e-12)  # the border
+
+
+def test_indexnet_without_a_say_is_half_of_nearest() -> None:
+    upsampler = make("indexnet").eval()
+    zero(upsampler.index[3])
+    x = drawn(2, 3, 4, 5)
+    for size in ((16, 20), (13, 17)):
+        expected = F.interpolate(x, scale_factor=4, mode="nearest")[:, :, : size[0], : size[1]] / 2
+        assert torch.equal(upsampler(x, x, drawn(2, 5, *size)), expected)
+    with pytest.raises(LaureproError, match="4 times"):
+        upsampler(x, x, drawn(2, 5, 17, 20))
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_deconvolution_starts_as_bilinear_with_half_pixel_centres(k: int) -> None:
+    x = drawn(2, 3, 5, 6)
+    out = make("deconvolution", scale_factor=k)(x, x)
+    expected = F.interpolate(x, scale_factor=k, mode="bilinear", align_corners=False)
+    assert out.shape == expected.shape
+    inner = (..., slice(k, -k), slice(k, -k))
+    torch.testing.assert_close(out[inner], expected[inner], rtol=0, atol=1e-6)  # weights were drawn in float32
+
+
+def test_dupsampling_that_copies_is_nearest_and_its_temperature_divides() -> None:
+    upsampler = make("dupsampling", channels=3, feature=3, scale_factor=4, bottleneck_channels=3)
+    zero(upsampler.reduce, upsampler.expand)
+    with torch.no_grad():
+        upsampler.reduce.weight[:, :, 0, 0] = torch.eye(3)
+        upsampler.expand.weight.view(3, 16, 3)[:] = torch.eye(3)[:, None]
+    x = drawn(2, 3, 4, 5)
+    assert torch.equal(upsampler(x, x), F.interpolate(x, scale_factor=4, mode="nearest"))
+    upsampler.temperature.data.fill_(4.0)
+    assert torch.equal(upsampler(x, x), F.interpolate(x / 4, scale_factor=4, mode="nearest"))
+
+
+def test_pixelshuffle_from_icnr_starts_as_nearest() -> None:
+    upsampler = make("pixelshuffle", channels=3, feature=4, factors=(2, 2), icnr=True)
+    once = upsampler.layers[:2](drawn(1, 4, 3, 4))
+    assert torch.equal(once, F.interpolate(once[:, :, ::2, ::2], scale_factor=2, mode="nearest"))
+    plain = make("pixelshuffle", channels=3, feature=4, factors=(2, 2)).layers[:2](drawn(1, 4, 3, 4))
+    assert not torch.equal(plain, F.interpolate(plain[:, :, ::2, ::2], scale_factor=2, mode="nearest"))
+
+
+# ------------------------------------------------------------------------------------ LaU's groups and bounds
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, "channels"])
+def test_lau_without_offsets_is_the_plain_grid(groups: int | str) -> None:
+    upsampler = make("lau", scale_factor=3, bottleneck_channels=2, groups=groups)
+    zero(upsampler.offset_head)
+    x = drawn(2, 3, 4, 5)
+    assert torch.equal(upsampler(x, drawn(2, 4, 4, 5)).materialize(), bilinear_upsample(x, 3))
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4, 7])
+def test_each_group_of_channels_is_sampled_at_its_own_offsets(groups: int) -> None:
+    x, offset = drawn(2, 7, 4, 5), drawn(2, 2 * groups, 8, 10)
+    found = point_sampling(x, offset, 2, "corner").materialize()
+    sizes = []
+    for group in range(groups):
+        mine = [c for c in range(7) if c * groups // 7 == group]
+        sizes.append(len(mine))
+        own = offset[:, [group, groups + group]]
+        torch.testing.assert_close(found[:, mine], location_aware_upsample(x[:, mine], own, 2), rtol=0, atol=1e-14)
+    assert sum(sizes) == 7 and max(sizes) - min(sizes) <= 1
+    assert point_sampling(x, offset[:, :2], 2, "corner").offset.shape[1] == 2  # one offset for all stays one
+
+
+def test_bounded_offsets_stay_within_their_bound_and_are_the_offsets_where_small() -> None:
+    upsampler = make("lau", bottleneck_channels=8, bound=0.5)
+    x, feature = drawn(2, 3, 4, 5), drawn(2, 4, 4, 5)
+    offset = upsampler(x, 100 * feature).offset
+    assert 0.49 < offset.abs().max() <= 0.5
+    small = 1e-4 * feature
+    torch.testing.assert_close(upsampler(x, small).offset, upsampler.offset_head(small), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"groups": 4}, "groups: expected 1 to 3, the map's channels, got 4"),
+        ({"groups": 0}, "groups: expected 1 to 3"),
+        ({"bound": 0.0}, "bound: expected a number above 0"),
+    ],
+)
+def test_options_that_lau_cannot_have(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LaureproError, match=said):
+        make("lau", **options)
+
+
+def test_the_offset_guided_loss_of_any_point_sampling_upsampler() -> None:
+    """DySample and grouped LaU train under it; the regression loss is refused, on its grid or with groups."""
+    labels = torch.randint(-1, 3, (2, 32, 40), generator=torch.Generator().manual_seed(0))
+    for kind, options in (("dysample", {"groups": 1}), ("dysample", {"groups": 3}), ("lau", {"groups": 2})):
+        upsampler = make(kind, **options)
+        sampling = upsampler(drawn(2, 3, 4, 5).requires_grad_(), drawn(2, 4, 4, 5))
+        output = Output(None, sampling, None, None, None)
+        light, heavy = (
+            segmentation_loss(output, labels, spec.Loss(kind="offset_guided", offset_weight=w))["loss"] for w in (0, 1)
+        )
+        heavy.backward()
+        assert light < heavy <= 2 * light
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in upsampler.parameters())
+        regression = spec.Loss(kind="offset_regression")
+        said = "LaU's own sampling grid" if sampling.offset.shape[1] == 2 else "one offset a pixel, got 3"
+        with pytest.raises(LaureproError, match=said):
+            segmentation_loss(output, labels, regression)
+
+
+# ---------------------------------------------------------------------------------------- parameter counts
+
+
+def millions(n: int, digits: int = 2) -> float:
+    return round(n / 1e6, digits)
+
+
+def test_counts_that_were_printed() -> None:
+    """SegFormer-B1 upsamples 256 channels 2x in six places, Faster R-CNN with FPN in three, Mask2Former in one.
+
+    The numbers are those of the READMEs of SAPA's and FADE's authors; that they are six, three and one places is
+    inferred, and fits every column.
+    """
+    counts = {
+        "carafe": (count(make("carafe", 256, 256, scale_factor=2)), 0.44, 0.22, 0.07),
+        "indexnet": (count(make("indexnet", 256, 256, 256, scale_factor=2)), 12.60, 6.30, 2.10),
+        "sapa": (count(make("sapa", 256, 256, 256)), 0.10, 0.05, 0.02),
+        "fade": (count(make("fade", 256, 256, 256)), 0.29, None, None),
+    }
+    for kind, (own, six, three, one) in counts.items():
+        found = [millions(6 * own), millions(3 * own), millions(own)]
+        for have, printed in zip(found, (six, three, one), strict=True):
+            assert printed is None or have == printed, (kind, found)
+
+
+def test_counts_of_dysample() -> None:
+    """Printed for an FPN of 256 channels, +32.7 K and +65.5 K: four places of 8,192 and of 16,384, cut off (inferred)."""
+    static, dynamic = (count(make("dysample", 256, 256, scale_factor=2, scope=s)) for s in ("static", "dynamic"))
+    assert (static, dynamic) == (8_192, 16_384)
+    assert [int(4 * n / 100) / 10 for n in (static, dynamic)] == [32.7, 65.5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("deconvolution", {}, 59 * 59 * 8 * 8),
+        ("dupsampling", {}, 512 * 64 + 64 + 64 * 59 * 64 + 1),
+        ("flowalign", {}, 59 * 128 + 48 * 128 + 9 * 256 * 2),
+        ("fade", {}, 59 * 64 + 64 + 48 * 64 + 64 + 9 * 64 * 25 + 25 + 59 + 1 + 48 * 59),
+        ("nearest", {}, 0),
+        ("lau", {"groups": 4}, 2 * (512 * 128 + 9 * 128 * 4 * 16)),
+        ("lau", {"groups": "channels"}, 2 * (512 * 128 + 9 * 128 * 59 * 16)),
+        ("lau", {"bound": 0.5}, 167_936),
+    ],
+)
+def test_counts_derived(kind: str, options: dict[str, Any], expected: int) -> None:
+    """No printed number in a setting that can be rebuilt: added up by hand."""
+    assert count(make(kind, 59, 512, 48, **options)) == expected
+
+
+def test_offsets_for_each_of_150_classes_cost_what_section_3_3_says() -> None:
+    head = OffsetHead(512, 4, groups=150)
+    more = sum(c.weight.numel() for c in (head.rows[2], head.columns[2])) - 2 * 9 * 128 * 16
+    assert more * 60 * 60 == 2 * 128 * 9 * (150 * 16 - 16) * 3600 and more * 3600 > 19e9
+
+
+def test_macs_of_a_transposed_convolution() -> None:
+    model = spec.Model(head={"kind": "encnet"}, upsampler={"kind": "deconvolution"})
+    found, plain = (
+        profile.counts(model.model_copy(update={"upsampler": spec.Part(kind=kind)}), spec.Op(), 59, 480, 480).macs
+        for kind in ("deconvolution", "bilinear")
+    )
+    assert found - plain == 60 * 60 * 59 * 59 * 8 * 8
+
+
+# --------------------------------------------------------------------------------------------------- slots
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_a_guided_upsampler_needs_a_head_with_a_guide(kind: str, experiments: Any) -> None:
+    said = f"upsampler '{kind}' is guided"
+    raw = {"model": {"head": {"kind": "encnet"}, "upsampler": {"kind": kind}}}
+    with pytest.raises(LaureproError, match=said):
+        spec.canonical(spec.Experiment(**raw), "here")
+    with pytest.raises(LaureproError, match=said), torch.device("meta"):
+        build(spec.Model(**raw["model"]), spec.Op(), 5)
+
+
+def test_all_upsamplers_are_tested_here() -> None:
+    assert set(parts.names("upsamplers")) == {*GUIDED, *OTHERS, "bilinear", "deformable", "grid"}
