@@ -44,11 +44,13 @@ test-gpu: $(VENV)/.dev ## The kernels on a GPU, with CuPy (CUDA=12|13); fails wh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 	LAUREPRO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu
 
-bench-gpu: $(VENV)/.run ## LaU's op and losses beside their peers on a GPU, into results/bench/
+bench-gpu: $(VENV)/.run ## LaU's op and losses, the evaluator and the loader beside their peers, into results/bench/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 	mkdir -p results/bench
 	$(BIN)/laurepro bench ops --device cuda --output results/bench/ops.json
 	$(BIN)/laurepro bench loss --device cuda --output results/bench/loss.json
+	$(BIN)/laurepro bench eval --device cuda --output results/bench/eval.json
+	$(BIN)/laurepro bench data --shapes full --output results/bench/data.json
 
 lint: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .

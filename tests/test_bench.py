@@ -17,9 +17,12 @@ from torch import Tensor
 
 from laurepro import bench
 from laurepro.bench import _measure, _sampling, loss, ops
+from laurepro.bench import data as loading
+from laurepro.bench import eval as evaluation
 from laurepro.bench._sampling import Inputs, Problem, Variant
 from laurepro.cli import main
 from laurepro.errors import LaureproError
+from laurepro.protocols import PROTOCOLS
 
 OPTIONS = bench.Options("cpu", "small", rounds=2, only=("*/T/*",), compile=False, memory=False)
 SMALL = Problem("T", 2, 3, 4, 5, 4)
@@ -66,6 +69,9 @@ def test_rows_of_the_contract(name: str, tmp_path: Path) -> None:
 
 def test_bad_requests_are_named() -> None:
     for arguments, code, words in (
+        (["data", "--only", "*/blur-half/*"], 2, "there are data/480/blur-off/files"),
+        (["eval", "--device", "cpu", "--only", "eval/whole/121"], 2, "eval/whole/120"),
+        (["data", "--device", "cpu"], 2, "--device"),
         (["ops", "--only", "*/Q/*"], 2, r"no such case"),
         (["ops", "--device", "cuda"], 2, "torch sees no CUDA GPU"),
         (["op"], 2, "op"),
@@ -83,7 +89,67 @@ def test_help_is_there_without_torch(tmp_path: Path) -> None:
     assert ran.code == 0 and "--output" in ran.out and " torch\n" not in ran.err
 
 
+def small_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of 24 pixels."""
+    problems = [evaluation.Problem(name, 24) for name in PROTOCOLS]
+    monkeypatch.setitem(evaluation.PROBLEMS, "small", problems)
+
+
+@pytest.mark.parametrize("name", ["data", "eval"])
+def test_rows_of_what_is_done_for_pictures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loading.PICTURES, "small", 4)
+    small_evaluation(monkeypatch)
+    file = tmp_path / "bench.json"
+    threads = torch.get_num_threads()
+    ran = CliRunner().invoke(main, ["bench", name, "--rounds", "1", "--output", str(file)])
+    assert ran.exit_code == 0, ran.output
+    assert torch.get_num_threads() == threads
+    document = json.loads(file.read_text())
+    assert set(document) == {"schema", "environment", "rows"}
+    cases = {"data": loading.CASES, "eval": [f"eval/{protocol}/24" for protocol in PROTOCOLS]}[name]
+    assert list(dict.fromkeys(row["case"] for row in document["rows"])) == cases
+    for row in document["rows"]:
+        assert set(row) == set(bench.Row._fields)
+        assert row["details"]["pictures_per_second"] == pytest.approx(1e3 / row["milliseconds"])
+        assert row["peak_bytes"] is None and (row["tolerance"] is not None) is row["ours"]
+        if row["ours"]:
+            assert row["error"] <= row["tolerance"] and row["variant"] in ran.output
+        if row["variant"] == row["peer"]:
+            assert row["ratio"] == 1
+    assert sum(row["ours"] for row in document["rows"]) == len(cases)
+    assert " pictures/s" in ran.output
+
+
 # ---------------------------------------------------------------------------------------- checked, then timed
+
+
+def test_training_pictures_of_another_value_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loading.PICTURES, "small", 4)
+    right = loading.training_sample
+    options = OPTIONS._replace(only=("data/480/blur-off/decoded",), rounds=1)
+    brighter = lambda image, *rest: (right(image, *rest)[0] // 2 * 2, right(image, *rest)[1])  # noqa: E731
+    relabelled = lambda image, *rest: (right(image, *rest)[0], right(image, *rest)[1].T)  # noqa: E731
+    for wrong in (brighter, relabelled):
+        monkeypatch.setattr(loading, "training_sample", wrong)
+        found = {row.variant: row for row in bench.run("data", options).rows}
+        assert found["training_sample"].wrong and found["training_sample"].milliseconds is None
+        assert found[loading.PEER].milliseconds and found[loading.PEER].error < 1e-3
+
+
+def test_an_evaluator_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_evaluation(monkeypatch)
+    right = evaluation.inference.class_scores
+    monkeypatch.setattr(evaluation.inference, "class_scores", lambda *a: (s**1.01 for s in right(*a)))
+    ours, peer = bench.run("eval", OPTIONS._replace(only=("eval/encnet-ms/24",), rounds=1)).rows
+    assert ours.wrong and ours.ratio is None and peer.milliseconds
+
+
+def test_the_pictures_have_the_sizes_and_bytes_of_vocs(tmp_path: Path) -> None:
+    pictures = loading.generate(tmp_path, 4)
+    sizes = [len(image.read_bytes()) for image, _ in pictures.paths]
+    assert 80_000 < sum(sizes) / 4 < 130_000
+    assert [pictures.files[i][0].shape[:2] for i in range(4)] == list(loading.SIZES)
+    assert all(pictures.files[i][1].min() == -1 for i in range(4))
 
 
 def test_a_wrong_variant_is_not_timed_and_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Row(NamedTuple):
     ratio: float | None  # this variant's time / the peer's
     peak_ratio: float | None  # this variant's peak / the peer's
     floor_share: float | None  # time to move the case's bytes once at copy bandwidth / this variant's time
-    error: float | None  # largest relative error (2-norms) of value and gradients against float64; see the case
+    error: float | None  # largest relative error (2-norms) of what it computes, as the benchmark says
     tolerance: float | None  # what `error` had to stay below; None: a peer, shown as it is
     note: str | None = None
     details: dict[str, Any] | None = None  # what else was measured, by name

@@ -15,50 +15,89 @@ def command() -> None:
     """Speed and memory as ratios to peers, checked first and measured in one process."""
 
 
-def _measuring(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON to this file."),
-        click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory too."),
-        click.option(
-            "--compile/--no-compile",
-            "compiled",
-            default=None,
-            help="Time what torch.compile makes of it too (default: on a GPU only; a CPU compiles for minutes).",
-        ),
-        click.option(
-            "--only", metavar="GLOB", multiple=True, help="Only cases that match, as in '*/P/white/*/forward'."
-        ),
-        click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns that are timed."),
-        click.option(
-            "--shapes",
-            type=click.Choice(["tiny", "small", "full"]),
-            help="The paper's sizes at batch 16, smaller ones, a dry run's (default: full on a GPU, small on a CPU).",
-        ),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-    ):
-        function = option(function)
-    return function
+_OUTPUT = click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON to this file.")
+_ROUNDS = click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns that are timed.")
+_SIZES = ("small", "full")
+_DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+
+
+def _only(example: str) -> Callable[..., Any]:
+    return click.option("--only", metavar="GLOB", multiple=True, help=f"Only cases that match, as in '{example}'.")
+
+
+def _shapes(*choices: str, what: str) -> Callable[..., Any]:
+    return click.option("--shapes", type=click.Choice(choices), help=what)
+
+
+def _measuring(*options: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in options:
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_sampling = _measuring(
+    _OUTPUT,
+    click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory too."),
+    click.option(
+        "--compile/--no-compile",
+        "compiled",
+        default=None,
+        help="Time what torch.compile makes of it too (default: on a GPU only; a CPU compiles for minutes).",
+    ),
+    _only("*/P/white/*/forward"),
+    _ROUNDS,
+    _shapes(
+        *("tiny", "small", "full"),
+        what="The paper's sizes at batch 16, smaller ones, a dry run's (default: full on a GPU, small on a CPU).",
+    ),
+    _DEVICE,
+)
 
 
 @command.command("ops")
-@_measuring
+@_sampling
 def ops(**options: Any) -> None:
     """LaU, forward and backward, against grid_sample, interpolate and deform_conv2d."""
     _run("ops", **options)
 
 
 @command.command("loss")
-@_measuring
+@_sampling
 def loss(**options: Any) -> None:
     """The offset-guided and the regression loss against their unfused forms, plain and compiled."""
     _run("loss", **options)
 
 
 @command.command("step")
-@_measuring
+@_sampling
 def step(**options: Any) -> None:
     """A training step under each option, against plain loops, the bilinear row and other libraries."""
     _run("step", **options)
+
+
+@command.command("data")
+@_measuring(
+    _OUTPUT, _only("*/blur-off/*"), _ROUNDS, _shapes(*_SIZES, what="16 generated pictures or 64 (default: small).")
+)
+def data(shapes: str | None, **options: Any) -> None:
+    """Training pictures a second of one worker, with reading and without, against torchvision's transforms."""
+    _run("data", device="cpu", shapes=shapes or "small", **options)
+
+
+@command.command("eval")
+@_measuring(
+    _OUTPUT,
+    _only("*/encnet-ms/*"),
+    _ROUNDS,
+    _shapes(*_SIZES, what="The paper's network and sizes, or small ones (default: full on a GPU, small on a CPU)."),
+    _DEVICE,
+)
+def evaluation(**options: Any) -> None:
+    """The evaluator against a loop that gives the network one window at a time."""
+    _run("eval", **options)
 
 
 def _run(
@@ -68,9 +107,9 @@ def _run(
     shapes: str | None,
     rounds: int,
     only: tuple[str, ...],
-    compiled: bool | None,
-    memory: bool,
     output: Path | None,
+    compiled: bool | None = False,
+    memory: bool = False,
 ) -> None:
     """Measure, print, write. Raises click.exceptions.Exit(1) where a variant of ours is wrong."""
     from laurepro import bench, record
