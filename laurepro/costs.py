@@ -41,7 +41,7 @@ def network_name(experiment: spec.Experiment) -> str:
     upsampler = _named(m.upsampler.kind, _with_defaults("upsamplers", m.upsampler))
     depth = {k: v for k, v in m.backbone.model_dump(exclude_defaults=True).items() if k != "kind"}
     backbone = _named(m.backbone.kind, depth)
-    where = f"{num_classes(experiment.data.name)} classes, {profile.height}x{profile.width}"
+    where = f"{num_classes(experiment.data)} classes, {profile.height}x{profile.width}"
     return f"{head}, {backbone}, OS {m.output_stride}, {upsampler}, {where}"
 
 
@@ -97,7 +97,7 @@ def count() -> dict[str, Cost]:
             e = spec.resolve(table, row, scale)
             name = network_name(e)
             if name not in found:
-                found[name] = counts(e.model, e.op, num_classes(e.data.name), e.profile.height, e.profile.width)
+                found[name] = counts(e.model, e.op, num_classes(e.data), e.profile.height, e.profile.width)
     return dict(sorted(found.items()))
 
 

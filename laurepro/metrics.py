@@ -60,7 +60,7 @@ METRICS: dict[str, Metric] = {
 STAGES: dict[str, tuple[str, ...]] = {
     "train": ("model", "loss", "op", "data", "train", "init_from"),
     "evaluate": ("model", "loss", "op", "data", "train", "init_from", "eval"),
-    "profile": ("model", "op", "data.name", "train.threads", "profile"),
+    "profile": ("model", "op", "data.name", "data.options.background", "train.threads", "profile"),
 }
 
 

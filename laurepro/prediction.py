@@ -17,7 +17,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import PIL.ImageOps
 
-from laurepro import parts, record, spec
+from laurepro import record, spec
 from laurepro.errors import LaureproError, unknown
 from laurepro.figures.style import class_colours
 from laurepro.record import Record
@@ -90,9 +90,10 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
         raise LaureproError(f"{address}: not runnable yet: {reason}")
 
     from laurepro import model, pretrained
+    from laurepro.datasets import info_of
     from laurepro.stages import prepare
 
-    classes: tuple[str, ...] = parts.load("datasets", experiment.data.name).INFO.classes
+    classes: tuple[str, ...] = info_of(experiment.data).classes
     device = prepare(experiment.train.threads)
     network = model.build(experiment.model, experiment.op, len(classes))
     try:

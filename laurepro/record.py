@@ -59,6 +59,7 @@ class Record(Strict):
     curve: tuple[tuple[int, float], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
+    data_sha256: str | None = None  # of the data set's manifest; None: it has none, or a record from before there was
     environment: Environment
     started: str
     seconds: float

@@ -540,11 +540,14 @@ class Job(Strict):
         dump = self.experiment.model_dump(mode="json", exclude_defaults=True)
         chosen: Raw = {}
         for path in STAGES[self.stage]:
-            section, _, field = path.partition(".")
-            if not field and section in dump:
-                chosen[section] = dump[section]
-            elif field in dump.get(section, {}):
-                chosen.setdefault(section, {})[field] = dump[section][field]
+            *sections, field = path.split(".")
+            found, place = dump, chosen
+            for section in sections:
+                found = found.get(section, {})
+            if field in found:
+                for section in sections:
+                    place = place.setdefault(section, {})
+                place[field] = found[field]
         if "init_from" in chosen and (start := self.starts_from) is not None:
             # The training alone: how its experiment would be evaluated or profiled cannot matter here.
             chosen["init_from"] = {"part": dump["init_from"].get("part", "model"), "train": start.key}

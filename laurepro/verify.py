@@ -81,6 +81,9 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     if training is not None and training.weights_sha256 != found.weights_sha256:
         problems.append(f"it is of weights {_short(found)}, {training.job} left {_short(training)}")
     notes = ["from code that differs from its commit"] if found.environment.dirty else []
+    copies = [r.data_sha256 for r in (found, training) if r is not None and r.data_sha256 is not None]
+    if training is not None and training.dataset == found.dataset and len(set(copies)) > 1:
+        notes.append(f"of another copy of {found.dataset} ({copies[0][:12]}) than its training ({copies[1][:12]})")
     return Certificate(file, tuple(problems), tuple(notes), len(metrics))
 
 

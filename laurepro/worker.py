@@ -143,6 +143,7 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro import distributed, events
+    from laurepro.datasets import copy_sha256
     from laurepro.stages import Context, Stopped
 
     distributed.initialise()
@@ -156,6 +157,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         progress=lambda values: None,
         stop_requested=lambda: _stop or (folder / STOP).exists(),
     )
+    copy = None if job.stage == "profile" else copy_sha256(job.experiment.data, args.data)
     with contextlib.ExitStack() as stack:
         if rank == 0:
             shown = args.tensorboard and job.stage == "train"
@@ -187,6 +189,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             curve=result.curve,
             weights_sha256=result.weights_sha256,
             pretrained_sha256=result.pretrained_sha256,
+            data_sha256=copy,
             environment=record.environment(result.device, result.threads),
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 2),

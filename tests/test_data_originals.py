@@ -13,10 +13,13 @@ import numpy as np
 import PIL.Image
 import pytest
 from scipy.io import savemat
+from test_stages import make_context
 
 from laurepro import parts, spec
-from laurepro.datasets import _files, _prepare, _verify, ade20k, open_split, pascal_context, voc2012_aug
+from laurepro.datasets import _files, _prepare, _verify, ade20k, num_classes, open_split, pascal_context, voc2012_aug
 from laurepro.errors import LaureproError
+from laurepro.scores import class_iou
+from laurepro.stages import evaluate, train
 from laurepro.stages.train import learning_rates
 
 RNG = np.random.default_rng(5)
@@ -213,6 +216,59 @@ def test_pascal_context_from_its_three_forms(tmp_path: Path, tree: Callable[[Pat
             np.testing.assert_array_equal(label, expected_context(name))
     mask = PIL.Image.open(tmp_path / "pascal_context" / "masks" / "2008_000002.png")
     assert mask.mode == "L"
+
+
+@pytest.mark.usefixtures("context")
+def test_background_as_the_first_of_60_classes(tmp_path: Path) -> None:
+    assert make(pascal_context, stanford(tmp_path / "original"), tmp_path) == []
+    data = spec.Data(options={"background": True})
+    info, pictures = open_split(data, tmp_path, "train")
+    assert info.classes == ("background", *pascal_context.INFO.classes) and num_classes(data) == 60
+    assert num_classes(spec.Data()) == 59
+    for index, name in enumerate(CONTEXT["train"]):
+        np.testing.assert_array_equal(pictures[index][1], expected_context(name) + 1)
+    assert any((expected_context(name) < 0).any() for name in CONTEXT["train"])
+
+
+def test_with_background_a_row_is_another_experiment_and_its_network_another_one() -> None:
+    table, row = spec.tables()["table1"], spec.tables()["table1"].rows[0]
+    scale = spec.scale("paper")
+    plain = spec.resolve(table, row, scale)
+    sixty = spec.resolve(table, row, scale, spec.parse_overrides(("data.options.background=true",)))
+    same = spec.resolve(table, row, scale, spec.parse_overrides(("data.options.background=false",)))
+    for stage in ("train", "evaluate", "profile"):
+        keys = [spec.Job(stage=stage, scale="paper", seed=0, experiment=e).key for e in (plain, same, sixty)]
+        assert keys[0] == keys[1] != keys[2]
+    detail = spec.resolve(table, row, scale, spec.parse_overrides(("data.options.edition=detail",)))
+    profiles = [spec.Job(stage="profile", scale="paper", seed=0, experiment=e).key for e in (plain, detail)]
+    assert profiles[0] == profiles[1]
+
+
+@pytest.mark.usefixtures("context")
+def test_the_three_conventions_from_an_evaluation_with_background(tmp_path: Path) -> None:
+    """Through the stages, on a network of a few channels: 60 classes, the first background."""
+    assert make(pascal_context, stanford(tmp_path / "original"), tmp_path / "data") == []
+    small = {
+        "backbone": {"width": 4, "blocks": (1, 1, 1, 1)},
+        "head": {"kind": "encnet", "channels": 8, "codewords": 4},
+    }
+    experiment = spec.Experiment(
+        model={**small, "aux": False},
+        data={"options": {"background": True}, "base_size": 24, "crop_size": 32},
+        train={"iterations": 1, "batch_size": 2, "threads": 1},
+        eval={"base_size": 32, "crop_size": 32},
+    )
+    job = spec.Job(stage="train", scale="paper", seed=0, experiment=experiment)
+    train.run(job, make_context(tmp_path / "train"))
+    evaluation = job.model_copy(update={"stage": "evaluate"})
+    found = evaluate.run(evaluation, make_context(tmp_path / "evaluate", tmp_path / "train"))
+    assert found.class_names[0] == "background" and np.shape(found.confusion) == (60, 60)
+    matrix = np.array(found.confusion)
+    assert matrix.sum() == np.prod(SIZES[CONTEXT["val"][0]])  # every pixel is labelled
+    assert found.metrics["miou60_background"] == pytest.approx(100 * class_iou(matrix).mean())
+    matrix[0] = 0
+    assert found.metrics["miou59"] == pytest.approx(100 * class_iou(matrix)[1:].mean())
+    assert found.metrics["miou60"] == pytest.approx(found.metrics["miou59"] * 59 / 60)
 
 
 @pytest.mark.usefixtures("context")

@@ -101,7 +101,7 @@ def test_a_training_picture_takes_three_forwards(address: str) -> None:
     counted = work.work(job, costs.read()[name])
     assert counted is not None
     with torch.device("meta"):
-        network = model.build(e.model, e.op, num_classes(e.data.name))
+        network = model.build(e.model, e.op, num_classes(e.data))
         image = torch.empty(2, 3, e.data.crop_size, e.data.crop_size)
     with FlopCounterMode(display=False) as counter:
         output = network(image)

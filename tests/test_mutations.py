@@ -257,7 +257,7 @@ def background_as_a_class(b: Broken) -> None:
 def other_number_of_classes(b: Broken, dataset: str, number: int) -> None:
     kept = datasets.num_classes
     for module in (costs, counts, specs):
-        b.patch.setattr(module, "num_classes", lambda name: number if name == dataset else kept(name))
+        b.patch.setattr(module, "num_classes", lambda data: number if data.name == dataset else kept(data))
 
 
 @code("text", "specs.plugins specs.table3a.resolves specs.table3a.builds specs.table3a.costs specs.plan.*")

@@ -42,7 +42,7 @@ def _settings() -> Iterator[None]:
 def counted(address: str) -> costs.Cost:
     """A row's counts at scale paper."""
     e = experiment(address)
-    classes = num_classes(e.data.name)
+    classes = num_classes(e.data)
     return profile.counts(e.model, e.op, classes, e.profile.height, e.profile.width)
 
 
@@ -220,10 +220,10 @@ def test_counting_by_hand() -> None:
 
 
 def test_class_counts() -> None:
-    known = {name: num_classes(name) for name in ("pascal_context", "ade20k", "voc2012_aug", "shapes")}
+    known = {name: num_classes(spec.Data(name=name)) for name in ("pascal_context", "ade20k", "voc2012_aug", "shapes")}
     assert known == {"pascal_context": 59, "ade20k": 150, "voc2012_aug": 21, "shapes": 8}
     with pytest.raises(LaureproError, match="ade20k"):
-        num_classes("ade20")
+        num_classes(spec.Data(name="ade20"))
 
 
 def test_costs_are_read_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,15 @@ def test_a_sound_record(tmp_path: Path) -> None:
     assert certificate.problems == () and certificate.metrics == len(sound().metrics) >= 5
 
 
+def test_an_evaluation_of_another_copy_of_the_data_is_noted(tmp_path: Path) -> None:
+    file = record.write(tmp_path, sound(data_sha256="12" * 32))
+    for copy, noted in (("12" * 32, 0), ("34" * 32, 1), (None, 0)):
+        training = make_record(job("train"), {}, weights_sha256="ab" * 32, data_sha256=copy)
+        certificate = verify.verify(file, {training.job: training})
+        assert certificate.problems == () and len(certificate.notes) == noted
+    assert record.read(file).data_sha256 == "12" * 32
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     file = record.write(tmp_path_factory.mktemp("flip"), sound())

@@ -120,7 +120,7 @@ def _table1(row: str) -> spec.Experiment:
 def _evaluated(experiment: spec.Experiment) -> Network:
     from laurepro.stages.profile import evaluated
 
-    return network(evaluated(experiment.model), num_classes(experiment.data.name))
+    return network(evaluated(experiment.model), num_classes(experiment.data))
 
 
 def _table1_macs(row: str) -> int:

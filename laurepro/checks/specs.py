@@ -47,7 +47,7 @@ def _builds(table: str) -> Finding:
     """Build each distinct network without memory for its weights."""
     distinct: dict[str, tuple[spec.Model, int]] = {}
     for experiment in _experiments(table):
-        classes = num_classes(experiment.data.name)
+        classes = num_classes(experiment.data)
         distinct[f"{experiment.model.model_dump_json()} {classes}"] = (experiment.model, classes)
     for model, classes in distinct.values():
         counts.network(model, classes)
@@ -60,7 +60,7 @@ def _costs(table: str) -> Finding:
     counted: dict[str, costs.Cost] = {}
     for experiment in _experiments(table, ("paper",)):
         size = (experiment.profile.height, experiment.profile.width)
-        classes = num_classes(experiment.data.name)
+        classes = num_classes(experiment.data)
         counted[costs.network_name(experiment)] = counts.cost(experiment.model, classes, *size)
     wrong = [
         f"{name}: {tuple(c)}, written {tuple(written.get(name, ()))}"
@@ -71,7 +71,7 @@ def _costs(table: str) -> Finding:
 
 
 def _classes(dataset: str) -> Finding:
-    return finding(CLASSES[dataset], num_classes(dataset))
+    return finding(CLASSES[dataset], num_classes(spec.Data(name=dataset)))
 
 
 def _jobs() -> list[spec.Job]:

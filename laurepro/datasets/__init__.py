@@ -8,6 +8,8 @@ A file defines
 * `problems(root: Path, splits: tuple[str, ...]) -> list[str]`: why the data cannot be used, empty if it can. It is
   cheap, and asked before any work.
 
+Where options change what a data set is, a file also defines `info(*, <the same options>) -> Info`.
+
 A data set of files also has `LAYOUT` (`_files.py`) and `originals(source) -> Originals` (`_prepare.py`), which is all
 that `laurepro data prepare` and `verify` need of it.
 """
@@ -51,10 +53,30 @@ class Pictures(Protocol):
         ...
 
 
-def num_classes(name: str) -> int:
-    """Classes that are scored, whether or not the data set's files are there. Raises LaureproError for no such name."""
-    info: Info = parts.load("datasets", name).INFO
-    return len(info.classes)
+def info_of(data: spec.Data) -> Info:
+    """What a data set is with the options given, whether or not its files are there.
+
+    Raises:
+        LaureproError: there is no data set of that name.
+    """
+    module = parts.load("datasets", data.name)
+    info: Info = module.info(**data.options) if hasattr(module, "info") else module.INFO
+    return info
+
+
+def num_classes(data: spec.Data) -> int:
+    """Classes that are scored. Raises LaureproError for no such data set."""
+    return len(info_of(data).classes)
+
+
+def copy_sha256(data: spec.Data, root: Path) -> str | None:
+    """Which copy of a data set is below `root`: the digest of its manifest, and so of every file; None without one."""
+    layout = getattr(parts.load("datasets", data.name), "LAYOUT", None)
+    if layout is None:
+        return None
+    from laurepro.datasets import _files
+
+    return _files.manifest_sha256(root / layout.name)
 
 
 def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Pictures]:
@@ -66,6 +88,5 @@ def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Pictures]
     module = parts.load("datasets", data.name)
     if problems := module.problems(root, (split,)):
         raise LaureproError("\n".join(f"data set {data.name}: {problem}" for problem in problems))
-    info: Info = module.INFO
     pictures: Pictures = module.Dataset(root, split, **data.options)
-    return info, pictures
+    return info_of(data), pictures

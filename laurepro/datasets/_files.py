@@ -347,6 +347,14 @@ def read_manifest(layout: Layout, folder: Path) -> dict[str, tuple[int, str]]:
         raise Unreadable(f"{file}: cannot be read") from None
 
 
+def manifest_sha256(folder: Path) -> str | None:
+    """The digest of a prepared folder's manifest: the same for two copies of the same bytes. None without one."""
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def image_stem(layout: Layout, split: str, name: str) -> str:
     return layout.image.format(split=split, name=name)
 

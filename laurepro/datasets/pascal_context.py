@@ -3,6 +3,9 @@
 There are two editions with slightly different splits: Stanford's label maps, one `.mat` a picture, with 4,998 and
 5,105 pictures, the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the
 code that the authors built on reads. Both number 459 categories alike, of which the 59 are kept.
+
+With `background: true` what is none of the 59 is a class of its own, the first of 60: another experiment, not the
+paper's, and what other work calls "60 classes".
 """
 
 from __future__ import annotations
@@ -113,10 +116,17 @@ _INDEX[list(IDS.values())] = np.arange(1, len(IDS) + 1)
 
 
 class Dataset(_files.Files):
-    """One split. `edition`: which one is expected, so that a record says it; another is refused."""
+    """One split. `edition`: which one is expected, so that a record says it; another is refused.
 
-    def __init__(self, root: Path, split: str, *, edition: Literal["stanford", "detail"] = "stanford") -> None:
-        super().__init__(LAYOUT, root, split)
+    `background`: whether it is a class, 0, and the 59 follow.
+    """
+
+    def __init__(
+        self, root: Path, split: str, *, edition: Literal["stanford", "detail"] = "stanford", background: bool = False
+    ) -> None:
+        classes = info(background=background).classes
+        layout = LAYOUT._replace(classes=classes, first=0, ignored=()) if background else LAYOUT
+        super().__init__(layout, root, split)
         expected = LAYOUT.editions[edition][split]
         if len(self) != expected:
             found = next((e for e, counts in LAYOUT.editions.items() if counts[split] == len(self)), "unknown")
@@ -125,6 +135,11 @@ class Dataset(_files.Files):
                 f"expected {expected}, edition {edition}",
                 f"prepare edition {edition}, or use --set data.options.edition={found}",
             )
+
+
+def info(*, edition: str = "stanford", background: bool = False) -> Info:
+    """`INFO`, with background as the first class where it is one."""
+    return INFO._replace(classes=("background", *INFO.classes)) if background else INFO
 
 
 def problems(root: Path, splits: tuple[str, ...]) -> list[str]:

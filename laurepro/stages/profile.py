@@ -62,7 +62,7 @@ def run(job: spec.Job, context: Context) -> Result:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
 
-    classes = num_classes(experiment.data.name)
+    classes = num_classes(experiment.data)
     mine = evaluated(experiment.model)
     twin = None if mine.upsampler.kind == "bilinear" else bilinear_twin(mine)
     size = (profile.height, profile.width)
