@@ -44,13 +44,19 @@ test-gpu: $(VENV)/.dev ## The kernels on a GPU, with CuPy (CUDA=12|13); fails wh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 	LAUREPRO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu
 
-bench-gpu: $(VENV)/.run ## LaU's op and losses, the evaluator and the loader beside their peers, into results/bench/
+# BENCH_OPTIONS="--device cpu --shapes small --rounds 1" is a dry run. Pictures are read on a CPU whatever the device.
+BENCH_OPTIONS ?= --device cuda --shapes full
+
+bench-gpu: $(VENV)/.run ## Every benchmark on a GPU, into results/bench/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 	mkdir -p results/bench
-	$(BIN)/laurepro bench ops --device cuda --output results/bench/ops.json
-	$(BIN)/laurepro bench loss --device cuda --output results/bench/loss.json
-	$(BIN)/laurepro bench eval --device cuda --output results/bench/eval.json
-	$(BIN)/laurepro bench data --shapes full --output results/bench/data.json
+	@failed=0; \
+	for name in step ops loss eval fps; do \
+	  $(BIN)/laurepro bench $$name $(BENCH_OPTIONS) --output results/bench/$$name.json || failed=1; \
+	done; \
+	$(BIN)/laurepro bench data $(filter-out --device cpu cuda auto,$(BENCH_OPTIONS)) \
+	  --output results/bench/data.json || failed=1; \
+	exit $$failed
 
 lint: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .

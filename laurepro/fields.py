@@ -202,6 +202,8 @@ class Profile(Strict):
     """The cost measurements: the picture's size, and forwards timed in so many groups after a warm-up.
 
     `seconds`: on a CPU, what the timed forwards of one row may take; fewer are made where they would take longer.
+    `dtype`: below float32, forwards are under autocast, channels last. `compile`: torch.compile's mode; the warm-up
+    compiles. Both are the row's and its bilinear twin's alike.
     """
 
     height: int = Field(480, ge=1)
@@ -210,6 +212,8 @@ class Profile(Strict):
     groups: int = Field(10, ge=1)
     warmup: int = Field(10, ge=0)
     seconds: float = Field(24.0, gt=0)
+    dtype: Precision = "float32"
+    compile: Compile = "none"
 
 
 class InitFrom(Strict):

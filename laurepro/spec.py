@@ -22,6 +22,7 @@ from laurepro.errors import LaureproError, unknown
 from laurepro.fields import (
     Augment,
     Backbone,
+    Compile,
     Data,
     Eval,
     Experiment,
@@ -31,6 +32,7 @@ from laurepro.fields import (
     Op,
     Part,
     Phase,
+    Precision,
     Profile,
     Raw,
     Strict,
@@ -43,6 +45,7 @@ from laurepro.protocols import expanded
 __all__ = [
     "Augment",
     "Backbone",
+    "Compile",
     "Data",
     "Eval",
     "Experiment",
@@ -53,6 +56,7 @@ __all__ = [
     "Op",
     "Part",
     "Phase",
+    "Precision",
     "Pretrain",
     "Profile",
     "Protocol",

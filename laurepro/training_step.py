@@ -56,16 +56,25 @@ def check(train: spec.Train, world_size: int, device: torch.device) -> None:
             f"train.accumulate {train.accumulate}: the {train.batch_size // world_size} pictures of each of "
             f"{world_size} processes cannot be split into so many equal micro-batches"
         )
-    if train.compile == "reduce-overhead" and device.type != "cuda":
+    check_compile("train.compile", train.compile, device)
+
+
+def check_compile(field: str, mode: spec.Compile, device: torch.device) -> None:
+    """Refuse a way to compile that this device or machine does not have.
+
+    Raises:
+        LaureproError: naming the field.
+    """
+    if mode == "reduce-overhead" and device.type != "cuda":
         raise LaureproError(
-            "train.compile reduce-overhead: replays CUDA graphs, and there is no CUDA GPU here",
-            "use train.compile default or none",
+            f"{field} reduce-overhead: replays CUDA graphs, and there is no CUDA GPU here",
+            f"use {field} default or none",
         )
-    if train.compile != "none" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+    if mode != "none" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise LaureproError(
-            f"train.compile {train.compile}: on a CPU torch.compile needs a C++ compiler, and there is no "
+            f"{field} {mode}: on a CPU torch.compile needs a C++ compiler, and there is no "
             f"{os.environ.get('CXX', 'g++')}",
-            "install g++, name another with $CXX, or use train.compile none",
+            f"install g++, name another with $CXX, or use {field} none",
         )
 
 

@@ -334,6 +334,9 @@ def test_a_loss_field_counts_only_where_it_can_matter(model: Any, loss: Any, cha
         ("profile", {}, {"data": {"name": "shapes"}}, False),
         ("profile", {}, {"data": {"crop_size": 3}}, True),
         ("profile", {}, {"profile": {"seconds": 3}}, False),
+        ("profile", {}, {"profile": {"dtype": "bfloat16"}}, False),
+        ("profile", {}, {"profile": {"compile": "default"}}, False),
+        ("profile", {}, {"train": {"epochs": 80, "precision": "bfloat16", "compile": "default"}}, True),
         ("train", {}, {"train": {"epochs": 3}}, False),
         ("evaluate", {}, {"train": {"epochs": 3}}, False),
         ("train", {"model": {"aux": False}}, {"model": {"aux": False, "aux_channels": 3}}, True),
@@ -464,7 +467,16 @@ def test_pinned_defaults() -> None:
             "align_corners": True,
             "oracle_radius": None,
         },
-        "profile": {"height": 480, "width": 480, "iterations": 100, "groups": 10, "warmup": 10, "seconds": 24.0},
+        "profile": {
+            "height": 480,
+            "width": 480,
+            "iterations": 100,
+            "groups": 10,
+            "warmup": 10,
+            "seconds": 24.0,
+            "dtype": "float32",
+            "compile": "none",
+        },
         "init_from": None,
     }
     assert spec.InitFrom(experiment=Experiment()).model_dump(exclude={"experiment"}) == {"part": "model", "seed": None}

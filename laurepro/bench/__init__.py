@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from laurepro import record
 from laurepro.errors import unknown
+from laurepro.fields import Precision
 
 SCHEMA = 1
 
@@ -28,6 +29,7 @@ class Options(NamedTuple):
     only: tuple[str, ...]  # globs over case names; none: all
     compile: bool  # time torch.compile too
     memory: bool  # measure peak memory
+    dtype: Precision = "float32"  # of forwards, where a benchmark has the choice
 
     def wants(self, case: str) -> bool:
         """Whether a case is to be measured."""

@@ -100,6 +100,20 @@ def evaluation(**options: Any) -> None:
     _run("eval", **options)
 
 
+@command.command("fps")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the forwards; below float32 under autocast.",
+)
+@_sampling
+def fps(compiled: bool | None, **options: Any) -> None:
+    """The paper's Table 8: forwards a second of each LaU row against its bilinear row (eager unless --compile)."""
+    _run("fps", compiled=bool(compiled), **options)
+
+
 def _run(
     name: str,
     *,
@@ -110,6 +124,7 @@ def _run(
     output: Path | None,
     compiled: bool | None = False,
     memory: bool = False,
+    **others: Any,
 ) -> None:
     """Measure, print, write. Raises click.exceptions.Exit(1) where a variant of ours is wrong."""
     from laurepro import bench, record
@@ -125,7 +140,7 @@ def _run(
         raise LaureproError("--device cuda: torch sees no CUDA GPU", "leave --device away to measure the CPU")
     gpu = device == "cuda"
     chosen: Any = shapes or ("full" if gpu else "small")
-    options = bench.Options(device, chosen, rounds, only, gpu if compiled is None else compiled, memory)
+    options = bench.Options(device, chosen, rounds, only, gpu if compiled is None else compiled, memory, **others)
     report = bench.run(name, options)
     click.echo(bench.render(report))
     if output is not None:

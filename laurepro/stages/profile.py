@@ -6,8 +6,9 @@ The twin is the same network with `upsampler: bilinear`. Speeds of two devices s
 row's speed is judged by its ratio to the twin.
 
 Protocol of the speeds (the paper's Table 8: 512 x 512, mean over 100 iterations; the script that its code is forked
-from: batch 1, 10 warm-up forwards, 10 groups of 10): float32 without TF32, random weights, normal noise for a picture,
-the whole forward with the final resize to the picture's size, the clock read only when the device is done.
+from: batch 1, 10 warm-up forwards, 10 groups of 10): float32 without TF32 unless `profile.dtype` says otherwise, random
+weights, normal noise for a picture, the whole forward with the final resize to the picture's size, the clock read only
+when the device is done.
 Row and twin take turns group by group. On a GPU the protocol is kept to the letter; on a CPU (where memory is laid out
 channels last, as in evaluation) a forward of a full network takes seconds, and as many are made as fit into
 `profile.seconds`, in at least LEAST_GROUPS groups: `fps_iterations` is the number made.
@@ -18,9 +19,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import DeformConv2d
 
-from laurepro import distributed, model, spec
+from laurepro import distributed, model, spec, training_step
 from laurepro.costs import Cost
 from laurepro.datasets import num_classes
 from laurepro.stages import Context, Result, Stopped, device_name
+
+Forward = Callable[[Tensor], Tensor]  # picture [1, 3, H, W] to scores [1, n, H, W]
 
 LEAST_GROUPS = 3
 FLOAT_BYTES = 4
@@ -54,13 +57,11 @@ def run(job: spec.Job, context: Context) -> Result:
     if experiment.train.threads is not None:
         torch.set_num_threads(experiment.train.threads)
     device = distributed.device()
-    named = f"{device_name(device)} (float32, batch 1)"
+    training_step.check_compile("profile.compile", profile.compile, device)
+    compiled = "" if profile.compile == "none" else f", compiled: {profile.compile}"
+    named = f"{device_name(device)} ({profile.dtype}, batch 1{compiled})"
     if distributed.rank() != 0:
         return Result({}, None, None, (), [], None, named, torch.get_num_threads())
-    torch.set_deterministic_debug_mode("default")  # it would fill every new tensor, on the clock
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
 
     classes = num_classes(experiment.data)
     mine = evaluated(experiment.model)
@@ -69,13 +70,8 @@ def run(job: spec.Job, context: Context) -> Result:
     own = counts(mine, experiment.op, classes, *size)
     base = counts(twin, experiment.op, classes, *size) if twin else None
 
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(job.seed))
-    image = image.to(device, memory_format=_memory_format(device))
-    networks = [_network(mine, experiment.op, classes, job.seed, device)]
-    peak = _peak_bytes(networks[0], image)
-    if twin:
-        networks.append(_network(twin, experiment.op, classes, job.seed, device))
-    times = _times(networks, image, profile, context)
+    networks, forwards, image, peak = subjects([mine, twin] if twin else [mine], experiment, job.seed, device)
+    times = time_in_turns(forwards, image, profile, context)
     iterations = sum(n for n, _ in times)
     seconds = sum(group[0] for _, group in times)
     ratios = [group[1] / group[0] for _, group in times] if twin else []
@@ -228,34 +224,79 @@ def _network(row: spec.Model, op: spec.Op, classes: int, seed: int, device: torc
     for module in (m for name, m in network.named_modules() if name.endswith("offset_head")):
         for weight in module.parameters():
             weight.data.mul_(0.3)
-    network.to(device, memory_format=_memory_format(device))  # type: ignore[call-overload]
-    return network.eval()
+    return network.to(device).eval()
 
 
-def _memory_format(device: torch.device) -> torch.memory_format:
-    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+class Subjects(NamedTuple):
+    """What is timed."""
+
+    networks: list[model.Network]
+    forwards: list[Forward]  # of the networks, compiled where the profile says so
+    image: Tensor  # [1, 3, H, W]
+    peak_bytes: float | None  # CUDA memory of the first network's forward
 
 
-def _peak_bytes(network: model.Network, image: Tensor) -> float | None:
+def subjects(rows: list[spec.Model], experiment: spec.Experiment, seed: int, device: torch.device) -> Subjects:
+    """A network for each row, and a picture; the process is set to what the protocol says."""
+    torch.set_deterministic_debug_mode("default")  # it would fill every new tensor, on the clock
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    profile, classes = experiment.profile, num_classes(experiment.data.name)
+    layout = _memory_format(device, profile)
+    image = torch.randn(1, 3, profile.height, profile.width, generator=torch.Generator().manual_seed(seed))
+    image = image.to(device, memory_format=layout)
+    found = Subjects([], [], image, None)
+    for row in rows:
+        network = _network(row, experiment.op, classes, seed, device).to(memory_format=layout)
+        forward: Forward = network.predict
+        if profile.compile != "none":
+            forward = torch.compile(forward, mode=profile.compile, dynamic=False)
+        found.networks.append(network)
+        found.forwards.append(forward)
+        if len(found.forwards) == 1:
+            found = found._replace(peak_bytes=_peak_bytes(forward, image, profile))
+    return found
+
+
+def _memory_format(device: torch.device, profile: spec.Profile) -> torch.memory_format:
+    last = device.type == "cpu" or profile.dtype != "float32"
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@contextmanager
+def _evaluating(profile: spec.Profile, device: torch.device) -> Iterator[None]:
+    dtype = training_step.DTYPES[profile.dtype]
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def _peak_bytes(forward: Forward, image: Tensor, profile: spec.Profile) -> float | None:
     """The most CUDA memory allocated during a forward, in bytes, while nothing but this network is there."""
     if image.device.type != "cuda":
         return None
-    with torch.inference_mode():
-        network.predict(image)  # libraries allocate their workspaces
+    with _evaluating(profile, image.device):
+        forward(image)  # libraries allocate their workspaces
         torch.cuda.reset_peak_memory_stats(image.device)
-        network.predict(image)
+        forward(image)
         torch.cuda.synchronize(image.device)
     return torch.cuda.max_memory_allocated(image.device)
 
 
-def _times(
-    networks: list[model.Network], image: Tensor, profile: spec.Profile, context: Context
+def time_in_turns(
+    forwards: list[Forward], image: Tensor, profile: spec.Profile, context: Context
 ) -> list[tuple[int, list[float]]]:
-    """For each group the forwards of one network, and the seconds that each network took for as many."""
+    """For each group the forwards of one network, and the seconds that each network took for as many.
+
+    Raises:
+        Stopped: A stop was requested.
+    """
     budget = profile.seconds if image.device.type == "cpu" else math.inf
+    for forward in forwards if profile.compile != "none" else ():
+        _seconds(forward, image, 1, profile)  # compiles, which no budget can cut short
     began = time.perf_counter()
     for _ in range(max(1, profile.warmup)):
-        once = sum(_seconds(network, image, 1) for network in networks)
+        once = sum(_seconds(forward, image, 1, profile) for forward in forwards)
         if context.stop_requested():
             raise Stopped
         if time.perf_counter() - began + once > budget / 4:
@@ -263,9 +304,9 @@ def _times(
     groups, each = schedule(profile, once, budget - (time.perf_counter() - began))
     times = []
     for group in range(groups):
-        order = range(len(networks)) if group % 2 == 0 else reversed(range(len(networks)))
-        taken = {i: _seconds(networks[i], image, each) for i in order}
-        times.append((each, [taken[i] for i in range(len(networks))]))
+        order = range(len(forwards)) if group % 2 == 0 else reversed(range(len(forwards)))
+        taken = {i: _seconds(forwards[i], image, each, profile) for i in order}
+        times.append((each, [taken[i] for i in range(len(forwards))]))
         seconds = round(time.perf_counter() - began, 1)
         context.progress({"step": group + 1, "steps": groups, "seconds": seconds})
         if context.stop_requested():
@@ -286,13 +327,13 @@ def schedule(profile: spec.Profile, seconds: float, budget: float) -> tuple[int,
     return min(groups, max(LEAST_GROUPS, int(budget / (each * seconds)))), each
 
 
-def _seconds(network: model.Network, image: Tensor, forwards: int) -> float:
+def _seconds(forward: Forward, image: Tensor, forwards: int, profile: spec.Profile) -> float:
     """Time so many forwards, the device idle before and after."""
-    with torch.inference_mode():
+    with _evaluating(profile, image.device):
         _synchronise(image.device)
         began = time.perf_counter()
         for _ in range(forwards):
-            network.predict(image)
+            forward(image)
         _synchronise(image.device)
         return time.perf_counter() - began
 
