@@ -67,7 +67,7 @@ def _gpu() -> bool:
 
 
 def _program(*names: str) -> bool:
-    return any(shutil.which(name) for name in names)
+    return any(shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in names)
 
 
 def _modules(*names: str) -> bool:
@@ -77,7 +77,7 @@ def _modules(*names: str) -> bool:
 NEEDS = {
     "gpu": (_gpu, "no CUDA GPU"),
     "cxx": (lambda: _program("g++"), "no g++"),
-    "slurm": (lambda: _program("sbatch"), "no Slurm"),
+    "slurm": (lambda: all(map(_program, ("sbatch", "slurmctld", "slurmd", "munged"))), "no Slurm with its daemons"),
     "browser": (
         lambda: (
             _program("chromium", "chromium-browser", "google-chrome")

@@ -228,8 +228,15 @@ def test_a_run_is_that_of_the_local_launcher(
     finished: Finished, slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
 ) -> None:
     env = environment(slurm_or_skip, described)
-    ran = run_cli(*RUN, cwd=tmp_path, **env)
+    process = start(*RUN, cwd=tmp_path, **env)
+    wait_until(lambda: list(tmp_path.glob("runs/evaluate-*/slurm.json")), "both jobs in the queue", 120)
+    watch = start("status", ROW, "--scale", "tiny", "--watch", cwd=tmp_path, **env)
+    ran, watched = finish(process), finish(watch)
     assert ran.code == 0 and "Traceback" not in ran.err, ran.err
+    assert watched.code == 0 and watched.err == "", watched.err
+    first, *_, last = watched.out.splitlines()
+    assert "1 running, 1 queued" in first or "2 queued" in first, watched.out
+    assert last.startswith("scale tiny: 2 done, 0 running, 0 failed"), watched.out
     assert_same_bits(tmp_path, finished)
     wait_until(lambda: "COMPLETED" in jobs(slurm_or_skip, tmp_path).get("closing", [""])[0], "report and claims", 120)
     assert "tiny" in (tmp_path / "results" / "report-tiny.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from laurepro.record import Record
 
 SECONDS = 1.0  # between two looks on a terminal
+SLURM_SECONDS = 5.0  # between two questions to a cluster's controller, which many ask
 PLAIN_SECONDS = 10.0  # elsewhere: a line there stays
 
 
@@ -80,9 +82,12 @@ def command(
     }
     broken = {f.stem for f in record.records_dir(results).glob("*.json")} - set(records)
 
+    submitted = _Submitted(runs)
+
     def look() -> list[State]:
         done = {f.stem for f in record.records_dir(results).glob("*.json")} - broken
-        states = [_state(name, rows, done, runs) for name, rows in plans.items()]
+        in_queue = submitted.states()
+        states = [_state(name, rows, done, runs, in_queue) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 
     for problem in problems:
@@ -96,20 +101,20 @@ def command(
         click.echo(f"no records in {results}, nothing started in {runs}")
 
 
-def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path) -> State:
-    """What the jobs of some rows are doing."""
+def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, in_queue: dict[str, str]) -> State:
+    """What the jobs of some rows are doing; `in_queue` is what Slurm says of those it holds."""
     from laurepro import failures, plan, record
 
     planned = plan.build(rows, done, lambda job: record.has_weights(runs, job))
     running, queued, stopped, failed = [], [], [], []
-    waiting = _queued(runs)
     for name in (job.name for job in planned.jobs):
         folder = runs / name
         if not (folder / "job.json").is_file():
             continue
-        if record.running(runs, name):
+        # On a file system whose locks one node does not see of another, Slurm knows.
+        if record.running(runs, name) or in_queue.get(name) == "RUNNING":
             running.append(_running(name, folder))
-        elif name in waiting:
+        elif name in in_queue:
             queued.append(name)
         elif (folder / "failure.json").is_file():
             failed.append((name, failures.read(folder / "failure.json")))
@@ -129,19 +134,28 @@ def _seeds(scale: str, records: Iterable[Record], runs: Path) -> int:
     return max([spec.scale(scale).seeds, *(seed + 1 for seed in seeds if seed < 100)])
 
 
-def _queued(runs: Path) -> set[str]:
-    """The jobs of this folder that Slurm holds, waiting or running; none where nothing was submitted."""
-    from laurepro import cluster, record
+class _Submitted:
+    """The jobs of a folder that Slurm holds, waiting or running, by name; none where nothing was submitted."""
 
-    states = {file.parent.name: record.read_json(file) or {} for file in runs.glob("*/slurm.json")}
-    if not states:
-        return set()
-    try:
-        active = {found.id for found in cluster.queue().values() if found.active}
-    except LaureproError as error:  # another machine than a login node still sees the folders
-        click.echo(f"the queue cannot be seen from here: {error}", err=True)
-        return set()
-    return {name for name, state in states.items() if state.get("id") in active}
+    def __init__(self, runs: Path) -> None:
+        self.runs, self.asked, self.told = runs, -math.inf, False
+        self.found: dict[str, str] = {}  # state by number
+
+    def states(self) -> dict[str, str]:
+        """What the controller said some seconds ago at most."""
+        from laurepro import cluster, record
+
+        numbers = {file.parent.name: record.read_json(file) or {} for file in self.runs.glob("*/slurm.json")}
+        if numbers and time.monotonic() - self.asked >= SLURM_SECONDS:
+            self.asked = time.monotonic()
+            try:
+                self.found = {job.id: job.state for job in cluster.queue().values() if job.active}
+            except LaureproError as error:  # another machine than a login node still sees the folders
+                if not self.told:
+                    click.echo(f"the queue cannot be seen from here: {error}", err=True)
+                self.told = True
+        states = {name: self.found.get(str(state.get("id"))) for name, state in numbers.items()}
+        return {name: state for name, state in states.items() if state is not None}
 
 
 def _running(name: str, folder: Path) -> Running:
