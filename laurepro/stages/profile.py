@@ -242,7 +242,7 @@ def subjects(rows: list[spec.Model], experiment: spec.Experiment, seed: int, dev
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    profile, classes = experiment.profile, num_classes(experiment.data.name)
+    profile, classes = experiment.profile, num_classes(experiment.data)
     layout = _memory_format(device, profile)
     image = torch.randn(1, 3, profile.height, profile.width, generator=torch.Generator().manual_seed(seed))
     image = image.to(device, memory_format=layout)
