@@ -139,7 +139,7 @@ def candidates(
         if not jobs and needed is not None and needed > n:
             n = needed
             rows, jobs = missing(claim, n)
-        if not jobs or any(r.later for r in rows) or (allowed is not None and not {r.address for r in rows} <= allowed):
+        if not jobs or (allowed is not None and not {r.address for r in rows} <= allowed):
             continue
         for job in jobs:
             name = job.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from laurepro import parts, record
+from laurepro import parts, record, weights
 from laurepro.errors import LaureproError
 
 
@@ -62,13 +63,11 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     yield Line("CuPy", cupy is not None, cupy or "not installed", "with a GPU: pip install 'laurepro[cuda13]'", True)
     slurm = shutil.which("sbatch")
     yield Line("Slurm", slurm is not None, slurm or "no sbatch here", "only needed on a cluster", True)
-    for name in sorted({*parts.names("datasets"), *parts.LATER["datasets"]}):
-        if parts.path("datasets", name) is None:
-            yield Line(f"data {name}", False, "not readable by this version yet", "scale smoke needs none", True)
-            continue
+    for name in parts.names("datasets"):
         problems = parts.load("datasets", name).problems(data, ("train", "val"))
         fix = "bring the data set, or use scale smoke"
         yield Line(f"data {name}", not problems, problems[0] if problems else "usable", fix, True)
+    yield from _weights(data)
     commit, dirty = record.provenance()
     state = "unknown commit" if commit is None else commit[:12] + (", dirty" if dirty else "")
     yield Line("commit", commit is not None, state, "records will say 'unknown commit'; set LAUREPRO_COMMIT", True)
@@ -82,3 +81,26 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     existing = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free / 2**30
     yield Line("disk", free > 1, f"{free:.0f} GiB free for {runs}", "a smoke run needs well under 1 GiB; make room")
+
+
+def _weights(data: Path) -> Iterator[Line]:
+    """ImageNet weights that are found, their digests checked; and those of the recipes, whether or not they are."""
+    for name, published in weights.WEIGHTS.items():
+        told, right, present = [], True, False
+        for kind, file in published.files.items():
+            if not any((folder / file.name).is_file() for folder in weights.places(data)):
+                told.append(f"no {file.name}")
+                right = False
+                continue
+            present = True
+            try:
+                found = weights.find(name, kind, data)
+            except LaureproError as error:
+                told.append(str(error).splitlines()[0])
+                right = False
+            else:
+                with open(found, "rb") as stream:
+                    told.append(f"{found}, sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+        if present or name == weights.RECIPES:
+            fix = f"bring it to {data / weights.FOLDER}; scale paper's rows start from {weights.RECIPES}"
+            yield Line(f"weights {name}", right, "; ".join(told), fix, True)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from laurepro import costs, plan, record
+from laurepro import costs, record
 from laurepro.launchers import job_threads
 from laurepro.launchers.local import Seats
 from laurepro.machines import GPUS, Machine
@@ -243,14 +243,14 @@ def device_hours(job: Job, seconds: Span, machine: Machine) -> Span:
 
 
 def estimate(planned: Plan, estimator: Estimator, probe: Probe | None = None) -> Estimate:
-    """Add up the plan's runnable jobs, and play its queue through."""
+    """Add up the plan's jobs, and play its queue through."""
     machine = estimator.machine
-    runnable = [(job, job.name) for job in planned.jobs if plan.not_runnable(job) is None]
-    found = {name: estimator.cost(job) for job, name in runnable}
+    jobs = [(job, job.name) for job in planned.jobs]
+    found = {name: estimator.cost(job) for job, name in jobs}
     missing: dict[str, list[str]] = defaultdict(list)
     hours = NOTHING
     timed: list[tuple[Job, str, Span]] = []
-    for job, name in runnable:
+    for job, name in jobs:
         seconds = found[name].seconds
         if seconds is None:
             missing[found[name].basis].append(name)
@@ -258,7 +258,7 @@ def estimate(planned: Plan, estimator: Estimator, probe: Probe | None = None) ->
         hours = hours.plus(device_hours(job, seconds, machine))
         timed.append((job, name, seconds))
     memories = [(name, cost.memory) for name, cost in found.items() if cost.memory is not None]
-    disks = [found[name].disk for job, name in runnable if job.stage == "train"]
+    disks = [found[name].disk for job, name in jobs if job.stage == "train"]
     return Estimate(
         machine=machine,
         jobs=found,

@@ -25,12 +25,6 @@ from laurepro.fields import Strict
 PACKAGE = Path(__file__).parent
 CLASS_OF = {"upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
 
-# Named by the paper's tables, built in a later version: such a row loads, is planned and shows "not runnable
-# yet". Any other name without a file is a misspelling.
-LATER: dict[str, frozenset[str]] = {
-    "datasets": frozenset(),
-}
-
 
 def folders(folder: str) -> list[Path]:
     """Where files of this kind are looked for: the package, then each folder of `$LAUREPRO_PLUGINS`."""
@@ -67,11 +61,6 @@ def load(folder: str, name: str) -> ModuleType:
         sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[module_name]
-
-
-def later(folder: str, name: str) -> bool:
-    """Whether the name belongs to a part of the paper that this version does not build yet."""
-    return path(folder, name) is None and name in LATER.get(folder, frozenset())
 
 
 @cache
@@ -131,8 +120,6 @@ def bind(folder: str, kind: str, given: dict[str, Any], where: str) -> dict[str,
     """
     file = path(folder, kind)
     if file is None:
-        if later(folder, kind):
-            return given
         raise unknown(folder[:-1], kind, names(folder), where)
     model = options(folder, file)
     try:

@@ -19,7 +19,6 @@ class RowPlan(NamedTuple):
     row: Row
     experiment: Experiment | None
     jobs: tuple[Job, ...]
-    later: str | None
 
     @property
     def address(self) -> str:
@@ -74,7 +73,7 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
 def row_plan(table: Table, row: Row, scale: Scale, seeds: int, overrides: Raw | None = None) -> RowPlan:
     """The final jobs of one row (evaluate, profile); their needs come with `build`."""
     if row.set is None:
-        return RowPlan(table, row, None, (), None)
+        return RowPlan(table, row, None, ())
     experiment = spec.resolve(table, row, scale, overrides)
     stages = sorted({METRICS[m].stage for m in table.metrics})
     jobs = tuple(
@@ -82,14 +81,7 @@ def row_plan(table: Table, row: Row, scale: Scale, seeds: int, overrides: Raw | 
         for stage in stages
         for seed in range(1 if stage == "profile" else seeds)
     )
-    later = dict.fromkeys(reason for job in jobs if (reason := not_runnable(job)))
-    return RowPlan(table, row, experiment, jobs, "; ".join(later) or None)
-
-
-def not_runnable(job: Job) -> str | None:
-    """What this version still lacks to run a job or what it needs, or None."""
-    reason = spec.not_runnable(job.experiment, (job.stage,))
-    return reason if reason or job.needs is None else not_runnable(job.needs)
+    return RowPlan(table, row, experiment, jobs)
 
 
 def build(

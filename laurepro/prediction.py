@@ -86,8 +86,6 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
     if table_id not in tables:
         raise unknown("table", table_id, tables)
     experiment = spec.resolve(tables[table_id], tables[table_id].row(row_id), scale)
-    if (reason := spec.not_runnable(experiment, ("evaluate",))) is not None:
-        raise LaureproError(f"{address}: not runnable yet: {reason}")
 
     from laurepro import model, pretrained
     from laurepro.datasets import info_of

@@ -74,7 +74,6 @@ __all__ = [
     "layered",
     "load_table",
     "merge",
-    "not_runnable",
     "parse_overrides",
     "read_mapping",
     "read_yaml",
@@ -512,19 +511,6 @@ def _features(folder: str, kind: str) -> frozenset[str]:
     """What a plug-in declares of itself in a plain `FEATURES = (...)`, read without importing it."""
     file = parts.path(folder, kind)
     return parts.features(file) if file else frozenset()
-
-
-def not_runnable(experiment: Experiment, stages: tuple[str, ...]) -> str | None:
-    """Why a row cannot run in this version, or None."""
-    wanted = [
-        ("heads", experiment.model.head.kind),
-        ("upsamplers", experiment.model.upsampler.kind),
-        *(("stages", s) for s in stages),
-    ]
-    if any(s != "profile" for s in stages):  # costs are measured without data
-        wanted.append(("datasets", experiment.data.name))
-    missing = [f"{folder[:-1]} {name}" for folder, name in wanted if parts.later(folder, name)]
-    return ", ".join(missing) if missing else None
 
 
 # -------------------------------------------------------------------------------------------------- jobs

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from laurepro.spec import Backbone, Experiment
 
 FOLDER = "pretrained"  # below the data root
+RECIPES = "encnet"  # what scale paper's rows start from
 
 
 class File(NamedTuple):

@@ -17,7 +17,7 @@ from conftest import run_cli
 from test_stages import make_context, make_job
 from torch import Tensor
 
-from laurepro import checkpoint, spec, weights
+from laurepro import checkpoint, doctor, spec, weights
 from laurepro.backbones import ResNet
 from laurepro.errors import LaureproError
 from laurepro.model import Network, build
@@ -421,6 +421,21 @@ def test_a_training_starts_from_its_weights_and_the_record_says_which(no_caches:
     file.unlink()
     with pytest.raises(LaureproError, match="is not there"):
         train.run(job, make_context(no_caches.parent / "again"))
+
+
+def test_the_doctor_says_which_weights_are_there(no_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = doctor._weights(no_caches)
+    assert line.what == "weights encnet" and not line.ok and line.optional
+    assert line.found == "no resnet50-25c4b509.pth; no resnet101-2a57e44d.pth" and "pretrained" in line.fix
+    file = no_caches / "pretrained" / "resnet50-0676ba61.pth"
+    file.write_bytes(b"something else")
+    digest = hashlib.sha256(b"something else").hexdigest()
+    _, line = doctor._weights(no_caches)
+    assert line.what == "weights torchvision-v1" and not line.ok and "is not resnet50-0676ba61.pth" in line.found
+    own = weights.Weights("plain", "", "", {"resnet50": weights.File(file.name, f"sha256:{digest[:8]}")})
+    monkeypatch.setitem(weights.WEIGHTS, "torchvision-v1", own)
+    _, line = doctor._weights(no_caches)
+    assert line.ok and line.found == f"{file}, sha256 {digest}"
 
 
 def test_a_run_without_its_weights_ends_before_any_work(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torchvision
 from click.testing import CliRunner
 from torch import nn
 
-from laurepro import costs, parts, plan, report, spec
+from laurepro import costs, plan, report, spec
 from laurepro.cli import main
 from laurepro.datasets import num_classes
 from laurepro.errors import LaureproError
@@ -309,16 +309,6 @@ def test_offsets_of_the_timed_network_stay_near() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- jobs
-
-
-def test_a_profile_needs_no_data() -> None:
-    later = next((d for d in parts.LATER["datasets"] if parts.later("datasets", d)), None)
-    e = experiment("table1/encnet-os8-bilinear")
-    assert spec.not_runnable(e, ("profile",)) is None
-    if later is not None:
-        e = e.model_copy(update={"data": e.data.model_copy(update={"name": later})})
-        assert spec.not_runnable(e, ("profile",)) is None
-        assert later in str(spec.not_runnable(e, ("evaluate", "profile")))
 
 
 def test_profiles_through_the_command_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`laurepro doctor`: versions, GPU, CuPy, Slurm, data and disk."""
+"""`laurepro doctor`: versions, GPU, CuPy, Slurm, data, weights and disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laurepro.commands.options import paths
 @click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
 @paths
 def command(data: Path, results: Path, runs: Path) -> None:
-    """Versions, GPU, CuPy, Slurm, data and disk: each line with its fix."""
+    """Versions, GPU, CuPy, Slurm, data, weights and disk: each line with its fix."""
     from laurepro.doctor import examine
 
     problems = 0

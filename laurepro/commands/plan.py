@@ -113,11 +113,9 @@ def command(
             click.echo(line)
         return
     for job in planned.jobs:
-        later = plan.not_runnable(job)
-        remark = f"  (not runnable yet: {later})" if later else ""
         users = planned.wanted_by[job.name]
         more = f" and {len(users) - 3} more" if len(users) > 3 else ""
-        click.echo(f"{job.name}  for {', '.join(users[:3])}{more}{remark}")
+        click.echo(f"{job.name}  for {', '.join(users[:3])}{more}")
     click.echo(summary(rows, planned, chosen.name))
     for line in estimate.lines(cost):
         click.echo(line)
@@ -125,8 +123,6 @@ def command(
 
 def _jobs(planned: Plan) -> list[dict[str, Any]]:
     """The jobs as JSON."""
-    from laurepro import plan
-
     return [
         {
             "name": j.name,
@@ -136,7 +132,6 @@ def _jobs(planned: Plan) -> list[dict[str, Any]]:
             "seed": j.seed,
             "needs": j.needs.name if j.needs else None,
             "rows": list(planned.wanted_by[j.name]),
-            "not_runnable": plan.not_runnable(j),
         }
         for j in planned.jobs
     ]
@@ -144,13 +139,12 @@ def _jobs(planned: Plan) -> list[dict[str, Any]]:
 
 def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ...]) -> None:
     """Run the probe, and leave what it found in the runs' folder."""
-    from laurepro import costs, machines, plan, probe, record, work
+    from laurepro import costs, machines, probe, record, work
     from laurepro.commands.run import check_data
 
     record.writable(context.runs, "--runs")
     check_data(planned, context.data, targets, "local")
-    runnable = tuple(j for j in planned.jobs if plan.not_runnable(j) is None)
-    if not any(j.stage != "profile" for j in runnable):
+    if not any(j.stage != "profile" for j in planned.jobs):
         raise LaureproError("--probe: the plan has no training and no evaluation to measure")
     counted = costs.read()
 
@@ -160,7 +154,7 @@ def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ..
 
     device = machines.local_device()
     with progress("probe") as report:
-        new = probe.measure(planned._replace(jobs=runnable), operations, context, device, seconds, report)
+        new = probe.measure(planned, operations, context, device, seconds, report)
     for name, reason in new.missing.items():
         click.echo(f"not measured: {name}: {reason}", err=True)
     probe.write(context.runs, new)

@@ -66,15 +66,11 @@ def _run(
     planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), force)
     check_data(planned, data, targets, launcher)
     click.echo(summary(rows, planned, chosen.name), err=True)
-    runnable = tuple(j for j in planned.jobs if plan.not_runnable(j) is None)
-    for row in rows:
-        if row.later:
-            click.echo(f"not runnable yet: {row.address} ({row.later})", err=True)
-    if not runnable:
+    if not planned.jobs:
         return
     own = {job.name for row in rows for job in row.jobs}
-    fresh = {j.name for j in runnable if force and (j.name in own or j.stage == "train")} - {
-        j.needs.name for j in runnable if j.stage == "train" and j.needs
+    fresh = {j.name for j in planned.jobs if force and (j.name in own or j.stage == "train")} - {
+        j.needs.name for j in planned.jobs if j.stage == "train" and j.needs
     }
     context = LaunchContext(
         results=results,
@@ -92,7 +88,7 @@ def _run(
         tensorboard=tensorboard,
     )
     try:
-        failures = parts.load("launchers", launcher).launch(planned._replace(jobs=runnable), context)
+        failures = parts.load("launchers", launcher).launch(planned, context)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from the checkpoints", err=True)
         raise click.exceptions.Exit(130) from None
@@ -111,7 +107,7 @@ def _run(
         if (log := runs / failure.job / "log.txt").is_file():
             click.echo(f"  log: {log}\n  {failure.advice}", err=True)
     if failures:
-        click.echo(f"{plural(len(failures), 'job')} of {len(runnable)} failed", err=True)
+        click.echo(f"{plural(len(failures), 'job')} of {len(planned.jobs)} failed", err=True)
         raise click.exceptions.Exit(2 if all(f.code == 2 for f in failures) else 1)
 
 

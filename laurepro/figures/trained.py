@@ -82,8 +82,6 @@ def load(address: str, request: Request) -> Trained:
         )
     experiment = planned.experiment
     device = prepare(experiment.train.threads)
-    if (reason := plan.not_runnable(job)) is not None:
-        raise LaureproError(f"{address}: not runnable yet: {reason}")
     problems = parts.load("datasets", experiment.data.name).problems(request.data, (experiment.eval.split,))
     if problems:
         raise LaureproError("\n".join(f"data set {experiment.data.name}: {p}" for p in problems), "give --data DIR")

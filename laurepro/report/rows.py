@@ -145,7 +145,7 @@ def _row(
         if (need := job.needs) is not None and (training := records.get(need.name)) is not None:
             trainings.append(training)
     status: Status = "done" if not lacking else "partial" if found else "missing"
-    remark = f"not runnable yet: {planned.later}" if planned.later and lacking else ""
+    remark = ""
     failed: dict[str, FailedJob] = {}
     if runs is not None:
         for job in lacking:
