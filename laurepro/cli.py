@@ -20,6 +20,7 @@ from laurepro.commands import (
     doctor,
     explain,
     figure,
+    new,
     plan,
     predict,
     report,
@@ -115,4 +116,5 @@ main.add_command(verify.command)
 main.add_command(predict.command)
 main.add_command(submit.command)
 main.add_command(bench.command)
+main.add_command(new.command)
 main.add_command(doctor.command)

@@ -92,7 +92,7 @@ def count() -> dict[str, Cost]:
     found: dict[str, Cost] = {}
     for table in spec.tables().values():
         for row in table.rows:
-            if row.set is None:
+            if row.set is None or row.file is not None:
                 continue
             e = spec.resolve(table, row, scale)
             name = network_name(e)

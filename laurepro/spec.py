@@ -110,7 +110,10 @@ class Protocol(Strict):
 
 
 class Row(Strict):
-    """One line of a table: its published numbers, and what to run for it (`set`; None: quoted only)."""
+    """One line of a table: its published numbers, and what to run for it (`set`; None: quoted only).
+
+    `file`: where it stands, if not in the table's own file but in a file of its own below `$LAUREPRO_PLUGINS`.
+    """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")
     label: str
@@ -123,6 +126,7 @@ class Row(Strict):
     protocol: Protocol = Protocol()
     method: dict[str, str | None] = Field(default_factory=dict)
     init_from: str | None = None
+    file: Path | None = None
 
 
 class Table(Strict):
@@ -272,10 +276,15 @@ def load_table(file: Path) -> Table:
     rows = raw.get("rows")
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise LaureproError(f"{file}: rows: expected a list of mappings, got {rows!r:.60}")
+    more = [(read_mapping(f, "the fields of a row"), f) for f in _more_rows(file.stem)]
     seen: set[str] = set()
     read = []
-    for index, row in enumerate(rows):
-        where = f"{file}, row {row.get('id', index)!r}"
+    for index, (row, own) in enumerate([*((row, None) for row in rows), *more]):
+        if "file" in row:
+            raise LaureproError(f"{own or file}, row {row.get('id', index)!r}: unknown key 'file'")
+        if own is not None and row.get("origin") not in ("control", "extension"):
+            raise LaureproError(f"{own}: origin: expected control or extension, got {row.get('origin')!r}")
+        where = f"{own or file}, row {row.get('id', index)!r}"
         cells = row.get("published", {})
         if not isinstance(cells, dict):
             raise LaureproError(f"{where}: published: expected metric: value, got {cells!r}")
@@ -286,11 +295,11 @@ def load_table(file: Path) -> Table:
             if metric not in METRICS:
                 raise unknown("metric", metric, METRICS, f"{where}, published")
         try:
-            read.append(Row(**{**row, "published": filled}))
+            read.append(Row(**{**row, "published": filled, "file": own}))
         except ValidationError as error:
             raise invalid(error, where, Row) from None
         if read[-1].id in seen:
-            raise LaureproError(f"{file}: row id {read[-1].id!r} stands twice")
+            raise LaureproError(f"{own or file}: row id {read[-1].id!r} stands twice in {file.stem}")
         seen.add(read[-1].id)
     for key in ("id", "file"):
         if key in raw:
@@ -301,13 +310,18 @@ def load_table(file: Path) -> Table:
         raise invalid(error, str(file), Table) from None
 
 
+def _more_rows(table: str) -> list[Path]:
+    """Rows that were added to a table from outside: `rows/TABLE/*.yaml` below `$LAUREPRO_PLUGINS`, one a file."""
+    return sorted(f for folder in parts.folders("rows")[1:] for f in (folder / table).glob("*.yaml"))
+
+
 def tables() -> dict[str, Table]:
-    """Every `table*.yaml`, by id."""
-    return _tables(experiments_dir())
+    """Every `table*.yaml`, by id, with the rows that were added to it below `$LAUREPRO_PLUGINS`."""
+    return _tables(experiments_dir(), os.environ.get("LAUREPRO_PLUGINS", ""))
 
 
 @cache
-def _tables(folder: Path) -> dict[str, Table]:
+def _tables(folder: Path, plugins: str) -> dict[str, Table]:
     return {f.stem: load_table(f) for f in sorted(folder.glob("table*.yaml"))}
 
 
@@ -369,10 +383,11 @@ def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
     """
     if row.set is None:
         raise LaureproError(f"{table.id}/{row.id} is quoted from the literature; there is nothing to run")
-    where = f"{table.file}, row {row.id!r} (scale {scale.name})"
+    where = f"{row.file or table.file}, row {row.id!r} (scale {scale.name})"
     index = next(i for i, r in enumerate(table.rows) if r.id == row.id)
     defaults = sourced(expanded(table.defaults, str(table.file)), Layer("table, defaults", table.file, ("defaults",)))
-    own = sourced(expanded(row.set, where), Layer("row", table.file, ("rows", index, "set")))
+    layer = Layer("row", row.file, ("set",)) if row.file else Layer("row", table.file, ("rows", index, "set"))
+    own = sourced(expanded(row.set, where), layer)
     layers = merge(defaults, own)
     recipe = plain(layers.pop("recipe", None))
     base: Raw = {}
@@ -403,7 +418,7 @@ def resolve(
     Raises:
         LaureproError: a field that does not exist or a value it cannot take, with file, row and key.
     """
-    where = f"{table.file}, row {row.id!r} (scale {scale.name})"
+    where = f"{row.file or table.file}, row {row.id!r} (scale {scale.name})"
     below, tree = layered(table, row, scale, overrides)
     experiment = _build(plain(tree), f"--set (over {where})" if overrides else where)
     address = f"{table.id}/{row.id}"

@@ -1,0 +1,146 @@
+"""`laurepro new`, rows from outside a table's file, and docs/your-upsampler.md, whose every command is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT, environment, run_cli
+
+from laurepro import cli, plan, spec
+from laurepro.errors import LaureproError
+
+PAGE = ROOT / "docs" / "your-upsampler.md"
+
+
+def steps() -> list[str]:
+    """The page's commands, in order."""
+    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def follow(folder: Path, commands: list[str], **extra: str | Path) -> list[str]:
+    """Run commands one after another in a folder, as a reader would, and return what they print."""
+    env, printed = environment(**extra), []
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "export":
+            name, _, value = words[1].partition("=")
+            env[name] = value
+            continue
+        start = [sys.executable, "-m", "laurepro"] if words[0] == "laurepro" else [sys.executable]
+        assert words[0] in ("laurepro", "python"), command
+        ran = subprocess.run([*start, *words[1:]], cwd=folder, env=env, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+        printed.append(ran.stdout)
+    return printed
+
+
+def new(folder: Path, monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str]:
+    monkeypatch.chdir(folder)
+    ran = CliRunner().invoke(cli.main, ["new", "upsampler", *args])
+    return ran.exit_code, ran.output
+
+
+def test_the_page_until_its_training(tmp_path: Path) -> None:
+    """The quick half: what is written passes its own test, and the row is planned."""
+    quick = [s for s in steps() if not re.match(r"laurepro (run|report|explain)", s)]
+    assert quick[0].startswith("laurepro new upsampler") and len(quick) == 4
+    written, tested, planned = follow(tmp_path, quick)
+    assert len(written.splitlines()) == 3 and all((tmp_path / f).is_file() for f in written.splitlines())
+    assert "3 passed" in tested
+    assert planned.count("my_upsampler") == 3 and "1 row (0 quoted)" in planned
+
+
+@pytest.mark.acceptance
+def test_the_whole_page(tmp_path: Path) -> None:
+    """To the row with its interval."""
+    *_, report, explained = follow(tmp_path, steps())
+    (line,) = [x for x in report.splitlines() if "my upsampler" in x]
+    assert re.search(r"\[[+-]\d+\.\d+, [+-]\d+\.\d+\]", report) and " 3 " in line
+    assert "plugins/rows/table9/my_upsampler.yaml" in explained
+
+
+@pytest.mark.acceptance
+def test_the_row_is_trained_and_reported(tiny: Path, tmp_path: Path) -> None:
+    """At scale tiny, a few steps: what the page does in minutes."""
+    extra = {"LAUREPRO_EXPERIMENTS": tiny, "LAUREPRO_PLUGINS": "mine"}
+    assert run_cli("new", "upsampler", "half_way", cwd=tmp_path, **extra).code == 0
+    args = ["table9/encnet-half-way", "--scale", "tiny", "--set", "train.iterations=2"]
+    args += ["--set", "profile.iterations=2", "--set", "profile.warmup=0"]
+    ran = run_cli("run", *args, cwd=tmp_path, **extra)
+    assert ran.code == 0, ran.err
+    shown = run_cli("report", "table9", "--format", "json", *args[1:], cwd=tmp_path, **extra)
+    rows = {r["row"]: r for r in json.loads(shown.out)["tables"][0]["rows"]}
+    mine = rows["table9/encnet-half-way"]
+    assert mine["status"] == "done" and mine["ours"]["params"]["mean"] > 0 and mine["ours"]["miou"]["mean"] >= 0
+
+
+def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert new(tmp_path, monkeypatch, "mine")[0] == 0
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*.*")}
+    for name, said in (("mine", "mine.py is there"), ("lau", "lau.py is there"), ("lau4x_off", "'encnet-lau4x-off'")):
+        code, text = new(tmp_path, monkeypatch, name)
+        assert code == 2 and said in text, text
+    (tmp_path / "plugins" / "upsamplers" / "mine.py").unlink()
+    code, text = new(tmp_path, monkeypatch, "mine")  # its row and its test are still there
+    assert code == 2 and "mine.yaml is there" in text
+    for name in ("My", "2nd", "a-b", "a__b", "../x", ""):
+        code, text = new(tmp_path, monkeypatch, name)
+        assert code == 2 and repr(name) in text, text
+    del before[tmp_path / "plugins" / "upsamplers" / "mine.py"]
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*.*")} == before
+
+
+def test_it_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUREPRO_PLUGINS", f"{tmp_path / 'first'}:{tmp_path / 'second'}")
+    assert new(tmp_path, monkeypatch, "one")[0] == 0
+    assert new(tmp_path, monkeypatch, "two", "--plugins", "elsewhere")[0] == 0
+    assert (tmp_path / "first" / "upsamplers" / "one.py").is_file()
+    assert (tmp_path / "elsewhere" / "tests" / "test_two.py").is_file()
+
+
+# ---------------------------------------------------------------------------------- rows from outside a file
+
+GOOD = "id: mine\nlabel: Mine\norigin: extension\npublished: {}\nset: {model: {upsampler: {kind: nearest}}}\n"
+
+
+@pytest.fixture
+def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a row that is added to table 9."""
+    file = tmp_path / "more" / "rows" / "table9" / "any.yaml"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setenv("LAUREPRO_PLUGINS", str(tmp_path / "more"))
+    spec._tables.cache_clear()
+    return file
+
+
+def test_a_row_of_its_own_file_is_a_row_like_others(row: Path) -> None:
+    row.write_text(GOOD)
+    scale = spec.scale("smoke")
+    ((table, found),) = plan.select(["table9/mine"], scale)
+    same = spec.resolve(table, table.row("encnet-nearest4x"), scale)
+    assert spec.resolve(table, found, scale) == same and table.rows[-1] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("extension", "authors"), "origin: expected control or extension, got 'authors'"),
+        (GOOD.replace("mine", "encnet-bilinear"), "row id 'encnet-bilinear' stands twice in table9"),
+        (GOOD + "lable: Mine\n", "unknown key 'lable'"),
+        (GOOD + "file: other.yaml\n", "unknown key 'file'"),
+        ("- 1\n", "expected a mapping"),
+    ],
+)
+def test_a_faulty_row_names_its_own_file(row: Path, text: str, said: str) -> None:
+    row.write_text(text)
+    with pytest.raises(LaureproError) as error:
+        spec.tables()
+    assert said in str(error.value) and str(row) in str(error.value)
