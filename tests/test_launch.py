@@ -170,9 +170,9 @@ def test_a_killed_launcher_takes_its_worker_with_it(tiny: Path, tmp_path: Path) 
     process.kill()
     process.communicate()
     wait_until(lambda: alive(tmp_path) == [], "the end of the worker", 3)
+    wait_until(lambda: not record.running(tmp_path / "runs", train_folder(tmp_path).name), "the end of its lock", 3)
     time.sleep(0.3)
     assert not list(tmp_path.glob("results/records/*"))
-    assert not record.running(tmp_path / "runs", train_folder(tmp_path).name)
 
 
 def alive(folder: Path) -> list[int]:

@@ -205,11 +205,15 @@ def environment(slurm: PrivateSlurm, described: Path) -> dict[str, str | Path]:
 
 @pytest.mark.slurm
 def test_sbatch_takes_the_script(slurm_or_skip: PrivateSlurm, tmp_path: Path) -> None:
-    text = cluster.script(
-        make_job(), make_context(nodes=2, nproc_per_node=2), cluster.Cluster(cpus_per_process=1, time="0:10:00")
-    )
-    (tmp_path / "job.sbatch").write_text(text)
-    slurm_or_skip.run("sbatch", "--test-only", str(tmp_path / "job.sbatch"))
+    context = make_context(nodes=2, nproc_per_node=2, closing=(("claims",),))
+    mine = cluster.Cluster(cpus_per_process=1, time="0:10:00", memory="1G", partition="main", options={"nice": 10})
+    texts = [cluster.script(make_job(stage), context, mine) for stage in ("train", "evaluate", "profile")]
+    for text in [*texts, cluster.closing_script(context, mine)]:
+        (tmp_path / "job.sbatch").write_text(text)
+        slurm_or_skip.run("sbatch", "--test-only", str(tmp_path / "job.sbatch"))
+    (tmp_path / "job.sbatch").write_text(texts[0].replace("--gpus-per-node=2", "--gpus-per-node=3"))
+    with pytest.raises(AssertionError, match="configuration is not available"):  # so it does look
+        slurm_or_skip.run("sbatch", "--test-only", str(tmp_path / "job.sbatch"))
 
 
 @pytest.fixture
@@ -303,22 +307,24 @@ def test_two_login_nodes_submit_once_and_leaving_cancels_nothing(
     slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
 ) -> None:
     env = environment(slurm_or_skip, described)
-    both = [start(*RUN, "--detach", cwd=tmp_path, **env) for _ in range(2)]
+    endless = ["--set", "train.iterations=20000"]  # it is cancelled: no machine may be so slow that it ends before
+    run = [*RUN, *endless]
+    both = [start(*run, "--detach", cwd=tmp_path, **env) for _ in range(2)]
     assert [finish(process).code for process in both] == [0, 0]
     assert {stage: len(found) for stage, found in jobs(slurm_or_skip, tmp_path).items()} == {
         "train": 1,
         "evaluate": 1,
         "closing": 1,
     }
-    follower = start(*RUN, cwd=tmp_path, **env)
+    follower = start(*run, cwd=tmp_path, **env)
     wait_until(lambda: at_step(tmp_path, 1), "a step", 240)
-    status = run_cli("status", "--scale", "tiny", cwd=tmp_path, **env)
+    status = run_cli("status", "--scale", "tiny", *endless, cwd=tmp_path, **env)
     assert "1 running" in status.out and "1 queued" in status.out
     os.killpg(follower.pid, signal.SIGINT)
     left = finish(follower)
     assert left.code == 130 and "stay in the queue" in left.err and "already" in left.err
     assert "RUNNING" in jobs(slurm_or_skip, tmp_path)["train"][0]
-    follower = start(*RUN, cwd=tmp_path, **env)
+    follower = start(*run, cwd=tmp_path, **env)
     time.sleep(1)
     slurm_or_skip.run("scancel", number_of(slurm_or_skip, tmp_path, "train"))
     ran = finish(follower)
