@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROW, SHORT, Finished, finish, run_cli, start, wait_until
+from conftest import ROW, SHORT, Finished, finish, planned, run_cli, start, wait_until
 from private_slurm import NODES, PrivateSlurm
 from test_launch import assert_same_bits, train_folder
 
@@ -157,6 +157,31 @@ def test_without_slurm_it_is_said(tmp_path: Path) -> None:
         "run", "table3a/encnet-os8-bilinear", "--scale", "smoke", "--launcher", "slurm", cwd=tmp_path, PATH="/none"
     )
     assert ran.code == 2 and "squeue is not there" in ran.err and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("says", "summary", "error"),
+    [
+        ("echo '7|{job}.abcdef|RUNNING|None'", "1 running, 0 failed", ""),  # though no lock is seen from here
+        ("echo '7|{job}.abcdef|PENDING|Priority'", "0 running, 1 queued", ""),
+        ("echo '7|{job}.abcdef|FAILED|None'", "0 running, 0 failed", ""),
+        ("echo no controller >&2; exit 1", "0 running, 0 failed", "the queue cannot be seen from here"),
+    ],
+    ids=["running", "pending", "ended", "no-answer"],
+)
+def test_status_believes_the_queue(described: Path, tmp_path: Path, says: str, summary: str, error: str) -> None:
+    (train, _) = planned(ROW, "--scale", "tiny", cwd=tmp_path, LAUREPRO_EXPERIMENTS=described)
+    folder = tmp_path / "runs" / train["name"]
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text("{}")
+    (folder / "slurm.json").write_text('{"id": "7", "log_size": 0}')
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\n{says.format(job=train['name'])}\n")
+    squeue.chmod(0o755)
+    path = os.pathsep.join([str(squeue.parent), os.environ["PATH"]])
+    ran = run_cli("status", ROW, "--scale", "tiny", cwd=tmp_path, LAUREPRO_EXPERIMENTS=described, PATH=path)
+    assert ran.code == 0 and summary in ran.out and (error in ran.err if error else ran.err == ""), ran
 
 
 # -------------------------------------------------------------------------------------------- a real cluster
