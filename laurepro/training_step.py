@@ -46,6 +46,16 @@ def check(train: spec.Train, world_size: int, device: torch.device) -> None:
         LaureproError: a batch that cannot be divided over the processes and micro-batches, or a way to compile that
             this device or machine does not have.
     """
+    check_batch(train, world_size)
+    check_compile("train.compile", train.compile, device)
+
+
+def check_batch(train: spec.Train, world_size: int) -> None:
+    """Refuse a batch that cannot be divided over the processes and micro-batches.
+
+    Raises:
+        LaureproError: naming the field.
+    """
     if train.batch_size % world_size:
         raise LaureproError(
             f"train.batch_size {train.batch_size} cannot be divided over {world_size} processes",
@@ -56,7 +66,6 @@ def check(train: spec.Train, world_size: int, device: torch.device) -> None:
             f"train.accumulate {train.accumulate}: the {train.batch_size // world_size} pictures of each of "
             f"{world_size} processes cannot be split into so many equal micro-batches"
         )
-    check_compile("train.compile", train.compile, device)
 
 
 def check_compile(field: str, mode: spec.Compile, device: torch.device) -> None:
@@ -150,8 +159,10 @@ def accumulate_gradients(stepper: Stepper, images: Tensor, target: Tensor) -> Te
 
 def forward(stepper: Stepper, images: Tensor) -> Output:
     """The network's output for uint8 [N, H, W, 3], in the precision of the options."""
-    dtype = DTYPES[stepper.train.precision]
-    with torch.autocast(stepper.device.type, dtype, enabled=dtype != torch.float32):
+    dtype, device = DTYPES[stepper.train.precision], stepper.device.type
+    if dtype == torch.float32 or device == "meta":
+        return stepper.forward(normalise(images))
+    with torch.autocast(device, dtype):
         return stepper.forward(normalise(images))
 
 

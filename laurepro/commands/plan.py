@@ -11,6 +11,8 @@ from laurepro.commands.options import choose, paths, plural, progress, scaled, s
 from laurepro.errors import LaureproError
 
 if TYPE_CHECKING:
+    from laurepro.machines import Machine
+    from laurepro.memory import Fit
     from laurepro.plan import Plan
 
 
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 @click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, show_default=True, help="Jobs that share one GPU.")
 @click.option("--probe", "probing", is_flag=True, help="First measure on this machine, for about a minute.")
 @click.option("--probe-seconds", type=click.FloatRange(1), default=60, show_default=True, help="About how long.")
+@click.option(
+    "--fit",
+    "fitting",
+    is_flag=True,
+    help="Predict each training's memory, and the largest batch that fits (the GPU of --gpu, or this machine).",
+)
 @click.option(
     "--budget",
     type=click.FloatRange(0, min_open=True),
@@ -49,6 +57,7 @@ def command(
     jobs_per_gpu: int,
     probing: bool,
     probe_seconds: float,
+    fitting: bool,
     budget: float | None,
     data: Path,
     form: str,
@@ -76,6 +85,7 @@ def command(
     machine = machines.machine(gpu, gpus, context, planned, records.values(), found)
     estimator = estimate.Estimator(machine, records, found, runs)
     cost = estimate.estimate(planned, estimator, found)
+    fits = _fits(planned, machine, nproc_per_node) if fitting else None
     selected = None
     if budget is not None:
         from laurepro import budget as budgets
@@ -90,6 +100,10 @@ def command(
     if form == "json":
         document: dict[str, Any] = {"schema": 1, "jobs": _jobs(planned), "rows": len(rows)}
         document |= {"reused": len(planned.reused), "estimate": estimate.as_json(cost)}
+        if fits is not None:
+            document["fit"] = {
+                name: found._asdict() if isinstance(found, tuple) else found for name, found in fits.items()
+            }
         if selected is not None:
             document["budget"] = {
                 "hours": budget,
@@ -119,6 +133,8 @@ def command(
     click.echo(summary(rows, planned, chosen.name))
     for line in estimate.lines(cost):
         click.echo(line)
+    for name, found_fit in (fits or {}).items():
+        click.echo(f"{name}: {found_fit if isinstance(found_fit, str) else _fit_line(found_fit)}")
 
 
 def _jobs(planned: Plan) -> list[dict[str, Any]]:
@@ -135,6 +151,45 @@ def _jobs(planned: Plan) -> list[dict[str, Any]]:
         }
         for j in planned.jobs
     ]
+
+
+def _fits(planned: Plan, machine: Machine, processes: int) -> dict[str, Fit | str]:
+    """What each training of the plan needs, by its name, or why that is not known. One seed stands for all."""
+    from laurepro import distributed, memory, plan
+    from laurepro.datasets import num_classes
+
+    if machine.sheet is not None:
+        available: float | None = machine.sheet.memory / machine.capacity
+    else:
+        here = memory.available_bytes(distributed.device())
+        available = None if here is None else here / (machine.units if machine.is_cpu else machine.capacity)
+    on_cpu = machine.sheet is None and distributed.device().type == "cpu"
+    margin = memory.CPU_MARGIN if on_cpu else memory.GPU_MARGIN
+    found: dict[str, Fit | str] = {}
+    seen: set[str] = set()
+    trainings = [j for j in planned.jobs if j.stage == "train" and plan.not_runnable(j) is None]
+    with progress("memory") as report:
+        for done, job in enumerate(trainings, 1):
+            report(done, len(trainings))
+            same = job.model_copy(update={"seed": 0}).key
+            if same in seen:
+                continue
+            seen.add(same)
+            try:
+                found[job.name] = memory.fit(job, num_classes(job.experiment.data), processes, available, margin)
+            except NotImplementedError as error:
+                found[job.name] = f"memory not predicted: {error}"
+    return found
+
+
+def _fit_line(found: Fit) -> str:
+    """`16 pictures a process need 20.4 GB; 62 fit`."""
+    need = f"{plural(found.pictures, 'picture')} a process: {found.peak_bytes / 1e9:.3g} GB predicted"
+    if found.fits is None:
+        return need
+    largest = f"{found.largest} would" if found.fits else f"at most {found.largest}"
+    more = "" if found.fits else "; --nproc-per-node, or --set train.accumulate=N for another experiment"
+    return f"{need}, {'fits' if found.fits else 'DOES NOT FIT'} ({largest}{more})"
 
 
 def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from laurepro import checkpoint, distributed, model, spec, training_step
+from laurepro import checkpoint, distributed, memory, model, spec, training_step
 from laurepro.augment import draw_corner, draw_flips, training_sample
 from laurepro.datasets import Image, Label, Pictures, open_split
 from laurepro.errors import LaureproError
@@ -71,6 +71,7 @@ def run(job: spec.Job, context: Context) -> Result:
         if rank == 0:
             _log.info("goes on after step %d of %d", progress.step, steps)
 
+    memory.try_out(stepper, train.batch_size // world, experiment.data.crop_size)
     plan = Batches(pictures, experiment.data, job.seed, train.batch_size, rank, world)
     every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
     began = time.monotonic() - progress.seconds

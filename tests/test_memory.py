@@ -1,0 +1,196 @@
+"""Memory of a training: predicted on shapes alone, tried out before the first step, told by `plan --fit`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from test_stages import make_context, make_job
+from test_training_step import batch, stepper
+from torch import Tensor
+
+from laurepro import memory, spec, training_step
+from laurepro.bench import _measure
+from laurepro.cli import main
+from laurepro.errors import LaureproError
+from laurepro.stages import train
+
+CLASSES = 8
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def job(**changes: Any) -> spec.Job:
+    """Wide enough that its feature maps outweigh all else."""
+    wide = {"model": {"backbone": {"width": 16}, "head": {"channels": 32}}, "data": {"crop_size": 96}}
+    return make_job(**spec.merge(wide, changes))
+
+
+# ---------------------------------------------------------------------------------------------------- predicted
+
+
+def test_what_is_alive_is_added_up() -> None:
+    with torch.device("meta"), memory._Alive() as alive:
+        a = torch.empty(1000)
+        b = a * 2
+        assert alive.now == 8000
+        view = b.view(10, 100)
+        del b
+        assert alive.now == 8000  # the view holds it
+        del view
+        assert (alive.now, alive.peak) == (4000, 8000)
+        a.mul_(2)
+    assert alive.peak == 8000
+
+
+def test_fixed_part_and_part_of_each_picture() -> None:
+    e = job().experiment
+    predicted = memory.predict(e, CLASSES)
+    weights = sum(4 * p.numel() for p in stepper(job()).network.parameters())
+    assert 2 * weights < predicted.fixed < 3 * weights  # with momentum; gradients come when the maps go
+    assert predicted.peak(10) == pytest.approx(predicted.fixed + 10 * predicted.each)
+    assert memory._followed(e, CLASSES, 6) == pytest.approx(predicted.peak(6), rel=0.03)
+    room = memory.GPU_MARGIN * predicted.peak(7)
+    assert (predicted.largest(room * 1.001), predicted.largest(room * 0.999), predicted.largest(0)) == (7, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "least", "most"),
+    [({"precision": "bfloat16"}, 0.45, 0.8), ({"checkpoint_activations": True}, 0.3, 0.9), ({"accumulate": 2}, 1, 1)],
+    ids=lambda o: next(iter(o)) if isinstance(o, dict) else "",
+)
+def test_options_need_less_for_a_picture(option: dict[str, Any], least: float, most: float) -> None:
+    plain = memory.predict(job().experiment, CLASSES).each
+    assert least * plain <= memory.predict(job(train=option).experiment, CLASSES).each <= most * plain
+
+
+def build_step(precision: str) -> tuple[_measure.Call, _measure.Call]:
+    """Two steps from nothing, the network included."""
+
+    def steps(size: int) -> None:
+        e = job(train={"precision": precision}).experiment
+        network = training_step.model.build(e.model, e.op, CLASSES)
+        made = training_step.set_up(network, e.train, e.loss, CPU)
+        for _ in range(2):
+            training_step.step(made, *batch(16, size))
+
+    return lambda: steps(32), lambda: steps(96)
+
+
+def test_the_prediction_is_what_a_process_takes() -> None:
+    """On a CPU, where libraries take as much again for so small a network."""
+    measured = _measure.peak_bytes(CPU, build_step, "float32")
+    if isinstance(measured, str):
+        pytest.skip(measured)
+    predicted = memory.predict(job().experiment, CLASSES).peak(16)
+    assert 0.9 < measured / predicted < 2, (measured, predicted)
+
+
+# ---------------------------------------------------------------------------------------------------- tried out
+
+
+def test_a_blank_step_leaves_everything_as_it_was() -> None:
+    ours, plain = stepper(make_job()), stepper(make_job())
+    for made in (ours, plain):
+        torch.manual_seed(0)
+        training_step.step(made, *batch())
+    assert memory.blank_step(ours, 4, 32)
+    assert all(p.grad is None for p in ours.network.parameters())
+    for made in (ours, plain):
+        torch.manual_seed(1)
+        training_step.step(made, *batch())
+    for (name, a), b in zip(ours.network.state_dict().items(), plain.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_what_does_not_fit_is_said_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def gradients(stepper: training_step.Stepper, images: Tensor, target: Tensor) -> Tensor:
+        tried.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError
+        return torch.zeros(())
+
+    monkeypatch.setattr(training_step, "accumulate_gradients", gradients)
+    ours = stepper(make_job(train={"batch_size": 16}))
+    assert not memory.blank_step(ours, 16, 32) and memory.blank_step(ours, 2, 32)
+    error = memory.does_not_fit(ours, 16, 32, 24e9)
+    assert tried == [16, 2, 8, 4, 2]
+    assert "a step of 16 pictures of 32x32 in one process does not fit into the GPU's 24 GB; 2 would" in str(error)
+    assert "train.accumulate=8 or train.checkpoint_activations=true or train.precision=bfloat16" in str(error)
+
+
+def test_the_trainer_asks_before_its_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def refuse(stepper: training_step.Stepper, pictures: int, crop: int) -> None:
+        asked.append((pictures, crop))
+        raise LaureproError("too much")
+
+    monkeypatch.setattr(memory, "try_out", refuse)
+    monkeypatch.setattr(training_step, "step", lambda *_: pytest.fail("a step was made"))
+    with pytest.raises(LaureproError, match="too much"):
+        train.run(make_job(), make_context(tmp_path / "job"))
+    assert asked == [(4, 32)]
+
+
+@pytest.mark.gpu
+def test_too_large_a_batch_on_a_gpu(tmp_path: Path) -> None:
+    e = job(data={"crop_size": 480}, train={"batch_size": 16})
+    made = training_step.set_up(
+        training_step.model.build(e.experiment.model, e.experiment.op, CLASSES),
+        e.experiment.train,
+        e.experiment.loss,
+        torch.device("cuda", 0),
+    )
+    memory.try_out(made, 16, 96)
+    predicted = memory.predict(job().experiment, CLASSES).peak(16)
+    assert 0.5 < torch.cuda.max_memory_allocated() / predicted < 2
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 2 * predicted / total))
+    try:
+        with pytest.raises(LaureproError, match="does not fit into the GPU"):
+            memory.try_out(made, 16, 480)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+# ----------------------------------------------------------------------------------------------------- the plan
+
+
+def test_plan_tells_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "predict", lambda e, classes: memory.Prediction(1e9, 1e9))
+    folders = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    command = ["plan", "table1/encnet-os8-lau4x-off", "--scale", "paper", "--seeds", "2", "--fit", *folders]
+    ran = CliRunner().invoke(main, [*command, "--gpu", "t4", "--format", "json"])
+    assert ran.exit_code == 0, ran.output
+    (name, found), *others = json.loads(ran.stdout)["fit"].items()
+    assert name.startswith("train-pascal_context-encnet") and not others  # one seed stands for both
+    largest = math.floor(16e9 / memory.GPU_MARGIN / 1e9 - 1)
+    assert found == {"pictures": 16, "peak_bytes": 17e9, "largest": largest, "fits": False}
+    shared = CliRunner().invoke(main, [*command, "--gpu", "h100", "--gpus", "4", "--nproc-per-node", "4"])
+    assert "4 pictures a process: 5 GB predicted, fits (71 would)" in shared.stdout
+    small = CliRunner().invoke(main, [*command, "--gpu", "t4"])
+    assert f"16 pictures a process: 17 GB predicted, DOES NOT FIT (at most {largest}; --nproc" in small.stdout
+    odd = CliRunner().invoke(main, [*command, "--gpu", "h100", "--gpus", "3", "--nproc-per-node", "3"])
+    assert odd.exit_code == 2 and "cannot be divided over 3 processes" in odd.output
+
+
+def test_a_cpu_is_held_against_its_free_memory() -> None:
+    free = memory.available_bytes(CPU)
+    assert free is None or 2**20 < free < 2**50
