@@ -155,7 +155,7 @@ def _jobs(planned: Plan) -> list[dict[str, Any]]:
 
 def _fits(planned: Plan, machine: Machine, processes: int) -> dict[str, Fit | str]:
     """What each training of the plan needs, by its name, or why that is not known. One seed stands for all."""
-    from laurepro import distributed, memory, plan
+    from laurepro import distributed, memory
     from laurepro.datasets import num_classes
 
     if machine.sheet is not None:
@@ -167,7 +167,7 @@ def _fits(planned: Plan, machine: Machine, processes: int) -> dict[str, Fit | st
     margin = memory.CPU_MARGIN if on_cpu else memory.GPU_MARGIN
     found: dict[str, Fit | str] = {}
     seen: set[str] = set()
-    trainings = [j for j in planned.jobs if j.stage == "train" and plan.not_runnable(j) is None]
+    trainings = [j for j in planned.jobs if j.stage == "train"]
     with progress("memory") as report:
         for done, job in enumerate(trainings, 1):
             report(done, len(trainings))
