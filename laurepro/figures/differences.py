@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import matplotlib
 
 from laurepro import claims, record
@@ -40,7 +42,8 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     over = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     below = (
         f"Mean difference over {over} paired seeds, in points, with its 95 % t-interval. Blue: the interval of the "
-        "verdict, Holm's correction included, lies right of 0; orange: left of it; grey: undecided. "
+        "verdict, Holm's correction included, lies right of 0; orange: left of it; grey: undecided. An arrowhead: it "
+        "goes on. "
     )
     if any(v.dirty for v in verdicts):
         below += "† measured with code that differs from its commit."
@@ -50,14 +53,19 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     with matplotlib.rc_context(style.RC):
         made = style.figure(width, height, title, request.scale, below)
         axes = style.place(made, left, style.HEAD + 0.1, width - left - 0.2, tall)
+        reach = _reach([end for v in verdicts if v.interval95 for end in v.interval95])
+        axes.set_xlim(-reach, reach)
         axes.axvline(0, color=style.SOFT, lw=0.6, zorder=0)
         words = []
         for y, verdict in enumerate(verdicts):
             assert verdict.interval95 is not None and verdict.estimate is not None
             colour = _colour(verdict)
-            axes.plot(verdict.interval95, [y, y], color=colour, lw=2, solid_capstyle="butt")
-            axes.plot(verdict.estimate, y, "o", color=colour, ms=4)
             low, high = verdict.interval95
+            axes.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="butt")
+            axes.plot(verdict.estimate, y, "o", color=colour, ms=4)
+            for end, marker in ((-reach, "<"), (reach, ">")):
+                if low < end < high or end * verdict.estimate > reach**2:
+                    axes.plot(end, y, marker, color=colour, ms=5, clip_on=False)
             words.append(f"{_label(verdict)}: {verdict.estimate:+.2f} ({low:+.2f} to {high:+.2f}, n = {verdict.n})")
         axes.set_yticks(range(len(verdicts)), [_label(v) for v in verdicts])
         axes.set_ylim(len(verdicts) - 0.4, -0.6)
@@ -68,6 +76,12 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
         axes.spines["left"].set_visible(False)
     jobs = tuple(dict.fromkeys(name for v in verdicts for name in v.records))
     return Drawing(made, f"{title}, scale {request.scale.name}", f"{below} {'; '.join(words)}.", jobs)
+
+
+def _reach(ends: list[float]) -> float:
+    """How far the axis goes: no further than four times the median end, so that one wild row does not hide the rest."""
+    sizes = sorted(abs(end) for end in ends)
+    return 1.05 * min(sizes[-1], 4 * statistics.median(sizes))
 
 
 def _colour(verdict: claims.Verdict) -> str:
