@@ -114,7 +114,8 @@ def _guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
 def selected(backend: Backend, device: torch.device) -> bool:
     """Whether the kernels compute a call with tensors on `device`.
 
-    "auto" takes them on a CUDA device where CuPy is installed; where it is not, it warns once and takes torch.
+    "auto" takes them on a CUDA device where CuPy is installed; where it is not, it warns once and takes torch. It also
+    takes torch while torch.export traces, so that the program runs anywhere.
 
     Raises:
         ValueError: no such backend; or "cupy" with tensors that are not on a CUDA device.
@@ -122,7 +123,7 @@ def selected(backend: Backend, device: torch.device) -> bool:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+    if backend == "torch" or (backend == "auto" and (device.type != "cuda" or torch.compiler.is_exporting())):
         return False
     if device.type not in LOADERS:
         raise ValueError(f"backend='cupy' needs CUDA tensors, got tensors on {device}; use 'auto' or 'torch'")

@@ -180,8 +180,9 @@ class _LocationAwareUpsample(torch.autograd.Function):
         else:
             grid = _exact_grid(offset, base, sizes, spans)
             # A NaN must not reach the sampler, whose answer to one is not defined. Everything else in the grid is
-            # finite, so its sum tells. Reading that would stall a GPU, which therefore always takes the mask.
-            if grid.device.type != "cpu" or math.isnan(grid.sum().item()):
+            # finite, so its sum tells. Reading that would stall a GPU and break a graph that is traced; both therefore
+            # always take the mask.
+            if torch.compiler.is_compiling() or grid.device.type != "cpu" or math.isnan(grid.sum().item()):
                 nan = grid.isnan().any(-1)
                 grid = grid.masked_fill(nan[..., None], 0.0)
         value = _sample(padded, grid, (n, c))
@@ -236,7 +237,7 @@ class _LocationAwareUpsample(torch.autograd.Function):
         zero = grad_offset.new_zeros(())
         for axis in (0, 1):
             part = grad_offset[:, axis * m : (axis + 1) * m]
-            torch.addcmul(zero, grad_grid[..., 1 - axis], inside[axis], value=2 / ctx.spans[axis], out=part)
+            part.copy_(torch.addcmul(zero, grad_grid[..., 1 - axis], inside[axis], value=2 / ctx.spans[axis]))
             if ctx.sizes[axis] == 1:
                 part.zero_()
             if nan is not None:
@@ -255,9 +256,12 @@ class _LocationAwareUpsample(torch.autograd.Function):
 def _exact_grid(offset: Tensor, base: tuple[Tensor, Tensor], sizes: tuple[int, int], spans: tuple[int, int]) -> Tensor:
     """Normalised sample positions, (N, M, H, W, 2), column first as the sampler has it; NaN where the offset is."""
     m = offset.shape[1] // 2
+    positions = ((offset[:, axis * m : (axis + 1) * m] + base[axis]).clamp_(0, sizes[axis] - 1) for axis in (0, 1))
+    if torch.compiler.is_compiling():  # torch.export cannot differentiate what has an `out`
+        rows, columns = (_normalise(p, span) for p, span in zip(positions, spans, strict=True))
+        return torch.stack((columns, rows), -1)
     grid = _empty_grid(offset, m)
-    for axis in (0, 1):
-        position = (offset[:, axis * m : (axis + 1) * m] + base[axis]).clamp_(0, sizes[axis] - 1)
+    for axis, position in enumerate(positions):
         _normalise(position, spans[axis], grid[..., 1 - axis])
     return grid
 
