@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -19,12 +20,19 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        numeric = {int, float} & {kind if isinstance(kind, type) else type(kind) for kind in kinds}
-        values = value if isinstance(value, list | tuple) else [value]
-        if numeric and bool not in kinds and any(isinstance(v, bool) for v in values):
-            raise ValueError("expected a number")  # pydantic takes true for 1
+        if _is_number(cls, str(info.field_name)):
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(v, bool) for v in values):
+                raise ValueError("expected a number")  # pydantic takes true for 1
         return value
+
+
+@cache
+def _is_number(model: type[BaseModel], field: str) -> bool:
+    """Whether a field takes numbers, and not true and false too. Asked for every value of every table."""
+    kinds = _kinds(model.model_fields[field].annotation)
+    numeric = {int, float} & {kind if isinstance(kind, type) else type(kind) for kind in kinds}
+    return bool(numeric) and bool not in kinds
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -559,12 +559,19 @@ class Job(Strict):
         head: Raw = {"stage": self.stage, "scale": self.scale, "version": self.experiment.version}
         return {**head, "seed": self.seed if self.stage != "profile" else None, **chosen}
 
-    @property
+    def __copy__(self) -> Job:
+        """A copy that computes its key anew: `model_copy` changes fields of it."""
+        copy = super().__copy__()
+        for name in ("key", "name"):
+            copy.__dict__.pop(name, None)
+        return copy
+
+    @cached_property
     def key(self) -> str:
         """The first 10 hex digits of the meaning's sha256."""
         return hashlib.sha256(json.dumps(self.meaning, sort_keys=True).encode()).hexdigest()[:10]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Folder, record file, scheduler job and log line all have this name."""
         m = self.experiment.model

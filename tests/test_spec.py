@@ -399,6 +399,16 @@ def test_pinned_names(address: str, stage: str, name: str) -> None:
     assert Job(stage=stage, scale="paper", seed=0, experiment=experiment).name == name
 
 
+def test_a_changed_copy_of_a_job_has_a_key_of_its_own() -> None:
+    """The key is kept once it is computed; neither a copy nor a comparison may see that."""
+    job = Job(stage="evaluate", scale="smoke", seed=0, experiment=Experiment())
+    key, name = job.key, job.name
+    other = job.model_copy(update={"seed": 1})
+    assert other.key != key and other.name != name and job.key == key
+    assert job == Job(stage="evaluate", scale="smoke", seed=0, experiment=Experiment())
+    assert job.needs is not None and job.needs.stage == "train" and job.needs.key != key
+
+
 def test_pinned_defaults() -> None:
     """Defaults are left out of the hash: a changed one would give old records a new meaning. Raise `version` then."""
     assert Experiment().model_dump(mode="json") == {

@@ -49,6 +49,11 @@ def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, Times]:
     return {name: Times(values) for name, values in seconds.items()}
 
 
+def seconds(call: Call) -> float:
+    """Of one call, whatever it is the first of."""
+    return _block(call, 1)
+
+
 def _block(call: Call, repeats: int) -> float:
     began = _now()
     for _ in range(repeats):

@@ -100,6 +100,13 @@ def evaluation(**options: Any) -> None:
     _run("eval", **options)
 
 
+@command.command("prompt")
+@_measuring(_OUTPUT, _only("prompt/plan"), _ROUNDS)
+def prompt(**options: Any) -> None:
+    """Commands that compute nothing, from start to end, warm and cold, against a bare start of Python."""
+    _run("prompt", device="cpu", shapes="small", **options)
+
+
 @command.command("fps")
 @click.option(
     "--dtype",
