@@ -107,6 +107,13 @@ def prompt(**options: Any) -> None:
     _run("prompt", device="cpu", shapes="small", **options)
 
 
+@command.command("table")
+@_measuring(_OUTPUT, _only("table/encnet-os8-bilinear"))
+def table(**options: Any) -> None:
+    """Table 3a at scale smoke through `laurepro run` on a CPU, against the bare arithmetic of its jobs on all cores."""
+    _run("table", device="cpu", shapes="small", rounds=1, **options)
+
+
 @command.command("fps")
 @click.option(
     "--dtype",

@@ -1,0 +1,137 @@
+"""The command on a CPU, from its start to the last record, against the bare arithmetic of its jobs on all cores.
+
+The rows of Table 3a at scale smoke, through `laurepro run` in an empty folder. What it is held against is the sum over
+the trainings of their steps, and over the evaluations of their blocks of pictures, timed in this process on batches
+that lie in memory, divided by the cores: no process is started there, nothing read, augmented, counted or written.
+`--only 'table/ROW'` chooses rows; the pretraining that they share is among the jobs. Minutes for the whole table.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from laurepro import inference, model, plan, spec, training_step
+from laurepro.bench import Options, Row, _measure
+from laurepro.datasets import open_split
+from laurepro.errors import LaureproError
+from laurepro.launchers import cores
+from laurepro.spec import Job
+from laurepro.stages import evaluate, normalise, prepare
+from laurepro.stages.train import Batches, learning_rates
+
+TABLE, SCALE = "table3a", "smoke"
+OVERRIDES: tuple[str, ...] = ()  # as --set has them
+TIMED = 9  # steps of each training, blocks of each evaluation
+CPU = torch.device("cpu")
+
+
+def run(options: Options, bandwidth: float) -> list[Row]:
+    """One case; see `laurepro.bench`.
+
+    Raises:
+        LaureproError: no row matches `options.only`, or the command fails.
+    """
+    scale = spec.scale(SCALE)
+    rows = [row for _, row in plan.select([TABLE], scale) if row.set is not None]
+    wanted = [row for row in rows if options.wants(f"table/{row.id}")]
+    if not wanted:
+        raise LaureproError(
+            f"--only {' '.join(options.only)}: no such row", f"they are {', '.join(r.id for r in rows)}"
+        )
+    table = spec.tables()[TABLE]
+    overrides = spec.parse_overrides(OVERRIDES)
+    plans = [plan.row_plan(table, row, scale, 1, overrides) for row in wanted]
+    jobs = plan.build(plans, set(), lambda job: False).jobs
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    bare: dict[str, float] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in _measure.announced([job.name for job in jobs]):
+                bare[name] = bare_seconds(next(j for j in jobs if j.name == name), Path(folder) / "data")
+            targets = [p.address for p in plans]
+            taken = _command_seconds(targets, Path(folder))
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(mode)
+    ideal = sum(bare.values()) / cores()
+    case = f"table/{TABLE}" if len(wanted) == len(rows) else f"table/{'+'.join(row.id for row in wanted)}"
+    peer = f"bare steps on {cores()} cores"
+    return [
+        Row(
+            case=case,
+            variant=variant,
+            ours=variant != peer,
+            milliseconds=seconds * 1e3,
+            spread=None,
+            peak_bytes=None,
+            peer=peer,
+            ratio=seconds / ideal,
+            peak_ratio=None,
+            floor_share=None,
+            error=None,
+            tolerance=None,
+            details=details,
+        )
+        for variant, seconds, details in (
+            (peer, ideal, {"seconds_of_jobs": bare}),
+            (f"laurepro run --scale {SCALE}", taken, {"jobs": len(jobs)}),
+        )
+    ]
+
+
+def bare_seconds(job: Job, data: Path) -> float:
+    """What the arithmetic of a job takes by itself, with the job's threads: the median of a few, times their number."""
+    e = job.experiment
+    prepare(e.train.threads)
+    torch.manual_seed(job.seed)
+    split = e.data.train_split if job.stage == "train" else e.eval.split
+    info, pictures = open_split(e.data, data, split)
+    network = model.build(e.model, e.op, len(info.classes))
+    if job.stage == "train":
+        stepper = training_step.set_up(network, e.train, e.loss, CPU)
+        batches = Batches(pictures, e.data, job.seed, e.train.batch_size, 0, 1)
+        images, target = next(batches.tensors(0, 1, 1, CPU))
+        for group in stepper.optimizer.param_groups:
+            group["lr"] = 0.0  # one batch over and over: the weights stay where they are
+        return len(learning_rates(e.train, len(pictures))) * _median(
+            lambda: training_step.step(stepper, images, target)
+        )
+    network.to(CPU, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    size = min(evaluate.BLOCK[e.eval.mode], len(pictures))
+    block = [normalise(torch.from_numpy(pictures[i][0])[None])[0] for i in range(size)]
+
+    def predicted() -> object:
+        with torch.inference_mode():
+            return list(inference.predict(network, iter(block), len(info.classes), e.eval))
+
+    return len(pictures) / size * _median(predicted)
+
+
+def _median(call: _measure.Call) -> float:
+    call()
+    return statistics.median(_measure.seconds(call) for _ in range(TIMED))
+
+
+def _command_seconds(targets: list[str], folder: Path) -> float:
+    """From the start of `laurepro run` to its end, in an empty folder.
+
+    Raises:
+        LaureproError: it fails.
+    """
+    places = [word for name in ("results", "runs", "data") for word in (f"--{name}", str(folder / "run" / name))]
+    changes = [word for pair in OVERRIDES for word in ("--set", pair)]
+    command = [sys.executable, "-m", "laurepro", "run", *targets, "--scale", SCALE, *changes, *places]
+    began = time.perf_counter()
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    taken = time.perf_counter() - began
+    if ran.returncode:
+        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+        raise LaureproError(f"laurepro run {' '.join(targets)}: ended with {ran.returncode}: {last}")
+    return taken
