@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu bench-gpu check lint acceptance evidence report reproduce-all clean
+.PHONY: help install demo test test-gpu bench-gpu check lint docs acceptance evidence report reproduce-all clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,10 @@ lint: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.run ## The pages and the API reference as a site, site/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check: lint ## All that can be verified without running tests
 	@report=$$($(BIN)/laurepro check) || { echo "$$report"; exit 1; }; tail -n 1 <<< "$$report"

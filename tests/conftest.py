@@ -87,6 +87,10 @@ NEEDS = {
     ),
     "latex": (lambda: _program("pdflatex", "lualatex", "tectonic"), "no LaTeX"),
     "tensorboard": (lambda: _modules("tensorboard"), "no tensorboard (pip install 'laurepro[tensorboard]')"),
+    "site": (
+        lambda: _modules("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python"),
+        "no mkdocs (pip install 'laurepro[docs]')",
+    ),
     "layer": (
         lambda: _modules("onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch"),
         "no ONNX or segmentation_models_pytorch (pip install 'laurepro[layer]')",
