@@ -25,6 +25,7 @@ from laurepro.launchers import cores
 from laurepro.spec import Job
 from laurepro.stages import evaluate, normalise, prepare
 from laurepro.stages.train import Batches, learning_rates
+from laurepro.worker import die_with_parent
 
 TABLE, SCALE = "table3a", "smoke"
 OVERRIDES: tuple[str, ...] = ()  # as --set has them
@@ -129,7 +130,8 @@ def _command_seconds(targets: list[str], folder: Path) -> float:
     changes = [word for pair in OVERRIDES for word in ("--set", pair)]
     command = [sys.executable, "-m", "laurepro", "run", *targets, "--scale", SCALE, *changes, *places]
     began = time.perf_counter()
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    # It dies with this process: nothing trains on for a measurement that was stopped.
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent)
     taken = time.perf_counter() - began
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
