@@ -44,6 +44,13 @@ def at_step(folder: Path, step: int) -> Any:
     return reached
 
 
+def pending(process: int, number: signal.Signals) -> bool:
+    """Whether the signal waits for a process that is stopped."""
+    status = Path(f"/proc/{process}/status").read_text()
+    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
 def train_folder(folder: Path) -> Path:
     (only,) = (folder / "runs").glob("train-*")
     return only
@@ -125,8 +132,9 @@ def test_a_stop_checkpoints_and_the_same_command_goes_on(
     (worker,) = alive(tmp_path)
     os.kill(worker, signal.SIGSTOP)  # it must not come to its end while status starts
     busy = run_cli("status", "--scale", "tiny", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    os.kill(worker, signal.SIGCONT)
     os.killpg(process.pid, number)
+    wait_until(lambda: pending(worker, signal.SIGTERM), "the launcher's word to the worker")
+    os.kill(worker, signal.SIGCONT)
     ran = finish(process, 60)
     assert ran.code == 130 and "Traceback" not in ran.err and "goes on" in ran.err
     assert "1 running" in busy.out and f"/{STEPS}" in busy.out
