@@ -28,6 +28,12 @@ def initialise() -> None:
     dist.init_process_group(backend, timeout=TIMEOUT)
 
 
+def leave() -> None:
+    """Leave the group: threads of its that still run when Python ends would abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def device() -> torch.device:
     """Where this process computes: its own GPU, or the CPU where there is none."""
     if torch.cuda.is_available():

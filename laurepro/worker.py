@@ -102,12 +102,15 @@ def main(argv: list[str] | None = None) -> int:
     lock = FileLock(folder / "lock")
     try:
         code = _claim(args, job, folder, lock) if rank == 0 else GO
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # what rank 0 found is true for all
-            from laurepro import distributed
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return _run(args, job, folder, rank) if code == GO else code
+        from laurepro import distributed
 
-            distributed.initialise()
-            code = distributed.from_rank_0(code)
-        return _run(args, job, folder, rank) if code == GO else code
+        distributed.initialise()
+        code = distributed.from_rank_0(code)  # what rank 0 found is true for all
+        code = _run(args, job, folder, rank) if code == GO else code
+        distributed.leave()
+        return code
     except Exception as error:  # whatever ends a job is told in failure.json, and by the exit code
         _fail(folder, rank, error)
         return BAD_INPUT if isinstance(error, LaureproError) else 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -139,6 +141,8 @@ def start(*args: object, cwd: Path, **extra: str | Path) -> subprocess.Popen[str
     """`laurepro ARGS` in a session of its own, so that a signal to its group cannot reach the tests."""
     command = [sys.executable, "-m", "laurepro", *map(str, args)]
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Whoever runs the tests in the background of a script has SIGINT ignored, and so would all that they start.
+    pipes["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, cwd=cwd, env=environment(**extra), text=True, start_new_session=True, **pipes)
 
 
