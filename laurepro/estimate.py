@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from laurepro import costs, record
 from laurepro.launchers import job_threads
-from laurepro.launchers.local import Seats
+from laurepro.launchers.local import Seats, core_seats_of
 from laurepro.machines import GPUS, Machine
 from laurepro.plan import Plan
 from laurepro.probe import MARGIN, Measured, Probe, kind
@@ -288,7 +288,9 @@ def finish_seconds(jobs: Iterable[tuple[Job, str, Span]], machine: Machine) -> S
                 alone = job.stage == "profile"
                 taken = None
                 if needs[name] not in names or needs[name] in done:
-                    taken = seats.take(1 if alone else machine.context.nproc_per_node, alone)
+                    processes = machine.context.nproc_per_node
+                    count = core_seats_of(job, machine.context, machine.units) if machine.is_cpu else processes
+                    taken = seats.take(count, alone)
                 if taken is None:
                     left.append(entry)
                 else:

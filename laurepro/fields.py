@@ -194,6 +194,7 @@ class Eval(Strict):
 
     `oracle_radius`: no network's score but a ceiling for moving samples about: a pixel counts as right where its
     label is predicted anywhere within so many pixels (the larger coordinate). None: predictions as they are.
+    `precision`: with bfloat16 the network runs under autocast, and classes whose scores nearly tie can change places.
     """
 
     split: str = "val"
@@ -204,6 +205,7 @@ class Eval(Strict):
     crop_size: int = Field(480, ge=1)
     align_corners: bool = True
     oracle_radius: int | None = Field(None, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Profile(Strict):

@@ -5,8 +5,10 @@ The order matters: with one seed, rows that differ only in the upsampler start f
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,6 +70,7 @@ class Network(nn.Module):
                 "use head deeplabv3plus, or another upsampler",
             )
         self.op = op
+        self.autocast: torch.dtype | None = None  # of `predict`
         self.decoder: bool = "decoder" in getattr(head, "FEATURES", ())
         self.backbone = ResNet(model.backbone, model.output_stride)
         channels = self.backbone.channels
@@ -113,8 +116,14 @@ class Network(nn.Module):
         return Output(*_split(scores), se_logits, *_split(aux))
 
     def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
-        """[N, 3, H, W] to class scores [N, n, H, W]: sampled, then resized bilinearly. Call `eval()` first."""
-        output = self(image)
+        """[N, 3, H, W] to class scores [N, n, H, W]: sampled, then resized bilinearly. Call `eval()` first.
+
+        With `autocast`, convolutions are in that dtype; scores are sampled and resized in float32 all the same (in a
+        decoder, whose features are what is upsampled, only resized).
+        """
+        with nullcontext() if self.autocast is None else torch.autocast(image.device.type, self.autocast):
+            output = self(image)
+        output = single_precision(output)
         logits = output.logits if output.sampling is None else output.sampling.materialize()
         size = image.shape[2:]
         return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
@@ -137,6 +146,20 @@ class Network(nn.Module):
             if all(0 <= have - want < k for have, want in zip(out.shape[2:], size, strict=True)):
                 return out[:, :, : size[0], : size[1]]
         return F.interpolate(out, size, mode="bilinear", align_corners=True)
+
+
+def single_precision(output: Output) -> Output:
+    """Scores of half types as float32, in which every loss is computed, and every score resized."""
+
+    def wide(scores: Tensor) -> Tensor:
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def part(value: Any) -> Any:
+        if isinstance(value, PointSampling):
+            return value._replace(input=wide(value.input))
+        return None if value is None else wide(value)
+
+    return Output(*map(part, output))
 
 
 def _split(scores: Tensor | PointSampling | None) -> tuple[Tensor | None, PointSampling | None]:

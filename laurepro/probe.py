@@ -307,7 +307,9 @@ class Queue:
 
     def begin(self, task: Task, end: float) -> None:
         """Start it if there is room; what is left of the time is divided over what is left of the kinds."""
-        seats = self.seats.take(self.context.nproc_per_node, alone=False)
+        units, processes = len(self.seats.taken), self.context.nproc_per_node
+        count = processes if self.devices else local.core_seats_of(task.job, self.context, units)
+        seats = self.seats.take(count, alone=False)
         if seats is None:
             return
         at_a_time = len(self.seats.taken) * self.seats.capacity / self.context.nproc_per_node

@@ -60,6 +60,7 @@ class Record(Strict):
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
     data_sha256: str | None = None  # of the data set's manifest; None: it has none, or a record from before there was
+    idle_share: float | None = None  # of a training's steps, see `stages.train.IdleClock`; None: not measured
     environment: Environment
     started: str
     seconds: float

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from laurepro import distributed, losses, model, spec
 from laurepro.errors import LaureproError
 from laurepro.model import Output
 from laurepro.stages import normalise
-from laurepro.upsamplers import PointSampling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -142,7 +141,7 @@ def accumulate_gradients(stepper: Stepper, images: Tensor, target: Tensor) -> Te
     whole = target if parts > 1 else None
     for part, (some, labels) in enumerate(zip(images.chunk(parts), target.chunk(parts), strict=True), 1):
         with nullcontext() if part == parts else _apart(stepper.parallel):
-            output = single_precision(forward(stepper, some))
+            output = model.single_precision(forward(stepper, some))
             terms = losses.segmentation_loss(
                 output,
                 labels,
@@ -164,20 +163,6 @@ def forward(stepper: Stepper, images: Tensor) -> Output:
         return stepper.forward(normalise(images))
     with torch.autocast(device, dtype):
         return stepper.forward(normalise(images))
-
-
-def single_precision(output: Output) -> Output:
-    """Scores of half types as float32, in which every loss is computed."""
-
-    def wide(scores: Tensor) -> Tensor:
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-    def part(value: Any) -> Any:
-        if isinstance(value, PointSampling):
-            return value._replace(input=wide(value.input))
-        return None if value is None else wide(value)
-
-    return Output(*map(part, output))
 
 
 def _apart(parallel: nn.Module) -> AbstractContextManager[None]:

@@ -67,9 +67,11 @@ class Progress:
 
     def __init__(self, file: Path, each: Callable[[dict[str, Any]], None] = lambda values: None) -> None:
         self.file, self.last, self.each = file, 0.0, each
+        self.values: dict[str, Any] = {}
 
     def __call__(self, values: dict[str, Any]) -> None:
         """Take the newest values."""
+        self.values = values
         self.each(values)
         now = time.monotonic()
         if now - self.last > 0.5 or values.get("step") == values.get("steps"):
@@ -161,17 +163,19 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         stop_requested=lambda: _stop or (folder / STOP).exists(),
     )
     copy = None if job.stage == "profile" else copy_sha256(job.experiment.data, args.data)
+    progress: Progress | None = None
     with contextlib.ExitStack() as stack:
         if rank == 0:
             shown = args.tensorboard and job.stage == "train"
             each = (stack.enter_context(events.scalars(folder)),) if shown else ()
-            context = context._replace(progress=Progress(folder / "progress.json", *each))
+            progress = Progress(folder / "progress.json", *each)
+            context = context._replace(progress=progress)
         try:
             result = stage.run(job, context)
         except Stopped:
             logging.info("stopped by a signal; the checkpoint is written")
             return STOPPED
-    if rank != 0:
+    if progress is None:  # only rank 0 tells
         return 0
     record.write(
         args.results,
@@ -193,6 +197,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             weights_sha256=result.weights_sha256,
             pretrained_sha256=result.pretrained_sha256,
             data_sha256=copy,
+            idle_share=progress.values.get("idle_share"),
             environment=record.environment(result.device, result.threads),
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 2),
@@ -214,4 +219,9 @@ def _fail(folder: Path, rank: int, error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)  # all is written: to take torch apart again costs half a second a job

@@ -476,6 +476,7 @@ def test_pinned_defaults() -> None:
             "crop_size": 480,
             "align_corners": True,
             "oracle_radius": None,
+            "precision": "float32",
         },
         "profile": {
             "height": 480,

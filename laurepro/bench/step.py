@@ -206,7 +206,7 @@ def make_step(variant: Variant, size: Size, device: torch.device) -> Step:
     if variant.train is None:
 
         def segmentation_loss(output: Any, target: Tensor) -> Tensor:
-            return losses.segmentation_loss(training_step.single_precision(output), target, loss)["loss"]
+            return losses.segmentation_loss(model.single_precision(output), target, loss)["loss"]
 
         return _plain(network, segmentation_loss, variant.amp, device)
     train = spec.Train(iterations=1, batch_size=size.batch, lr=LR, head_lr_multiplier=1.0, **variant.train)

@@ -1,8 +1,9 @@
 """The command on a CPU, from its start to the last record, against the bare arithmetic of its jobs on all cores.
 
 The rows of Table 3a at scale smoke, through `laurepro run` in an empty folder. What it is held against is the sum over
-the trainings of their steps, and over the evaluations of their blocks of pictures, timed in this process on batches
-that lie in memory, divided by the cores: no process is started there, nothing read, augmented, counted or written.
+the trainings of their steps, and over the evaluations of their blocks of pictures, timed in this process with one
+thread on batches that lie in memory, divided by the cores: no process is started there, nothing read, augmented,
+counted or written.
 `--only 'table/ROW'` chooses rows; the pretraining that they share is among the jobs. Minutes for the whole table.
 """
 
@@ -88,9 +89,9 @@ def run(options: Options, bandwidth: float) -> list[Row]:
 
 
 def bare_seconds(job: Job, data: Path) -> float:
-    """What the arithmetic of a job takes by itself, with the job's threads: the median of a few, times their number."""
+    """What the arithmetic of a job takes by itself, on one core: the median of a few, times their number."""
     e = job.experiment
-    prepare(e.train.threads)
+    prepare(1)
     torch.manual_seed(job.seed)
     split = e.data.train_split if job.stage == "train" else e.eval.split
     info, pictures = open_split(e.data, data, split)

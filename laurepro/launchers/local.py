@@ -49,17 +49,17 @@ class Seats:
         self.taken = [0] * units
         self.capacity = capacity
 
-    def take(self, processes: int, alone: bool) -> tuple[int, ...] | None:
-        """A unit for each process, the emptiest first, never one twice; all of them for a job that runs alone."""
+    def take(self, count: int, alone: bool) -> tuple[int, ...] | None:
+        """So many units, the emptiest first, never one twice; all of them for a job that runs alone."""
         if alone:
             if any(self.taken):
                 return None
             seats = tuple(range(len(self.taken))) * self.capacity
         else:
             room = sorted((n, unit) for unit, n in enumerate(self.taken) if n < self.capacity)
-            if len(room) < processes:
+            if len(room) < count:
                 return None
-            seats = tuple(unit for _, unit in room[:processes])
+            seats = tuple(unit for _, unit in room[:count])
         for unit in seats:
             self.taken[unit] += 1
         return seats
@@ -202,7 +202,8 @@ class Queue:
         context = self.context
         alone = job.stage == "profile"  # a speed is measured with nothing beside it
         processes = 1 if alone else context.nproc_per_node
-        taken = self.seats.take(processes, alone)
+        wanted = processes if self.devices else core_seats_of(job, context, len(self.seats.taken))
+        taken = self.seats.take(wanted, alone)
         if taken is None:
             return False
         # A job that is started again goes on from its checkpoint, also under --force.
@@ -241,9 +242,15 @@ class Queue:
 
 
 def core_seats(plan: Plan, context: LaunchContext) -> int:
-    """How many processes of one job's threads fit on the cores; at least one job's."""
-    threads = max((job_threads(j, context) for j in plan.jobs if j.experiment.train.threads), default=cores())
+    """Seats of this machine's cores: each holds the threads of a process of the job that has fewest."""
+    threads = min((job_threads(j, context) for j in plan.jobs if j.experiment.train.threads), default=cores())
     return max(context.nproc_per_node, cores() // threads)
+
+
+def core_seats_of(job: Job, context: LaunchContext, seats: int) -> int:
+    """How many of them its processes take: as many as their threads fill, and no more than there are."""
+    each = max(1, round(job_threads(job, context) * seats / cores()))
+    return min(seats, context.nproc_per_node * each)
 
 
 def _stop(running: list[Running]) -> None:

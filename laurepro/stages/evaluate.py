@@ -94,6 +94,8 @@ def load_network(
     """The experiment's network with its final weights, in evaluation mode on the device."""
     network = model.build(experiment.model, experiment.op, classes)
     network.load_state_dict(weights)
+    if experiment.eval.precision == "bfloat16":
+        network.autocast = torch.bfloat16
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
 

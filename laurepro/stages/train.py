@@ -74,16 +74,18 @@ def run(job: spec.Job, context: Context) -> Result:
     memory.try_out(stepper, train.batch_size // world, experiment.data.crop_size)
     plan = Batches(pictures, experiment.data, job.seed, train.batch_size, rank, world)
     every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
-    began = time.monotonic() - progress.seconds
+    began, clock = time.monotonic() - progress.seconds, IdleClock(device)
 
     for step, (images, target) in enumerate(plan.tensors(progress.step, steps, _workers(train), device), progress.step):
         for group in stepper.optimizer.param_groups:
             group["lr"] = rates[step] * group["lr_multiplier"]
         torch.manual_seed(_dropout_seed(job.seed, rank, step))
+        clock.begin_step()
         mean = training_step.step(stepper, images, target)
+        clock.end_step()
 
         loss, stop = _agree(float(mean), context.stop_requested(), step)
-        progress.add(loss, time.monotonic() - began)
+        progress.add(loss, time.monotonic() - began, clock.idle_seconds())
         if progress.step % point == 0 or progress.step == steps:
             progress.mark()
         if rank == 0:
@@ -101,8 +103,17 @@ def run(job: spec.Job, context: Context) -> Result:
         checkpoint.save_weights(context.folder, network.state_dict())
     distributed.any_rank(False)
     curve = [(int(at), float(loss)) for at, loss in progress.curve]
-    name, threads = device_name(device), torch.get_num_threads()
-    return Result({}, None, None, info.classes, curve, digest, name, threads, pretrained_sha256=pretrained_sha256)
+    return Result(
+        metrics={},
+        confusion=None,
+        boundary_confusion=None,
+        class_names=info.classes,
+        curve=curve,
+        weights_sha256=digest,
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        pretrained_sha256=pretrained_sha256,
+    )
 
 
 def learning_rates(train: spec.Train, pictures: int) -> list[float]:
@@ -272,21 +283,70 @@ def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:
     return np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
 
 
+class IdleClock:
+    """How long the device stands still between steps: for pictures, the host, checkpoints.
+
+    A GPU is asked for the time from the end of one step's work to the begin of the next's, by events of its stream; where
+    it waits for the host within a step is not seen. Of a CPU it is the time that the loop spends elsewhere.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+        self._ended: torch.cuda.Event | None = None
+        self._gap: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        self._at: float | None = None
+        self._idle = 0.0
+
+    def begin_step(self) -> None:
+        """Before a step's first kernel, its pictures being there."""
+        if self._gpu:
+            if self._ended is not None:
+                self._gap = self._ended, _event()
+        elif self._at is not None:
+            self._idle = time.perf_counter() - self._at
+
+    def end_step(self) -> None:
+        """After its last."""
+        if self._gpu:
+            self._ended = _event()
+        else:
+            self._at = time.perf_counter()
+
+    def idle_seconds(self) -> float:
+        """Between the last step and the one before; 0 for the first. Waits for the last to begin."""
+        if self._gap is not None:
+            self._gap[1].synchronize()
+            self._idle = self._gap[0].elapsed_time(self._gap[1]) / 1e3
+        return self._idle
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 @dataclass
 class _Progress:
     """How far the training is; part of the checkpoint."""
 
     step: int = 0  # steps done
     seconds: float = 0.0  # spent on them, those before a restart too
+    idle: float = 0.0  # seconds of these, see `IdleClock`
     loss_sum: float = 0.0  # since the last point of the curve
     loss_count: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
 
-    def add(self, loss: float, seconds: float) -> None:
+    def add(self, loss: float, seconds: float, idle: float) -> None:
         self.step += 1
         self.seconds = seconds
+        self.idle += idle
         self.loss_sum += loss
         self.loss_count += 1
+
+    @property
+    def idle_share(self) -> float:
+        return self.idle / self.seconds if self.seconds > 0 else 0.0
 
     def mark(self) -> None:
         self.curve.append((self.step, self.loss_sum / self.loss_count))
@@ -321,12 +381,21 @@ def _agree(loss: float, stop: bool, step: int) -> tuple[float, bool]:
 
 
 def _report(context: Context, progress: _Progress, steps: int, epoch: int, loss: float, lr: float) -> None:
-    done, seconds = progress.step, progress.seconds
+    done, seconds, idle = progress.step, progress.seconds, progress.idle_share
     context.progress(
-        {"step": done, "steps": steps, "loss": loss, "lr": lr, "epoch": epoch, "seconds": round(seconds, 1)}
+        {
+            "step": done,
+            "steps": steps,
+            "loss": loss,
+            "lr": lr,
+            "epoch": epoch,
+            "seconds": round(seconds, 1),
+            "idle_share": round(idle, 4),
+        }
     )
     if done % LOG_STEPS == 0 or done == steps:
-        _log.info("step %d/%d  epoch %d  loss %.4f  lr %.3g  %.0f s", done, steps, epoch, loss, lr, seconds)
+        text = "step %d/%d  epoch %d  loss %.4f  lr %.3g  %.0f s  idle %.1f %%"
+        _log.info(text, done, steps, epoch, loss, lr, seconds, 100 * idle)
 
 
 def _save(context: Context, key: str, stepper: training_step.Stepper, progress: _Progress) -> None:
