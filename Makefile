@@ -51,7 +51,7 @@ bench-gpu: $(VENV)/.run ## Every benchmark on a GPU, into results/bench/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 	mkdir -p results/bench
 	@failed=0; \
-	for name in step ops loss eval fps; do \
+	for name in step epoch ops loss eval fps; do \
 	  $(BIN)/laurepro bench $$name $(BENCH_OPTIONS) --output results/bench/$$name.json || failed=1; \
 	done; \
 	$(BIN)/laurepro bench data $(filter-out --device cpu cuda auto,$(BENCH_OPTIONS)) \

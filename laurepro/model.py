@@ -5,7 +5,6 @@ The order matters: with one seed, rows that differ only in the upsampler start f
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -121,10 +120,13 @@ class Network(nn.Module):
         With `autocast`, convolutions are in that dtype; scores are sampled and resized in float32 all the same (in a
         decoder, whose features are what is upsampled, only resized).
         """
-        with nullcontext() if self.autocast is None else torch.autocast(image.device.type, self.autocast):
-            output = self(image)
-        output = single_precision(output)
+        if self.autocast is None:
+            output: Output = self(image)
+        else:
+            with torch.autocast(image.device.type, self.autocast):
+                output = single_precision(self(image))
         logits = output.logits if output.sampling is None else output.sampling.materialize()
+        assert logits is not None
         size = image.shape[2:]
         return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
 

@@ -307,8 +307,8 @@ class Queue:
 
     def begin(self, task: Task, end: float) -> None:
         """Start it if there is room; what is left of the time is divided over what is left of the kinds."""
-        units, processes = len(self.seats.taken), self.context.nproc_per_node
-        count = processes if self.devices else local.core_seats_of(task.job, self.context, units)
+        cores, processes = len(self.seats.taken), self.context.nproc_per_node
+        count = processes if self.devices else local.core_seats_of(task.job, self.context, cores)
         seats = self.seats.take(count, alone=False)
         if seats is None:
             return

@@ -257,6 +257,29 @@ def test_one_checkpoint_under_every_protocol(trained: Path, protocol: dict[str, 
         evaluate.run(job, make_context(trained / "stopped", trained / "train", stop=lambda: True))
 
 
+def test_in_bfloat16_only_near_ties_change(trained: Path) -> None:
+    """Another evaluation of the same training; the scores are float32, and only classes that nearly tie change places."""
+    plain, half = (make_job("evaluate", eval={"mode": "whole", "precision": p}) for p in ("float32", "bfloat16"))
+    assert (
+        plain.key == make_job("evaluate", eval={"mode": "whole"}).key
+        and plain.key != half.key
+        and plain.needs == half.needs
+    )
+    result = evaluate.run(half, make_context(trained / "half", weights=trained / "train"))
+    assert result.confusion is not None and np.array(result.confusion).sum() > 0
+    weights = checkpoint.load_weights(trained / "train")
+    exact, rounded = (evaluate.load_network(j.experiment, 8, weights, torch.device("cpu")) for j in (plain, half))
+    _, pictures = open_split(half.experiment.data, trained / "data", "val")
+    images = normalise(torch.from_numpy(np.stack([pictures[i][0] for i in range(4)])))
+    with torch.inference_mode():
+        expected, found = exact.predict(images), rounded.predict(images)
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    best, second = expected.topk(2, 1).values.unbind(1)
+    changed = found.argmax(1) != expected.argmax(1)
+    spread = expected.amax(1) - expected.amin(1)
+    assert bool(((best - second)[changed] <= 0.05 * spread[changed]).all()) and changed.float().mean() < 0.05
+
+
 def test_reading_ahead_changes_nothing(trained: Path) -> None:
     job = make_job("evaluate")
     _, pictures = open_split(job.experiment.data, trained / "data", "val")

@@ -152,6 +152,24 @@ def test_cores_are_shared_by_the_threads_of_the_jobs(
     assert max(beside) == at_once
 
 
+def test_a_job_with_more_threads_takes_as_many_seats(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Scale smoke: a pretraining with two threads beside, or before, trainings with one."""
+    machine.setattr(local, "gpus", list)
+    machine.setattr(local, "cores", lambda: 2)
+    start = Stubs(0.2)
+    wide = make_job("train", 0, 2)
+    local.launch(make_plan(wide, *(make_job("train", n, 1) for n in range(1, 5))), context(tmp_path), start)
+    for span in start.spans:
+        beside = {s.job.name for s in start.spans if s.started < span.ended and span.started < s.ended} - {
+            span.job.name
+        }
+        assert span.job.name != wide.name or not beside
+    assert max(sum(s.started <= span.started < s.ended for s in start.spans) for span in start.spans) == 2
+    machine.setattr(local, "cores", lambda: 1)  # as many as there are
+    local.launch(make_plan(wide), context(tmp_path), start)
+    assert len(start.spans) == 6
+
+
 def test_nothing_starts_before_what_it_needs(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     start = Stubs(0.05)
     jobs = [make_job(stage, n) for n in range(10) for stage in ("train", "evaluate")]

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,36 @@ def test_progress_and_curve(tmp_path: Path) -> None:
     assert np.mean([loss for _, loss in result.curve[-5:]]) < np.mean([loss for _, loss in result.curve[:5]])
     names = sorted(file.name for file in (tmp_path / "job").iterdir())
     assert names == ["checkpoint-00000025.ckpt", "checkpoint-00000050.ckpt", "weights.pt"]
+
+
+def test_the_time_between_steps_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = iter([1.0, 1.5, 3.0, 3.25])  # a step ends, the next begins
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(now))
+    clock = train.IdleClock(torch.device("cpu"))
+    found = []
+    for _ in range(3):
+        clock.begin_step()
+        clock.end_step() if len(found) < 2 else None
+        found.append(clock.idle_seconds())
+    assert found == [0.0, 0.5, 0.25]
+    monkeypatch.undo()
+    values: list[dict[str, Any]] = []
+    train.run(make_job(), make_context(tmp_path)._replace(progress=values.append))
+    assert all(0 <= v["idle_share"] < 1 for v in values) and values[-1]["idle_share"] > 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_kept_waiting_is_idle() -> None:
+    device = torch.device("cuda")
+    work, clock = torch.rand(2048, 2048, device=device), train.IdleClock(device)
+    idle = []
+    for wait in (0.0, 0.2, 0.0):
+        time.sleep(wait)
+        clock.begin_step()
+        work @ work
+        clock.end_step()
+        idle.append(clock.idle_seconds())
+    assert idle[0] == 0.0 and 0.19 < idle[1] < 0.4 and idle[2] < 0.1
 
 
 def test_starting_from_other_weights(tmp_path: Path) -> None:

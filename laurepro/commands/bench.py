@@ -107,6 +107,22 @@ def prompt(**options: Any) -> None:
     _run("prompt", device="cpu", shapes="small", **options)
 
 
+@command.command("epoch")
+@_measuring(
+    _OUTPUT,
+    _only("*/read"),
+    _ROUNDS,
+    _shapes(
+        *("tiny", "small", "full"),
+        what="CamVid's pictures and scale, an eighth of them at camvid-cpu, a dry run's (default: full on a GPU).",
+    ),
+    _DEVICE,
+)
+def epoch(**options: Any) -> None:
+    """An epoch of CamVid's size against the same steps on one batch, and how long the device stands still."""
+    _run("epoch", **options)
+
+
 @command.command("table")
 @_measuring(_OUTPUT, _only("table/encnet-os8-bilinear"))
 def table(**options: Any) -> None:

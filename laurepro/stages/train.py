@@ -157,7 +157,17 @@ class Batches:
     Batch b of an epoch is perm[b*B : (b+1)*B], of which rank r of R takes [r::R]; a rest smaller than B is left out.
     """
 
-    def __init__(self, pictures: Pictures, data: spec.Data, seed: int, batch_size: int, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        pictures: Pictures,
+        data: spec.Data,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        on_device: bool = True,
+    ) -> None:
+        self._on_device = on_device  # where the set is small enough
         self._pictures, self._data, self._seed = pictures, data, seed
         self._batch_size, self._rank, self._world = batch_size, rank, world
         self._order: tuple[int, list[int]] = (-1, [])
@@ -186,7 +196,7 @@ class Batches:
         A small data set of pictures of one size that are only flipped and cropped lies on the GPU as a whole: the
         same pictures, cut there.
         """
-        whole = self._whole(workers, device) if device.type == "cuda" else None
+        whole = self._whole(workers, device) if device.type == "cuda" and self._on_device else None
         if whole is not None:
             yield from (self._cut(*whole, step) for step in range(first, last))
             return
@@ -286,8 +296,8 @@ def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:
 class IdleClock:
     """How long the device stands still between steps: for pictures, the host, checkpoints.
 
-    A GPU is asked for the time from the end of one step's work to the begin of the next's, by events of its stream; where
-    it waits for the host within a step is not seen. Of a CPU it is the time that the loop spends elsewhere.
+    A GPU is asked for the time from the end of one step's work to the begin of the next's, by events of its stream;
+    where it waits for the host within a step is not seen. Of a CPU it is the time that the loop spends elsewhere.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -321,7 +331,7 @@ class IdleClock:
 
 
 def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 

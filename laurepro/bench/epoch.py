@@ -1,0 +1,148 @@
+"""An epoch as `train` reads it, against the same steps on one batch that lies on the device: what the loader costs.
+
+The LaU row of Table 3a on generated pictures as many and as large as CamVid's training set: its scale `camvid` on a
+GPU, where the pictures are cut on the GPU (`cut`) or, as a set too large for it would be, read by threads and copied
+(`read`); on a CPU `camvid-cpu`, an eighth of the pictures. Each step's loss is read, as a training does.
+
+`details` has `idle_share`: how much of the time the device stood still between steps, as records have it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laurepro import model, spec, training_step
+from laurepro.bench import Options, Row, _measure
+from laurepro.bench._alternatives import wanted
+from laurepro.datasets import Image, Label
+from laurepro.layers import merge
+from laurepro.stages import prepare
+from laurepro.stages.train import Batches, IdleClock
+
+CLASSES = 11  # CamVid's
+ROW = ("table3a", "encnet-os8-lau4x-off")
+PEER = "one batch over and over"
+
+
+class Size(NamedTuple):
+    """A scale, and how many of CamVid's pictures; `changes`: of its experiment, for a dry run."""
+
+    scale: str
+    pictures: int
+    changes: dict[str, Any]
+
+
+SIZES = {
+    "full": Size("camvid", 367, {}),
+    "small": Size("camvid-cpu", 48, {}),
+    "tiny": Size("camvid-cpu", 6, {"data": {"crop_size": 32, "options": {"width": 64}}, "train": {"batch_size": 2}}),
+}
+
+
+class Generated:
+    """Pictures [height, width, 3] and labels [height, width] of noise, decoded already."""
+
+    def __init__(self, count: int, height: int, width: int) -> None:
+        rng = np.random.default_rng(0)
+        self._images = rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        self._labels = rng.integers(-1, CLASSES, (count, height, width), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
+        return self._images[index], self._labels[index]
+
+
+def run(options: Options, bandwidth: float) -> list[Row]:
+    """A case for each way of reading; see `laurepro.bench`."""
+    device, size = torch.device(options.device), SIZES[options.shapes]
+    ways = ("cut", "read") if device.type == "cuda" else ("read",)
+    e = experiment(size)
+    width = e.data.options["width"]
+    pictures = Generated(size.pictures, width * 3 // 4, width)
+    chosen = wanted(options, [f"epoch/{size.scale}/{way}" for way in ways])
+    mode = torch.get_deterministic_debug_mode()
+    try:
+        prepare(e.train.threads)
+        return [row for case in _measure.announced(chosen) for row in _rows(case, e, pictures, options, device)]
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
+def experiment(size: Size) -> spec.Experiment:
+    """The row at that size; on a GPU under the options that it is best with."""
+    table = spec.tables()[ROW[0]]
+    best = {"train": {"precision": "bfloat16", "fused_optimizer": True}} if size.scale == "camvid" else {}
+    found = spec.resolve(table, table.row(ROW[1]), spec.scale(size.scale)).model_dump(exclude_defaults=True)
+    return spec.Experiment.model_validate(merge(merge(found, best), size.changes))
+
+
+def _rows(case: str, e: spec.Experiment, pictures: Generated, options: Options, device: torch.device) -> list[Row]:
+    torch.manual_seed(0)
+    stepper = training_step.set_up(model.build(e.model, e.op, CLASSES), e.train, e.loss, device)
+    for group in stepper.optimizer.param_groups:
+        group["lr"] = 0.0  # noise teaches nothing, and must not make a loss infinite
+    workers = e.train.threads or (8 if device.type == "cuda" else torch.get_num_threads())
+    steps = len(pictures) // e.train.batch_size
+    batches = Batches(pictures, e.data, 0, e.train.batch_size, 0, 1, on_device=case.endswith("cut"))
+    held = next(batches.tensors(0, 1, 1, device))
+
+    def epoch() -> Iterator[tuple[Tensor, Tensor]]:
+        return batches.tensors(0, steps, workers, device)
+
+    def again() -> Iterator[tuple[Tensor, Tensor]]:
+        return (held for _ in range(steps))
+
+    taken: dict[str, list[tuple[float, float]]] = {"epoch": [], PEER: []}
+    for turn in range(options.rounds + 1):
+        for name, source in (("epoch", epoch), (PEER, again)):
+            found = _timed(stepper, source(), device)
+            if turn:  # the first one decodes, allocates and tunes
+                taken[name].append(found)
+    base = min(seconds for seconds, _ in taken[PEER])
+    rows = []
+    for name, rounds in taken.items():
+        seconds = [s for s, _ in rounds]
+        share = statistics.median(idle / s for s, idle in rounds)
+        rows.append(
+            Row(
+                case=case,
+                variant=name,
+                ours=name != PEER,
+                milliseconds=1e3 * min(seconds) / steps,
+                spread=statistics.median(seconds) / min(seconds) - 1,
+                peak_bytes=None,
+                peer=PEER,
+                ratio=min(seconds) / base,
+                peak_ratio=None,
+                floor_share=None,
+                error=None,
+                tolerance=None,
+                note=f"idle {100 * share:.1f} %",
+                details={"idle_share": share, "steps": steps, "batch_size": e.train.batch_size, "workers": workers},
+            )
+        )
+    return rows
+
+
+def _timed(
+    stepper: training_step.Stepper, batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[float, float]:
+    """Seconds of all steps, and those of them in which the device stood still between two."""
+    clock, idle = IdleClock(device), 0.0
+    began = time.perf_counter()
+    for images, target in batches:
+        clock.begin_step()
+        mean = training_step.step(stepper, images, target)
+        clock.end_step()
+        float(mean)
+        idle += clock.idle_seconds()
+    return time.perf_counter() - began, idle
