@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROW, environment
 
 from laurepro import spec
-from laurepro.datasets import _files, _prepare, _verify, camvid, open_split
+from laurepro.datasets import _decoded, _files, _prepare, _verify, camvid, open_split
 from laurepro.errors import LaureproError
 
 COUNTS = {"train": 4, "val": 2, "test": 3}
@@ -88,6 +89,12 @@ def tree(_prepared_once: Path, tmp_path: Path) -> Path:
     """`source`, an original, and `root`, with it prepared: copies to break."""
     shutil.copytree(_prepared_once, tmp_path / "tree")
     return tmp_path / "tree"
+
+
+@pytest.fixture
+def prepared(tree: Path) -> Path:
+    """The root of the prepared copy."""
+    return tree / "root"
 
 
 # --------------------------------------------------------------------------------------------- preparing
@@ -507,3 +514,73 @@ def test_a_file_that_changes_while_it_is_used_is_named(tree: Path) -> None:
             pictures[index]
     with pytest.raises(LaureproError, match="unknown split"):
         camvid.Dataset(tree / "root", "trainval")
+
+
+# ------------------------------------------------------------------------------------------------------- decoded
+
+
+def test_a_decoded_split_is_the_same_and_its_files_are_not_read(prepared: Path) -> None:
+    """Whatever is asked of a data set is answered with the same bits, and from the one file that is mapped."""
+    before = list(map(camvid.Dataset(prepared, "train").__getitem__, range(4)))
+    ran = cli("data", "decode", "camvid", "--root", prepared, cwd=prepared)
+    assert ran.returncode == 0, ran.stderr
+    size = 4 * HEIGHT * WIDTH * COUNTS["train"]
+    assert f"train decoded, {size / 1e9:.2f} GB" in ran.stdout and "test decoded" in ran.stdout
+    assert (prepared / "camvid" / "decoded" / "train.pixels").stat().st_size == size
+    assert verified(prepared) == [] and make(prepared / "camvid", prepared) == []
+    for name in NAMES["train"]:
+        (prepared / "camvid" / "train" / f"{name}.jpg").unlink()
+    for width in (480, 256):
+        files = camvid.Dataset(prepared, "train", width=width)
+        for index, (image, label) in enumerate(before):
+            again = files[index]
+            assert again[0].dtype == np.uint8 and again[1].dtype == np.int64 and again[0].flags.writeable
+            if width == 480:
+                np.testing.assert_array_equal(again[0], image)
+                np.testing.assert_array_equal(again[1], label)
+    assert (before[0][1] == -1).any()
+
+
+def test_a_decoded_split_of_other_data_is_not_used(prepared: Path) -> None:
+    decode = prepared / "camvid" / "decoded"
+    _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
+    assert camvid.Dataset(prepared, "val")._files._decoded is not None
+    manifest = prepared / "camvid" / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(content + b"\n")
+    assert camvid.Dataset(prepared, "val")._files._decoded is None
+    manifest.write_bytes(content)
+    pixels = (decode / "val.pixels").read_bytes()
+    (decode / "val.pixels").write_bytes(pixels[:-1])  # cut off
+    assert camvid.Dataset(prepared, "val")._files._decoded is None and verified(prepared) == []
+    (decode / "val.pixels").write_bytes(bytes([pixels[0] ^ 1]) + pixels[1:])  # one bit
+    (wrong,) = verified(prepared)
+    assert wrong.startswith(f"{decode / 'val.pixels'}: is not what was decoded (checksum)")
+    for broken in ("", "[]", "{}", '{"sizes": [[1, "a"]]}'):
+        (decode / "val.json").write_text(broken)
+        assert camvid.Dataset(prepared, "val")._files._decoded is None and verified(prepared) == []
+
+
+def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared / "camvid"
+
+    def full(path: object) -> SimpleNamespace:
+        return SimpleNamespace(free=1000)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_decoded.shutil, "disk_usage", full)
+        with pytest.raises(LaureproError, match=r"decoded: val needs 0.00 GB, and 0.00 GB are free"):
+            _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)
+
+    def stopped(done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)
+    with pytest.raises(KeyboardInterrupt):
+        _files.decode(camvid.LAYOUT, folder, "val", stopped)
+    assert sorted(f.name for f in (folder / "decoded").iterdir()) == ["val.pixels"]  # without its index: not used
+    assert camvid.Dataset(prepared, "val")._files._decoded is None and verified(prepared) == []
+    (folder / "val" / f"{NAMES['val'][1]}.jpg").write_bytes(b"no picture")
+    with pytest.raises(LaureproError, match=f"{NAMES['val'][1]}.jpg: is no picture"):
+        _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)

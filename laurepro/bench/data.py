@@ -34,6 +34,7 @@ CLASSES = 59
 PICTURES = {"small": 16, "full": 64}
 TOLERANCE = 1e-3
 PEER = "torchvision v2, tensors"
+MAPPED = "training_sample, data decode"  # only from files: decoded pictures lie in memory
 CASES = [f"data/480/blur-{blur}/{begin}" for blur in ("off", "on") for begin in ("files", "decoded")]
 
 Made = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # colours uint8 [480, 480, 3], labels int64 [480, 480]
@@ -97,13 +98,16 @@ def generate(folder: Path, count: int) -> Pictures:
     if faults := _prepare.prepare(layout, _prepare.Originals({"train": listed}, []), made, lambda done, total: None):
         raise RuntimeError("\n".join(faults))
     pairs = [(folder / f"{picture.name}.jpg", folder / f"{picture.name}.png") for picture in listed]
-    return Pictures(_files.Files(layout, folder, "train"), pairs)
+    files = _files.Files(layout, folder, "train")
+    _files.decode(layout, made, "train", lambda done, total: None)
+    return Pictures(files, _files.Files(layout, folder, "train"), pairs)
 
 
 class Pictures(NamedTuple):
-    """The same pictures opened as a data set, and by their paths."""
+    """The same pictures opened as a data set, as one that was decoded once, and by their paths."""
 
     files: _files.Files
+    mapped: _files.Files
     paths: list[tuple[Path, Path]]
 
 
@@ -182,6 +186,7 @@ def variants(pictures: Pictures, data: spec.Data) -> list[Variant]:
 
     return [
         Variant("training_sample", pictures.files.__getitem__, ours),
+        Variant(MAPPED, pictures.mapped.__getitem__, ours),
         Variant(PEER, tensors, torchvision),
         Variant("torchvision v2, Pillow", pillows, torchvision),
         Variant("Pillow, whole pictures", decoded, reference),
@@ -195,12 +200,12 @@ def _rng(index: int) -> np.random.Generator:
 def _rows(case: str, pictures: Pictures, rounds: int) -> list[Row]:
     _, _, blur, begin = case.split("/")
     data = spec.Data(augment=spec.Augment(blur=blur == "blur-on"))
-    every = variants(pictures, data)
+    every = [v for v in variants(pictures, data) if begin == "files" or v.name != MAPPED]
     indices = range(len(pictures.paths))
     expected = [every[-1].make(every[-1].read(i), i) for i in indices]
     alternatives = []
     for variant in every:
-        ours = variant is every[0]
+        ours = variant.name in ("training_sample", MAPPED)
         error = _error([variant.make(variant.read(i), i) for i in indices], expected, labels=ours)
         kept = None if begin == "files" else [variant.read(i) for i in indices]
         call = _call(variant, indices, kept)

@@ -101,6 +101,30 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
 
 @command.command()
 @click.argument("name")
+@click.option("--split", "splits", multiple=True, metavar="SPLIT", help="Only these (default: all that are there).")
+@_root
+def decode(name: str, splits: tuple[str, ...], root: Path) -> None:
+    """Decode the pictures of data set NAME once, into files that all runs then read instead.
+
+    Four bytes a pixel, which all processes of a machine share. Numbers do not change; to undo it, remove the folder
+    `decoded` of the data set. A set that fits into 1 GiB is kept in memory in any case, and gains nothing.
+    """
+    from laurepro.datasets import _files
+
+    module = _module(name)
+    if not hasattr(module, "LAYOUT"):
+        click.echo(f"{name}: {module.INFO.description}; there is nothing to decode")
+        return
+    layout, folder = module.LAYOUT, root / name
+    there = tuple(s for s in layout.splits if s not in layout.optional or (folder / f"{s}.txt").exists())
+    for split in splits or there:
+        with progress("decode") as report:
+            size = _files.decode(layout, folder, split, report)
+        click.echo(f"{folder}: {split} decoded, {size / 1e9:.2f} GB")
+
+
+@command.command()
+@click.argument("name")
 @_root
 def verify(name: str, root: Path) -> None:
     """Read every file of data set NAME and name everything that is wrong: exit code 2 if anything is.

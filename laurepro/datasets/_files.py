@@ -4,6 +4,7 @@
     ROOT/<name>/...             pictures and label maps, where `Layout` says
     ROOT/<name>/manifest.json   size and sha256 of each of these files; written last, when all of them are right
     ROOT/<name>/.stamps.json    size, time and sha256 of each file as it was last read: saves hashing it again
+    ROOT/<name>/decoded/        the same pictures decoded, see `laurepro.datasets._decoded`: saves decoding them
 
 Label maps are single-channel PNGs of 8 bits, in the data set's own numbers. No torch here, only numpy and Pillow.
 """
@@ -26,17 +27,17 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from laurepro.datasets import Image, Label
+from laurepro.datasets import Image, Label, _decoded
+from laurepro.datasets._decoded import TEMPORARY
+from laurepro.datasets._decoded import Mask as Mask
 from laurepro.errors import LaureproError, unknown
 
-Mask = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.int64]
 Report = Callable[[int, int], None]  # (done, of so many)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 MANIFEST, STAMPS, LOCK = "manifest.json", ".stamps.json", ".lock"
-TEMPORARY = ".writing-"  # begins the name of a file that is not whole yet
 SCHEMA = 1
 SUFFIXES = (".jpg", ".png")  # of pictures; label maps are PNG
 SHOWN = 5  # problems that a refused run names before it points to `laurepro data verify`
@@ -110,6 +111,7 @@ class Files:
         self._table = layout.table.astype(np.int64)
         self._labelled = split not in layout.unlabelled
         self._paths = [paths_of(layout, split, name, files) for name in names]
+        self._decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(names))
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -121,14 +123,28 @@ class Files:
         Raises:
             LaureproError: A file cannot be read, or holds a label that means nothing.
         """
-        image_path, mask_path = self._paths[index]
-        image = np.array(self._read(image_path, _in_rgb))  # a copy: torch wants to be able to write
+        image, mask = self.values(index) if self._decoded is None else self._decoded[index]
         if not self._labelled:
             return image, np.full(image.shape[:2], -1, np.int64)
-        label: Label = self._table.take(self._read(mask_path, _values))
+        label: Label = self._table.take(mask)
         if label.min() < -1:
-            raise LaureproError(f"{self._folder / mask_path}: holds a label out of range", self._hint)
+            raise LaureproError(f"{self._folder / self._paths[index][1]}: holds a label out of range", self._hint)
         return image, label
+
+    def values(self, index: int) -> tuple[Image, Mask]:
+        """Image uint8 [H, W, 3] and the label map's own values uint8 [H, W] from the files; without labels zeros."""
+        image_path, mask_path = self._paths[index]
+        image = np.array(self._read(image_path, _in_rgb))  # a copy: torch wants to be able to write
+        return image, self._read(mask_path, _values) if self._labelled else np.zeros(image.shape[:2], np.uint8)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a picture, without decoding it."""
+        file = self._folder / self._paths[index][0]
+        try:
+            with PIL.Image.open(file) as picture:
+                return picture.height, picture.width
+        except OSError as error:
+            raise LaureproError(f"{file}: {error.strerror or 'is no picture'}", self._hint) from None
 
     def _read(self, path: str, convert: Callable[[PIL.Image.Image], _R]) -> _R:
         file = self._folder / path
@@ -138,6 +154,15 @@ class Files:
             raise LaureproError(f"{file}: {error.strerror}", self._hint) from None
         except Unreadable as error:
             raise LaureproError(f"{file}: {error}", self._hint) from None
+
+
+def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
+    """Decode a split once for all runs, and return its bytes; see `laurepro.datasets._decoded.write`."""
+    files = Files(layout, folder.parent, split)
+    indices = list(range(len(files)))
+    sizes = [files.size(index) for index in indices]
+    pictures = parallel(files.values, indices, report)
+    return _decoded.write(folder, split, pictures, sizes, manifest_sha256(folder))
 
 
 def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:
@@ -315,7 +340,8 @@ def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
     """What is in the folder and is not one of the files, but for our own and what a process that was killed left."""
     own = {MANIFEST, STAMPS, LOCK, *files}
     found = ((f.name, f.relative_to(folder).as_posix()) for f in folder.rglob("*") if not f.is_dir())
-    return sorted(path for name, path in found if path not in own and not name.startswith(TEMPORARY))
+    kept = ((name, path) for name, path in found if path not in own and not path.startswith(f"{_decoded.FOLDER}/"))
+    return sorted(path for name, path in kept if not name.startswith(TEMPORARY))
 
 
 def read_list(file: Path) -> tuple[list[str], list[str]]:
