@@ -81,8 +81,9 @@ def test_an_option_that_computes_something_else_is_not_timed(monkeypatch: pytest
 def test_peers_and_their_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another library's network is taken as it is; what is not installed is said to be missing."""
 
-    def network(name: str, encoder_weights: None, encoder_output_stride: int, classes: int) -> nn.Module:
-        assert (name, encoder_weights, encoder_output_stride) == ("resnet50", None, 16)
+    def network(name: str, encoder_weights: None, classes: int, **options: Any) -> nn.Module:
+        assert (name, encoder_weights) == ("resnet50", None)
+        assert options == {"encoder_output_stride": 16, "decoder_aspp_separable": False}
         return nn.Conv2d(3, classes, 1)
 
     stride = {"blocks": (1, 1, 1, 1), "width": 4}
@@ -92,10 +93,10 @@ def test_peers_and_their_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", SimpleNamespace(DeepLabV3Plus=network))
     rows = report(only=("step/deeplabv3plus",))
     assert all(row.milliseconds and row.ratio and row.error is None for row in rows.values())
-    assert rows["step/deeplabv3plus", "segmentation_models"].note == "separable convolutions: less arithmetic"
+    assert rows["step/deeplabv3plus", "smp DeepLabV3Plus"].note == "its decoder is separable: less arithmetic"
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     rows = report(only=("step/deeplabv3plus",))
-    missing = rows["step/deeplabv3plus", "segmentation_models"]
+    missing = rows["step/deeplabv3plus", "smp DeepLabV3Plus"]
     assert missing.note is not None and missing.note.startswith("not measured: ") and missing.ratio is None
     assert (
         rows["step/deeplabv3plus", "ours float32"].milliseconds and not rows["step/deeplabv3plus", "ours float32"].ratio
@@ -111,17 +112,19 @@ def test_out_of_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row.note for row in rows.values()} == {"not measured: out of memory"}
 
 
-@pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3plus"])
-def test_our_rows_are_the_peers_networks(name: str) -> None:
-    """As many parameters as torchvision's, the auxiliary heads included; the other library has separable ones."""
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "peer"), [("deeplabv3", "torchvision"), ("deeplabv3-no-aux", "smp DeepLabV3")])
+def test_our_rows_are_the_peers_networks(name: str, peer: str) -> None:
+    """As many parameters, the auxiliary heads included."""
+    if peer != "torchvision":
+        pytest.importorskip("segmentation_models_pytorch")
     model, loss = step.row(name, step.SIZES["full"])
     with torch.device("meta"):
-        ours = step.model.build(model, step.spec.Op(), 21)
-    assert loss.kind == "cross_entropy"
-    if name == "deeplabv3":
-        with torch.device("meta"):
-            theirs = step._torchvision(21)[0]
-        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+        ours, theirs = step.model.build(model, step.spec.Op(), 21), step.PEERS[peer](21)[0]
+    assert loss.kind == "cross_entropy" and parameters(ours) == parameters(theirs)
 
 
 def test_memory_is_that_of_a_step_in_a_process_of_its_own() -> None:

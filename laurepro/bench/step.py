@@ -5,8 +5,8 @@ Every step is whole: pictures to scores, loss, backward, SGD with momentum, on r
 * `step/options`: the LaU row (EncNet, LaU 4x, offset-guided loss) under each option, against the loop that one writes
   first: float32, eager, memory as torch lays it out, the same network, loss and optimiser.
 * `step/upsampler`: the LaU row against the bilinear row, both under the options that the device is best with.
-* `step/deeplabv3`, `step/deeplabv3plus`: ours against torchvision's and segmentation_models.pytorch's network of that
-  name in a plain loop, float32 and bfloat16.
+* `step/deeplabv3`: ours against torchvision's in a plain loop, float32 and bfloat16; `step/deeplabv3-no-aux` (without
+  the auxiliary head) and `step/deeplabv3plus`: against segmentation_models.pytorch's.
 * `step/loss`: what each option does to the loss of 50 steps with the same seed. Nothing is timed there.
 
 `error` is that of the first step's loss, relative to the plain loop's: an option that computes something else is not
@@ -19,6 +19,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "full": Size(16, 480, 59, {}, {}, 256, 16, 480),
-    "small": Size(8, 96, 21, {"width": 16, "blocks": (1, 1, 1, 1)}, {"channels": 64, "codewords": 8}, 32, 2, 64),
+    "small": Size(8, 96, 21, {"width": 16, "blocks": (1, 1, 1, 1)}, {"channels": 64, "codewords": 8}, 32, 2, 192),
     "tiny": Size(4, 32, 5, {"width": 4, "blocks": (1, 1, 1, 1)}, {"channels": 8, "codewords": 4}, 8, 2, 32),
 }
 
@@ -161,9 +162,10 @@ CASES = {
     "step/options": Case("plain loop", option_variants),
     "step/upsampler": Case("bilinear", upsampler_variants),
     "step/deeplabv3": Case("torchvision", peer_variants("deeplabv3", "torchvision")),
+    "step/deeplabv3-no-aux": Case("smp DeepLabV3", peer_variants("deeplabv3-no-aux", "smp DeepLabV3")),
     "step/deeplabv3plus": Case(
-        "segmentation_models",
-        peer_variants("deeplabv3plus", "segmentation_models", "separable convolutions: less arithmetic"),
+        "smp DeepLabV3Plus",
+        peer_variants("deeplabv3plus", "smp DeepLabV3Plus", "its decoder is separable: less arithmetic"),
     ),
     "step/loss": Case("plain loop", option_variants),
 }
@@ -183,6 +185,7 @@ def row(name: str, size: Size) -> tuple[spec.Model, spec.Loss]:
         "bilinear": (encnet, {}),
         "lau": ({**encnet, "upsampler": {"kind": "lau", "scale_factor": 4}}, {"kind": "offset_guided"}),
         "deeplabv3": ({"backbone": {"stem": "plain"}, "head": {"kind": "aspp"}}, {}),
+        "deeplabv3-no-aux": ({"backbone": {"stem": "plain"}, "head": {"kind": "aspp"}, "aux": False}, {}),
         "deeplabv3plus": (
             {"backbone": {"stem": "plain"}, "head": {"kind": "deeplabv3plus"}, "output_stride": 16, "aux": False},
             {},
@@ -246,18 +249,20 @@ def _torchvision(classes: int) -> tuple[nn.Module, Callable[[Any, Tensor], Tenso
     return deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=classes, aux_loss=True), loss
 
 
-def _segmentation_models(classes: int) -> tuple[nn.Module, Callable[[Any, Tensor], Tensor]]:
+def _smp(classes: int, name: str, **options: Any) -> tuple[nn.Module, Callable[[Any, Tensor], Tensor]]:
+    """segmentation_models.pytorch's network of that name, its ASPP of ordinary convolutions as ours."""
     smp = importlib.import_module("segmentation_models_pytorch")
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output.float(), target, ignore_index=-1)
 
-    return smp.DeepLabV3Plus("resnet50", encoder_weights=None, encoder_output_stride=16, classes=classes), loss
+    return getattr(smp, name)("resnet50", encoder_weights=None, classes=classes, **options), loss
 
 
 PEERS: dict[str, Callable[[int], tuple[nn.Module, Callable[[Any, Tensor], Tensor]]]] = {
     "torchvision": _torchvision,
-    "segmentation_models": _segmentation_models,
+    "smp DeepLabV3": partial(_smp, name="DeepLabV3", encoder_output_stride=8),
+    "smp DeepLabV3Plus": partial(_smp, name="DeepLabV3Plus", encoder_output_stride=16, decoder_aspp_separable=False),
 }
 
 
@@ -299,7 +304,7 @@ def build(case: str, name: str, size: Size, device: str) -> tuple[_measure.Call,
 
 def _size(case: str, options: Options) -> Size:
     size = SIZES[options.shapes]
-    if case in ("step/deeplabv3", "step/deeplabv3plus"):
+    if case.startswith("step/deeplabv3"):
         return size._replace(batch=size.peer_batch, crop=size.peer_crop)
     return size
 
