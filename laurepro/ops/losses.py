@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import _cupy_loss
+from . import _cupy_loss, _taps
 from ._cupy import Backend, selected
 from .upsample import (
     Grid,
@@ -273,7 +273,8 @@ def _composed(
         if terms.rule == "regression":
             corners = _Corners.of(input, grid, scale, terms.ignore_index)
         elif _needs_plain(terms):
-            plain = _nll(bilinear_upsample(input, scale, backend=backend), target, terms.ignore_index)
+            bilinear = bilinear_upsample(input, scale, backend=backend, groups=offset.shape[1] // 2)
+            plain = _nll(bilinear, target, terms.ignore_index)
     logits = location_aware_upsample(input, offset, scale, integer_gradient=terms.integer_gradient, backend=backend)
     nll = _nll(logits, target, terms.ignore_index)
     good, target_offset = _judge(offset, nll, plain, target, grid, corners, terms)
@@ -290,14 +291,14 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         needs = ctx.needs_input_grad[:2]
         grid = base_grid(input, scale)
-        images, rows = _window(input, grid)
+        images, rows = _window(input, grid, offset.shape[1] // 2)
         grad_input = torch.empty_like(input, memory_format=torch.contiguous_format) if needs[0] else None
         grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format) if needs[1] else None
         total = input.new_zeros(())
         for first in range(0, len(input), images):
             part = slice(first, first + images)
             # Leaves of their own: the padded map's gradient is collected over the windows.
-            padded = pad(input[part].detach()).requires_grad_(needs[0])
+            padded = pad(input[part].detach(), offset.shape[1] // 2).requires_grad_(needs[0])
             corners = _Corners.of(input[part], grid, scale, terms.ignore_index) if terms.rule == "regression" else None
             grad_padded: Tensor | None = None
             for row in range(0, len(grid.rows), rows):
@@ -328,11 +329,12 @@ def _differentiate(
     """The sum over a window, and its gradients with respect to those of `padded` and `offset` that need one."""
     plain = None
     if _needs_plain(terms):  # first: its maps are gone before LaU's come
-        plain = _nll(sample(padded.detach(), None, grid), target, terms.ignore_index)
+        bilinear = sample(padded.detach(), None, grid, groups=offset.shape[1] // 2)
+        plain = _nll(bilinear, target, terms.ignore_index)
+        del bilinear
     with torch.enable_grad():
         logits = sample(padded, offset, grid, terms.integer_gradient)
-    log_p = F.log_softmax(logits.detach(), 1)
-    nll = F.nll_loss(log_p, target, ignore_index=terms.ignore_index, reduction="none")
+    log_p, nll = _log_softmax_and_nll(logits.detach(), target, terms.ignore_index)
     good, target_offset = _judge(offset, nll, plain, target, grid, corners, terms)
     weight = _weight(good, nll, terms.offset_weight)
     total = (weight * nll).sum()
@@ -357,12 +359,15 @@ def _differentiate(
     return total, list(torch.autograd.grad(values, leaves, seeds)) if leaves else []
 
 
-def _window(input: Tensor, grid: Grid) -> tuple[int, int]:
+def _window(input: Tensor, grid: Grid, groups: int) -> tuple[int, int]:
     """How many images, and how many of their output rows, the fused form takes together."""
     least, budget = 1, _GPU_ELEMENTS
     if input.device.type == "cpu":
-        least = torch.get_num_threads()  # torch's sampler gives each thread an image of its own
-        budget = _CPU_ELEMENTS * least
+        budget = _CPU_ELEMENTS * torch.get_num_threads()
+        if _taps.eligible(input, groups):
+            budget *= 2  # each window sorts its samples anew
+        else:
+            least = torch.get_num_threads()  # torch's sampler gives each thread an image of its own
     row = max(1, input.shape[1] * len(grid.columns))
     images = max(1, min(len(input), max(least, budget // (row * len(grid.rows)))))
     return images, max(1, budget // (images * row))
@@ -491,7 +496,21 @@ def _beats(nll: Tensor, plain: Tensor, tie: Tie) -> Tensor:
 
 def _nll(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """Cross-entropy per pixel. L and L' are the same operations on maps of one shape, so that equal logits tie."""
-    return F.nll_loss(F.log_softmax(logits, 1), target, ignore_index=ignore_index, reduction="none")
+    return _log_softmax_and_nll(logits, target, ignore_index)[1]
+
+
+def _log_softmax_and_nll(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities as (N, C, H, W), and cross-entropy per pixel.
+
+    Where channels lie side by side all is done pixel by pixel: torch would copy such a map to and fro.
+    """
+    if logits.is_contiguous(memory_format=torch.channels_last):
+        pixels = logits.permute(0, 2, 3, 1)
+        log_p = F.log_softmax(pixels.flatten(0, 2), 1)
+        nll = F.nll_loss(log_p, target.flatten(), ignore_index=ignore_index, reduction="none")
+        return log_p.view(pixels.shape).permute(0, 3, 1, 2), nll.view(target.shape)
+    log_p = F.log_softmax(logits, 1)
+    return log_p, F.nll_loss(log_p, target, ignore_index=ignore_index, reduction="none")
 
 
 def _denominator(

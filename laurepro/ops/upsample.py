@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _cupy_upsample
+from . import _cupy_upsample, _taps
 from ._cupy import Backend, selected
 
 IntegerGradient = Literal["right", "code"]
@@ -84,16 +84,19 @@ def location_aware_upsample(
     return sample(wide, offset.to(dtype), base_grid(wide, scale), integer_gradient).to(input.dtype)
 
 
-def bilinear_upsample(input: Tensor, scale_factor: ScaleFactor, *, backend: Backend = "auto") -> Tensor:
+def bilinear_upsample(
+    input: Tensor, scale_factor: ScaleFactor, *, backend: Backend = "auto", groups: int = 1
+) -> Tensor:
     """Upsample on the grid of LaU with zero offsets: V'[Y, X] = U(Y / k_h, X / k_w), clamped to the border.
 
     The L' of the paper's equation 3 is the loss of this map. The values are, bit for bit, those of
-    `location_aware_upsample` with zero offsets: that makes "no better than bilinear" an exact tie.
+    `location_aware_upsample` with zero offsets, `groups` of them: that makes "no better than bilinear" an exact tie.
 
     Args:
         input: (N, C, h, w), floating point.
         scale_factor: k, or (k_h, k_w).
         backend: as in `location_aware_upsample`.
+        groups: M of the map that this is compared with. It changes no more than rounding.
 
     Returns:
         (N, C, h k_h, w k_w) in the dtype of `input`; half types are computed in float32.
@@ -109,7 +112,7 @@ def bilinear_upsample(input: Tensor, scale_factor: ScaleFactor, *, backend: Back
     if selected(backend, input.device) and (backend == "cupy" or _cupy_upsample.takes(input, *scale)):
         return _cupy_upsample.upsample(input, None, *scale, False)
     wide = input.to(compute_dtype(input))
-    return sample(wide, None, base_grid(wide, scale)).to(input.dtype)
+    return sample(wide, None, base_grid(wide, scale), groups=groups).to(input.dtype)
 
 
 class Grid(NamedTuple):
@@ -130,7 +133,13 @@ def base_grid(input: Tensor, scale: tuple[int, int]) -> Grid:
     return Grid(base_positions(h, scale[0], input)[:, None], base_positions(w, scale[1], input), (h, w))
 
 
-def sample(input: Tensor, offset: Tensor | None, grid: Grid, integer_gradient: IntegerGradient = "right") -> Tensor:
+def sample(
+    input: Tensor,
+    offset: Tensor | None,
+    grid: Grid,
+    integer_gradient: IntegerGradient = "right",
+    groups: int = 1,
+) -> Tensor:
     """The fast path in plain torch, for any window of the output.
 
     Args:
@@ -138,16 +147,23 @@ def sample(input: Tensor, offset: Tensor | None, grid: Grid, integer_gradient: I
         offset: (N, 2M, H, W) for the samples of `grid`, of the dtype of `input`; None for zero offsets.
         grid: of the map before padding.
         integer_gradient: see `location_aware_upsample`.
+        groups: without offsets, M of the map that this one is to tie with bit for bit.
 
     Returns:
         (N, C, H, W), H and W those of `grid`.
     """
-    value: Tensor = _LocationAwareUpsample.apply(input, offset, grid, integer_gradient == "code")
+    code = integer_gradient == "code"
+    if _taps.takes(input, groups if offset is None else offset.shape[1] // 2):
+        tapped: Tensor = _taps.Sample.apply(input, offset, grid.rows, grid.columns, grid.sizes, code)
+        return tapped
+    value: Tensor = _LocationAwareUpsample.apply(input, offset, grid, code)
     return value
 
 
-def pad(input: Tensor) -> Tensor:
-    """`input` with zeros below and at the right, as `sample` needs it; for who samples one map several times."""
+def pad(input: Tensor, groups: int) -> Tensor:
+    """`input` as `sample` needs it, channels last or with zeros below and at the right; for who samples it often."""
+    if _taps.eligible(input, groups):
+        return input.contiguous(memory_format=torch.channels_last)
     h, w = input.shape[2:]
     return _pad(input, (_span(h), _span(w)))
 

@@ -57,9 +57,10 @@ class PointSampling(NamedTuple):
 
     def unlearned(self) -> Tensor:
         """The map [N, C, h*k, w*k] of the same grid without learned offsets: what the L' of equation 3 is of."""
+        groups = self.offset.shape[1] // 2
         if self.base is None:
-            return bilinear_upsample(self.input, self.scale_factor)
-        base = self.base.expand(len(self.input), -1, -1, -1)
+            return bilinear_upsample(self.input, self.scale_factor, groups=groups)
+        base = self.base.expand(len(self.input), -1, -1, -1).repeat_interleave(groups, 1)
         return location_aware_upsample(self.input, base, self.scale_factor)
 
 

@@ -1,0 +1,192 @@
+"""Sampling on a CPU: a sample is a weighted sum of four input pixels, each a row of a table with its channels in a row.
+
+`embedding_bag` computes such sums several times faster than `grid_sample`, which goes through memory once for each
+channel. The gradient of the table is such a sum again: over the output pixels, sorted by the cell that they lie in. No
+sum depends on the number of threads, so that neither do the results' bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+LEAST_CHANNELS = 32  # of a row: with fewer, torch's sampler is as fast, and its logarithm of a softmax faster
+_BLOCK = 2**18  # elements of a temporary map: what stays in a core's cache
+
+
+class Axis(NamedTuple):
+    """Where samples lie along one axis."""
+
+    low: Tensor  # the input line at or before the position, int64; broadcasts to (N, H, W)
+    step: Tensor  # from there to the next line: 0 at the last one; as `low`
+    fraction: Tensor  # of the way to the next line, (N, H, W)
+    moves: Tensor  # whether a sample moves with its offset: not where it is clamped, or at the last line; as `low`
+
+
+class Taps(NamedTuple):
+    """The four rows of each sample: (low, low), (low, next), (next, low), (next, next), line first."""
+
+    rows: Tensor  # int32 or int64, (4 N H W,)
+    starts: Tensor  # where each sample's rows begin, and the end, (N H W + 1,)
+    axes: tuple[Axis, Axis]
+
+
+def takes(input: Tensor, groups: int) -> bool:
+    """Whether maps of an (N, C, h, w) are sampled here: eager, on a CPU, at one point for all channels, side by side.
+
+    A map whose channels lie apart is as fast with torch's sampler as it would be to bring them together.
+    """
+    return eligible(input, groups) and input.is_contiguous(memory_format=torch.channels_last)
+
+
+def eligible(input: Tensor, groups: int) -> bool:
+    """Whether they would be, were they channels last."""
+    wide = input.shape[1] >= LEAST_CHANNELS
+    return input.device.type == "cpu" and groups == 1 and wide and not torch.compiler.is_compiling()
+
+
+class Sample(torch.autograd.Function):
+    """See `laurepro.ops.upsample.sample`; a channels_last `input` gives a channels_last output.
+
+    `lines`, `columns`: positions of zero offsets, (H, 1) and (W,). `code`: the derivative on whole coordinates.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        offset: Tensor | None,
+        lines: Tensor,
+        columns: Tensor,
+        sizes: tuple[int, int],
+        code: bool,
+    ) -> Tensor:
+        n, c, h, w = input.shape
+        table = _table(input)
+        taps = _taps(offset, lines, columns, sizes, (n, h, w))
+        weights = _weights(taps)
+        value = _sums(table, taps, weights)
+        ctx.save_for_backward(
+            table, offset, lines, columns, weights, taps.rows, taps.starts, *taps.axes[0], *taps.axes[1]
+        )
+        ctx.sizes, ctx.code, ctx.shape = sizes, code, input.shape
+        return value.view(n, len(lines), len(columns), c).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, offset, lines, columns, weights, rows, starts, *axes = ctx.saved_tensors
+        taps = Taps(rows, starts, (Axis(*axes[:4]), Axis(*axes[4:])))
+        table, grad_rows = table.detach(), _table(grad)
+        nan = (taps.axes[0].fraction + taps.axes[1].fraction).isnan()
+        if nan.any():
+            down, right = (axis._replace(fraction=axis.fraction.nan_to_num(0.0)) for axis in taps.axes)
+            taps = taps._replace(axes=(down, right))
+            weights, grad_rows = _weights(taps), grad_rows.masked_fill(nan.view(-1, 1), 0.0)
+        need_input, need_offset = ctx.needs_input_grad[:2]
+        grad_input = _grad_input(grad_rows, taps, weights, ctx.shape) if need_input else None
+        grad_offset = _grad_offset(grad_rows, table, taps) if need_offset else None
+        if grad_offset is not None and ctx.code:
+            minus = -torch.linalg.vecdot(grad_rows, _sums(table, taps, weights)).view(grad_offset[:, 0].shape)
+            for axis, base in enumerate((lines, columns)):
+                position = offset[:, axis] + base
+                whole = (position == position.floor()) & (position >= 0) & (position <= ctx.sizes[axis] - 1)
+                grad_offset[:, axis] = torch.where(whole, minus, grad_offset[:, axis])
+        return grad_input, grad_offset, None, None, None, None
+
+
+def _taps(
+    offset: Tensor | None, lines: Tensor, columns: Tensor, sizes: tuple[int, int], shape: tuple[int, int, int]
+) -> Taps:
+    """Of the samples of an input of that (N, h, w)."""
+    n, h, w = shape
+    height, width = len(lines), len(columns)
+    samples = n * height * width
+    dtype = torch.int32 if max(4 * samples, n * h * w) < 2**31 else torch.int64
+    axes = []
+    for axis, base in enumerate((lines, columns)):
+        position = base[None] if offset is None else offset[:, axis] + base
+        clamped = position.clamp(0, sizes[axis] - 1)
+        low = clamped.floor()
+        line = low.nan_to_num(0.0).to(dtype)
+        further = line < sizes[axis] - 1
+        fraction = (clamped - low).expand(n, height, width)
+        axes.append(Axis(line, further.to(dtype), fraction, further & (position == clamped)))
+    rows = torch.empty(n, height, width, 4, dtype=dtype)
+    images = torch.arange(0, n * h * w, h * w, dtype=dtype)[:, None, None]
+    first = axes[0].low * w + axes[1].low + images
+    down = first + axes[0].step * w
+    for corner, row in enumerate((first, first + axes[1].step, down, down + axes[1].step)):
+        rows[..., corner] = row
+    return Taps(rows.view(-1), torch.arange(0, 4 * samples + 1, 4, dtype=dtype), (axes[0], axes[1]))
+
+
+def _weights(taps: Taps) -> Tensor:
+    """Of the four rows, (N, H, W, 4)."""
+    down, right = (axis.fraction for axis in taps.axes)
+    up, left = 1 - down, 1 - right
+    return torch.stack((up * left, up * right, down * left, down * right), -1)
+
+
+def _slopes(taps: Taps, axis: int) -> Tensor:
+    """The weights' derivative with respect to the position along an axis, (N, H, W, 4)."""
+    far = taps.axes[1 - axis].fraction
+    near = 1 - far
+    return torch.stack((-near, -far, near, far) if axis == 0 else (-near, near, -far, far), -1)
+
+
+def _sums(table: Tensor, taps: Taps, weights: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+    """Weighted sums of the table's rows for the samples from `first` to `last`, (last - first, C)."""
+    last = len(taps.starts) - 1 if last is None else min(last, len(taps.starts) - 1)
+    part, starts = slice(4 * first, 4 * last), taps.starts[: last - first + 1]
+    return _bags(taps.rows[part], table, starts, weights.view(-1)[part])
+
+
+def _bags(rows: Tensor, table: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def _grad_input(grad: Tensor, taps: Taps, weights: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """(N, C, h, w), channels last: sums over the samples of each cell, which then go to the cell's corners."""
+    n, c, h, w = shape
+    cells, order = taps.rows[::4].sort(stable=True)
+    starts = torch.zeros(n * h * w + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(cells, minlength=n * h * w), 0, out=starts[1:])
+    sorted_weights = weights.view(-1, 4)[order].t().contiguous()
+    corners = (_bags(order, grad, starts, weight).view(n, h, w, c) for weight in sorted_weights)
+    total, right, down, both = corners
+    # What lies in a last line has weight 0 at the next one, which is not there.
+    total[:, :, 1:] += right[:, :, :-1]
+    total[:, 1:] += down[:, :-1]
+    total[:, 1:, 1:] += both[:, :-1, :-1]
+    return total.permute(0, 3, 1, 2)
+
+
+def _grad_offset(grad: Tensor, table: Tensor, taps: Taps) -> Tensor:
+    """(N, 2, H, W): the gradient times the map's slope, nothing where the position is clamped."""
+    samples, c = grad.shape
+    slopes = [_slopes(taps, axis) for axis in (0, 1)]
+    found = grad.new_empty(2, samples)
+    step = max(1, _BLOCK // c)
+    for first in range(0, samples, step):
+        last = first + step
+        for axis in (0, 1):
+            slope = _sums(table, taps, slopes[axis], first, last)
+            torch.linalg.vecdot(grad[first:last], slope, out=found[axis, first:last])
+    shape = taps.axes[0].moves.shape
+    return torch.stack([torch.where(a.moves, f.view(shape), 0.0) for a, f in zip(taps.axes, found, strict=True)], 1)
+
+
+def _table(map: Tensor) -> Tensor:
+    """(N, C, H, W) as (N H W, C), without a copy where the channels are side by side."""
+    n, c, h, w = map.shape
+    if map.permute(0, 2, 3, 1).is_contiguous():
+        return map.permute(0, 2, 3, 1).reshape(n * h * w, c)
+    table = map.new_empty(n, h * w, c)
+    for image, flat in zip(table, map.flatten(2), strict=True):
+        image.copy_(flat.t())  # of two dimensions: blocks of it are transposed in the cache
+    return table.view(n * h * w, c)
