@@ -51,7 +51,7 @@ class Result(NamedTuple):
 def _keep_freed_memory() -> None:
     """Let glibc reuse what a step frees for the next one, where it would give it back and have each page made anew.
 
-    Steps of scale smoke take 0.87 of the time with it (docs/speed.md). Elsewhere than in glibc nothing happens.
+    Steps of scale smoke take 0.85 of the time with it (docs/speed.md). Elsewhere than in glibc nothing happens.
     """
     trim_threshold, mmap_threshold = -1, -3  # parameters of mallopt(3)
     with contextlib.suppress(OSError, AttributeError):
