@@ -164,6 +164,25 @@ def test_progress_and_curve(tmp_path: Path) -> None:
     assert names == ["checkpoint-00000025.ckpt", "checkpoint-00000050.ckpt", "weights.pt"]
 
 
+@pytest.mark.parametrize("stop", [None, 1, 2, 3, 5])
+def test_losses_that_are_read_later_change_nothing(
+    stop: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which is a step ahead of what is read: stopped, resumed or not, the same curve and weights."""
+    expected = train.run(make_job(), make_context(tmp_path / "at once"))
+    seen: list[dict[str, Any]] = []
+
+    monkeypatch.setitem(train.BEHIND, "cpu", 1)
+    context = make_context(tmp_path / "later")._replace(progress=seen.append)
+    if stop is not None:
+        asked = iter(range(100))
+        with pytest.raises(Stopped):
+            train.run(make_job(), context._replace(stop_requested=lambda: next(asked) >= stop))
+        assert seen[-1]["step"] == stop + 2  # the step that was under way is done too
+    assert train.run(make_job(), context) == expected
+    assert [v["step"] for v in seen] == list(range(1, seen[-1]["steps"] + 1))
+
+
 def test_the_time_between_steps_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = iter([1.0, 1.5, 3.0, 3.25])  # a step ends, the next begins
     monkeypatch.setattr(train.time, "perf_counter", lambda: next(now))

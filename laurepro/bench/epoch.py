@@ -2,7 +2,7 @@
 
 The LaU row of Table 3a on generated pictures as many and as large as CamVid's training set: its scale `camvid` on a
 GPU, where the pictures are cut on the GPU (`cut`) or, as a set too large for it would be, read by threads and copied
-(`read`); on a CPU `camvid-cpu`, an eighth of the pictures. Each step's loss is read, as a training does.
+(`read`); on a CPU `camvid-cpu`, an eighth of the pictures. Each step's loss is read as a training reads it.
 
 `details` has `idle_share`: how much of the time the device stood still between steps, as records have it.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from laurepro.bench._alternatives import wanted
 from laurepro.datasets import Image, Label
 from laurepro.layers import merge
 from laurepro.stages import prepare
-from laurepro.stages.train import Batches, IdleClock
+from laurepro.stages.train import BEHIND, Batches, IdleClock, on_the_way
 
 CLASSES = 11  # CamVid's
 ROW = ("table3a", "encnet-os8-lau4x-off")
@@ -137,12 +138,16 @@ def _timed(
     stepper: training_step.Stepper, batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
 ) -> tuple[float, float]:
     """Seconds of all steps, and those of them in which the device stood still between two."""
-    clock, idle = IdleClock(device), 0.0
+    clock = IdleClock(device)
+    unread: deque[Callable[[], float]] = deque()
     began = time.perf_counter()
     for images, target in batches:
         clock.begin_step()
         mean = training_step.step(stepper, images, target)
         clock.end_step()
-        float(mean)
-        idle += clock.idle_seconds()
-    return time.perf_counter() - began, idle
+        unread.append(on_the_way(mean))
+        if len(unread) > BEHIND[device.type]:
+            unread.popleft()()
+    for read in unread:
+        read()
+    return time.perf_counter() - began, clock.idle_seconds()

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -31,6 +31,7 @@ from laurepro.stages import Context, Result, Stopped, device_name, prepare
 
 CURVE_POINTS = 50
 LOG_STEPS = 20
+BEHIND = {"cpu": 0, "cuda": 1}  # steps under way while a loss is read: a GPU has the next one before it is asked
 AHEAD = 2  # batches that are read while another is used
 KEEP_DECODED = 2**30  # bytes: a data set smaller than that is decoded once and kept
 _log = logging.getLogger(__name__)
@@ -76,6 +77,9 @@ def run(job: spec.Job, context: Context) -> Result:
     every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
     began, clock = time.monotonic() - progress.seconds, IdleClock(device)
 
+    behind = BEHIND[device.type]
+    unread: deque[tuple[int, Callable[[], float]]] = deque()  # steps, and their losses
+
     for step, (images, target) in enumerate(plan.tensors(progress.step, steps, _workers(train), device), progress.step):
         for group in stepper.optimizer.param_groups:
             group["lr"] = rates[step] * group["lr_multiplier"]
@@ -83,15 +87,20 @@ def run(job: spec.Job, context: Context) -> Result:
         clock.begin_step()
         mean = training_step.step(stepper, images, target)
         clock.end_step()
+        unread.append((step, on_the_way(mean)))
 
-        loss, stop = _agree(float(mean), context.stop_requested(), step)
-        progress.add(loss, time.monotonic() - began, clock.idle_seconds())
-        if progress.step % point == 0 or progress.step == steps:
-            progress.mark()
-        if rank == 0:
-            _report(context, progress, steps, plan.epoch(step), loss, rates[step])
-        stop = stop and progress.step < steps
-        if stop or (progress.step % every == 0 and progress.step < steps):
+        last, stop = step + 1 == steps, False
+        due = last or (step + 1) % every == 0
+        while unread and (len(unread) > behind or due or stop):
+            at, read = unread.popleft()
+            loss, asked = _agree(read(), context.stop_requested(), at)
+            stop = stop or asked
+            progress.add(loss, time.monotonic() - began, clock.idle_seconds())
+            if progress.step % point == 0 or progress.step == steps:
+                progress.mark()
+            if rank == 0:
+                _report(context, progress, steps, plan.epoch(at), loss, rates[at])
+        if not last and (stop or due):
             if rank == 0:
                 _save(context, job.key, stepper, progress)
             if stop:
@@ -114,6 +123,21 @@ def run(job: spec.Job, context: Context) -> Result:
         threads=torch.get_num_threads(),
         pretrained_sha256=pretrained_sha256,
     )
+
+
+def on_the_way(mean: Tensor) -> Callable[[], float]:
+    """Copy a scalar to the host in its turn on the GPU; what is returned waits for that, and for nothing later."""
+    if mean.device.type == "cpu":
+        return lambda: float(mean)
+    there = mean.to("cpu", non_blocking=True)  # into pinned memory
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def read() -> float:
+        arrived.synchronize()
+        return float(there)
+
+    return read
 
 
 def learning_rates(train: spec.Train, pictures: int) -> list[float]:
@@ -303,7 +327,7 @@ class IdleClock:
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
         self._ended: torch.cuda.Event | None = None
-        self._gap: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._at: float | None = None
         self._idle = 0.0
 
@@ -311,9 +335,9 @@ class IdleClock:
         """Before a step's first kernel, its pictures being there."""
         if self._gpu:
             if self._ended is not None:
-                self._gap = self._ended, _event()
+                self._gaps.append((self._ended, _event()))
         elif self._at is not None:
-            self._idle = time.perf_counter() - self._at
+            self._idle += time.perf_counter() - self._at
 
     def end_step(self) -> None:
         """After its last."""
@@ -323,11 +347,13 @@ class IdleClock:
             self._at = time.perf_counter()
 
     def idle_seconds(self) -> float:
-        """Between the last step and the one before; 0 for the first. Waits for the last to begin."""
-        if self._gap is not None:
-            self._gap[1].synchronize()
-            self._idle = self._gap[0].elapsed_time(self._gap[1]) / 1e3
-        return self._idle
+        """Since this was last asked. Waits for the last step to begin."""
+        for ended, began in self._gaps:
+            began.synchronize()
+            self._idle += ended.elapsed_time(began) / 1e3
+        self._gaps.clear()
+        idle, self._idle = self._idle, 0.0
+        return idle
 
 
 def _event() -> torch.cuda.Event:
