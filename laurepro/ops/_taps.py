@@ -21,7 +21,7 @@ _BLOCK = 2**18  # elements of a temporary map: what stays in a core's cache
 class Axis(NamedTuple):
     """Where samples lie along one axis."""
 
-    low: Tensor  # the input line at or before the position, int64; broadcasts to (N, H, W)
+    low: Tensor  # the input line at or before the position, an integer; broadcasts to (N, H, W)
     step: Tensor  # from there to the next line: 0 at the last one; as `low`
     fraction: Tensor  # of the way to the next line, (N, H, W)
     moves: Tensor  # whether a sample moves with its offset: not where it is clamped, or at the last line; as `low`
