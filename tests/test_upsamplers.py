@@ -162,6 +162,31 @@ def test_sapa_and_fade_are_nearest_where_the_window_is_one_pixel(size: tuple[int
     assert torch.equal(fade(x, x, guide), fade.project(guide))
 
 
+def test_sapa_is_its_equation() -> None:
+    """Pixel by pixel: similarities of normalised and embedded points, 0 to what lies beyond the border."""
+    sapa, x, guide = make("sapa", kernel_size=3), drawn(1, 3, 3, 4), drawn(1, 5, 6, 8)
+    for conv in (sapa.query, sapa.key):
+        nn.init.normal_(conv.weight)
+        nn.init.normal_(conv.bias)
+
+    def embedded(conv: nn.Module, point: Tensor) -> Tensor:
+        normal = (point - point.mean()) / (point.var(unbiased=False) + 1e-5).sqrt()
+        return conv.weight[:, :, 0, 0] @ normal + conv.bias
+
+    out = sapa(x, x, guide)
+    for i in range(6):
+        for j in range(8):
+            query, weights, values = embedded(sapa.query, guide[0, :, i, j]), [], []
+            for row in range(i // 2 - 1, i // 2 + 2):
+                for column in range(j // 2 - 1, j // 2 + 2):
+                    inside = 0 <= row < 3 and 0 <= column < 4
+                    value = x[0, :, row, column] if inside else torch.zeros(3, dtype=torch.float64)
+                    weights.append(query @ embedded(sapa.key, value) if inside else query.new_zeros(()))
+                    values.append(value)
+            expected = torch.stack(weights).softmax(0) @ torch.stack(values)
+            torch.testing.assert_close(out[0, :, i, j], expected)
+
+
 def test_sapa_follows_the_guide() -> None:
     """A guide's point that is like one pixel of the window, many times as strong, takes that pixel's value."""
     x, guide = torch.zeros(1, 4, 3, 3, dtype=torch.float64), torch.zeros(1, 4, 6, 6, dtype=torch.float64)
@@ -245,6 +270,35 @@ def test_pixelshuffle_from_icnr_starts_as_nearest() -> None:
     assert torch.equal(once, F.interpolate(once[:, :, ::2, ::2], scale_factor=2, mode="nearest"))
     plain = make("pixelshuffle", channels=3, feature=4, factors=(2, 2)).layers[:2](drawn(1, 4, 3, 4))
     assert not torch.equal(plain, F.interpolate(plain[:, :, ::2, ::2], scale_factor=2, mode="nearest"))
+
+
+def test_weights_start_as_in_the_authors_code() -> None:
+    """Standard deviations of CARAFE, FADE, SAPA and DySample; their biases, where they have any, start at 0."""
+    carafe, fade, sapa, dysample = (make(kind, 256, 256, 256) for kind in ("carafe", "fade", "sapa", "dysample"))
+    narrow = (2 / (256 + 64)) ** 0.5  # Xavier's, of a 1x1 convolution from 256 channels to 64
+    expected = [
+        (carafe.compress, narrow),
+        (carafe.encode, 0.001),
+        (fade.compress_input, narrow),
+        (fade.compress_guide, narrow),
+        (fade.encode, (2 / (9 * (64 + 25))) ** 0.5),
+        (fade.gate, (2 / (256 + 1)) ** 0.5),
+        (sapa.query, 0.02),
+        (sapa.key, 0.02),
+        (dysample.offset, 0.001),
+    ]
+    for conv, std in expected:
+        assert conv.weight.std().item() == pytest.approx(std, rel=0.1)
+        assert conv.bias is None or not conv.bias.any()
+    biased = [conv.bias is not None for conv, _ in expected]
+    assert biased == [True, True, False, True, True, True, True, True, False]
+
+
+def test_carafe_starts_as_an_average() -> None:
+    """Of the 5x5 window of each input pixel, with zeros beyond the border."""
+    x, feature = drawn(1, 3, 6, 7), drawn(1, 256, 6, 7)
+    expected = F.interpolate(F.avg_pool2d(x, 5, 1, 2), scale_factor=4, mode="nearest")
+    torch.testing.assert_close(make("carafe", 3, 256)(x, feature), expected, rtol=0, atol=0.05)
 
 
 # ------------------------------------------------------------------------------------ LaU's groups and bounds
@@ -339,9 +393,13 @@ def test_counts_that_were_printed() -> None:
 
 
 def test_counts_of_dysample() -> None:
-    """Printed for an FPN of 256 channels, +32.7 K and +65.5 K: four places of 8,192 and of 16,384, cut off (inferred)."""
+    """Printed for FPNs of 256 channels: three places in Panoptic FPN, and (inferred) four, cut off, in Faster R-CNN's.
+
+    A bias of the offsets, which the authors' code has, would make the former 24.7 K and 49.2 K.
+    """
     static, dynamic = (count(make("dysample", 256, 256, scale_factor=2, scope=s)) for s in ("static", "dynamic"))
     assert (static, dynamic) == (8_192, 16_384)
+    assert [round(3 * n / 1000, 1) for n in (static, dynamic)] == [24.6, 49.2]
     assert [int(4 * n / 100) / 10 for n in (static, dynamic)] == [32.7, 65.5]
 
 
@@ -351,7 +409,8 @@ def test_counts_of_dysample() -> None:
         ("deconvolution", {}, 59 * 59 * 8 * 8),
         ("dupsampling", {}, 512 * 64 + 64 + 64 * 59 * 64 + 1),
         ("flowalign", {}, 59 * 128 + 48 * 128 + 9 * 256 * 2),
-        ("fade", {}, 59 * 64 + 64 + 48 * 64 + 64 + 9 * 64 * 25 + 25 + 59 + 1 + 48 * 59),
+        ("fade", {}, 59 * 64 + 48 * 64 + 64 + 9 * 64 * 25 + 25 + 59 + 1 + 48 * 59),
+        ("sapa", {}, 59 * 32 + 32 + 48 * 32 + 32),
         ("nearest", {}, 0),
         ("lau", {"groups": 4}, 2 * (512 * 128 + 9 * 128 * 4 * 16)),
         ("lau", {"groups": "channels"}, 2 * (512 * 128 + 9 * 128 * 59 * 16)),

@@ -1,14 +1,15 @@
 """What the upsamplers by kernels share: a weighted sum over a window of the low-resolution map, for every output.
 
-Output (i, j) reads the window around the input pixel (i // k, j // k), as in CARAFE (Wang et al., ICCV 2019, equation
-1), SAPA and FADE. All k^2 outputs of one input pixel read the same window, so that the sum is one matrix product for
-each input pixel, and nothing of the output's size times the window's is formed.
+Output (i, j) reads the window around the input pixel (i // k, j // k), as in CARAFE (Wang et al., ICCV 2019, section
+3.1), SAPA and FADE; beyond the border are zeros, which keep their share of the softmax. All k^2 outputs of one input
+pixel read the same window, so that the sum is one matrix product for each input pixel, and nothing of the output's size
+times the window's is formed.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from laurepro.errors import LaureproError
 
@@ -62,3 +63,22 @@ def covering(guide: Tensor, input: Tensor, scale_factor: int) -> Tensor:
             "scale_factor is the ratio of the two",
         )
     return F.pad(guide, (0, missing[1], 0, missing[0])) if any(missing) else guide
+
+
+def start_xavier(*convs: nn.Conv2d) -> None:
+    """Draw weights Xavier-uniform with gain 1; biases start at 0."""
+    for conv in convs:
+        nn.init.xavier_uniform_(conv.weight)
+        _start_bias(conv)
+
+
+def start_normal(*convs: nn.Conv2d, std: float) -> None:
+    """Draw weights from a normal distribution around 0; biases start at 0."""
+    for conv in convs:
+        nn.init.normal_(conv.weight, std=std)
+        _start_bias(conv)
+
+
+def _start_bias(conv: nn.Conv2d) -> None:
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

@@ -1,7 +1,10 @@
 """CARAFE: every output pixel is a weighted sum of a low-resolution window, with weights read from the feature.
 
 Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, section 3: a 1x1 convolution compresses the
-channels to C_m, a k_enc x k_enc one encodes k^2 kernels of k_up x k_up, a softmax normalises each, and equation 4 sums.
+channels to C_m, a k_enc x k_enc one encodes k^2 kernels of k_up x k_up, a softmax normalises each, and the window is
+summed with it. Weights start as in the authors' code: Xavier-uniform to compress, and a standard deviation of 0.001 to
+encode, so that every kernel starts near the window's average.
+
 In a decoder the kernels are read from what is upsampled, as published; on class scores, from the head's feature, as
 LaU's offsets are.
 """
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from laurepro.upsamplers._reassembly import reassemble
+from laurepro.upsamplers._reassembly import reassemble, start_normal, start_xavier
 
 FEATURES = ()
 
@@ -42,6 +45,8 @@ class Upsampler(nn.Module):
         self.compress = nn.Conv2d(feature_channels, bottleneck_channels, 1)
         kernels = scale_factor**2 * kernel_size**2
         self.encode = nn.Conv2d(bottleneck_channels, kernels, encoder_size, padding=encoder_size // 2)
+        start_xavier(self.compress)
+        start_normal(self.encode, std=0.001)
 
     def forward(self, input: Tensor, feature: Tensor) -> Tensor:
         """[N, channels, h, w], [N, feature_channels, h, w] to [N, channels, h*k, w*k]."""

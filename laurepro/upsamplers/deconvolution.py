@@ -1,7 +1,8 @@
 """Transposed convolution that starts as bilinear interpolation.
 
 Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015 (section 3.3: upsampling is backwards
-strided convolution, initialised to bilinear interpolation, and learned).
+strided convolution). Theirs starts as bilinear interpolation and is learned inside the network, and stays fixed as its
+last layer; here it is learned in both places.
 """
 
 from __future__ import annotations

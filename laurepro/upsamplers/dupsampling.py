@@ -1,8 +1,8 @@
 """Data-dependent upsampling.
 
-Tian et al., "Decoders Matter for Semantic Segmentation: Data-Dependent Decoupling of CNN and Data-Dependent Upsampling
-for Semantic Segmentation", CVPR 2019: each pixel's vector x of C~ numbers gives the k x k patch of scores W x, with the
-softmax at a learned temperature (section 3.2).
+Tian et al., "Decoders Matter for Semantic Segmentation: Data-Dependent Decoding Enables Flexible Feature Aggregation",
+CVPR 2019: each pixel's vector x of C~ numbers gives the k x k patch of scores W x, with the softmax at a learned
+temperature (section 3.2), which starts at 1.
 
 Departure: the paper takes the first W from a principal component analysis of one-hot label patches of the training
 set. An upsampler here sees no labels before the first step, so that W is drawn at random and learned.

@@ -5,10 +5,12 @@ multiplied by a static scope of 0.25, or by the dynamic scope 0.5 sigmoid(linear
 k x k outputs, and added to the position of bilinear interpolation with `align_corners=False` ("bilinear
 initialisation").
 Channels are sampled in groups. This is the paper's DySample (static) and DySample+ (dynamic), both of the "linear and
-pixel shuffle" form with 4 groups.
+pixel shuffle" form with 4 groups. Weights start small (standard deviation 0.001), those of the scope at 0, so that it
+starts at 0.25 too.
 
 In a decoder the offsets are read from what is upsampled, as published; on class scores, from the head's feature, as
-LaU's are. Weights start small (standard deviation 0.001), those of the scope at 0, so that it starts at 0.25 too.
+LaU's are. There are no biases: the printed counts have none, while the authors' code has one of the offsets, from 0.
+Groups need not divide the channels, as theirs must.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Lu et al., "FADE: Fusing the Assets of Decoder and Encoder for Task-Agnostic Ups
 convolution: both features are compressed to the same width by 1x1 convolutions of their own, and one 3x3 convolution is
 applied to each at its own resolution; the decoder's answer is repeated for the outputs of one input pixel, and the sum
 is the kernel's logits. The gate is the sigmoid of a 1x1 convolution of the decoder's feature, repeated likewise:
-out = gate * encoder + (1 - gate) * reassembled decoder.
+out = gate * encoder + (1 - gate) * reassembled decoder. As in the authors' code, the decoder's compression has no bias,
+and weights start Xavier-uniform, biases at 0.
 
 Departure: the gate needs as many channels in both; where the guide has others, a 1x1 convolution brings it to them.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laurepro.upsamplers._reassembly import blocks, covering, ratio, reassemble
+from laurepro.upsamplers._reassembly import blocks, covering, ratio, reassemble, start_xavier
 
 FEATURES = ("guided",)
 
@@ -40,10 +41,11 @@ class Upsampler(nn.Module):
         kernel_size: int = 5,
     ) -> None:
         super().__init__()
-        self.compress_input = nn.Conv2d(channels, bottleneck_channels, 1)
+        self.compress_input = nn.Conv2d(channels, bottleneck_channels, 1, bias=False)
         self.compress_guide = nn.Conv2d(guide_channels, bottleneck_channels, 1)
         self.encode = nn.Conv2d(bottleneck_channels, kernel_size**2, 3, padding=1)
         self.gate = nn.Conv2d(channels, 1, 1)
+        start_xavier(self.compress_input, self.compress_guide, self.encode, self.gate)
         same = guide_channels == channels
         self.project: nn.Module = nn.Identity() if same else nn.Conv2d(guide_channels, channels, 1, bias=False)
 

@@ -5,6 +5,9 @@ module (FAM): 1x1 convolutions bring both maps to one width, the coarse one is u
 of the two gives a flow of two channels, and the coarse map is read bilinearly at p + flow(p), the flow in pixels of
 the fine map (which at the paper's ratio of 2 is its flow / 2 on the coarse one). It is the closest published relative
 of LaU: features in place of scores, a guide in place of the coarse map alone, and no loss on the flow.
+
+Departures from the authors' code: a sample beyond the border takes the border's value, as LaU's does, where theirs
+takes zeros; and the flow's unit is the paper's, where theirs is about half a fine pixel.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class Upsampler(nn.Module):
         channels: channels of the map.
         feature_channels: not used.
         guide_channels: channels of the guide.
-        bottleneck_channels: width that both maps are brought to; not stated, half of 256 here.
+        bottleneck_channels: width that both maps are brought to; half of the decoder's 256, as in the authors' code.
     """
 
     def __init__(

@@ -4,6 +4,9 @@ Lu et al., "Indices Matter: Learning to Index for Deep Image Matting", ICCV 2019
 variant with context (a convolution of twice the stride's size to twice the channels, batch normalisation, ReLU6, a 1x1
 convolution to k^2, sigmoid). One index map serves all channels. The paper also weights the encoder's pooling by the
 softmax of the same indices; a decoder's upsampler has no pooling to weight, so that this is its unpooling half.
+
+Departures: the paper's k is 2 (a 4x4 convolution); other k are this suite's. Weights start as torch draws them, where
+the authors' matting network draws all of its own from a normal distribution scaled by the fan-out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,12 @@
 
 Lu et al., "SAPA: Similarity-Aware Point Affiliation for Feature Upsampling", NeurIPS 2022: the weight of window point
 y for the output at x is the softmax over the window of sim(x, y), with sim(x, y) = x'y (SAPA-I) or, through two
-low-rank embeddings, (P_x x)'(P_y y) (SAPA-B). Both maps are normalised over their channels first (layer normalisation,
-here without parameters), which keeps the softmax from saturating.
+low-rank embeddings, (P_x x)'(P_y y) (SAPA-B). Both maps are normalised over their channels first (layer normalisation),
+which keeps the softmax from saturating. As in the authors' code and logs, the embeddings are of rank 32 with biases;
+weights start with a standard deviation of 0.02, biases at 0.
+
+Departures: the normalisation has no scale and shift of its own, which the embeddings express as well, and which the
+SAPA-I of the printed tables, without parameters, cannot have. SAPA-G, with a gate in the query, is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laurepro.errors import LaureproError
-from laurepro.upsamplers._reassembly import blocks, covering, ratio, reassemble, windows
+from laurepro.upsamplers._reassembly import blocks, covering, ratio, reassemble, start_normal, windows
 
 FEATURES = ("guided",)
 
@@ -27,7 +31,7 @@ class Upsampler(nn.Module):
         feature_channels: not used.
         guide_channels: channels of the guide.
         similarity: "bilinear" (SAPA-B), or "inner" (SAPA-I, without parameters), which needs as many channels in both.
-        bottleneck_channels: rank of the embeddings of "bilinear", the paper's 32.
+        bottleneck_channels: rank of the embeddings of "bilinear", the authors' 32.
         kernel_size: of the window, the paper's 5; odd.
     """
 
@@ -46,8 +50,9 @@ class Upsampler(nn.Module):
         self.query: nn.Module = nn.Identity()
         self.key: nn.Module = nn.Identity()
         if similarity == "bilinear":
-            self.query = nn.Conv2d(guide_channels, bottleneck_channels, 1, bias=False)
-            self.key = nn.Conv2d(channels, bottleneck_channels, 1, bias=False)
+            self.query = query = nn.Conv2d(guide_channels, bottleneck_channels, 1)
+            self.key = key = nn.Conv2d(channels, bottleneck_channels, 1)
+            start_normal(query, key, std=0.02)
         elif guide_channels != channels:
             raise LaureproError(
                 f"upsampler 'sapa', similarity 'inner': the guide has {guide_channels} channels, the map {channels}",
