@@ -103,8 +103,7 @@ class Estimator:
             disk = float(KEPT_BYTES * cost.params) if cost else None
         if measured is not None:
             if measured.memory_bytes is not None:
-                together = self.machine.units if self.machine.is_cpu else self.machine.capacity
-                memory = Span(1 - MARGIN, 1.0, 1 + MARGIN).times(measured.memory_bytes * together)
+                memory = Span(1 - MARGIN, 1.0, 1 + MARGIN).times(measured.memory_bytes * _together(job, self.machine))
             disk = disk if measured.disk_bytes is None else float(measured.disk_bytes)
         return JobCost(seconds, basis, memory, disk)
 
@@ -206,8 +205,14 @@ def _memory(job: Job, cost: costs.Cost, machine: Machine) -> Span:
     area = e.data.crop_size**2 / (e.profile.height * e.profile.width)
     held = cost.activation_bytes * area * math.ceil(e.train.batch_size / processes)
     state = float(STATE_BYTES * cost.params)
-    jobs = machine.units if machine.is_cpu else machine.capacity
-    return ACTIVATIONS.times(held).plus(Span(state, state, state)).times(jobs)
+    return ACTIVATIONS.times(held).plus(Span(state, state, state)).times(_together(job, machine))
+
+
+def _together(job: Job, machine: Machine) -> int:
+    """Such jobs that share a unit's memory at a time: a GPU's, or all that a CPU's seats hold."""
+    if not machine.is_cpu:
+        return machine.capacity
+    return max(1, machine.units // core_seats_of(job, machine.context, machine.units))
 
 
 def _job(found: Record) -> Job:

@@ -90,6 +90,7 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
     from laurepro import model, pretrained
     from laurepro.datasets import info_of
     from laurepro.stages import prepare
+    from laurepro.stages.evaluate import ready
 
     classes: tuple[str, ...] = info_of(experiment.data).classes
     device = prepare(experiment.train.threads)
@@ -98,7 +99,7 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
         pretrained.load_released(network, pretrained.read_state_dict(file))
     except LaureproError as error:
         raise LaureproError(f"{address} from {file}: {error}") from None
-    return Trained(network.to(device).eval(), device, experiment.eval, classes)
+    return Trained(ready(network, experiment.eval, device), device, experiment.eval, classes)
 
 
 def check(files: Iterable[Path]) -> None:

@@ -307,18 +307,18 @@ class Queue:
 
     def begin(self, task: Task, end: float) -> None:
         """Start it if there is room; what is left of the time is divided over what is left of the kinds."""
-        cores, processes = len(self.seats.taken), self.context.nproc_per_node
-        count = processes if self.devices else local.core_seats_of(task.job, self.context, cores)
+        units, processes = len(self.seats.taken), self.context.nproc_per_node
+        count = processes if self.devices else local.core_seats_of(task.job, self.context, units)
         seats = self.seats.take(count, alone=False)
         if seats is None:
             return
-        at_a_time = len(self.seats.taken) * self.seats.capacity / self.context.nproc_per_node
+        at_a_time = units * self.seats.capacity / count
         left = [t for t in [*self.waiting, *self.running] if not t.stopping]
         task.slice = max(LEAST_SECONDS, (end - time.monotonic()) * at_a_time / len(left))
         self.waiting.remove(task)
-        units = tuple(self.devices[unit] for unit in seats) if self.devices else ()
+        devices = tuple(self.devices[unit] for unit in seats) if self.devices else ()
         task.seats, task.started = seats, time.time()
-        task.process = local.start(task.job, self.context, units)
+        task.process = local.start(task.job, self.context, devices)
         self.running.append(task)
 
     def watch(self, task: Task, budget: float) -> None:
@@ -337,7 +337,7 @@ class Queue:
     def _memory(self, task: Task) -> int | None:
         """Bytes of a job of one process: of its GPU, which it has to itself, or the most that was resident."""
         assert task.process is not None
-        if len(task.seats) > 1 or self.seats.capacity > 1:
+        if self.context.nproc_per_node > 1 or self.seats.capacity > 1:
             return None
         if not self.devices:
             return _resident(task.process.pid)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import PIL.Image
 import pytest
@@ -544,21 +545,44 @@ def test_a_decoded_split_is_the_same_and_its_files_are_not_read(prepared: Path) 
 def test_a_decoded_split_of_other_data_is_not_used(prepared: Path) -> None:
     decode = prepared / "camvid" / "decoded"
     _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
-    assert camvid.Dataset(prepared, "val")._files._decoded is not None
+    assert camvid.Dataset(prepared, "val")._files.decoded is not None
     manifest = prepared / "camvid" / "manifest.json"
     content = manifest.read_bytes()
     manifest.write_bytes(content + b"\n")
-    assert camvid.Dataset(prepared, "val")._files._decoded is None
+    assert camvid.Dataset(prepared, "val")._files.decoded is None
     manifest.write_bytes(content)
     pixels = (decode / "val.pixels").read_bytes()
     (decode / "val.pixels").write_bytes(pixels[:-1])  # cut off
-    assert camvid.Dataset(prepared, "val")._files._decoded is None and verified(prepared) == []
+    assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
     (decode / "val.pixels").write_bytes(bytes([pixels[0] ^ 1]) + pixels[1:])  # one bit
     (wrong,) = verified(prepared)
-    assert wrong.startswith(f"{decode / 'val.pixels'}: is not what was decoded (checksum)")
+    assert wrong.startswith(f"{decode / 'val.pixels'}: 1 pictures are not what the files hold")
     for broken in ("", "[]", "{}", '{"sizes": [[1, "a"]]}'):
         (decode / "val.json").write_text(broken)
-        assert camvid.Dataset(prepared, "val")._files._decoded is None and verified(prepared) == []
+        assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
+
+
+def test_only_what_was_prepared_is_decoded(prepared: Path) -> None:
+    file = prepared / "camvid" / "val" / f"{NAMES['val'][0]}.jpg"
+    content = file.read_bytes()
+    PIL.Image.fromarray(255 - np.asarray(PIL.Image.open(file))).save(file)
+    with pytest.raises(LaureproError, match=r"val_00000.jpg: is not the file that was prepared"):
+        _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
+    file.write_bytes(content)
+    with (
+        filelock.FileLock(prepared / "camvid" / _files.LOCK),
+        pytest.raises(LaureproError, match="another process prepares or decodes it"),
+    ):
+        _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
+
+
+def test_another_decoder_is_told_and_not_used(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
+    monkeypatch.setattr(_decoded, "DECODER", "Pillow 0.1")
+    assert camvid.Dataset(prepared, "val")._files.decoded is None
+    assert "val.json: is of other data, or of another decoder, and not used" in caplog.text
 
 
 def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,11 +600,13 @@ def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.Monkey
         if done == 1:
             raise KeyboardInterrupt
 
+    (folder / "decoded" / ".writing-val.pixels").write_bytes(b"of a process that was killed")
     _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)
+    assert sorted(f.name for f in (folder / "decoded").iterdir()) == ["val.json", "val.pixels"]
     with pytest.raises(KeyboardInterrupt):
         _files.decode(camvid.LAYOUT, folder, "val", stopped)
     assert sorted(f.name for f in (folder / "decoded").iterdir()) == ["val.pixels"]  # without its index: not used
-    assert camvid.Dataset(prepared, "val")._files._decoded is None and verified(prepared) == []
+    assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
     (folder / "val" / f"{NAMES['val'][1]}.jpg").write_bytes(b"no picture")
-    with pytest.raises(LaureproError, match=f"{NAMES['val'][1]}.jpg: is no picture"):
+    with pytest.raises(LaureproError, match=f"{NAMES['val'][1]}.jpg: is not the file that was prepared"):
         _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)

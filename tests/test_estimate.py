@@ -393,6 +393,26 @@ def test_this_machines_gpus_are_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     task.process.wait()
 
 
+def test_a_job_with_more_threads_takes_more_seats_and_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pretraining of scale smoke: two threads, where the others have one."""
+    monkeypatch.setattr(local, "gpus", list)
+    monkeypatch.setattr(local, "cores", lambda: 2)
+    queue = probe.Queue([], CONTEXT, tmp_path, 2)
+    job = job_of(ROW, "train", scale="smoke")
+    assert job.starts_from is not None
+    found = [local.core_seats_of(j, CONTEXT, 2) for j in (job, job.starts_from)]
+    assert found == [1, 2]
+    machine = Machine("cpu", None, 2, CONTEXT)
+    assert [estimate._together(j, machine) for j in (job, job.starts_from)] == [2, 1]
+    task = probe.Task(job.starts_from, None, seats=(0, 1))
+    task.process = local.Process(["sleep", "5"])
+    assert (queue._memory(task) or 0) > 0
+    task.process.kill()
+    task.process.wait()
+
+
 # -------------------------------------------------------------------------------------------------------- the budget
 
 

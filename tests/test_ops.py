@@ -713,6 +713,27 @@ def test_wide_maps_with_their_channels_side_by_side_are_sampled_so(monkeypatch: 
         torch.testing.assert_close(one, apart, rtol=1e-4, atol=1e-4)
 
 
+def test_rows_that_32_bits_cannot_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for limit in (2**31, 1):
+        monkeypatch.setattr(_taps, "_INT32", limit)
+        input, offset = FIXED.float().clone().requires_grad_(True), torch.full((1, 2, 4, 6), 0.3).requires_grad_(True)
+        value = location_aware_upsample(input, offset, 2)
+        results.append((value, *torch.autograd.grad(value.square().sum(), (input, offset))))
+    for few, many in zip(*results, strict=True):
+        assert torch.equal(few, many)
+
+
+def test_a_map_without_learned_offsets_may_be_changed_in_place() -> None:
+    """Its values are in no gradient but the offset's."""
+    leaf = torch.randn(1, 33, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    map = leaf * 1
+    value = location_aware_upsample(map, torch.zeros(1, 2, 8, 8), 2)
+    map.relu_()
+    value.sum().backward()
+    assert leaf.grad is not None
+
+
 def test_memory_of_the_gradients_is_that_of_their_maps() -> None:
     input = torch.randn(1, 33, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_(True)
     offset = torch.zeros(1, 2, 8, 8, requires_grad=True)

@@ -387,6 +387,12 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     out["train"] = tuple(train.run(together_job(), context))
     assert len(told) == (STEPS - 5 if rank == 0 else 0)
     out["straight"] = tuple(train.run(together_job(), make_context(folder / "straight")))
+    train.BEHIND["cpu"] = 1  # as GPUs, whose losses are read while the next step is under way
+    with pytest.raises(Stopped):
+        train.run(together_job(), make_context(folder / "behind", stop=after(3 if rank == 1 else 10**6)))
+    assert (folder / "behind" / "checkpoint-00000004.ckpt").is_file()
+    out["behind"] = tuple(train.run(together_job(), make_context(folder / "behind")))
+    train.BEHIND["cpu"] = 0
     out["sampled"] = tuple(train.run(sampled_job(), make_context(folder / "sampled")))
     with pytest.raises(LaureproError, match="the 4 pictures of each of 2 processes cannot be split"):
         train.run(make_job(train={"batch_size": 8, "accumulate": 8}), make_context(folder / "odd"))
@@ -426,6 +432,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert [step for step, _ in two[0].curve] == [step for step, _ in one.curve]
     np.testing.assert_allclose([v for _, v in two[0].curve], [v for _, v in one.curve], rtol=0, atol=1e-5)
     assert Result(*ranks[0]["straight"]) == two[0]  # stopped and resumed or not
+    assert Result(*ranks[0]["behind"]) == two[0]  # and with losses read late
     sampled = train.run(sampled_job(), make_context(tmp_path / "sampled1"))
     assert Result(*ranks[1]["sampled"]).curve[0][1] == pytest.approx(sampled.curve[0][1], abs=1e-5)
     train.run(micro_job(), make_context(tmp_path / "micro1"))

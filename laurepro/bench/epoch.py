@@ -13,6 +13,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,17 +97,12 @@ def _rows(case: str, e: spec.Experiment, pictures: Generated, options: Options, 
     batches = Batches(pictures, e.data, 0, e.train.batch_size, 0, 1, on_device=case.endswith("cut"))
     held = next(batches.tensors(0, 1, 1, device))
 
-    def epoch() -> Iterator[tuple[Tensor, Tensor]]:
-        return batches.tensors(0, steps, workers, device)
-
-    def again() -> Iterator[tuple[Tensor, Tensor]]:
-        return (held for _ in range(steps))
-
+    read = batches.tensors(0, (options.rounds + 1) * steps, workers, device)  # epoch after epoch, as a training has it
     taken: dict[str, list[tuple[float, float]]] = {"epoch": [], PEER: []}
     for turn in range(options.rounds + 1):
-        for name, source in (("epoch", epoch), (PEER, again)):
-            found = _timed(stepper, source(), device)
-            if turn:  # the first one decodes, allocates and tunes
+        for name, source in (("epoch", islice(read, steps)), (PEER, repeat(held, steps))):
+            found = _timed(stepper, source, device)
+            if turn:  # the first one decodes, brings the set to the GPU, allocates and tunes
                 taken[name].append(found)
     base = min(seconds for seconds, _ in taken[PEER])
     rows = []

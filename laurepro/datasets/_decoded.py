@@ -1,16 +1,16 @@
 """A split decoded once, in one file that all processes of a machine map: `laurepro data decode`.
 
     ROOT/<name>/decoded/<split>.pixels   picture after picture: colours uint8 [H, W, 3], then the label map uint8 [H, W]
-    ROOT/<name>/decoded/<split>.json     written last: digests of manifest and pixels, height and width of each
+    ROOT/<name>/decoded/<split>.json     written last: the manifest's digest, who decoded, height and width of each
 
-A cache, and no part of the data set: where it is missing, or was made from another manifest, the files are read.
-Pictures and label maps are the same, bit for bit.
+A cache, and no part of the data set: where it is missing, or was made from another manifest or by another version of
+the decoder, the files are read. Pictures and label maps are the same, bit for bit.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -19,15 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 
 from laurepro.datasets import Image
 from laurepro.errors import LaureproError
+from laurepro.record import write_atomic
 
 FOLDER = "decoded"
 SCHEMA = 1
 TEMPORARY = ".writing-"  # begins the name of a file that is not whole yet
 CHANNELS = 4  # bytes of a pixel: three colours and the label map's value
-_CHUNK = 2**24
+DECODER = f"Pillow {PIL.__version__}"
+_log = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.uint8]
 
@@ -53,17 +56,22 @@ class Decoded:
 
 
 def find(folder: Path, split: str, manifest_sha256: str | None, count: int) -> Decoded | None:
-    """The decoded split, where there is one of just this data; its digest is `laurepro data verify`'s to check."""
+    """The decoded split, where there is one of just this data. One that does not fit is told in the log."""
+    file = folder / FOLDER / f"{split}.json"
     try:
-        index = json.loads((folder / FOLDER / f"{split}.json").read_bytes())
+        index = json.loads(file.read_bytes())
         sizes = [(int(height), int(width)) for height, width in index["sizes"]]
-        file = folder / FOLDER / f"{split}.pixels"
-        fits = file.stat().st_size == sum(CHANNELS * height * width for height, width in sizes) and len(sizes) == count
-        if index["schema"] != SCHEMA or index["manifest"] != manifest_sha256 or not (fits and sizes):
-            return None
-        return Decoded(file, sizes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        wanted = {"schema": SCHEMA, "manifest": manifest_sha256, "decoder": DECODER}
+        size = file.with_suffix(".pixels").stat().st_size
+        fits = size == sum(CHANNELS * height * width for height, width in sizes) and len(sizes) == count > 0
+        if fits and all(index[key] == value for key, value in wanted.items()):
+            return Decoded(file.with_suffix(".pixels"), sizes)
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    _log.warning("%s: is of other data, or of another decoder, and not used", file)
+    return None
 
 
 def write(
@@ -74,6 +82,8 @@ def write(
     manifest_sha256: str | None,
 ) -> int:
     """Decode a split, and return the bytes that it takes. Stopped at any moment, nothing half done is used.
+
+    The caller has the folder's lock: what a process that was killed left is removed.
 
     Args:
         folder: of the prepared data set.
@@ -87,45 +97,28 @@ def write(
     """
     place = folder / FOLDER
     needed = sum(CHANNELS * height * width for height, width in sizes)
-    temporary = place / f"{TEMPORARY}{os.getpid()}-{split}.pixels"
-    digest = hashlib.sha256()
+    temporary = place / f"{TEMPORARY}{split}.pixels"
     try:
         place.mkdir(exist_ok=True)
+        for left in place.glob(f"{TEMPORARY}{split}.*"):
+            left.unlink()
         if (free := shutil.disk_usage(place).free) < needed:
             raise LaureproError(f"{place}: {split} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
         (place / f"{split}.json").unlink(missing_ok=True)
         with open(temporary, "wb") as stream:
             for (image, mask), size in zip(pictures, sizes, strict=True):
                 if mask.shape != size or image.shape != (*size, 3):
-                    raise LaureproError(
-                        f"{place}: a picture of {split} is {image.shape}, {mask.shape}, expected {size}"
-                    )
-                for part in (image, mask):
-                    content = np.ascontiguousarray(part).tobytes()
-                    digest.update(content)
-                    stream.write(content)
+                    raise LaureproError(f"{place}: {split} has {image.shape} with {mask.shape}, expected {size}")
+                stream.write(np.ascontiguousarray(image).tobytes())
+                stream.write(np.ascontiguousarray(mask).tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(temporary, place / f"{split}.pixels")
-        index = {"schema": SCHEMA, "manifest": manifest_sha256, "sha256": digest.hexdigest(), "sizes": sizes}
-        whole = temporary.with_suffix(".json")
-        whole.write_text(json.dumps(index))
-        os.replace(whole, place / f"{split}.json")
+        index = {"schema": SCHEMA, "manifest": manifest_sha256, "decoder": DECODER, "sizes": sizes}
+        write_atomic(place / f"{split}.json", json.dumps(index))
     except OSError as error:
         raise LaureproError(f"{place}: {error.strerror}") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return needed
-
-
-def problems(folder: Path, split: str, manifest_sha256: str | None, count: int) -> list[str]:
-    """What is wrong with a decoded split. One of another manifest is only out of date, and is not used."""
-    found = find(folder, split, manifest_sha256, count)
-    if found is None:
-        return []
-    file, digest = folder / FOLDER / f"{split}.pixels", hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() == json.loads(file.with_suffix(".json").read_bytes())["sha256"]:
-        return []
-    return [f"{file}: is not what was decoded (checksum); remove it, or decode again"]

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
@@ -111,7 +112,7 @@ class Files:
         self._table = layout.table.astype(np.int64)
         self._labelled = split not in layout.unlabelled
         self._paths = [paths_of(layout, split, name, files) for name in names]
-        self._decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(names))
+        self.decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(names))
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -123,7 +124,7 @@ class Files:
         Raises:
             LaureproError: A file cannot be read, or holds a label that means nothing.
         """
-        image, mask = self.values(index) if self._decoded is None else self._decoded[index]
+        image, mask = self.values(index) if self.decoded is None else self.decoded[index]
         if not self._labelled:
             return image, np.full(image.shape[:2], -1, np.int64)
         label: Label = self._table.take(mask)
@@ -157,12 +158,44 @@ class Files:
 
 
 def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
-    """Decode a split once for all runs, and return its bytes; see `laurepro.datasets._decoded.write`."""
+    """Decode a split once for all runs, and return its bytes; see `laurepro.datasets._decoded.write`.
+
+    Raises:
+        LaureproError: a file is not the one that was prepared; another process writes to the folder; the disk.
+    """
+    if faults := problems(layout, folder.parent, (split,)):
+        raise LaureproError(faults[0], f"laurepro data verify {layout.name}")
     files = Files(layout, folder.parent, split)
     indices = list(range(len(files)))
     sizes = [files.size(index) for index in indices]
     pictures = parallel(files.values, indices, report)
-    return _decoded.write(folder, split, pictures, sizes, manifest_sha256(folder))
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            return _decoded.write(folder, split, pictures, sizes, manifest_sha256(folder))
+    except filelock.Timeout:
+        raise LaureproError(f"{folder}: another process prepares or decodes it", "wait for it to end") from None
+    except OSError as error:
+        raise LaureproError(f"{folder / LOCK}: {error.strerror}") from None
+
+
+def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
+    """Whether each decoded picture is what its files hold; nothing where none is decoded."""
+    files = Files(layout, folder.parent, split)
+    decoded = files.decoded
+    if decoded is None:
+        return []
+
+    def differs(index: int) -> bool:
+        pairs = zip(decoded[index], files.values(index), strict=True)
+        return not all(np.array_equal(have, expected) for have, expected in pairs)
+
+    wrong = list(parallel(differs, list(range(len(files))), lambda done, total: None))
+    if not any(wrong):
+        return []
+    return [
+        f"{folder / _decoded.FOLDER / split}.pixels: {sum(wrong)} pictures are not what the files hold; remove it, or "
+        f"laurepro data decode {layout.name}"
+    ]
 
 
 def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:

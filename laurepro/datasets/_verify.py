@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from laurepro.datasets import _decoded
 from laurepro.datasets._files import (
     Layout,
     Pixels,
@@ -17,7 +16,7 @@ from laurepro.datasets._files import (
     Unreadable,
     check_lists,
     check_picture,
-    manifest_sha256,
+    decoded_problems,
     parallel,
     paths_of,
     read_list,
@@ -99,8 +98,8 @@ def verify(layout: Layout, folder: Path, report: Report) -> Found:
         digests |= digest
         by_name[paths] = pixels
     faults += _of_checksums(folder, files, digests)
-    for split, listed in names.items():
-        faults += _decoded.problems(folder, split, manifest_sha256(folder), len(listed))
+    if not faults:
+        faults = [fault for split in names for fault in decoded_problems(layout, folder, split)]
     totals = {
         split: np.sum([by_name[paths_of(layout, split, name, files, folder)] for name in listed], axis=0, initial=0)
         for split, listed in names.items()

@@ -249,7 +249,7 @@ def core_seats(plan: Plan, context: LaunchContext) -> int:
 
 def core_seats_of(job: Job, context: LaunchContext, seats: int) -> int:
     """How many of them its processes take: as many as their threads fill, and no more than there are."""
-    each = max(1, round(job_threads(job, context) * seats / cores()))
+    each = math.ceil(job_threads(job, context) * seats / cores())
     return min(seats, context.nproc_per_node * each)
 
 

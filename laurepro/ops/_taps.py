@@ -1,8 +1,7 @@
 """Sampling on a CPU: a sample is a weighted sum of four input pixels, each a row of a table with its channels in a row.
 
 `embedding_bag` computes such sums several times faster than `grid_sample`, which goes through memory once for each
-channel. The gradient of the table is such a sum again: over the output pixels, sorted by the cell that they lie in. No
-sum depends on the number of threads, so that neither do the results' bits.
+channel. The gradient of the table is such a sum again: over the output pixels, sorted by the cell that they lie in.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LEAST_CHANNELS = 32  # of a row: with fewer, torch's sampler is as fast, and its logarithm of a softmax faster
+_INT32 = 2**31  # rows that 32 bits can number
 _BLOCK = 2**18  # elements of a temporary map: what stays in a core's cache
 
 
 class Axis(NamedTuple):
     """Where samples lie along one axis."""
 
-    low: Tensor  # the input line at or before the position, an integer; broadcasts to (N, H, W)
-    step: Tensor  # from there to the next line: 0 at the last one; as `low`
-    fraction: Tensor  # of the way to the next line, (N, H, W)
-    moves: Tensor  # whether a sample moves with its offset: not where it is clamped, or at the last line; as `low`
+    fraction: Tensor  # of the way from the input line at or before the position to the next one, (N, H, W)
+    moves: Tensor  # whether a sample moves with its offset: not where it is clamped, or at the last line
 
 
 class Taps(NamedTuple):
@@ -52,6 +50,8 @@ def eligible(input: Tensor, groups: int) -> bool:
 class Sample(torch.autograd.Function):
     """See `laurepro.ops.upsample.sample`; a channels_last `input` gives a channels_last output.
 
+    No sum depends on the number of threads, so that neither do the bits of value and gradients.
+
     `lines`, `columns`: positions of zero offsets, (H, 1) and (W,). `code`: the derivative on whole coordinates.
     """
 
@@ -70,27 +70,29 @@ class Sample(torch.autograd.Function):
         taps = _taps(offset, lines, columns, sizes, (n, h, w))
         weights = _weights(taps)
         value = _sums(table, taps, weights)
-        ctx.save_for_backward(
-            table, offset, lines, columns, weights, taps.rows, taps.starts, *taps.axes[0], *taps.axes[1]
-        )
+        down, right = taps.axes
+        kept = (weights, taps.rows, taps.starts, down.fraction, right.fraction, down.moves, right.moves)
+        # The map's values are for the offset's gradient alone: without one, the map may be changed in place.
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, offset, lines, columns, *kept)
         ctx.sizes, ctx.code, ctx.shape = sizes, code, input.shape
         return value.view(n, len(lines), len(columns), c).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, offset, lines, columns, weights, rows, starts, *axes = ctx.saved_tensors
-        taps = Taps(rows, starts, (Axis(*axes[:4]), Axis(*axes[4:])))
-        table, grad_rows = table.detach(), _table(grad)
-        nan = (taps.axes[0].fraction + taps.axes[1].fraction).isnan()
+        input, offset, lines, columns, weights, rows, starts, down, right, *moves = ctx.saved_tensors
+        taps, grad_rows = Taps(rows, starts, (Axis(down, moves[0]), Axis(right, moves[1]))), _table(grad)
+        nan = (down + right).isnan()
         if nan.any():
-            down, right = (axis._replace(fraction=axis.fraction.nan_to_num(0.0)) for axis in taps.axes)
-            taps = taps._replace(axes=(down, right))
+            axes = [axis._replace(fraction=axis.fraction.nan_to_num(0.0)) for axis in taps.axes]
+            taps = taps._replace(axes=(axes[0], axes[1]))
             weights, grad_rows = _weights(taps), grad_rows.masked_fill(nan.view(-1, 1), 0.0)
-        need_input, need_offset = ctx.needs_input_grad[:2]
-        grad_input = _grad_input(grad_rows, taps, weights, ctx.shape) if need_input else None
-        grad_offset = _grad_offset(grad_rows, table, taps) if need_offset else None
-        if grad_offset is not None and ctx.code:
+        grad_input = _grad_input(grad_rows, taps, weights, ctx.shape) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_input, None, None, None, None, None
+        table = _table(input.detach())
+        grad_offset = _grad_offset(grad_rows, table, taps)
+        if ctx.code:
             minus = -torch.linalg.vecdot(grad_rows, _sums(table, taps, weights)).view(grad_offset[:, 0].shape)
             for axis, base in enumerate((lines, columns)):
                 position = offset[:, axis] + base
@@ -106,21 +108,22 @@ def _taps(
     n, h, w = shape
     height, width = len(lines), len(columns)
     samples = n * height * width
-    dtype = torch.int32 if max(4 * samples, n * h * w) < 2**31 else torch.int64
-    axes = []
+    dtype = torch.int32 if max(4 * samples, n * h * w) < _INT32 else torch.int64
+    axes, low, step = [], [], []
     for axis, base in enumerate((lines, columns)):
         position = base[None] if offset is None else offset[:, axis] + base
         clamped = position.clamp(0, sizes[axis] - 1)
-        low = clamped.floor()
-        line = low.nan_to_num(0.0).to(dtype)
-        further = line < sizes[axis] - 1
-        fraction = (clamped - low).expand(n, height, width)
-        axes.append(Axis(line, further.to(dtype), fraction, further & (position == clamped)))
+        line = clamped.floor()
+        fraction = (clamped - line).expand(n, height, width)
+        low.append(line.nan_to_num(0.0).to(dtype))
+        further = low[axis] < sizes[axis] - 1
+        step.append(further.to(dtype))
+        axes.append(Axis(fraction, further & (position == clamped)))
     rows = torch.empty(n, height, width, 4, dtype=dtype)
     images = torch.arange(0, n * h * w, h * w, dtype=dtype)[:, None, None]
-    first = axes[0].low * w + axes[1].low + images
-    down = first + axes[0].step * w
-    for corner, row in enumerate((first, first + axes[1].step, down, down + axes[1].step)):
+    first = low[0] * w + low[1] + images
+    down = first + step[0] * w
+    for corner, row in enumerate((first, first + step[1], down, down + step[1])):
         rows[..., corner] = row
     return Taps(rows.view(-1), torch.arange(0, 4 * samples + 1, 4, dtype=dtype), (axes[0], axes[1]))
 

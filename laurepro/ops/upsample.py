@@ -60,8 +60,8 @@ def location_aware_upsample(
             position in [0, n - 1] is -V (their far tap drops out there).
         backend: "cupy", "torch", or "auto": "cupy" on a CUDA device where CuPy is installed (`laurepro[cuda13]`), else
             "torch", with one warning if the device is a CUDA device; "torch" also for a dtype or a size that the
-            kernels do not take. Both compute the same function; they differ by rounding. With "cupy" a channels_last
-            `input` gives a channels_last output.
+            kernels do not take. Both compute the same function; they differ by rounding. With "cupy", and on a CPU
+            with 32 channels or more and M = 1, a channels_last `input` gives a channels_last output.
 
     Returns:
         V, (N, C, h k_h, w k_w), in the dtype of `input`. Half types are computed in float32; otherwise

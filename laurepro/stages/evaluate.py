@@ -94,8 +94,12 @@ def load_network(
     """The experiment's network with its final weights, in evaluation mode on the device."""
     network = model.build(experiment.model, experiment.op, classes)
     network.load_state_dict(weights)
-    if experiment.eval.precision == "bfloat16":
-        network.autocast = torch.bfloat16
+    return ready(network, experiment.eval, device)
+
+
+def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -> model.Network:
+    """The network as the evaluation wants it: on the device, in its precision, in evaluation mode."""
+    network.autocast = torch.bfloat16 if evaluation.precision == "bfloat16" else None
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
 

@@ -321,7 +321,8 @@ class IdleClock:
     """How long the device stands still between steps: for pictures, the host, checkpoints.
 
     A GPU is asked for the time from the end of one step's work to the begin of the next's, by events of its stream;
-    where it waits for the host within a step is not seen. Of a CPU it is the time that the loop spends elsewhere.
+    where it waits for the host within a step is not seen, and pictures that are cut there count as a wait. Of a CPU
+    it is the time that the loop spends elsewhere.
     """
 
     def __init__(self, device: torch.device) -> None:
