@@ -7,16 +7,15 @@ is tested, and by its sign alone.
 from __future__ import annotations
 
 import math
-import os
 import statistics
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from laurepro import report
 
 pytestmark = pytest.mark.acceptance
-WHERE = Path(os.environ.get("LAUREPRO_ACCEPTANCE", "runs/acceptance"))
+WHERE = ROOT / "runs" / "acceptance"
 
 
 def by_seed(address: str) -> dict[int, float]:

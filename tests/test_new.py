@@ -62,7 +62,7 @@ def test_the_page_until_its_training(tmp_path: Path) -> None:
 def test_the_whole_page(tmp_path: Path) -> None:
     """To the row with its interval."""
     *_, report, explained = follow(tmp_path, steps())
-    (line,) = [x for x in report.splitlines() if "my upsampler" in x]
+    (line,) = [x for x in report.splitlines() if x.strip().startswith("EncNet, my")]  # the label may go on below
     assert re.search(r"\[[+-]\d+\.\d+, [+-]\d+\.\d+\]", report) and " 3 " in line
     assert "plugins/rows/table9/my_upsampler.yaml" in explained
 
