@@ -1,4 +1,4 @@
-"""`laurepro data`: what each data set needs, its originals brought into one form, and what is wrong with a copy."""
+"""`laurepro data`: what each data set needs, its originals in one form, what is wrong with a copy, and it decoded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _root = click.option(
 
 @click.group("data")
 def command() -> None:
-    """The data sets: what each needs, prepare them from their originals, verify a copy."""
+    """The data sets: what each needs, prepare them from their originals, verify a copy, decode it once."""
 
 
 @command.command("list")
