@@ -58,10 +58,11 @@ bench-gpu: $(VENV)/.run ## Every benchmark on a GPU, into results/bench/
 	  --output results/bench/data.json || failed=1; \
 	exit $$failed
 
-lint: $(VENV)/.dev ## Lint, format and type checks
+lint: $(VENV)/.dev ## Lint, format, type and import checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.run ## The pages and the API reference as a site, site/index.html
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -5,6 +5,8 @@ With one process every function here is the identity, and nothing is set up.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
 import os
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from laurepro import distributed
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer fails, rather than hang for ever
 
@@ -151,3 +155,40 @@ def _convert(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _convert(child))
     return module
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse what a step frees for the next one, where it would give it back and have each page made anew.
+
+    Steps of scale smoke take 0.85 of the time with it (docs/speed.md). Elsewhere than in glibc nothing happens.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # parameters of mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**25)  # the most that glibc takes
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def prepare(threads: int | None) -> torch.device:
+    """Set the number of threads and deterministic arithmetic; returns the device of this process.
+
+    Only the CPU is held to determinism: some CUDA kernels have no deterministic form. The thread count changes
+    the order of sums, hence the bits, so that it is part of the experiment where bits matter.
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = distributed.device()
+    if device.type == "cpu":
+        _keep_freed_memory()
+    # Not use_deterministic_algorithms: that also tells the compiler, and imports it, which takes longer than all else.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The device for the record: the GPU's name, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

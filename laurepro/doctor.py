@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from laurepro import parts, record, weights
+from laurepro import record
 from laurepro.errors import LaureproError
+from laurepro.spec import parts, weights
 
 
 class Line(NamedTuple):

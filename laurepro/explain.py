@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from laurepro import claims, layers, parts, plan, protocols, spec
+from laurepro import claims, plan, spec
 from laurepro.errors import LaureproError
-from laurepro.layers import Layer
-from laurepro.metrics import METRICS, own_metric
 from laurepro.record import Record
-from laurepro.spec import Experiment, Job, Part, Raw, Row, Scale, Table
+from laurepro.spec import Experiment, Job, Part, Raw, Row, Scale, Table, layers, parts, protocols
+from laurepro.spec.layers import Layer
+from laurepro.spec.metrics import METRICS, own_metric
 
 TOLERANCE = 0.5  # percentage points between our mean and a printed score; `experiments/claims/paper.yaml` says why
 CONFUSABLE = ("miou59", "miou60", "miou60_background")
@@ -201,7 +201,7 @@ def _declared(path: tuple[str, ...], experiment: Experiment) -> str:
     """Where a default stands: a plug-in's class, or the fields' own file."""
     if len(path) == 3 and path[:1] == ("model",) and path[1] in FOLDERS and path[2] != "kind":
         return f"laurepro/{FOLDERS[path[1]]}/{getattr(experiment.model, path[1]).kind}.py"
-    return "laurepro/fields.py"
+    return "laurepro/spec/fields.py"
 
 
 def _place(layer: Layer, path: tuple[str, ...]) -> tuple[int | None, str | None]:

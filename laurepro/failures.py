@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -112,3 +114,18 @@ def _ranks(log: str) -> list[tuple[int, int]]:
     found = {int(rank): int(code) for rank, code in _ENTRY.findall(log)}
     order = {0: 1, -signal.SIGTERM: 2}
     return sorted(found.items(), key=lambda rc: (order.get(rc[1], 1 if rc[1] > 0 else 0), rc[0]))
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent is (Linux): an orphan would train on against a second copy of itself.
+
+    What it sets outlives exec, so that the launcher sets it for torchrun's agent too.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+STOP = "STOP"  # a file of this name in a job's folder asks it to write a checkpoint and stop

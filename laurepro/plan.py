@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from laurepro import spec
 from laurepro.errors import LaureproError, unknown
-from laurepro.metrics import METRICS
 from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table
+from laurepro.spec.metrics import METRICS
 
 
 class RowPlan(NamedTuple):

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from laurepro import record, scores
+from laurepro import record
 from laurepro.errors import LaureproError
+from laurepro.evaluation import scores
 from laurepro.record import Record
 from laurepro.spec import Job
 
@@ -176,7 +177,8 @@ def rerun(found: Record, runs: Path, data: Path, progress: Callable[[dict[str, A
 
     import torch
 
-    from laurepro import checkpoint, parts
+    from laurepro.network import checkpoint
+    from laurepro.spec import parts
     from laurepro.stages import Context
 
     digest = checkpoint.weights_sha256(checkpoint.load_weights(folder))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import datetime
 import json
 import logging
@@ -26,26 +25,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from laurepro import failures, parts, record
+from laurepro import failures, record
 from laurepro.errors import LaureproError
-from laurepro.failures import BAD_INPUT, BUSY, STOPPED
-from laurepro.launchers import STOP
-from laurepro.spec import Job
+from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent
+from laurepro.spec import Job, parts
 
 GO = -1  # what rank 0 says where there is work; any other number is the exit code
 _stop = False
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def die_with_parent() -> None:
-    """Be killed when the parent is (Linux): an orphan would train on against a second copy of itself.
-
-    What it sets outlives exec, so that the launcher sets it for torchrun's agent too.
-    """
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _orphaned() -> bool:
@@ -147,9 +133,10 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
-    from laurepro import distributed, events
+    from laurepro import distributed
     from laurepro.datasets import copy_sha256
     from laurepro.stages import Context, Stopped
+    from laurepro.training import events
 
     distributed.initialise()
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()

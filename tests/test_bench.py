@@ -22,7 +22,7 @@ from laurepro.bench import eval as evaluation
 from laurepro.bench._sampling import Inputs, Problem, Variant
 from laurepro.cli import main
 from laurepro.errors import LaureproError
-from laurepro.protocols import PROTOCOLS
+from laurepro.spec.protocols import PROTOCOLS
 
 OPTIONS = bench.Options("cpu", "small", rounds=2, only=("*/T/*",), compile=False, memory=False)
 SMALL = Problem("T", 2, 3, 4, 5, 4)

@@ -14,10 +14,11 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from laurepro import bench, training_step
+from laurepro import bench
 from laurepro.bench import _measure, step
 from laurepro.cli import main
 from laurepro.errors import LaureproError
+from laurepro.training import step as training_step
 
 CPU = torch.device("cpu")
 OPTIONS = bench.Options("cpu", "tiny", rounds=1, only=(), compile=False, memory=False)

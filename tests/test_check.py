@@ -11,9 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from laurepro import checks, parts, spec
+from laurepro import checks, spec
 from laurepro.cli import main
 from laurepro.ops import upsample
+from laurepro.spec import parts
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]

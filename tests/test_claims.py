@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from laurepro import claims, plan, record, spec
 from laurepro.checks import arithmetic
-from laurepro.claims import Verdict, inference, model, show
+from laurepro.claims import Verdict, inference, model
 from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.record import Record
+from laurepro.report import claims as show
 
 LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
 

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from laurepro import losses, spec
-from laurepro.counting import within_reach
+from laurepro import spec
 from laurepro.errors import LaureproError
-from laurepro.losses import segmentation_loss
-from laurepro.model import Output
+from laurepro.evaluation.counting import within_reach
+from laurepro.network.model import Output
 from laurepro.spec import Loss, Train
 from laurepro.stages.train import learning_rates
+from laurepro.training import losses
+from laurepro.training.losses import segmentation_loss
 from laurepro.upsamplers import PointSampling, SamplingGrid, grid, grid_offset, lau
 
 GRIDS: list[SamplingGrid] = ["corner", "align_corners", "half_pixel"]

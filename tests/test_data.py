@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from PIL import ImageFilter
 
 from laurepro import spec
-from laurepro.augment import _resize, short_side_at, training_sample
 from laurepro.datasets import open_split, shapes
 from laurepro.errors import LaureproError
+from laurepro.training.augment import _resize, short_side_at, training_sample
 
 
 def test_modules_need_no_torch() -> None:
     code = (
-        "import sys, laurepro.datasets.shapes, laurepro.augment, laurepro.scores, laurepro.stages;"
+        "import sys, laurepro.datasets.shapes, laurepro.training.augment, laurepro.evaluation.scores, laurepro.stages;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,6 +13,8 @@ from laurepro import spec
 from laurepro.datasets import Image, Label, _prepare, camvid
 from laurepro.errors import LaureproError
 from laurepro.stages import Context, evaluate, train
+from laurepro.training import batches as batching
+from laurepro.training.batches import Batches
 
 CPU = torch.device("cpu")
 
@@ -43,24 +45,22 @@ MIXED = [(20 + i % 3, 33 - i % 5) for i in range(11)]
 @pytest.mark.parametrize("augment", [{}, JITTER])
 def test_a_picture_of_an_epoch_is_the_same_for_any_workers_and_ranks(augment: dict[str, object]) -> None:
     settings = data(**augment)
-    whole = list(train.Batches(Plain(*MIXED), settings, 7, 4, 0, 1).read(0, 6, 1))
+    whole = list(Batches(Plain(*MIXED), settings, 7, 4, 0, 1).read(0, 6, 1))
     for workers in (2, 5):
-        for (a, b), (c, d) in zip(
-            whole, train.Batches(Plain(*MIXED), settings, 7, 4, 0, 1).read(0, 6, workers), strict=True
-        ):
+        for (a, b), (c, d) in zip(whole, Batches(Plain(*MIXED), settings, 7, 4, 0, 1).read(0, 6, workers), strict=True):
             np.testing.assert_array_equal(a, c)
             np.testing.assert_array_equal(b, d)
     for world in (2, 4):
-        ranks = [list(train.Batches(Plain(*MIXED), settings, 7, 4, r, world).read(0, 6, 1)) for r in range(world)]
+        ranks = [list(Batches(Plain(*MIXED), settings, 7, 4, r, world).read(0, 6, 1)) for r in range(world)]
         for step, (images, labels) in enumerate(whole):
             for rank in range(world):
                 np.testing.assert_array_equal(ranks[rank][step][0], images[rank::world])
                 np.testing.assert_array_equal(ranks[rank][step][1], labels[rank::world])
     # And from the middle on, as after a restart.
-    (images, labels), *_ = train.Batches(Plain(*MIXED), settings, 7, 4, 0, 1).read(4, 6, 3)
+    (images, labels), *_ = Batches(Plain(*MIXED), settings, 7, 4, 0, 1).read(4, 6, 3)
     np.testing.assert_array_equal(images, whole[4][0])
     np.testing.assert_array_equal(labels, whole[4][1])
-    assert not np.array_equal(next(train.Batches(Plain(*MIXED), settings, 8, 4, 0, 1).read(0, 1, 1))[0], whole[0][0])
+    assert not np.array_equal(next(Batches(Plain(*MIXED), settings, 8, 4, 0, 1).read(0, 1, 1))[0], whole[0][0])
 
 
 def test_decoded_once_and_kept_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +68,11 @@ def test_decoded_once_and_kept_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     pictures = Plain(*MIXED)
     get = Plain.__getitem__
     monkeypatch.setattr(Plain, "__getitem__", lambda self, index: reads.append(index) or get(self, index))
-    kept = list(train.Batches(pictures, data(), 0, 4, 0, 1).read(0, 12, 1))
+    kept = list(Batches(pictures, data(), 0, 4, 0, 1).read(0, 12, 1))
     assert len(reads) <= 1 + len(MIXED)  # the first one, for its size
-    monkeypatch.setattr(train, "KEEP_DECODED", 0)
+    monkeypatch.setattr(batching, "KEEP_DECODED", 0)
     reads.clear()
-    read = list(train.Batches(pictures, data(), 0, 4, 0, 1).read(0, 12, 1))
+    read = list(Batches(pictures, data(), 0, 4, 0, 1).read(0, 12, 1))
     assert len(reads) == 1 + 12 * 4
     for (a, b), (c, d) in zip(kept, read, strict=True):
         np.testing.assert_array_equal(a, c)
@@ -83,7 +83,7 @@ def test_decoded_once_and_kept_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("flips", [{}, {"hflip": False}, {"vflip": False}, {"hflip": False, "vflip": False}])
 def test_cut_on_the_device_as_on_the_host(flips: dict[str, object]) -> None:
     pictures = Plain(*[(20, 33)] * 11)
-    batches = train.Batches(pictures, data(**flips), 3, 4, 1, 2)
+    batches = Batches(pictures, data(**flips), 3, 4, 1, 2)
     host = list(batches.read(0, 9, 1))
     whole = batches._whole(2, CPU)
     assert whole is not None and whole[0].shape == (11, 20, 33, 3) and whole[1].dtype == torch.int16
@@ -102,18 +102,18 @@ def test_cut_on_the_device_as_on_the_host(flips: dict[str, object]) -> None:
     [(MIXED, {}), ([(20, 33)] * 6, {"short_side": (0.5, 2.0)}), ([(20, 33)] * 6, {"blur": True}), ([(15, 33)] * 6, {})],
 )
 def test_what_is_not_only_cut_stays_on_the_host(sizes: list[tuple[int, int]], augment: dict[str, object]) -> None:
-    assert train.Batches(Plain(*sizes), data(**augment), 0, 2, 0, 1)._whole(2, CPU) is None
+    assert Batches(Plain(*sizes), data(**augment), 0, 2, 0, 1)._whole(2, CPU) is None
 
 
 def test_a_set_too_large_to_keep_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "KEEP_DECODED", 10_000)
-    assert train.Batches(Plain(*[(20, 33)] * 6), data(), 0, 2, 0, 1)._whole(2, CPU) is None
+    monkeypatch.setattr(batching, "KEEP_DECODED", 10_000)
+    assert Batches(Plain(*[(20, 33)] * 6), data(), 0, 2, 0, 1)._whole(2, CPU) is None
 
 
 @pytest.mark.gpu
 def test_the_whole_set_on_a_gpu() -> None:
     device = torch.device("cuda")
-    batches = train.Batches(Plain(*[(20, 33)] * 11), data(), 3, 4, 0, 1)
+    batches = Batches(Plain(*[(20, 33)] * 11), data(), 3, 4, 0, 1)
     for (a, b), (images, labels) in zip(batches.tensors(0, 9, 2, device), batches.read(0, 9, 1), strict=True):
         assert a.is_cuda and b.is_cuda
         np.testing.assert_array_equal(a.cpu().numpy(), images)
@@ -130,7 +130,7 @@ def test_geometry_of_the_camvid_scales() -> None:
         height = width * 3 // 4
         assert settings.crop_size % 32 == width % 32 == height % 32 == 0 and settings.crop_size <= height
         assert settings.augment.short_side is None and not settings.augment.blur and not settings.augment.vflip
-        assert 367 * height * width * 5 <= train.KEEP_DECODED
+        assert 367 * height * width * 5 <= batching.KEEP_DECODED
         assert evaluation.mode == "whole" and evaluation.base_size == width
         assert (settings.train_split, evaluation.split) == ("train", "test")
         assert (experiment.profile.height, experiment.profile.width) == (height, width)

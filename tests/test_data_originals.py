@@ -15,10 +15,11 @@ import pytest
 from scipy.io import savemat
 from test_stages import make_context
 
-from laurepro import parts, spec
+from laurepro import spec
 from laurepro.datasets import _files, _prepare, _verify, ade20k, num_classes, open_split, pascal_context, voc2012_aug
 from laurepro.errors import LaureproError
-from laurepro.scores import class_iou
+from laurepro.evaluation.scores import class_iou
+from laurepro.spec import parts
 from laurepro.stages import evaluate, train
 from laurepro.stages.train import learning_rates
 

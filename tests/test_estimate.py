@@ -14,13 +14,16 @@ from conftest import ROW, make_record, processes, run_cli
 from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from laurepro import budget, costs, estimate, inference, machines, model, plan, probe, record, spec, work
+from laurepro import plan, record, spec
+from laurepro.cost import budget, estimate, machines, probe, work
+from laurepro.cost.estimate import Estimator, Span
+from laurepro.cost.machines import GPUS, Machine
+from laurepro.cost.probe import Measured, Point, Probe
 from laurepro.datasets import num_classes
 from laurepro.errors import LaureproError
-from laurepro.estimate import Estimator, Span
+from laurepro.evaluation import inference
 from laurepro.launchers import LaunchContext, local
-from laurepro.machines import GPUS, Machine
-from laurepro.probe import Measured, Point, Probe
+from laurepro.network import costs, model
 from laurepro.spec import Job
 from laurepro.stages.train import learning_rates
 

@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from test_stages import make_context, make_job
 from torch import Tensor, nn
 
-from laurepro import checkpoint, counting, inference, model, spec
+from laurepro import spec
 from laurepro.datasets import open_split
-from laurepro.scores import scores
-from laurepro.stages import Stopped, evaluate, normalise, train
+from laurepro.evaluation import counting, inference
+from laurepro.evaluation.scores import scores
+from laurepro.network import checkpoint, model
+from laurepro.network.model import normalise
+from laurepro.stages import Stopped, evaluate, train
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +268,7 @@ def test_in_bfloat16_only_near_ties_change(trained: Path) -> None:
     result = evaluate.run(half, make_context(trained / "half", weights=trained / "train"))
     assert result.confusion is not None and np.array(result.confusion).sum() > 0
     weights = checkpoint.load_weights(trained / "train")
-    exact, rounded = (evaluate.load_network(j.experiment, 8, weights, torch.device("cpu")) for j in (plain, half))
+    exact, rounded = (inference.load_network(j.experiment, 8, weights, torch.device("cpu")) for j in (plain, half))
     _, pictures = open_split(half.experiment.data, trained / "data", "val")
     images = normalise(torch.from_numpy(np.stack([pictures[i][0] for i in range(4)])))
     with torch.inference_mode():
@@ -280,7 +283,7 @@ def test_in_bfloat16_only_near_ties_change(trained: Path) -> None:
 def test_reading_ahead_changes_nothing(trained: Path) -> None:
     job = make_job("evaluate")
     _, pictures = open_split(job.experiment.data, trained / "data", "val")
-    inline, ahead = (list(evaluate._read(pictures, [3, 1, 4, 0], readers)) for readers in (1, 3))
+    inline, ahead = (list(inference._read(pictures, [3, 1, 4, 0], readers)) for readers in (1, 3))
     assert [i for i, _ in inline] == [i for i, _ in ahead] == [3, 1, 4, 0]
     for (_, (a, b)), (_, (c, d)) in zip(inline, ahead, strict=True):
         np.testing.assert_array_equal(a, c)

@@ -11,11 +11,12 @@ from conftest import make_record, run_cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laurepro import explain, layers, plan, record, spec
+from laurepro import explain, plan, record, spec
 from laurepro.claims.model import row_of
 from laurepro.explain import Cause, Value
-from laurepro.layers import Layer
 from laurepro.record import Record
+from laurepro.spec import layers
+from laurepro.spec.layers import Layer
 
 LAU = "table3a/encnet-os8-lau4x-off"
 
@@ -60,7 +61,7 @@ def test_the_comment_beside_a_value_comes_with_it() -> None:
 def test_what_no_file_sets() -> None:
     found = by_field(LAU, "paper", "loss.tie=code")
     assert (found["loss.tie"].value, found["loss.tie"].layer, found["loss.tie"].file) == ("code", "--set", None)
-    assert (found["loss.count"].layer, found["loss.count"].file) == ("default", "laurepro/fields.py")
+    assert (found["loss.count"].layer, found["loss.count"].file) == ("default", "laurepro/spec/fields.py")
     codewords = found["model.head.codewords"]
     assert (codewords.value, codewords.layer, codewords.file) == (32, "default", "laurepro/heads/encnet.py")
 

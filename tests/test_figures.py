@@ -20,7 +20,7 @@ from laurepro import figures, plan, record, spec
 from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.figures import FIGURES, Request, curves, panels, style, trained
-from laurepro.model import Output
+from laurepro.network.model import Output
 from laurepro.upsamplers import PointSampling
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from laurepro import ops, spec
-from laurepro.losses import segmentation_loss
-from laurepro.model import build
+from laurepro.network.model import build
 from laurepro.spec import Experiment, Job
+from laurepro.training.losses import segmentation_loss
 
 CLASSES = 5
 TINY: dict[str, Any] = {

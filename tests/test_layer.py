@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from laurepro import spec
 from laurepro.datasets import open_split
-from laurepro.model import build
+from laurepro.network.model import build
 from laurepro.nn import LocationAwareUpsample
 from laurepro.ops import _cupy, location_aware_upsample
 

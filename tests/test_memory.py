@@ -15,11 +15,14 @@ from test_stages import make_context, make_job
 from test_training_step import batch, stepper
 from torch import Tensor
 
-from laurepro import memory, spec, training_step
+from laurepro import spec
 from laurepro.bench import _measure
 from laurepro.cli import main
+from laurepro.cost import memory
 from laurepro.errors import LaureproError
 from laurepro.stages import train
+from laurepro.training import step as training_step
+from laurepro.training import try_out
 
 CLASSES = 8
 CPU = torch.device("cpu")
@@ -108,7 +111,7 @@ def test_a_blank_step_leaves_everything_as_it_was() -> None:
     for made in (ours, plain):
         torch.manual_seed(0)
         training_step.step(made, *batch())
-    assert memory.blank_step(ours, 4, 32)
+    assert try_out.blank_step(ours, 4, 32)
     assert all(p.grad is None for p in ours.network.parameters())
     for made in (ours, plain):
         torch.manual_seed(1)
@@ -128,8 +131,8 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(training_step, "accumulate_gradients", gradients)
     ours = stepper(make_job(train={"batch_size": 16}))
-    assert not memory.blank_step(ours, 16, 32) and memory.blank_step(ours, 2, 32)
-    error = memory.does_not_fit(ours, 16, 32, 24e9)
+    assert not try_out.blank_step(ours, 16, 32) and try_out.blank_step(ours, 2, 32)
+    error = try_out.does_not_fit(ours, 16, 32, 24e9)
     assert tried == [16, 2, 8, 4, 2]
     assert "a step of 16 pictures of 32x32 in one process does not fit into the GPU's 24 GB; 2 would" in str(error)
     assert "train.accumulate=8 or train.checkpoint_activations=true or train.precision=bfloat16" in str(error)
@@ -158,14 +161,14 @@ def test_too_large_a_batch_on_a_gpu(tmp_path: Path) -> None:
         e.experiment.loss,
         torch.device("cuda", 0),
     )
-    memory.try_out(made, 16, 96)
+    try_out.try_out(made, 16, 96)
     predicted = memory.predict(job().experiment, CLASSES).peak(16)
     assert 0.5 < torch.cuda.max_memory_allocated() / predicted < 2
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, 2 * predicted / total))
     try:
         with pytest.raises(LaureproError, match="does not fit into the GPU"):
-            memory.try_out(made, 16, 480)
+            try_out.try_out(made, 16, 480)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

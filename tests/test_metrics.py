@@ -19,16 +19,17 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn import metrics as sk
 
-from laurepro import counting, record, spec
-from laurepro.metrics import BOUNDARY_WIDTHS, METRICS
-from laurepro.scores import class_iou, recomputed, scores
+from laurepro import record, spec
+from laurepro.evaluation import counting
+from laurepro.evaluation.scores import class_iou, recomputed, scores
+from laurepro.spec.metrics import BOUNDARY_WIDTHS, METRICS
 
 torch.set_num_threads(1)
 Map = npt.NDArray[np.int64]
 
 
 def test_scores_need_no_torch() -> None:
-    code = "import sys, laurepro.scores, laurepro.submission; sys.exit('torch' in sys.modules)"
+    code = "import sys, laurepro.evaluation.scores, laurepro.evaluation.submission; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

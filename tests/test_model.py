@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from laurepro import parts, spec
-from laurepro.backbones import ResNet
+from laurepro import spec
+from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
 from laurepro.heads.encnet import Encoding
-from laurepro.losses import nearest_labels, segmentation_loss
-from laurepro.model import Network, Output, build, parameter_groups
+from laurepro.network.model import Network, Output, build, parameter_groups
 from laurepro.ops import location_aware_upsample
+from laurepro.spec import parts
+from laurepro.training.losses import nearest_labels, segmentation_loss
 from laurepro.upsamplers import PointSampling
 
 torch.set_num_threads(1)
@@ -65,8 +66,8 @@ def narrow(folder: str, kind: str, **options: Any) -> spec.Part:
 
 def fitting(head: str) -> list[str]:
     """The upsamplers that a head can have: those that are guided need its guide."""
-    guide = "guide" in spec._features("heads", head)
-    return [up for up in parts.names("upsamplers") if guide or "guided" not in spec._features("upsamplers", up)]
+    guide = "guide" in parts.features_of("heads", head)
+    return [up for up in parts.names("upsamplers") if guide or "guided" not in parts.features_of("upsamplers", up)]
 
 
 def count(module: nn.Module) -> int:
@@ -455,7 +456,7 @@ def test_every_plugin_declares_what_the_parser_reads(folder: str) -> None:
         file = parts.path(folder, name)
         assert file is not None
         parts.options(folder, file)()  # every option has a default
-        assert spec._features(folder, name) == frozenset(parts.load(folder, name).FEATURES)
+        assert parts.features_of(folder, name) == frozenset(parts.load(folder, name).FEATURES)
 
 
 # ---------------------------------------------------------------------------------------------------- losses

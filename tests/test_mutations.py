@@ -20,14 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laurepro import backbones, checks, costs, datasets, heads, losses, model, parts, scores, spec
+from laurepro import checks, datasets, heads, spec
+from laurepro.backbones import _resnet as backbones
 from laurepro.checks import arithmetic, counts, specs
 from laurepro.checks.specs import ROWS
 from laurepro.datasets import ade20k, pascal_context, voc2012_aug
+from laurepro.evaluation import scores
 from laurepro.heads import aspp, deeplabv3plus, encnet
+from laurepro.network import costs, model
 from laurepro.nn import OffsetHead
 from laurepro.ops import _reference, upsample
 from laurepro.ops import losses as ops_losses
+from laurepro.spec import parts
+from laurepro.training import losses
 from laurepro.upsamplers import deformable, pixelshuffle
 
 torch.set_num_threads(1)

@@ -117,7 +117,7 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "more" / "rows" / "table9" / "any.yaml"
     file.parent.mkdir(parents=True)
     monkeypatch.setenv("LAUREPRO_PLUGINS", str(tmp_path / "more"))
-    spec._tables.cache_clear()
+    spec.table._tables.cache_clear()
     return file
 
 

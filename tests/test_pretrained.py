@@ -17,17 +17,19 @@ from conftest import run_cli
 from test_stages import make_context, make_job
 from torch import Tensor
 
-from laurepro import checkpoint, doctor, spec, weights
-from laurepro.backbones import ResNet
+from laurepro import doctor, spec
+from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
-from laurepro.model import Network, build
-from laurepro.pretrained import load_imagenet, load_pretrained, load_released, read_state_dict, released_name
+from laurepro.network import checkpoint
+from laurepro.network.model import Network, build
+from laurepro.network.pretrained import load_imagenet, load_pretrained, load_released, read_state_dict, released_name
+from laurepro.spec import weights
 from laurepro.stages import train
 
 torch.set_num_threads(1)
 State = dict[str, Tensor]
 
-# Ours to the released names, written apart from laurepro/pretrained.py; the first prefix that fits.
+# Ours to the released names, written apart from laurepro/network/pretrained.py; the first prefix that fits.
 PREFIXES = {
     "backbone.": "pretrained.",
     "head.encmodule.fc.": "head.encmodule.fc.0.",

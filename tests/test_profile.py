@@ -17,11 +17,13 @@ import torchvision
 from click.testing import CliRunner
 from torch import nn
 
-from laurepro import costs, plan, report, spec
+from laurepro import plan, report, spec
 from laurepro.cli import main
 from laurepro.datasets import num_classes
 from laurepro.errors import LaureproError
-from laurepro.model import build
+from laurepro.network import costs, counted
+from laurepro.network.model import build
+from laurepro.spec.metrics import Cost
 from laurepro.stages import Context, Stopped, profile
 
 CLASSIFIER_OF_IMAGENET = 2_049_000  # 2048 x 1000 + 1000: counted by the paper, never built here
@@ -39,11 +41,11 @@ def _settings() -> Iterator[None]:
 
 
 @cache
-def counted(address: str) -> costs.Cost:
+def cost_of(address: str) -> Cost:
     """A row's counts at scale paper."""
     e = experiment(address)
     classes = num_classes(e.data)
-    return profile.counts(e.model, e.op, classes, e.profile.height, e.profile.width)
+    return counted.counts(e.model, e.op, classes, e.profile.height, e.profile.width)
 
 
 def experiment(address: str, scale: str = "paper") -> spec.Experiment:
@@ -70,7 +72,7 @@ def model(up: dict[str, Any] | None = None, **rest: Any) -> spec.Model:
 )
 def test_table1_additions(k: int, params: int, macs: int, printed_params: float, printed_macs: float) -> None:
     """Exact; and as printed: parameters cut off, multiply-accumulates rounded, to two decimals."""
-    base, row = counted("table1/encnet-os8-bilinear"), counted(f"table1/encnet-os8-lau{k}x-off")
+    base, row = cost_of("table1/encnet-os8-bilinear"), cost_of(f"table1/encnet-os8-lau{k}x-off")
     assert (row.params - base.params, row.macs - base.macs) == (params, macs)
     assert math.floor(params / 1e4) / 100 == printed_params
     assert round(macs / 1e9, 2) == printed_macs
@@ -80,14 +82,14 @@ def test_table1_additions(k: int, params: int, macs: int, printed_params: float,
 
 def test_table1_totals() -> None:
     """EncNet's linear layers run once a picture on a vector: 292,352 of 128.8 G; convolutions alone are as verified."""
-    base = counted("table1/encnet-os8-bilinear")
+    base = cost_of("table1/encnet-os8-bilinear")
     assert base.params == 33_672_854
     assert base.macs == 128_848_896_000 + ENCNET_LINEARS
     assert base.params + CLASSIFIER_OF_IMAGENET == 35_721_854
 
 
 def test_what_the_paper_prints_for_the_baseline_is_aspp() -> None:
-    aspp = counted("table3a/aspp-os8-bilinear")
+    aspp = cost_of("table3a/aspp-os8-bilinear")
     assert aspp.macs == 150_028_709_888
     assert aspp.params + CLASSIFIER_OF_IMAGENET == 41_821_411  # printed: 41.82M
 
@@ -105,7 +107,7 @@ def test_what_the_paper_prints_for_the_baseline_is_aspp() -> None:
     ],
 )
 def test_other_networks(address: str, params: int, gmacs: float | None) -> None:
-    found = counted(address)
+    found = cost_of(address)
     assert found.params == params
     if gmacs is not None:
         convolutions = found.macs - (ENCNET_LINEARS if "encnet" in address else 0)
@@ -113,7 +115,7 @@ def test_other_networks(address: str, params: int, gmacs: float | None) -> None:
 
 
 def test_the_auxiliary_head_is_not_counted() -> None:
-    with_head, without = (profile.counts(model(aux=aux), spec.Op(), 59, 96, 96) for aux in (True, False))
+    with_head, without = (counted.counts(model(aux=aux), spec.Op(), 59, 96, 96) for aux in (True, False))
     assert with_head == without
 
 
@@ -121,8 +123,8 @@ def test_flops_are_two_for_each_mac_and_the_encoding() -> None:
     """The encoding: distances, then sums, two products of 3600 positions, 512 channels and 32 codewords."""
     aspp, encnet = model(head="aspp"), model()
     args = (spec.Op(), 59, 480, 480)
-    assert profile.flops(aspp, *args) == 2 * profile.counts(aspp, *args).macs
-    assert profile.flops(encnet, *args) - 2 * profile.counts(encnet, *args).macs == 2 * 2 * 3600 * 512 * 32
+    assert counted.flops(aspp, *args) == 2 * counted.counts(aspp, *args).macs
+    assert counted.flops(encnet, *args) - 2 * counted.counts(encnet, *args).macs == 2 * 2 * 3600 * 512 * 32
 
 
 @pytest.mark.parametrize(("version", "offsets"), [(1, 18), (2, 27)])
@@ -130,8 +132,8 @@ def test_deformable_convolution_is_its_convolution_and_that_of_its_offsets(versi
     base, row = model(head="aspp"), model({"kind": "deformable", "version": version}, head="aspp")
     args = (spec.Op(), 59, 96, 96)
     added = 12 * 12 * 9 * 59 * (59 + offsets)
-    assert profile.counts(row, *args).macs - profile.counts(base, *args).macs == added
-    assert profile.flops(row, *args) - profile.flops(base, *args) == 2 * added
+    assert counted.counts(row, *args).macs - counted.counts(base, *args).macs == added
+    assert counted.flops(row, *args) - counted.flops(base, *args) == 2 * added
 
 
 LAU = {"kind": "lau"}
@@ -153,7 +155,7 @@ def test_counts_agree_with_ptflops(row: spec.Model) -> None:
     """ptflops has the same convention, but for a bias, which it takes for one operation more at each output."""
     from ptflops import get_model_complexity_info
 
-    network, size = profile.on_meta(row, spec.Op(), 59), (3, 96, 128)
+    network, size = counted.on_meta(row, spec.Op(), 59), (3, 96, 128)
     biases = 0
 
     def add(module: nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -162,7 +164,7 @@ def test_counts_agree_with_ptflops(row: spec.Model) -> None:
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [m.register_forward_hook(add) for m in layers]
-    found = profile.count(network, *size[1:])
+    found = counted.count(network, *size[1:])
     for handle in handles:
         handle.remove()
     others = {type(m) for m in network.modules() if not list(m.children())} - {nn.Conv2d, nn.Linear}
@@ -187,7 +189,7 @@ def test_counts_agree_with_what_torchvision_publishes(kind: str) -> None:
     with torch.device("meta"):
         backbone = build(plain, spec.Op(), 59).backbone.eval()
         macs = {"macs": 0, "elements": 0}
-        with profile._counting(backbone, macs):
+        with counted._counting(backbone, macs):
             backbone(torch.empty(1, 3, 224, 224))
     assert sum(p.numel() for p in backbone.parameters()) + CLASSIFIER_OF_IMAGENET == published["num_params"]
     assert round((macs["macs"] + 2048 * 1000) / 1e9, 3) == published["_ops"]
@@ -198,12 +200,12 @@ def test_counts_agree_with_what_torchvision_publishes(kind: str) -> None:
         network = build(aspp, spec.Op(), 21)
     assert sum(p.numel() for p in network.parameters()) == segmentation["num_params"]
     auxiliary = 65 * 65 * (9 * 1024 * 256 + 256 * 21)  # torchvision runs it in evaluation too
-    assert round((profile.counts(aspp, spec.Op(), 21, 520, 520).macs + auxiliary) / 1e9, 3) == segmentation["_ops"]
+    assert round((counted.counts(aspp, spec.Op(), 21, 520, 520).macs + auxiliary) / 1e9, 3) == segmentation["_ops"]
 
 
 def test_a_network_on_shapes_alone_is_the_network() -> None:
     row = model({"kind": "deformable"}, backbone={"width": 4, "blocks": (1, 1, 1, 1)}, aux=True)
-    shapes = {name: value.shape for name, value in profile.on_meta(row, spec.Op(), 5).state_dict().items()}
+    shapes = {name: value.shape for name, value in counted.on_meta(row, spec.Op(), 5).state_dict().items()}
     assert shapes == {name: value.shape for name, value in build(row, spec.Op(), 5).state_dict().items()}
 
 
@@ -212,7 +214,7 @@ def test_counting_by_hand() -> None:
         nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.ReLU(), nn.Identity(), nn.Linear(8, 5)
     )
     tally = {"macs": 0, "elements": 0}
-    with profile._counting(network, tally):
+    with counted._counting(network, tally):
         network(torch.zeros(1, 4, 8, 8))
     assert tally["macs"] == 6 * 64 * 9 * 2 + 6 * 8 * 5 * 8
     assert tally["elements"] == 6 * 64 + 6 * 64 + 6 * 8 * 5  # in place and handed on: nothing new
@@ -240,7 +242,7 @@ def test_costs_are_read_without_torch(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_costs_file_is_fresh() -> None:
     text = (spec.experiments_dir() / "costs.yaml").read_text()
-    assert text == costs.render(), "python -m laurepro.costs writes it anew"
+    assert text == costs.render(), "python -m laurepro.network.costs writes it anew"
     assert "costs" not in spec.tables()
 
 

@@ -12,7 +12,7 @@ from conftest import ROW, Finished, run_cli
 
 from laurepro import spec
 from laurepro.errors import LaureproError
-from laurepro.protocols import PROTOCOLS, expanded, name_of
+from laurepro.spec.protocols import PROTOCOLS, expanded, name_of
 
 
 def job(address: str, scale: str = "paper", stage: str = "evaluate", **overrides: Any) -> spec.Job:

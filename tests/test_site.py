@@ -91,6 +91,6 @@ def test_it_loads_nothing_from_a_network(site: dict[Path, Page]) -> None:
 def test_the_api_is_that_of_the_code(site: dict[Path, Page]) -> None:
     (page,) = (p for f, p in site.items() if f.name == "api.html")
     wanted = {f"laurepro.ops.{name}" for name in ops.__all__}
-    wanted |= {"laurepro.nn.LocationAwareUpsample", "laurepro.report.compare", "laurepro.fields.Experiment"}
+    wanted |= {"laurepro.nn.LocationAwareUpsample", "laurepro.report.compare", "laurepro.spec.fields.Experiment"}
     assert wanted <= page.anchors, wanted - page.anchors
     assert "offset_weight" in page.text and "Raises" in page.text

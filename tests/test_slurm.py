@@ -14,9 +14,10 @@ from conftest import ROW, SHORT, Finished, finish, planned, run_cli, start, wait
 from private_slurm import NODES, PrivateSlurm
 from test_launch import assert_same_bits, train_folder
 
-from laurepro import cluster, record, spec
+from laurepro import record, spec
 from laurepro.errors import LaureproError
 from laurepro.launchers import LaunchContext
+from laurepro.launchers import _cluster as cluster
 from laurepro.spec import Job
 
 CLUSTER = """\

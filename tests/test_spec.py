@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laurepro import parts, spec
+from laurepro import spec
 from laurepro.errors import LaureproError
-from laurepro.spec import Experiment, Job, merge
+from laurepro.spec import Experiment, Job, merge, parts
 
 # ------------------------------------------------------------------------------------------------ YAML
 

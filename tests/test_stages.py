@@ -16,10 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laurepro import checkpoint, distributed, model, spec
+from laurepro import distributed, spec
 from laurepro.datasets import open_split
 from laurepro.errors import LaureproError
-from laurepro.stages import MEAN, STD, Context, Result, Stopped, evaluate, normalise, train
+from laurepro.network import checkpoint, model
+from laurepro.network.model import MEAN, STD, normalise
+from laurepro.stages import Context, Result, Stopped, evaluate, train
+from laurepro.training.batches import Batches
+from laurepro.training.clock import BEHIND, IdleClock
 
 STEPS = 8
 
@@ -98,7 +102,7 @@ def test_stopped_and_resumed_is_bitwise_the_same(tmp_path: Path, stops: tuple[in
 def test_reading_in_a_pool_gives_the_same_batches(tmp_path: Path) -> None:
     job = make_job()
     _, pictures = open_split(job.experiment.data, tmp_path, "train")
-    batches = train.Batches(pictures, job.experiment.data, 0, 4, 0, 1)
+    batches = Batches(pictures, job.experiment.data, 0, 4, 0, 1)
     inline, pooled = list(batches.read(2, 9, 1)), list(batches.read(2, 9, 3))
     assert len(inline) == len(pooled) == 7
     for (a, b), (c, d) in zip(inline, pooled, strict=True):
@@ -109,8 +113,8 @@ def test_reading_in_a_pool_gives_the_same_batches(tmp_path: Path) -> None:
 def test_an_epoch_is_a_permutation_shared_by_the_ranks(tmp_path: Path) -> None:
     job = make_job()
     _, pictures = open_split(job.experiment.data, tmp_path, "train")  # 18 pictures: 4 batches, 2 left out
-    whole = train.Batches(pictures, job.experiment.data, 5, 4, 0, 1)
-    ranks = [train.Batches(pictures, job.experiment.data, 5, 4, r, 2) for r in range(2)]
+    whole = Batches(pictures, job.experiment.data, 5, 4, 0, 1)
+    ranks = [Batches(pictures, job.experiment.data, 5, 4, r, 2) for r in range(2)]
     first = [i for step in range(4) for i in whole.indices(step)]
     second = [i for step in range(4, 8) for i in whole.indices(step)]
     assert len(set(first)) == len(set(second)) == 16 and first != second
@@ -172,7 +176,7 @@ def test_losses_that_are_read_later_change_nothing(
     expected = train.run(make_job(), make_context(tmp_path / "at once"))
     seen: list[dict[str, Any]] = []
 
-    monkeypatch.setitem(train.BEHIND, "cpu", 1)
+    monkeypatch.setitem(BEHIND, "cpu", 1)
     context = make_context(tmp_path / "later")._replace(progress=seen.append)
     if stop is not None:
         asked = iter(range(100))
@@ -185,8 +189,8 @@ def test_losses_that_are_read_later_change_nothing(
 
 def test_the_time_between_steps_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = iter([1.0, 1.5, 3.0, 3.25])  # a step ends, the next begins
-    monkeypatch.setattr(train.time, "perf_counter", lambda: next(now))
-    clock = train.IdleClock(torch.device("cpu"))
+    monkeypatch.setattr("laurepro.training.clock.time.perf_counter", lambda: next(now))
+    clock = IdleClock(torch.device("cpu"))
     found = []
     for _ in range(3):
         clock.begin_step()
@@ -202,7 +206,7 @@ def test_the_time_between_steps_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.gpu
 def test_a_gpu_that_is_kept_waiting_is_idle() -> None:
     device = torch.device("cuda")
-    work, clock = torch.rand(2048, 2048, device=device), train.IdleClock(device)
+    work, clock = torch.rand(2048, 2048, device=device), IdleClock(device)
     idle = []
     for wait in (0.0, 0.2, 0.0):
         time.sleep(wait)
@@ -387,12 +391,12 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     out["train"] = tuple(train.run(together_job(), context))
     assert len(told) == (STEPS - 5 if rank == 0 else 0)
     out["straight"] = tuple(train.run(together_job(), make_context(folder / "straight")))
-    train.BEHIND["cpu"] = 1  # as GPUs, whose losses are read while the next step is under way
+    BEHIND["cpu"] = 1  # as GPUs, whose losses are read while the next step is under way
     with pytest.raises(Stopped):
         train.run(together_job(), make_context(folder / "behind", stop=after(3 if rank == 1 else 10**6)))
     assert (folder / "behind" / "checkpoint-00000004.ckpt").is_file()
     out["behind"] = tuple(train.run(together_job(), make_context(folder / "behind")))
-    train.BEHIND["cpu"] = 0
+    BEHIND["cpu"] = 0
     out["sampled"] = tuple(train.run(sampled_job(), make_context(folder / "sampled")))
     with pytest.raises(LaureproError, match="the 4 pictures of each of 2 processes cannot be split"):
         train.run(make_job(train={"batch_size": 8, "accumulate": 8}), make_context(folder / "odd"))
@@ -411,7 +415,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     evaluated = evaluate.run(together_job("evaluate"), context)
     whole_pictures = evaluate.run(together_job("evaluate", "whole"), context)
     _, pictures = open_split(together_job().experiment.data, tmp_path / "data", "train")
-    batches = [train.Batches(pictures, together_job().experiment.data, 0, 4, r, 2).read(0, STEPS, 1) for r in (0, 1)]
+    batches = [Batches(pictures, together_job().experiment.data, 0, 4, r, 2).read(0, STEPS, 1) for r in (0, 1)]
     ignored = [[int((labels == -1).sum()) for _, labels in share] for share in batches]
     assert all(a != b for a, b in zip(*ignored, strict=True))  # else an unweighted mean would pass, too
 

@@ -17,12 +17,14 @@ from conftest import ROOT, TINY, Finished, Ran, run_cli
 from sklearn import metrics as sk
 from test_pretrained import released
 
-from laurepro import model, prediction, record, spec
+from laurepro import record, spec
 from laurepro.datasets import open_split, shapes
 from laurepro.errors import LaureproError
-from laurepro.prediction import check, palette, shares
+from laurepro.evaluation import prediction
+from laurepro.evaluation.prediction import check, palette, shares
+from laurepro.evaluation.submission import Submission, names, problems, read, score, write, write_label_map
+from laurepro.network import model
 from laurepro.record import Record
-from laurepro.submission import Submission, names, problems, read, score, write, write_label_map
 
 ROW6 = "table6/encnet-r101-lau4x-off"
 

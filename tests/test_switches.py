@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from laurepro import spec
-from laurepro.augment import training_sample
-from laurepro.losses import segmentation_loss
-from laurepro.model import Network, Output, build
+from laurepro.network.model import Network, Output, build
+from laurepro.training.augment import training_sample
+from laurepro.training.losses import segmentation_loss
 from laurepro.upsamplers import PointSampling
 
 torch.set_num_threads(1)

@@ -13,10 +13,14 @@ from conftest import ROW
 from test_stages import after, make_context, make_job
 from torch import Tensor, nn
 
-from laurepro import losses, model, plan, spec, training_step
+from laurepro import plan, spec
 from laurepro.errors import LaureproError
-from laurepro.stages import Stopped, normalise, train
-from laurepro.training_step import Stepper
+from laurepro.network import model
+from laurepro.network.model import normalise
+from laurepro.stages import Stopped, train
+from laurepro.training import losses
+from laurepro.training import step as training_step
+from laurepro.training.step import Stepper
 
 CPU = torch.device("cpu")
 CLASSES = 8
@@ -332,7 +336,7 @@ def test_batches_copied_ahead_are_the_batches() -> None:
     rng = np.random.default_rng(0)
     shape = (4, 256, 256)
     batches = [(rng.integers(0, 256, (*shape, 3), np.uint8), rng.integers(-1, 9, shape)) for _ in range(8)]
-    copied = train._copied_ahead(iter(batches), torch.device("cuda", 0))
+    copied = batches._copied_ahead(iter(batches), torch.device("cuda", 0))
     for (images, labels), (found, found_labels) in zip(batches, copied, strict=True):
         torch.cuda._sleep(10**7)  # the copy that runs ahead must not overwrite what is still to be read
         assert torch.equal(found.cpu(), torch.from_numpy(images))

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laurepro import parts, spec
+from laurepro import spec
 from laurepro.errors import LaureproError
-from laurepro.losses import segmentation_loss
-from laurepro.model import Output, build
+from laurepro.network import counted
+from laurepro.network.model import Output, build
 from laurepro.nn import OffsetHead
 from laurepro.ops import bilinear_upsample, location_aware_upsample
-from laurepro.stages import profile
+from laurepro.spec import parts
+from laurepro.training.losses import segmentation_loss
 from laurepro.upsamplers import PointSampling, point_sampling
 
 torch.set_num_threads(1)
@@ -431,7 +432,7 @@ def test_offsets_for_each_of_150_classes_cost_what_section_3_3_says() -> None:
 def test_macs_of_a_transposed_convolution() -> None:
     model = spec.Model(head={"kind": "encnet"}, upsampler={"kind": "deconvolution"})
     found, plain = (
-        profile.counts(model.model_copy(update={"upsampler": spec.Part(kind=kind)}), spec.Op(), 59, 480, 480).macs
+        counted.counts(model.model_copy(update={"upsampler": spec.Part(kind=kind)}), spec.Op(), 59, 480, 480).macs
         for kind in ("deconvolution", "bilinear")
     )
     assert found - plain == 60 * 60 * 59 * 59 * 8 * 8

@@ -13,8 +13,9 @@ from conftest import Finished, make_record, run_cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from laurepro import plan, record, scores, spec, verify
+from laurepro import plan, record, spec, verify
 from laurepro.errors import LaureproError
+from laurepro.evaluation import scores
 from laurepro.record import Record
 from laurepro.spec import Job
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from laurepro import record
 from laurepro.errors import unknown
-from laurepro.fields import Precision
+from laurepro.spec.fields import Precision
 
 SCHEMA = 1
 
@@ -87,7 +87,7 @@ def run(name: str, options: Options) -> Report:
     import torch
 
     from laurepro.bench import _measure
-    from laurepro.stages import device_name
+    from laurepro.distributed import device_name
 
     device = torch.device(options.device)
     environment = record.environment(device_name(device), torch.get_num_threads()).model_dump(mode="json")

@@ -23,10 +23,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from laurepro import spec
-from laurepro.augment import draw_corner, draw_flips, short_side_at, training_sample
 from laurepro.bench import Options, Row
 from laurepro.bench._alternatives import Alternative, rows, wanted
 from laurepro.datasets import _files, _prepare
+from laurepro.training.augment import draw_corner, draw_flips, short_side_at, training_sample
 
 SIZES = ((375, 500), (375, 500), (333, 500), (500, 375))  # height and width: the most frequent of PASCAL VOC's
 QUALITY = 95  # of the JPEGs: with the noise below 100 kB a picture, as VOC's are

@@ -20,13 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laurepro import model, spec, training_step
+from laurepro import spec
 from laurepro.bench import Options, Row, _measure
 from laurepro.bench._alternatives import wanted
 from laurepro.datasets import Image, Label
-from laurepro.layers import merge
-from laurepro.stages import prepare
-from laurepro.stages.train import BEHIND, Batches, IdleClock, on_the_way
+from laurepro.distributed import prepare
+from laurepro.network import model
+from laurepro.spec.layers import merge
+from laurepro.training import step as training_step
+from laurepro.training.batches import Batches
+from laurepro.training.clock import BEHIND, IdleClock, on_the_way
 
 CLASSES = 11  # CamVid's
 ROW = ("table3a", "encnet-os8-lau4x-off")

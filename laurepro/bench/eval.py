@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from laurepro import inference, model, spec
+from laurepro import spec
 from laurepro.bench import Options, Row
 from laurepro.bench._alternatives import Alternative, rows, wanted
-from laurepro.protocols import PROTOCOLS
-from laurepro.stages import MEAN, STD
+from laurepro.evaluation import inference
+from laurepro.network import model
+from laurepro.network.model import MEAN, STD
+from laurepro.spec.protocols import PROTOCOLS
 
 CLASSES = 59
 SIZES = ((375, 500),) * 4 + ((500, 333),) * 3 + ((333, 500),)  # of pictures, for windows of 480
@@ -134,7 +136,7 @@ def _rows(problem: Problem, network: inference.Predictor, images: list[Tensor], 
     with _exact():
         error = _error(together(), one_by_one(), probabilities=evaluation.mode == "slide" or evaluation.multi_scale)
     alternatives = [
-        Alternative("laurepro.inference", _classes(together), error, TOLERANCE),
+        Alternative("laurepro.evaluation.inference", _classes(together), error, TOLERANCE),
         Alternative(LOOP, _classes(one_by_one), 0.0),
     ]
     return rows(problem.name, alternatives, LOOP, len(images), rounds)

@@ -17,8 +17,9 @@ import torch
 from laurepro import plan, spec
 from laurepro.bench import Options, Row, _measure
 from laurepro.errors import LaureproError
+from laurepro.network.counted import evaluated
 from laurepro.stages import Context, profile
-from laurepro.training_step import check_compile
+from laurepro.training.step import check_compile
 
 TABLE, SUFFIXES = "table8", ("bilinear", "lau4x")
 SECONDS = {"tiny": 0.2, "small": 3.0, "full": 24.0}  # of one repeat of a pair, on a CPU
@@ -46,7 +47,7 @@ def run(options: Options, bandwidth: float) -> list[Row]:
 def _pair(pair: str, options: Options, device: torch.device) -> list[Row]:
     """Both rows of a pair, bilinear first."""
     rows = [_experiment(f"{pair}-{suffix}", options) for suffix in SUFFIXES]
-    base, lau = (profile.evaluated(e.model) for e in rows)
+    base, lau = (evaluated(e.model) for e in rows)
     timed = profile.subjects([base, lau], rows[1], 0, device)
     context = Context(spec.experiments_dir(), spec.experiments_dir(), None, lambda values: None, lambda: False)
     repeats = []  # of each: seconds of one forward of either row

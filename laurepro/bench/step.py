@@ -26,10 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laurepro import losses, model, spec, training_step
+from laurepro import spec
 from laurepro.bench import Options, Row, _measure
 from laurepro.errors import LaureproError
-from laurepro.stages import normalise
+from laurepro.network import model
+from laurepro.network.model import normalise
+from laurepro.training import losses
+from laurepro.training import step as training_step
 
 STEPS = 50
 LAST = 10
@@ -72,7 +75,7 @@ class Variant(NamedTuple):
 
     @property
     def ours(self) -> bool:
-        """Whether it is a step of `laurepro.training_step`."""
+        """Whether it is a step of `laurepro.training.step`."""
         return self.train is not None
 
     @property

@@ -18,15 +18,20 @@ from pathlib import Path
 
 import torch
 
-from laurepro import inference, model, plan, spec, training_step
+from laurepro import plan, spec
 from laurepro.bench import Options, Row, _measure
 from laurepro.datasets import open_split
+from laurepro.distributed import prepare
 from laurepro.errors import LaureproError
+from laurepro.evaluation import inference
+from laurepro.failures import die_with_parent
 from laurepro.launchers import cores
+from laurepro.network import model
+from laurepro.network.model import normalise
 from laurepro.spec import Job
-from laurepro.stages import evaluate, normalise, prepare
-from laurepro.stages.train import Batches, learning_rates
-from laurepro.worker import die_with_parent
+from laurepro.stages.train import learning_rates
+from laurepro.training import step as training_step
+from laurepro.training.batches import Batches
 
 TABLE, SCALE = "table3a", "smoke"
 OVERRIDES: tuple[str, ...] = ()  # as --set has them
@@ -106,7 +111,7 @@ def bare_seconds(job: Job, data: Path) -> float:
             lambda: training_step.step(stepper, images, target)
         )
     network.to(CPU, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    size = min(evaluate.BLOCK[e.eval.mode], len(pictures))
+    size = min(inference.BLOCK[e.eval.mode], len(pictures))
     block = [normalise(torch.from_numpy(pictures[i][0])[None])[0] for i in range(size)]
 
     def predicted() -> object:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-from laurepro import parts, spec
+from laurepro import spec
 from laurepro.checks import Finding, Item, finding
+from laurepro.spec import parts
 
 CONTEXT = "miou60"
 # ImageNet top-1 errors in percent, DeepLabv3+'s Table 4 (the paper's reference 8), as remembered; not looked up.
@@ -177,7 +178,7 @@ def _context_60(address: str, over_59: float) -> Finding:
 def _scores() -> Finding:
     import numpy as np
 
-    from laurepro.scores import scores
+    from laurepro.evaluation.scores import scores
 
     context = scores(np.eye(59, dtype=np.int64), "pascal_context")
     other = scores(np.eye(3, dtype=np.int64), "ade20k")

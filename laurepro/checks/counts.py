@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from laurepro import spec
 from laurepro.checks import Finding, Item, finding
-from laurepro.costs import Cost
 from laurepro.datasets import num_classes
+from laurepro.spec.metrics import Cost
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from laurepro.model import Network
+    from laurepro.network.model import Network
 
 IMAGENET_FC = 2_049_000  # ResNet's 1000-way classifier: in the released networks, counted there, and never run
 CHANNELS = (256, 512, 1024, 2048)
@@ -30,7 +30,7 @@ BUILT = "the architecture, counted by hand and by building"
 @cache
 def network(model: spec.Model, classes: int) -> Network:
     """A row's network without memory for its weights."""
-    from laurepro.stages.profile import on_meta
+    from laurepro.network.counted import on_meta
 
     return on_meta(model, spec.Op(), classes)
 
@@ -60,9 +60,9 @@ def _part(text: str) -> spec.Part:
 @cache
 def cost(model: spec.Model, classes: int, height: int, width: int) -> Cost:
     """What `profile` counts of a row's network."""
-    from laurepro.stages import profile
+    from laurepro.network import counted
 
-    return profile.count(network(profile.evaluated(model), classes), height, width)
+    return counted.count(network(counted.evaluated(model), classes), height, width)
 
 
 def forget() -> None:
@@ -118,7 +118,7 @@ def _table1(row: str) -> spec.Experiment:
 
 
 def _evaluated(experiment: spec.Experiment) -> Network:
-    from laurepro.stages.profile import evaluated
+    from laurepro.network.counted import evaluated
 
     return network(evaluated(experiment.model), num_classes(experiment.data))
 

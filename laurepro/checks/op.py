@@ -452,7 +452,7 @@ def _labels(k: int) -> Finding:
     """Row floor(i * 480 / (60 k)), on labels that carry their own row and column."""
     import torch
 
-    from laurepro.losses import nearest_labels
+    from laurepro.training.losses import nearest_labels
 
     expected = {3: [0, 2, 5, 8, 10, 13], 4: [0, 2, 4, 6, 8, 10], 5: [0, 1, 3, 4, 6, 8]}[k]
     index = torch.arange(480)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from laurepro import costs, parts, plan, spec
+from laurepro import plan, spec
 from laurepro.checks import Finding, Item, counts, finding
 from laurepro.datasets import num_classes
+from laurepro.network import costs
+from laurepro.spec import parts
+from laurepro.spec.metrics import Cost
 
 # Rows of the paper's tables; 3a with our control.
 ROWS = {
@@ -62,7 +65,7 @@ def _builds(table: str) -> Finding:
 def _costs(table: str) -> Finding:
     """The networks of the table at scale paper, as costs.yaml has them and counted anew."""
     written = costs.read()
-    counted: dict[str, costs.Cost] = {}
+    counted: dict[str, Cost] = {}
     for experiment in _experiments(table, ("paper",)):
         size = (experiment.profile.height, experiment.profile.width)
         classes = num_classes(experiment.data)
@@ -126,7 +129,7 @@ def items() -> list[Item]:
             Item(
                 f"specs.{table}.costs",
                 f"the networks of {table} cost what costs.yaml says",
-                "counted anew: python -m laurepro.costs",
+                "counted anew: python -m laurepro.network.costs",
                 partial(_costs, table),
             )
         )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from laurepro import plan, spec
 from laurepro.claims import inference
 from laurepro.claims.model import All, Check, Claim, Count, Gain, Ordering, Similar, Speed, load, row_of
-from laurepro.metrics import METRICS, own_metric
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Scale
+from laurepro.spec.metrics import METRICS, own_metric
 
 if TYPE_CHECKING:
     from laurepro import checks

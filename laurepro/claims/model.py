@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from laurepro import spec
 from laurepro.errors import LaureproError, unknown
-from laurepro.metrics import METRICS
 from laurepro.spec import Row, Strict
+from laurepro.spec.metrics import METRICS
 
 INF = float("inf")
 

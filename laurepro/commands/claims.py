@@ -41,8 +41,8 @@ def command(
     from fnmatch import fnmatchcase
 
     from laurepro import claims, record, spec
-    from laurepro.claims import show
     from laurepro.errors import LaureproError
+    from laurepro.report import claims as shown
 
     ids = [c.id for c in claims.load()]
     for pattern in only:
@@ -60,9 +60,9 @@ def command(
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     if form == "json":
-        click.echo(show.as_json(by_scale))
+        click.echo(shown.as_json(by_scale))
     else:
-        write = show.markdown if form == "markdown" else show.terminal
+        write = shown.markdown if form == "markdown" else shown.terminal
         click.echo("\n\n".join(write(s, verdicts) for s, verdicts in by_scale))
-    if strict and any(show.fell_short(verdicts) for _, verdicts in by_scale):
+    if strict and any(shown.fell_short(verdicts) for _, verdicts in by_scale):
         raise click.exceptions.Exit(1)

@@ -32,7 +32,7 @@ def list_(root: Path, form: str) -> None:
     """What each data set is, needs, and where it comes from; and what is found below --root."""
     import json
 
-    from laurepro import parts
+    from laurepro.spec import parts
 
     found = []
     for name in parts.names("datasets"):
@@ -149,7 +149,7 @@ def verify(name: str, root: Path) -> None:
 
 def _module(name: str) -> ModuleType:
     """The module of a data set. Raises LaureproError with the nearest name."""
-    from laurepro import parts
+    from laurepro.spec import parts
 
     if name not in parts.names("datasets"):
         raise unknown("data set", name, parts.names("datasets"))

@@ -30,9 +30,10 @@ def overview() -> None:
 @click.command("list")
 def command() -> None:
     """The tables, scales and plug-ins there are, and where they come from."""
-    from laurepro import parts, spec
-    from laurepro.protocols import PROTOCOLS
-    from laurepro.weights import WEIGHTS
+    from laurepro import spec
+    from laurepro.spec import parts
+    from laurepro.spec.protocols import PROTOCOLS
+    from laurepro.spec.weights import WEIGHTS
 
     click.echo(f"experiments: {spec.experiments_dir()}\n")
     for table in spec.tables().values():

@@ -69,8 +69,8 @@ import torch
 import torch.nn.functional as F
 
 from laurepro import parts, spec
-from laurepro.losses import segmentation_loss
-from laurepro.model import build
+from laurepro.training.losses import segmentation_loss
+from laurepro.network.model import build
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,8 @@ def upsampler(name: str, plugins: Path | None) -> None:
 
     NAME is that of the file and of the `kind` in YAML: small letters, digits and _.
     """
-    from laurepro import parts, spec
+    from laurepro import spec
+    from laurepro.spec import parts
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise LaureproError(f"NAME: expected small letters, digits and _, beginning with a letter, got {name!r}")

@@ -11,8 +11,8 @@ from laurepro.commands.options import choose, paths, plural, progress, scaled, s
 from laurepro.errors import LaureproError
 
 if TYPE_CHECKING:
-    from laurepro.machines import Machine
-    from laurepro.memory import Fit
+    from laurepro.cost.machines import Machine
+    from laurepro.cost.memory import Fit
     from laurepro.plan import Plan
 
 
@@ -70,7 +70,8 @@ def command(
     """The jobs that are missing, each once; what is reused; what cannot run yet; what it costs."""
     import json
 
-    from laurepro import estimate, machines, plan, probe, record, spec
+    from laurepro import plan, record, spec
+    from laurepro.cost import estimate, machines, probe
     from laurepro.launchers import LaunchContext
 
     chosen, rows = choose(targets, everything or not targets, scale, seeds, pairs)
@@ -88,7 +89,7 @@ def command(
     fits = _fits(planned, machine, nproc_per_node) if fitting else None
     selected = None
     if budget is not None:
-        from laurepro import budget as budgets
+        from laurepro.cost import budget as budgets
 
         if machine.device is None:
             raise LaureproError("--budget: nothing tells what a job takes", "name a GPU with --gpu, or use --probe")
@@ -155,7 +156,8 @@ def _jobs(planned: Plan) -> list[dict[str, Any]]:
 
 def _fits(planned: Plan, machine: Machine, processes: int) -> dict[str, Fit | str]:
     """What each training of the plan needs, by its name, or why that is not known. One seed stands for all."""
-    from laurepro import distributed, memory
+    from laurepro import distributed
+    from laurepro.cost import memory
     from laurepro.datasets import num_classes
 
     if machine.sheet is not None:
@@ -194,8 +196,10 @@ def _fit_line(found: Fit) -> str:
 
 def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ...]) -> None:
     """Run the probe, and leave what it found in the runs' folder."""
-    from laurepro import costs, machines, probe, record, work
+    from laurepro import record
     from laurepro.commands.run import check_data
+    from laurepro.cost import machines, probe, work
+    from laurepro.network import costs
 
     record.writable(context.runs, "--runs")
     check_data(planned, context.data, targets, "local")

@@ -47,8 +47,9 @@ def command(
     For each IMAGE: NAME.png, a label map whose values are class indices; NAME-overlay.png, the picture under the
     classes' colours. Once: legend.png. The shares of the classes go to stdout.
     """
-    from laurepro import prediction, record, spec
-    from laurepro.protocols import PROTOCOLS, expanded
+    from laurepro import record, spec
+    from laurepro.evaluation import prediction
+    from laurepro.spec.protocols import PROTOCOLS, expanded
 
     if (key is None) == (checkpoint is None) or (checkpoint is None) != (row is None):
         raise click.UsageError("give --job KEY, or --checkpoint FILE with --row TABLE/ROW")

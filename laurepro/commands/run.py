@@ -50,8 +50,10 @@ def _run(
     runs: Path,
 ) -> None:
     """Plan, check, launch. Raises click.exceptions.Exit(1) when a job failed."""
-    from laurepro import events, parts, plan, record
+    from laurepro import plan, record
     from laurepro.launchers import LaunchContext, TimeIsUp
+    from laurepro.spec import parts
+    from laurepro.training import events
 
     if tensorboard:
         events.check()
@@ -118,7 +120,7 @@ def _cluster(launcher: str, name: str | None, **changes: str | None) -> Any:
     if launcher not in ("slurm", "dry"):
         given = [o for o, v in (("cluster", name), *changes.items()) if v is not None]
         raise LaureproError(f"--{given[0]} is for --launcher slurm; this is --launcher {launcher}")
-    from laurepro import cluster
+    from laurepro.launchers import _cluster as cluster
 
     return cluster.read(name or "default", **changes)
 
@@ -135,7 +137,7 @@ def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) ->
 
 def check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: str) -> None:
     """Stop before any work where a data set is absent. What is missing is said all at once."""
-    from laurepro import parts, weights
+    from laurepro.spec import parts, weights
 
     needed: dict[str, set[str]] = {}
     for job in (j for j in planned.jobs if j.stage != "profile"):

@@ -15,7 +15,7 @@ def command(target: str) -> None:
     from rich.text import Text
 
     from laurepro import plan, report, spec
-    from laurepro.metrics import METRICS
+    from laurepro.spec.metrics import METRICS
 
     rows = plan.select([target], spec.scale("paper").model_copy(update={"controls": True}))
     console = Console(highlight=False)

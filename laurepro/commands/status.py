@@ -143,7 +143,8 @@ class _Submitted:
 
     def states(self) -> dict[str, str]:
         """What the controller said some seconds ago at most."""
-        from laurepro import cluster, record
+        from laurepro import record
+        from laurepro.launchers import _cluster as cluster
 
         numbers = {file.parent.name: record.read_json(file) or {} for file in self.runs.glob("*/slurm.json")}
         if numbers and time.monotonic() - self.asked >= SLURM_SECONDS:

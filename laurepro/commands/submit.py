@@ -34,9 +34,11 @@ def command(
     A zip of label maps, one a picture: PNG of one channel, the picture's name and size, values 1 to the number of
     classes. Predictions that an evaluation of a test split has kept are used; others are made now.
     """
-    from laurepro import parts, prediction, record, submission
+    from laurepro import record
     from laurepro.datasets import open_split
-    from laurepro.metrics import METRICS
+    from laurepro.evaluation import prediction, submission
+    from laurepro.spec import parts
+    from laurepro.spec.metrics import METRICS
 
     if dataset not in DATASETS:
         raise unknown("data set with a test server", dataset, DATASETS)
@@ -78,7 +80,7 @@ def command(
 
 def _job(found: Any, split: str | None) -> Any:
     """The evaluation that a record is of, or that its training would have on the split."""
-    from laurepro import prediction
+    from laurepro.evaluation import prediction
 
     job = prediction.job_of(found, "evaluate")
     wanted = split or (job.experiment.eval.split if found.stage == "evaluate" else "test")
@@ -90,8 +92,9 @@ def _predict(trained: Any, pictures: Any, names: list[str], folder: Path) -> Non
     """Write the label map of each picture; those that are there already are of another run and go."""
     import torch
 
-    from laurepro import submission
-    from laurepro.stages.evaluate import predictions, predictions_folder
+    from laurepro.evaluation import submission
+    from laurepro.evaluation.inference import predictions
+    from laurepro.stages.evaluate import predictions_folder
 
     predictions_folder(folder.parent)
     indices = list(range(len(names)))

@@ -22,8 +22,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from laurepro import parts, spec
+from laurepro import spec
 from laurepro.errors import LaureproError
+from laurepro.spec import parts
 
 Image = npt.NDArray[np.uint8]
 Label = npt.NDArray[np.int64]

@@ -10,9 +10,9 @@ import matplotlib
 from laurepro import report, spec
 from laurepro.errors import LaureproError, unknown
 from laurepro.figures import Drawing, Request, style
-from laurepro.metrics import METRICS, own_metric
 from laurepro.report.comparison import interval
 from laurepro.report.rows import RowResult
+from laurepro.spec.metrics import METRICS, own_metric
 
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 

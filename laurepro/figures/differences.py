@@ -10,7 +10,7 @@ from laurepro import claims, record
 from laurepro.claims.model import Ordering
 from laurepro.errors import LaureproError
 from laurepro.figures import Drawing, Request, style
-from laurepro.metrics import METRICS, own_metric
+from laurepro.spec.metrics import METRICS, own_metric
 
 _LINE = 0.19  # inches a comparison takes
 

@@ -13,7 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from laurepro.counting import edge_rank
+from laurepro.evaluation.counting import edge_rank
+from laurepro.evaluation.prediction import class_colours
 from laurepro.figures import Drawing, Request, style
 from laurepro.figures.trained import Classes, Image, Trained, chosen, load, predict, same_pictures, sample, weights_of
 
@@ -230,7 +231,7 @@ def _wrapped(text: str) -> list[str]:
 
 def _legend(names: tuple[str, ...], maps: list[Classes]) -> list[Patch]:
     """The classes that occur; the first of them where there are very many."""
-    colours = style.class_colours(len(names))
+    colours = class_colours(len(names))
     present = sorted({int(c) for m in maps for c in np.unique(m)} - {-1})
     patches = [Patch(facecolor=colours[c], edgecolor=style.SOFT, lw=0.3, label=names[c]) for c in present]
     if len(patches) >= LEGEND_MOST:
@@ -248,7 +249,7 @@ class _Colours:
     """Label maps [H, W] as colours [H, W, 3]; -1 is white."""
 
     def __init__(self, classes: int) -> None:
-        self.table = np.array([to_rgb(c) for c in (style.IGNORED, *style.class_colours(classes))])
+        self.table = np.array([to_rgb(c) for c in (style.IGNORED, *class_colours(classes))])
 
     def __call__(self, label: Classes) -> Any:
         return self.table[label + 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +14,6 @@ if TYPE_CHECKING:
 INK, SOFT, RULE = "#1d1f23", "#5b5f67", "#d9d5cd"
 # Okabe and Ito's colours, the first two for "the other" and "ours".
 LINES = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Class colours: the ground light, the others of Paul Tol's muted scheme, which differ in lightness too.
-CLASSES = (
-    "#e8e4da",
-    "#332288",
-    "#ddcc77",
-    "#117733",
-    "#cc6677",
-    "#88ccee",
-    "#882255",
-    "#44aa99",
-    "#aa4499",
-    "#999933",
-    "#6699cc",
-    "#661100",
-)
 IGNORED = "#ffffff"
 MARGIN, HEAD = 0.1, 0.5  # inches: at the sides, and what the heading takes
 RC: dict[Any, Any] = {
@@ -53,18 +37,6 @@ RC: dict[Any, Any] = {
     "savefig.dpi": 130,
     "svg.hashsalt": "laurepro",
 }
-
-
-def class_colours(count: int) -> list[str]:
-    """A colour a class. Beyond those of the palette, hues by the golden angle at three lightnesses."""
-    if count <= len(CLASSES):
-        return list(CLASSES[:count])
-    colours = []
-    for i in range(count):
-        hue, light = (i * 0.61803398875) % 1, (0.42, 0.62, 0.78)[i % 3]
-        red, green, blue = colorsys.hls_to_rgb(hue, light, 0.55)
-        colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
-    return colours
 
 
 def figure(width: float, height: float, title: str, scale: Scale, below: str) -> Figure:

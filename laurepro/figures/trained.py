@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from laurepro import checkpoint, inference, parts, plan, record, spec
+from laurepro import plan, record, spec
 from laurepro.datasets import Info, Pictures, open_split
+from laurepro.distributed import prepare
 from laurepro.errors import LaureproError, unknown
+from laurepro.evaluation import inference
+from laurepro.evaluation.inference import load_network, predictions
 from laurepro.figures import Request
-from laurepro.model import Network
-from laurepro.spec import Experiment
-from laurepro.stages import normalise, prepare
-from laurepro.stages.evaluate import load_network, predictions
+from laurepro.network import checkpoint
+from laurepro.network.model import Network, normalise
+from laurepro.spec import Experiment, parts
 from laurepro.upsamplers import PointSampling
 
 Image = npt.NDArray[np.uint8]

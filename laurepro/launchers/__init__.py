@@ -17,12 +17,9 @@ from laurepro.failures import Failure
 from laurepro.spec import Job
 
 if TYPE_CHECKING:
-    from laurepro.cluster import Cluster
+    from laurepro.launchers._cluster import Cluster
 
 __all__ = ["STOP", "Failure", "LaunchContext", "TimeIsUp", "command", "cores", "job_threads", "shell_line"]
-
-
-STOP = "STOP"  # a file of this name in a job's folder asks it to write a checkpoint and stop
 
 
 class LaunchContext(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from laurepro.cluster import script
 from laurepro.launchers import Failure, LaunchContext, shell_line
+from laurepro.launchers._cluster import script
 from laurepro.plan import Plan
 
 

@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 from laurepro import record
 from laurepro.errors import LaureproError
-from laurepro.failures import BAD_INPUT, BUSY, Failure, diagnose, first_code, text_from
-from laurepro.launchers import STOP, LaunchContext, TimeIsUp, command, cores, job_threads
+from laurepro.failures import BAD_INPUT, BUSY, STOP, Failure, diagnose, die_with_parent, first_code, text_from
+from laurepro.launchers import LaunchContext, TimeIsUp, command, cores, job_threads
 from laurepro.launchers._display import Lines, display
 from laurepro.plan import Plan
 from laurepro.spec import Job
-from laurepro.worker import die_with_parent
 
 POLL_SECONDS = 0.1
 BUSY_SECONDS = 2.0  # until a job that another laurepro runs is asked for again

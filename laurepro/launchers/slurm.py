@@ -13,10 +13,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from laurepro import record
-from laurepro.cluster import Cluster, Queued, closing_script, job_name, queue, script, slurm
 from laurepro.errors import LaureproError
 from laurepro.failures import Failure, diagnose, text_from
 from laurepro.launchers import LaunchContext
+from laurepro.launchers._cluster import Cluster, Queued, closing_script, job_name, queue, script, slurm
 from laurepro.launchers._display import Lines, display
 from laurepro.plan import Plan
 from laurepro.spec import Job

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from laurepro.errors import LaureproError
-from laurepro.metrics import METRICS
 from laurepro.record import Record
 from laurepro.report.blocks import Block, Bullets, Code, Heading, Page, Table, Text
 from laurepro.report.grid import MISSING, Column, Grid, comparison_grid, title
@@ -20,6 +19,7 @@ from laurepro.report.page import anchor
 from laurepro.report.provenance import environment_table
 from laurepro.report.rows import RowResult
 from laurepro.report.sources import Sources, judged
+from laurepro.spec.metrics import METRICS
 
 _LEFT = "for the authors of the text"
 
@@ -142,7 +142,7 @@ def _computation(records: list[Record]) -> str:
 
 
 def _licences(records: list[Record]) -> tuple[str, str]:
-    from laurepro import parts
+    from laurepro.spec import parts
 
     found = []
     for name in sorted({r.dataset for r in records if r.stage != "profile"}):

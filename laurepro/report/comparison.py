@@ -26,7 +26,7 @@ def compare(table: str, scale: str, *, results: Path | str = "results", runs: Pa
 
     Returns:
         A frame with `row label metric origin paper ours std n difference scale status`; what was not
-        measured is NaN. Units are those of `laurepro.metrics.METRICS`.
+        measured is NaN. Units are those of `laurepro.spec.metrics.METRICS`.
 
     Raises:
         LaureproError: a table or scale that does not exist.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from typing import NamedTuple
 
-from laurepro.metrics import METRICS, own_metric
 from laurepro.report.comparison import (
     baseline,
     comparable,
@@ -17,6 +16,7 @@ from laurepro.report.comparison import (
 )
 from laurepro.report.rows import RowResult, Section
 from laurepro.spec import Table
+from laurepro.spec.metrics import METRICS, own_metric
 
 MISSING = "—"
 

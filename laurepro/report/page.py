@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 
-from laurepro.metrics import BOUNDARY_WIDTHS
 from laurepro.report import provenance, verdicts
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
 from laurepro.report.grid import MISSING, Cell, Column, Grid, comparison_grid, notes
 from laurepro.report.rows import RowResult, Section
 from laurepro.report.sources import Sources, judged
+from laurepro.spec.metrics import BOUNDARY_WIDTHS
 
 TITLE = "Location-aware Upsampling, reproduced"
 LEAD = (
@@ -77,7 +77,7 @@ def _class_iou(rows: Section) -> list[Block]:
         return []
     import numpy as np
 
-    from laurepro.scores import class_iou
+    from laurepro.evaluation.scores import class_iou
 
     names = measured[0][1][0].class_names
     by_row = {}

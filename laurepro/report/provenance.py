@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from laurepro.metrics import METRICS
 from laurepro.record import Record
 from laurepro.report.blocks import Block, Bullets, Code, Heading, Table, Text
 from laurepro.report.grid import MISSING, Cell, Column, Grid, show_value
 from laurepro.report.rows import FailedJob, RowResult, Section
 from laurepro.report.sources import Sources
+from laurepro.spec.metrics import METRICS
 
 
 def origin(r: RowResult) -> str:

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from laurepro import plan, record, spec
 from laurepro.errors import unknown
-from laurepro.metrics import own_metric
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Row, Scale, Table
+from laurepro.spec.metrics import own_metric
 
 Status = Literal["done", "partial", "running", "failed", "missing", "quoted"]
 

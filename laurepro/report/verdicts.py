@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from laurepro.metrics import METRICS
 from laurepro.report.blocks import Block, Bullets, Fold, Heading, Table, Tally, Text
 from laurepro.report.grid import MISSING, Cell, Column, Grid
 from laurepro.report.provenance import origin
 from laurepro.report.rows import Section
 from laurepro.spec import Scale
+from laurepro.spec.metrics import METRICS
 
 if TYPE_CHECKING:
     from laurepro.claims import Verdict

@@ -1,31 +1,25 @@
 """Evaluate one experiment's final weights on a split: what is counted over its pixels, and every metric from that.
 
-How a picture becomes classes is `laurepro.inference`, what is counted `laurepro.counting`. The predictions of a test
-split are kept as label maps, for `laurepro submit`.
+How an image becomes classes is `laurepro.evaluation.inference`, what is counted `laurepro.evaluation.counting`. The
+predictions of a test split are kept as label maps, for `laurepro submit`.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from laurepro import checkpoint, counting, distributed, inference, model, spec, submission
-from laurepro.datasets import Image, Label, Pictures, open_split
-from laurepro.scores import scores
-from laurepro.stages import Context, Result, Stopped, device_name, normalise, prepare
-
-# Whole blocks of pictures go to a rank, so that a forward pass holds the same pictures or windows, and rounds alike,
-# over any number of ranks.
-BLOCK = {"whole": 32, "slide": 8}
-READERS = 4  # threads at most that read pictures ahead
+from laurepro import distributed, spec
+from laurepro.datasets import open_split
+from laurepro.distributed import device_name, prepare
+from laurepro.evaluation import counting, submission
+from laurepro.evaluation.inference import BLOCK, load_network, predictions
+from laurepro.evaluation.scores import scores
+from laurepro.network import checkpoint
+from laurepro.stages import Context, Result, Stopped
 
 
 def run(job: spec.Job, context: Context) -> Result:
@@ -86,63 +80,6 @@ def run(job: spec.Job, context: Context) -> Result:
         device=device_name(device),
         threads=torch.get_num_threads(),
     )
-
-
-def load_network(
-    experiment: spec.Experiment, classes: int, weights: dict[str, Tensor], device: torch.device
-) -> model.Network:
-    """The experiment's network with its final weights, in evaluation mode on the device."""
-    network = model.build(experiment.model, experiment.op, classes)
-    network.load_state_dict(weights)
-    return ready(network, experiment.eval, device)
-
-
-def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -> model.Network:
-    """The network as the evaluation wants it: on the device, in its precision, in evaluation mode."""
-    network.autocast = torch.bfloat16 if evaluation.precision == "bfloat16" else None
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval()
-
-
-def predictions(
-    network: inference.Predictor,
-    pictures: Pictures,
-    indices: list[int],
-    classes: int,
-    evaluation: spec.Eval,
-    device: torch.device,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the index, the label int64 [H, W] and the prediction int64 [H, W] of pictures, both on the device."""
-    stream = iter(_read(pictures, indices, min(READERS, torch.get_num_threads())))
-    pending: deque[tuple[int, Label]] = deque()
-
-    def images(block: Iterable[tuple[int, tuple[Image, Label]]]) -> Iterator[Tensor]:
-        for index, (image, label) in block:
-            pending.append((index, label))
-            yield normalise(torch.from_numpy(image)[None].to(device))[0]
-
-    for _ in range(0, len(indices), BLOCK[evaluation.mode]):
-        block = islice(stream, BLOCK[evaluation.mode])
-        for predicted in inference.predict(network, images(block), classes, evaluation):
-            index, label = pending.popleft()
-            yield index, torch.from_numpy(label).to(device), predicted
-
-
-def _read(pictures: Pictures, indices: list[int], readers: int) -> Iterator[tuple[int, tuple[Image, Label]]]:
-    """Yield index and picture, read ahead by several threads; with one, as they are asked for."""
-    if readers == 1:
-        for index in indices:
-            yield index, pictures[index]
-        return
-    with ThreadPoolExecutor(readers) as pool:
-        pending: deque[tuple[int, Future[tuple[Image, Label]]]] = deque()
-        for index in indices:
-            pending.append((index, pool.submit(pictures.__getitem__, index)))
-            if len(pending) > 2 * readers:
-                first, future = pending.popleft()
-                yield first, future.result()
-        for first, future in pending:
-            yield first, future.result()
 
 
 def predictions_folder(folder: Path, rank: int = 0) -> Path:

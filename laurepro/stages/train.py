@@ -12,28 +12,27 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from laurepro import checkpoint, distributed, memory, model, spec, training_step
-from laurepro.augment import draw_corner, draw_flips, training_sample
-from laurepro.datasets import Image, Label, Pictures, open_split
+from laurepro import distributed, spec
+from laurepro.datasets import open_split
+from laurepro.distributed import device_name, prepare
 from laurepro.errors import LaureproError
-from laurepro.pretrained import load_pretrained
-from laurepro.stages import Context, Result, Stopped, device_name, prepare
+from laurepro.network import checkpoint, model
+from laurepro.network.pretrained import load_pretrained
+from laurepro.stages import Context, Result, Stopped
+from laurepro.training import step as training_step
+from laurepro.training.batches import Batches
+from laurepro.training.clock import BEHIND, IdleClock, on_the_way
+from laurepro.training.try_out import try_out
 
 CURVE_POINTS = 50
 LOG_STEPS = 20
-BEHIND = {"cpu": 0, "cuda": 1}  # steps under way while a loss is read: a GPU has the next one before it is asked
-AHEAD = 2  # batches that are read while another is used
-KEEP_DECODED = 2**30  # bytes: a data set smaller than that is decoded once and kept
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +71,7 @@ def run(job: spec.Job, context: Context) -> Result:
         if rank == 0:
             _log.info("goes on after step %d of %d", progress.step, steps)
 
-    memory.try_out(stepper, train.batch_size // world, experiment.data.crop_size)
+    try_out(stepper, train.batch_size // world, experiment.data.crop_size)
     plan = Batches(pictures, experiment.data, job.seed, train.batch_size, rank, world)
     every, point = max(25, steps // 10), math.ceil(steps / CURVE_POINTS)
     began, clock = time.monotonic() - progress.seconds, IdleClock(device)
@@ -125,21 +124,6 @@ def run(job: spec.Job, context: Context) -> Result:
     )
 
 
-def on_the_way(mean: Tensor) -> Callable[[], float]:
-    """Copy a scalar to the host in its turn on the GPU; what is returned waits for that, and for nothing later."""
-    if mean.device.type == "cpu":
-        return lambda: float(mean)
-    there = mean.to("cpu", non_blocking=True)  # into pinned memory
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-
-    def read() -> float:
-        arrived.synchronize()
-        return float(there)
-
-    return read
-
-
 def learning_rates(train: spec.Train, pictures: int) -> list[float]:
     """The base learning rate of each step: `lr_multiplier * lr * (1 - t / T) ** power`, started anew by each phase.
 
@@ -173,194 +157,6 @@ def start_from(network: model.Network, part: str, context: Context) -> None:
         target.load_state_dict(weights)
     except RuntimeError as error:
         raise LaureproError(f"init_from: the weights in {context.weights} do not fit: {error}") from None
-
-
-class Batches:
-    """Which pictures a step takes, and how they are augmented: a function of (seed, step) alone.
-
-    Batch b of an epoch is perm[b*B : (b+1)*B], of which rank r of R takes [r::R]; a rest smaller than B is left out.
-    """
-
-    def __init__(
-        self,
-        pictures: Pictures,
-        data: spec.Data,
-        seed: int,
-        batch_size: int,
-        rank: int,
-        world: int,
-        on_device: bool = True,
-    ) -> None:
-        self._on_device = on_device  # where the set is small enough
-        self._pictures, self._data, self._seed = pictures, data, seed
-        self._batch_size, self._rank, self._world = batch_size, rank, world
-        self._order: tuple[int, list[int]] = (-1, [])
-        image, _ = pictures[0]
-        # uint8 colours and int16 label of one picture, times all
-        self._keep = len(pictures) * (image.nbytes + image.nbytes // 3 * 2) <= KEEP_DECODED
-        self._decoded: dict[int, tuple[Image, npt.NDArray[np.int16]]] = {}
-
-    def epoch(self, step: int) -> int:
-        """The epoch of a step, from 0."""
-        return step // (len(self._pictures) // self._batch_size)
-
-    def indices(self, step: int) -> list[int]:
-        """The pictures of this rank at a step."""
-        epoch, batch = divmod(step, len(self._pictures) // self._batch_size)
-        if self._order[0] != epoch:
-            # The count makes this another stream than that of any picture's augmentation.
-            rng = np.random.default_rng([self._seed, epoch, len(self._pictures)])
-            self._order = (epoch, rng.permutation(len(self._pictures)).tolist())
-        start = batch * self._batch_size
-        return self._order[1][start : start + self._batch_size][self._rank :: self._world]
-
-    def tensors(self, first: int, last: int, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what `read` yields, on the device.
-
-        A small data set of pictures of one size that are only flipped and cropped lies on the GPU as a whole: the
-        same pictures, cut there.
-        """
-        whole = self._whole(workers, device) if device.type == "cuda" and self._on_device else None
-        if whole is not None:
-            yield from (self._cut(*whole, step) for step in range(first, last))
-            return
-        batches = self.read(first, last, workers)
-        # One thread reads a batch only when it is asked for: a GPU that waits for the next one would stand still.
-        yield from _copied_ahead(batches, device) if device.type == "cuda" and workers > 1 else _copied(batches, device)
-
-    def read(self, first: int, last: int, workers: int) -> Iterator[tuple[Image, Label]]:
-        """Yield images uint8 [n, crop, crop, 3] and labels int64 [n, crop, crop] of steps first ... last-1."""
-        if workers == 1:
-            for step in range(first, last):
-                yield _stack([self._sample(self.epoch(step), i) for i in self.indices(step)])
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            pending: deque[list[Future[tuple[Image, Label]]]] = deque()
-            for step in range(first, last + AHEAD):
-                if step < last:
-                    epoch = self.epoch(step)
-                    pending.append([pool.submit(self._sample, epoch, i) for i in self.indices(step)])
-                if step >= first + AHEAD:
-                    yield _stack([future.result() for future in pending.popleft()])
-
-    def _sample(self, epoch: int, index: int) -> tuple[Image, Label]:
-        return training_sample(*self._picture(index), self._data, self._rng(epoch, index))
-
-    def _rng(self, epoch: int, index: int) -> np.random.Generator:
-        """What augments that picture in that epoch, on whatever rank and by whatever worker."""
-        return np.random.default_rng([self._seed, epoch, index])
-
-    def _picture(self, index: int) -> tuple[Image, Label]:
-        if index in self._decoded:
-            image, small = self._decoded[index]
-            return image, small.astype(np.int64)
-        image, label = self._pictures[index]
-        if self._keep:
-            self._decoded[index] = image, label.astype(np.int16)
-        return image, label
-
-    def _whole(self, workers: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """All images uint8 [N, H, W, 3] and labels int16 [N, H, W] on the device, or None where that will not do."""
-        augment = self._data.augment
-        if not self._keep or augment.short_side is not None or augment.blur:
-            return None
-        with ThreadPoolExecutor(workers) as pool:
-            decoded = list(pool.map(self._picture, range(len(self._pictures))))
-        shapes = {label.shape for _, label in decoded}
-        if len(shapes) > 1 or min(*shapes.pop()) < self._data.crop_size:
-            return None
-        images = torch.from_numpy(np.stack([image for image, _ in decoded]))
-        labels = torch.from_numpy(np.stack([label.astype(np.int16) for _, label in decoded]))
-        self._decoded.clear()
-        return images.to(device), labels.to(device)
-
-    def _cut(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step from `_whole`: images uint8 [n, crop, crop, 3], labels int64 [n, crop, crop]."""
-        epoch, crop = self.epoch(step), self._data.crop_size
-        batch = []
-        for index in self.indices(step):
-            rng = self._rng(epoch, index)
-            hflip, vflip = draw_flips(self._data.augment, rng)
-            top, left = draw_corner(labels.shape[1], labels.shape[2], crop, rng)
-            axes = [axis for axis, flip in enumerate((vflip, hflip)) if flip]
-            window = (slice(top, top + crop), slice(left, left + crop))
-            batch.append((images[index].flip(axes)[window], labels[index].flip(axes)[window]))
-        return torch.stack([image for image, _ in batch]), torch.stack([label for _, label in batch]).long()
-
-
-def _copied(batches: Iterator[tuple[Image, Label]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in batches:
-        yield torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-
-
-def _copied_ahead(batches: Iterator[tuple[Image, Label]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same, each batch copied to the GPU from pinned memory, on a stream of its own, while another is used."""
-    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
-    for batch in chain(batches, [None]):
-        following = None
-        if batch is not None:
-            with torch.cuda.stream(aside):
-                images, labels = (torch.from_numpy(a).pin_memory().to(device, non_blocking=True) for a in batch)
-            following = images, labels, aside.record_event()
-        if ahead is not None:
-            images, labels, arrived = ahead
-            here = torch.cuda.current_stream(device)
-            here.wait_event(arrived)
-            for tensor in (images, labels):
-                tensor.record_stream(here)  # its memory is the other stream's, and is free only when this one is done
-            yield images, labels
-        ahead = following
-
-
-def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:
-    return np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
-
-
-class IdleClock:
-    """How long the device stands still between steps: for pictures, the host, checkpoints.
-
-    A GPU is asked for the time from the end of one step's work to the begin of the next's, by events of its stream;
-    where it waits for the host within a step is not seen, and pictures that are cut there count as a wait. Of a CPU
-    it is the time that the loop spends elsewhere.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._gpu = device.type == "cuda"
-        self._ended: torch.cuda.Event | None = None
-        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._at: float | None = None
-        self._idle = 0.0
-
-    def begin_step(self) -> None:
-        """Before a step's first kernel, its pictures being there."""
-        if self._gpu:
-            if self._ended is not None:
-                self._gaps.append((self._ended, _event()))
-        elif self._at is not None:
-            self._idle += time.perf_counter() - self._at
-
-    def end_step(self) -> None:
-        """After its last."""
-        if self._gpu:
-            self._ended = _event()
-        else:
-            self._at = time.perf_counter()
-
-    def idle_seconds(self) -> float:
-        """Since this was last asked. Waits for the last step to begin."""
-        for ended, began in self._gaps:
-            began.synchronize()
-            self._idle += ended.elapsed_time(began) / 1e3
-        self._gaps.clear()
-        idle, self._idle = self._idle, 0.0
-        return idle
-
-
-def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
 
 
 @dataclass

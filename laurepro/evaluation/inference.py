@@ -12,7 +12,10 @@ filled by one. On a CPU, which is, a forward takes no more than CPU_PIXELS at on
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,7 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laurepro import spec
-from laurepro.stages import MEAN, STD
+from laurepro.datasets import Image, Label, Pictures
+from laurepro.evaluation import inference
+from laurepro.network import model
+from laurepro.network.model import MEAN, STD, normalise
 
 CPU_PIXELS = 32 * 96**2  # of one forward pass: memory that a cache does not hold makes larger ones slower
 GPU_BYTES = 2**30  # of one forward pass's scores; the layers before need a few times that
@@ -28,7 +34,7 @@ MOST = 32  # windows or pictures of one forward pass
 
 
 class Predictor(Protocol):
-    """What inference asks of a network; `laurepro.model.Network` is one."""
+    """What inference asks of a network; `laurepro.network.model.Network` is one."""
 
     def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
         """Class scores [N, n, H, W] of normalised pictures [N, 3, H, W]: a new tensor, which the caller may change."""
@@ -220,3 +226,68 @@ def _resize(images: Tensor, size: tuple[int, int], evaluation: spec.Eval) -> Ten
     if images.shape[2:] == size:
         return images
     return F.interpolate(images, size, mode="bilinear", align_corners=evaluation.align_corners)
+
+
+# Whole blocks of pictures go to a rank, so that a forward pass holds the same pictures or windows, and rounds alike,
+# over any number of ranks.
+BLOCK = {"whole": 32, "slide": 8}
+
+
+READERS = 4  # threads at most that read pictures ahead
+
+
+def load_network(
+    experiment: spec.Experiment, classes: int, weights: dict[str, Tensor], device: torch.device
+) -> model.Network:
+    """The experiment's network with its final weights, in evaluation mode on the device."""
+    network = model.build(experiment.model, experiment.op, classes)
+    network.load_state_dict(weights)
+    return ready(network, experiment.eval, device)
+
+
+def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -> model.Network:
+    """The network as the evaluation wants it: on the device, in its precision, in evaluation mode."""
+    network.autocast = torch.bfloat16 if evaluation.precision == "bfloat16" else None
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval()
+
+
+def predictions(
+    network: inference.Predictor,
+    pictures: Pictures,
+    indices: list[int],
+    classes: int,
+    evaluation: spec.Eval,
+    device: torch.device,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the index, the label int64 [H, W] and the prediction int64 [H, W] of pictures, both on the device."""
+    stream = iter(_read(pictures, indices, min(READERS, torch.get_num_threads())))
+    pending: deque[tuple[int, Label]] = deque()
+
+    def images(block: Iterable[tuple[int, tuple[Image, Label]]]) -> Iterator[Tensor]:
+        for index, (image, label) in block:
+            pending.append((index, label))
+            yield normalise(torch.from_numpy(image)[None].to(device))[0]
+
+    for _ in range(0, len(indices), BLOCK[evaluation.mode]):
+        block = islice(stream, BLOCK[evaluation.mode])
+        for predicted in inference.predict(network, images(block), classes, evaluation):
+            index, label = pending.popleft()
+            yield index, torch.from_numpy(label).to(device), predicted
+
+
+def _read(pictures: Pictures, indices: list[int], readers: int) -> Iterator[tuple[int, tuple[Image, Label]]]:
+    """Yield index and picture, read ahead by several threads; with one, as they are asked for."""
+    if readers == 1:
+        for index in indices:
+            yield index, pictures[index]
+        return
+    with ThreadPoolExecutor(readers) as pool:
+        pending: deque[tuple[int, Future[tuple[Image, Label]]]] = deque()
+        for index in indices:
+            pending.append((index, pool.submit(pictures.__getitem__, index)))
+            if len(pending) > 2 * readers:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for first, future in pending:
+            yield first, future.result()

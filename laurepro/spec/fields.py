@@ -134,7 +134,7 @@ class Train(Strict):
     """SGD with the poly schedule (facts: section 4.1 of the paper). `batch_size` is global, over all ranks.
 
     `lr_multiplier` multiplies every rate: for a row whose steps are to be longer than the others', at any scale.
-    `pretrained`: what the backbone starts from, a name of `laurepro.weights` or FILE@SHA256; None: random weights.
+    `pretrained`: what the backbone starts from, a name of `laurepro.spec.weights` or FILE@SHA256; None: random weights.
 
     The rest is how a step is computed (docs/speed.md), in the key because each can change the last digits or more:
     `precision`: below float32 the network runs under autocast; weights, optimiser and losses stay float32, and float16

@@ -72,3 +72,11 @@ def own_metric(column: str, dataset: str) -> str:
     if column in ("miou59", "miou60", "miou60_background") and dataset != "pascal_context":
         return "miou"
     return column
+
+
+class Cost(NamedTuple):
+    """What can be counted exactly, for one picture; see `laurepro.stages.profile.counts`."""
+
+    params: int
+    macs: int
+    activation_bytes: int

@@ -5,6 +5,7 @@ Importable without torch; the functions that need a network import it.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,12 @@ import PIL.ImageOps
 
 from laurepro import record, spec
 from laurepro.errors import LaureproError, unknown
-from laurepro.figures.style import class_colours
 from laurepro.record import Record
 
 if TYPE_CHECKING:
     import torch
 
-    from laurepro.model import Network
+    from laurepro.network.model import Network
 
 Image = npt.NDArray[np.uint8]
 Classes = npt.NDArray[np.int64]
@@ -65,9 +65,9 @@ def load(found: Record, runs: Path) -> Trained:
             f"{found.job}: no weights in {folder}; a record alone cannot predict",
             "train it again where runs/ is kept, or give that folder with --runs",
         )
-    from laurepro import checkpoint
-    from laurepro.stages import prepare
-    from laurepro.stages.evaluate import load_network
+    from laurepro.distributed import prepare
+    from laurepro.evaluation.inference import load_network
+    from laurepro.network import checkpoint
 
     device = prepare(found.experiment.train.threads)
     weights = checkpoint.load_weights(folder)
@@ -87,10 +87,10 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
         raise unknown("table", table_id, tables)
     experiment = spec.resolve(tables[table_id], tables[table_id].row(row_id), scale)
 
-    from laurepro import model, pretrained
     from laurepro.datasets import info_of
-    from laurepro.stages import prepare
-    from laurepro.stages.evaluate import ready
+    from laurepro.distributed import prepare
+    from laurepro.evaluation.inference import ready
+    from laurepro.network import model, pretrained
 
     classes: tuple[str, ...] = info_of(experiment.data).classes
     device = prepare(experiment.train.threads)
@@ -132,8 +132,8 @@ def predict(trained: Trained, image: Image) -> Classes:
     """The class of each pixel, int64 [H, W], of a picture uint8 [H, W, 3]."""
     import torch
 
-    from laurepro import inference
-    from laurepro.stages import normalise
+    from laurepro.evaluation import inference
+    from laurepro.network.model import normalise
 
     with torch.inference_mode():
         tensor = normalise(torch.from_numpy(image)[None].to(trained.device))[0]
@@ -185,3 +185,32 @@ def shares(predicted: Classes, names: tuple[str, ...]) -> list[tuple[str, float]
     counts = np.bincount(predicted.ravel(), minlength=len(names))
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda c: -counts[c])
     return [(names[c], float(counts[c] / predicted.size)) for c in order]
+
+
+# Class colours: the ground light, the others of Paul Tol's muted scheme, which differ in lightness too.
+CLASSES = (
+    "#e8e4da",
+    "#332288",
+    "#ddcc77",
+    "#117733",
+    "#cc6677",
+    "#88ccee",
+    "#882255",
+    "#44aa99",
+    "#aa4499",
+    "#999933",
+    "#6699cc",
+    "#661100",
+)
+
+
+def class_colours(count: int) -> list[str]:
+    """A colour a class. Beyond those of the palette, hues by the golden angle at three lightnesses."""
+    if count <= len(CLASSES):
+        return list(CLASSES[:count])
+    colours = []
+    for i in range(count):
+        hue, light = (i * 0.61803398875) % 1, (0.42, 0.62, 0.78)[i % 3]
+        red, green, blue = colorsys.hls_to_rgb(hue, light, 0.55)
+        colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
+    return colours

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laurepro import parts, spec
-from laurepro.backbones import ResNet
+from laurepro import spec
+from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
 from laurepro.heads import conv_bn_relu
+from laurepro.spec import parts
 from laurepro.upsamplers import PointSampling
 
 
@@ -201,3 +202,18 @@ def parameter_groups(network: nn.Module, train: spec.Train) -> list[dict[str, An
         group = "offset" if "offset_head" in path else "backbone" if path[0] == "backbone" else "head"
         params[group].append(parameter)
     return [{"name": name, "params": params[name], **rest} for name, rest in groups.items() if params[name]]
+
+
+MEAN = (0.485, 0.456, 0.406)
+
+
+STD = (0.229, 0.224, 0.225)
+
+
+def normalise(batch: torch.Tensor) -> torch.Tensor:
+    """Pictures uint8 [N, H, W, 3] to network inputs float32 [N, 3, H, W], channels last in memory."""
+    import torch
+
+    mean = torch.tensor(MEAN, device=batch.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=batch.device).view(1, 3, 1, 1)
+    return batch.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)

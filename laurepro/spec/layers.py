@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from laurepro.fields import Raw
+from laurepro.spec.fields import Raw
 
 
 class Layer(NamedTuple):

@@ -20,7 +20,7 @@ import PIL.Image
 
 from laurepro.datasets import Pictures
 from laurepro.errors import LaureproError
-from laurepro.scores import Scores, scores
+from laurepro.evaluation.scores import Scores, scores
 
 SHOWN = 5  # files that a refused submission names of each fault
 DATE = (1980, 1, 1, 0, 0, 0)  # of every member: the same predictions make the same bytes
@@ -141,7 +141,7 @@ def score(file: Path, labels: Callable[[str], npt.NDArray[np.int64]], classes: i
     """
     import torch
 
-    from laurepro.counting import confusion_matrix
+    from laurepro.evaluation.counting import confusion_matrix
 
     total = torch.zeros(classes, classes, dtype=torch.int64)
     for name, predicted in read(file):

@@ -1,37 +1,31 @@
 """What every network of the paper's tables costs: `experiments/costs.yaml`, read without torch.
 
-python -m laurepro.costs        counts anew and writes the file, after a table or a network was changed
+python -m laurepro.network.costs        counts anew and writes the file, after a table or a network was changed
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from laurepro import parts, spec
+from laurepro import spec
 from laurepro.datasets import num_classes
 from laurepro.errors import LaureproError
 from laurepro.record import write_atomic
+from laurepro.spec import parts
+from laurepro.spec.metrics import Cost
 
 FILE = "costs.yaml"
 HEADER = """\
-# What each network of the paper's tables costs, at scale paper. Written by `python -m laurepro.costs`; do not edit.
+# What each network of the tables costs, at scale paper. Do not edit: `python -m laurepro.network.costs` writes it.
 # Network: head, backbone, output stride, upsampler, classes, size of the picture (height x width).
 #   params: learnable parameters, without the auxiliary head and without ImageNet's classification layer
 #   macs: multiply-accumulates of convolutions and linear layers for one picture
 #   activation_bytes: outputs of the layers for one picture, float32
 """
-
-
-class Cost(NamedTuple):
-    """What can be counted exactly, for one picture; see `laurepro.stages.profile.counts`."""
-
-    params: int
-    macs: int
-    activation_bytes: int
 
 
 def network_name(experiment: spec.Experiment) -> str:
@@ -81,12 +75,14 @@ def read() -> dict[str, Cost]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"])
-        raise LaureproError(f"{file}: {where}: {first['msg']}", "python -m laurepro.costs writes it anew") from None
+        raise LaureproError(
+            f"{file}: {where}: {first['msg']}", "python -m laurepro.network.costs writes it anew"
+        ) from None
 
 
 def count() -> dict[str, Cost]:
     """Count every network of a table's row at scale paper, once, by `network_name`."""
-    from laurepro.stages.profile import counts
+    from laurepro.network.counted import counts
 
     scale = spec.scale("paper")
     found: dict[str, Cost] = {}

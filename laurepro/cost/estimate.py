@@ -15,15 +15,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from laurepro import costs, record
+from laurepro import record
+from laurepro.cost.machines import GPUS, Machine
+from laurepro.cost.probe import MARGIN, Measured, Probe, kind
+from laurepro.cost.work import work
 from laurepro.launchers import job_threads
 from laurepro.launchers.local import Seats, core_seats_of
-from laurepro.machines import GPUS, Machine
+from laurepro.network import costs
 from laurepro.plan import Plan
-from laurepro.probe import MARGIN, Measured, Probe, kind
 from laurepro.record import Record
 from laurepro.spec import Experiment, Job
-from laurepro.work import work
+from laurepro.spec.metrics import Cost
 
 
 class Span(NamedTuple):
@@ -72,7 +74,7 @@ class Estimator:
     def __init__(self, machine: Machine, records: Mapping[str, Record], probe: Probe | None, runs: Path) -> None:
         self.machine, self.runs = machine, runs
         self._costs = costs.read()
-        self._experiments: dict[tuple[str, int], tuple[Experiment, str, costs.Cost | None, float | None]] = {}
+        self._experiments: dict[tuple[str, int], tuple[Experiment, str, Cost | None, float | None]] = {}
         self.unused: str | None = None  # why the probe says nothing here
         self._probed: dict[str, Measured] = {}
         if probe is not None and machine.sheet is None:
@@ -82,7 +84,7 @@ class Estimator:
         self._recorded = self._by_kind(own)
         self._speeds = self._measured_speeds(own)
 
-    def about(self, job: Job) -> tuple[str, costs.Cost | None, float | None]:
+    def about(self, job: Job) -> tuple[str, Cost | None, float | None]:
         """A job's kind, its network's cost and its work, each computed once for all seeds."""
         key = (job.stage, id(job.experiment))
         if key not in self._experiments:
@@ -199,7 +201,7 @@ def _other_conditions(probe: Probe, machine: Machine) -> str | None:
     return f"the probe is not used: it was made with {'; '.join(differing)}" if differing else None
 
 
-def _memory(job: Job, cost: costs.Cost, machine: Machine) -> Span:
+def _memory(job: Job, cost: Cost, machine: Machine) -> Span:
     """Bytes that the trainings of one unit need: activations of each process's pictures, and the parameters' state."""
     e, processes = job.experiment, machine.context.nproc_per_node
     area = e.data.crop_size**2 / (e.profile.height * e.profile.width)

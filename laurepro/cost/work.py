@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from laurepro import parts
-from laurepro.costs import Cost
-from laurepro.spec import Data, Eval, Experiment, Job
+from laurepro.spec import Data, Eval, Experiment, Job, parts
+from laurepro.spec.metrics import Cost
 
 PICTURE = (375, 500)  # height and width, where a data set's pictures have many sizes: PASCAL VOC's most frequent
 
@@ -48,7 +47,7 @@ def _scaled(height: int, width: int, long: int) -> tuple[int, int]:
 
 
 def network_pixels(height: int, width: int, evaluation: Eval) -> int:
-    """Pixels that the network is given for one picture of that size; see `laurepro.inference`."""
+    """Pixels that the network is given for one picture of that size; see `laurepro.evaluation.inference`."""
     factors = evaluation.factors if evaluation.multi_scale else (1.0,)
     flips = 2 if evaluation.multi_scale else 1
     if evaluation.mode == "whole" and not evaluation.multi_scale:

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from laurepro.cost.probe import Probe
 from laurepro.errors import LaureproError, unknown
 from laurepro.launchers import LaunchContext, cores
 from laurepro.launchers.local import core_seats, gpus
 from laurepro.plan import Plan
-from laurepro.probe import Probe
 from laurepro.record import Record
 
 

@@ -28,8 +28,8 @@ from pydantic import Field, ValidationError
 
 from laurepro import failures, record
 from laurepro.errors import LaureproError
-from laurepro.failures import STOPPED
-from laurepro.launchers import STOP, LaunchContext, local
+from laurepro.failures import STOP, STOPPED
+from laurepro.launchers import LaunchContext, local
 from laurepro.plan import Plan
 from laurepro.spec import Job, Strict
 
@@ -188,7 +188,7 @@ def measure(
     Raises:
         LaureproError: Nothing could be measured; with the first reason.
     """
-    from laurepro import checkpoint  # with it torch, now rather than beside what is measured
+    from laurepro.network import checkpoint  # with it torch, now rather than beside what is measured
 
     tasks: dict[str, Task] = {}
     for job in planned.jobs:
@@ -412,7 +412,7 @@ def _resident(pid: int) -> int | None:
 
 def _left_behind(folder: Path) -> int:
     """Bytes that a finished training keeps: its weights, and as many checkpoints as are kept."""
-    from laurepro.checkpoint import KEPT
+    from laurepro.network.checkpoint import KEPT
 
     newest = max(folder.glob("checkpoint-*.ckpt"), default=None)
     held = newest.stat().st_size * KEPT if newest else 0

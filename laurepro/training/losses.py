@@ -17,7 +17,7 @@ from torch import Tensor
 
 from laurepro import spec
 from laurepro.errors import LaureproError
-from laurepro.model import Output
+from laurepro.network.model import Output
 from laurepro.ops import offset_guided_cross_entropy, offset_regression_loss
 from laurepro.upsamplers import PointSampling
 

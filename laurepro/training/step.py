@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from laurepro import distributed, losses, model, spec
+from laurepro import distributed, spec
 from laurepro.errors import LaureproError
-from laurepro.model import Output
-from laurepro.stages import normalise
+from laurepro.network import model
+from laurepro.network.model import Output, normalise
+from laurepro.training import losses
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -92,8 +93,8 @@ def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: t
     Args:
         network: with the weights that every rank starts from. It is changed in place: channels last, batch
             normalisation over all ranks, training mode.
-        train: see `laurepro.fields.Train`.
-        loss: see `laurepro.fields.Loss`.
+        train: see `laurepro.spec.fields.Train`.
+        loss: see `laurepro.spec.fields.Loss`.
         device: of this process.
     """
     if device.type == "cuda":

@@ -1,8 +1,8 @@
 """Load weights of other people's naming: the authors' released networks, and ImageNet ResNets.
 
-Nothing is downloaded here; `laurepro.weights` says which files there are, and where they must be. A state dict is taken
-whole or not at all: every key must have a place, and every place must be filled, so that a network never starts from
-half of what was meant.
+Nothing is downloaded here; `laurepro.spec.weights` says which files there are, and where they must be. A state dict
+is taken whole or not at all: every key must have a place, and every place must be filled, so that a network never
+starts from half of what was meant.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from numpy._core.multiarray import scalar
 from torch import Tensor, nn
 
-from laurepro import weights
-from laurepro.backbones import ResNet
+from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
-from laurepro.model import Network
+from laurepro.network.model import Network
+from laurepro.spec import weights
 
 # Names of the released code, and ours. The first rule whose pattern is the whole key counts.
 RULES: tuple[tuple[str, str], ...] = (
@@ -122,7 +122,7 @@ def load_released(network: Network, state_dict: Mapping[str, Any]) -> None:
     checkpoint has an auxiliary head, and its bottleneck width and number of classes.
 
     Args:
-        network: the network to fill, from `laurepro.model.build`.
+        network: the network to fill, from `laurepro.network.model.build`.
         state_dict: by the released names, with or without `module.`; or a checkpoint with it under `state_dict`.
 
     Raises:

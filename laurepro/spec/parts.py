@@ -20,9 +20,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError, create_model
 
 from laurepro.errors import LaureproError, unknown
-from laurepro.fields import Strict
+from laurepro.spec.fields import Strict
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 CLASS_OF = {"upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
 
 
@@ -87,6 +87,12 @@ def features(file: Path) -> frozenset[str]:
                     f"{file}, line {node.lineno}: FEATURES cannot be read", "it is a plain tuple of strings"
                 ) from None
     return frozenset()
+
+
+def features_of(folder: str, name: str) -> frozenset[str]:
+    """What a plug-in declares in FEATURES, by its name; nothing where there is no such plug-in."""
+    file = path(folder, name)
+    return features(file) if file else frozenset()
 
 
 @cache

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 
 from laurepro import record, spec
 from laurepro.errors import LaureproError, unknown
-from laurepro.failures import BAD_INPUT
-from laurepro.launchers import STOP, LaunchContext, command
+from laurepro.failures import BAD_INPUT, STOP
+from laurepro.launchers import LaunchContext, command
 from laurepro.spec import Job, Strict
 
 Time = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}(:\d{2}){0,2}$|^\d+$")]
@@ -139,7 +139,7 @@ def closing_script(context: LaunchContext, cluster: Cluster) -> str:
 
 def _surroundings(cluster: Cluster) -> list[str]:
     again = shlex.join(["laurepro", *sys.argv[1:]])  # what a person types to do it again
-    here = shlex.quote(str(Path(__file__).parents[1]))
+    here = shlex.quote(str(Path(__file__).parents[2]))
     return [
         *cluster.setup,
         f"export LAUREPRO_COMMAND={shlex.quote(again)}",

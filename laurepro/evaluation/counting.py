@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from laurepro.metrics import BOUNDARY_SHARE, BOUNDARY_WIDTHS
+from laurepro.spec.metrics import BOUNDARY_SHARE, BOUNDARY_WIDTHS
 
 BAND = 3  # the width of `boundary_miou`, of which the whole matrix is kept
 

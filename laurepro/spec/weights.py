@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from laurepro.errors import LaureproError, unknown
 
 if TYPE_CHECKING:
-    from laurepro.spec import Backbone, Experiment
+    from laurepro.spec.fields import Backbone, Experiment
 
 FOLDER = "pretrained"  # below the data root
 RECIPES = "encnet"  # what scale paper's rows start from

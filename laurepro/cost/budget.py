@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from laurepro import claims, plan
 from laurepro.claims.model import Claim, row_of
-from laurepro.estimate import Estimator, device_hours
-from laurepro.metrics import METRICS
+from laurepro.cost.estimate import Estimator, device_hours
 from laurepro.plan import RowPlan
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Scale
+from laurepro.spec.metrics import METRICS
 
 LEAST_SEEDS = 2  # no verdict comes from one
 OPEN = ("not run", "undecided")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from laurepro.errors import LaureproError, unknown
 
 if TYPE_CHECKING:
-    from laurepro.spec import Eval
+    from laurepro.spec.fields import Eval
 
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 

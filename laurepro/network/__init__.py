@@ -1,0 +1,1 @@
+"""A row's network: its modules, its weights on disk, and its exact counts."""

@@ -1,0 +1,115 @@
+"""What a network costs, counted exactly on shapes alone: parameters, multiply-accumulates, activations, FLOPs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import DeformConv2d
+
+from laurepro import spec
+from laurepro.network import model
+from laurepro.spec.metrics import Cost
+
+FLOAT_BYTES = 4
+
+
+def evaluated(row: spec.Model) -> spec.Model:
+    """The model as it is evaluated: without the auxiliary head."""
+    return row.model_copy(update={"aux": False, "aux_lau": False})
+
+
+def bilinear_twin(row: spec.Model) -> spec.Model:
+    """The same network with the bilinear upsampler."""
+    return row.model_copy(update={"upsampler": spec.Part(kind="bilinear")})
+
+
+def counts(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> Cost:
+    """Count one forward of one picture [1, 3, height, width] in evaluation, on the meta device: no arithmetic is done.
+
+    Returns:
+        `params`: learnable parameters. `macs`: multiply-accumulates of convolutions and linear layers and of nothing
+        else, as the paper's Table 1 counts its "FLOPs" (a deformable convolution counts as the convolution it is, its
+        offset convolution by itself; biases, normalisations, activations, sampling, resizing and the encoding's
+        matrix products are left out). `activation_bytes`: the outputs of all modules without submodules as float32,
+        where a module gives out a new tensor: one that hands its input on, or overwrites it, adds nothing, and
+        operations outside such modules (sums, concatenations, sampling, the final resize) are not in it.
+    """
+    return count(on_meta(evaluated(row), op, classes), height, width)
+
+
+def count(network: model.Network, height: int, width: int) -> Cost:
+    """`counts` of a network in evaluation mode that was built on the meta device, without an auxiliary head."""
+    tally = {"macs": 0, "elements": 0}
+    with torch.no_grad(), _ShapesAlone(), _counting(network, tally):
+        network.predict(torch.empty(1, 3, height, width, device="meta"))
+    return Cost(
+        params=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        macs=tally["macs"],
+        activation_bytes=FLOAT_BYTES * tally["elements"],
+    )
+
+
+def flops(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> int:
+    """The total of torch's FlopCounterMode for the same forward.
+
+    Two for each multiply-accumulate of convolutions (deformable ones too) and matrix products, the encoding's included.
+    """
+    network = on_meta(evaluated(row), op, classes)
+    deformable: dict[Any, Any] = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=deformable)
+    with torch.no_grad(), counter:
+        network.predict(torch.empty(1, 3, height, width, device="meta"))
+    return int(counter.get_total_flops())
+
+
+def on_meta(row: spec.Model, op: spec.Op, classes: int) -> model.Network:
+    """A row's network in evaluation mode, on shapes alone: on the meta device, its weights not drawn."""
+    with torch.device("meta"), _ShapesAlone():
+        return model.build(row, op, classes).eval()
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Leave out what fills or normalises tensors without values: most of the time of building and of a forward."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and (getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_)):
+            return args[0]
+        if func is nn.functional.batch_norm:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _counting(network: nn.Module, tally: dict[str, int]) -> Iterator[None]:
+    """Add up, while it lasts, what the layers of `network` do."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output is not inputs[0]:
+            tally["elements"] += output.numel()
+        if isinstance(module, nn.Conv2d | DeformConv2d):
+            kernel = math.prod(module.kernel_size)
+            tally["macs"] += output.numel() * kernel * (module.in_channels // module.groups)
+        elif isinstance(module, nn.ConvTranspose2d):  # each input is multiplied by the whole kernel
+            kernel = math.prod(module.kernel_size)
+            tally["macs"] += inputs[0].numel() * kernel * (module.out_channels // module.groups)
+        elif isinstance(module, nn.Linear):
+            tally["macs"] += output.numel() * module.in_features
+
+    handles = [m.register_forward_hook(hook) for m in network.modules() if not list(m.children())]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _deformable_flops(input: tuple[int, ...], weight: tuple[int, ...], *args: Any, out_shape: Any, **rest: Any) -> int:
+    """FlopCounterMode does not know the operation: as the convolution of the same weight."""
+    return int(2 * math.prod(out_shape) * math.prod(weight[1:]))

@@ -1,0 +1,201 @@
+"""Table and scale files, read and checked: what was published, and what each row sets."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from laurepro.errors import LaureproError, unknown
+from laurepro.spec import parts
+from laurepro.spec.fields import (
+    Raw,
+    Strict,
+)
+from laurepro.spec.files import experiments_dir, invalid, read_mapping
+from laurepro.spec.metrics import METRICS
+
+
+class Source(Strict):
+    """Where the published numbers stand."""
+
+    paper: str
+    where: str
+
+
+class Published(Strict):
+    """One printed number. `value` None: the paper leaves the cell blank."""
+
+    value: float | None
+    origin: Literal["authors", "quoted"]
+    confidence: Literal["high", "medium"] | None = None
+    note: str | None = None
+
+
+class Protocol(Strict):
+    """What the printed numbers were measured on."""
+
+    dataset: str | None = None
+    split: str | None = None
+    multi_scale: bool | None = None
+
+
+class Row(Strict):
+    """One line of a table: its published numbers, and what to run for it (`set`; None: quoted only).
+
+    `file`: where it stands, if not in the table's own file but in a file of its own below `$LAUREPRO_PLUGINS`.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")
+    label: str
+    origin: Literal["authors", "quoted", "control", "extension"]
+    published: dict[str, Published]
+    set: Raw | None = None
+    rerun: bool = False
+    confidence: Literal["high", "medium"] | None = None
+    note: str | None = None
+    protocol: Protocol = Protocol()
+    method: dict[str, str | None] = Field(default_factory=dict)
+    init_from: str | None = None
+    file: Path | None = None
+
+
+class Table(Strict):
+    """One table of the paper, as its file says."""
+
+    id: str
+    file: Path
+    title: str
+    source: Source
+    metrics: tuple[str, ...]
+    protocol: Protocol = Protocol()
+    defaults: Raw = Field(default_factory=dict)
+    rows: tuple[Row, ...]
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in METRICS:
+                raise ValueError(f"unknown metric {name!r}; available: {', '.join(METRICS)}")
+        return value
+
+    def row(self, row_id: str) -> Row:
+        """The row of that id. Raises LaureproError with the nearest id."""
+        for row in self.rows:
+            if row.id == row_id:
+                return row
+        raise unknown(f"row of {self.id}:", row_id, (r.id for r in self.rows), str(self.file))
+
+
+class Pretrain(Strict):
+    """A scale without ImageNet weights: one shared backbone, trained once per depth by this experiment."""
+
+    seed: int
+    set: Raw
+
+
+class Scale(Strict):
+    """How big an experiment is run. `base` takes the place of the table's recipe; `adapt` sets fields by kind.
+
+    `evidence`: whether it says anything about the paper's statements (real photographs); `comparable`: whether its
+    numbers may stand beside published ones.
+    """
+
+    name: str
+    file: Path
+    title: str
+    sentence: str
+    comparable: bool = False
+    evidence: bool = False
+    controls: bool = True
+    seeds: int = Field(1, ge=1)
+    base: Raw | None = None
+    adapt: dict[Literal["backbone", "head", "upsampler"], dict[str, Raw]] = Field(default_factory=dict)
+    set: Raw = Field(default_factory=dict)
+    pretrain: Pretrain | None = None
+
+
+def load_table(file: Path) -> Table:
+    """Read and check one table file. Raises LaureproError naming file, row and key."""
+    raw = read_mapping(file, "title, source, metrics and rows")
+    rows = raw.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise LaureproError(f"{file}: rows: expected a list of mappings, got {rows!r:.60}")
+    more = [(read_mapping(f, "the fields of a row"), f) for f in _more_rows(file.stem)]
+    seen: set[str] = set()
+    read = []
+    for index, (row, own) in enumerate([*((row, None) for row in rows), *more]):
+        if "file" in row:
+            raise LaureproError(f"{own or file}, row {row.get('id', index)!r}: unknown key 'file'")
+        if own is not None and row.get("origin") not in ("control", "extension"):
+            raise LaureproError(f"{own}: origin: expected control or extension, got {row.get('origin')!r}")
+        where = f"{own or file}, row {row.get('id', index)!r}"
+        cells = row.get("published", {})
+        if not isinstance(cells, dict):
+            raise LaureproError(f"{where}: published: expected metric: value, got {cells!r}")
+        origin = row.get("origin") if row.get("origin") in ("authors", "quoted") else "authors"
+        common = {"origin": origin, "confidence": row.get("confidence"), "note": row.get("note")}
+        filled = {m: {**common, **v} if isinstance(v, dict) else {**common, "value": v} for m, v in cells.items()}
+        for metric in filled:
+            if metric not in METRICS:
+                raise unknown("metric", metric, METRICS, f"{where}, published")
+        try:
+            read.append(Row(**{**row, "published": filled, "file": own}))
+        except ValidationError as error:
+            raise invalid(error, where, Row) from None
+        if read[-1].id in seen:
+            raise LaureproError(f"{own or file}: row id {read[-1].id!r} stands twice in {file.stem}")
+        seen.add(read[-1].id)
+    for key in ("id", "file"):
+        if key in raw:
+            raise LaureproError(f"{file}: unknown key {key!r}", "a table's id is its file name")
+    try:
+        return Table(**{**raw, "id": file.stem, "file": file, "rows": read})
+    except ValidationError as error:
+        raise invalid(error, str(file), Table) from None
+
+
+def _more_rows(table: str) -> list[Path]:
+    """Rows that were added to a table from outside: `rows/TABLE/*.yaml` below `$LAUREPRO_PLUGINS`, one a file."""
+    return sorted(f for folder in parts.folders("rows")[1:] for f in (folder / table).glob("*.yaml"))
+
+
+def tables() -> dict[str, Table]:
+    """Every `table*.yaml`, by id, with the rows that were added to it below `$LAUREPRO_PLUGINS`."""
+    return _tables(experiments_dir(), os.environ.get("LAUREPRO_PLUGINS", ""))
+
+
+@cache
+def _tables(folder: Path, plugins: str) -> dict[str, Table]:
+    return {f.stem: load_table(f) for f in sorted(folder.glob("table*.yaml"))}
+
+
+def table_ids() -> list[str]:
+    """The tables there are, without reading them."""
+    return sorted(f.stem for f in experiments_dir().glob("table*.yaml"))
+
+
+def scale_names() -> list[str]:
+    """The scales there are, `paper` first."""
+    names = sorted(f.stem for f in (experiments_dir() / "scales").glob("*.yaml"))
+    return sorted(names, key=lambda n: (n != "paper", n))
+
+
+@cache
+def _scale(file: Path) -> Scale:
+    raw = read_mapping(file, "title, sentence and what it sets")
+    try:
+        return Scale(**{**raw, "name": file.stem, "file": file})
+    except ValidationError as error:
+        raise invalid(error, str(file), Scale) from None
+
+
+def scale(name: str) -> Scale:
+    """Read `experiments/scales/NAME.yaml`."""
+    if name not in scale_names():
+        raise unknown("scale", name, scale_names())
+    return _scale(experiments_dir() / "scales" / f"{name}.yaml")

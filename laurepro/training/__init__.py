@@ -1,0 +1,1 @@
+"""How a training step is computed: batches, losses, precision, the optimiser."""
