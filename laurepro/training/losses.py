@@ -168,7 +168,7 @@ def _formed(sampling: PointSampling, labels: Tensor, loss: spec.Loss, count: Cou
     weight = torch.ones_like(value)
     if loss.offset_weight:
         with torch.no_grad():
-            reference = _cross_entropy(_resize(sampling.unlearned(), labels), labels)
+            reference = _cross_entropy(_resize(sampling.at_zero_offset(), labels), labels)
             worse = value >= reference if loss.tie == "paper" else value > reference
         weight = 1 + loss.offset_weight * worse
     value = value * weight
