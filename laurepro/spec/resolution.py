@@ -6,36 +6,15 @@ Merge order, whole: recipe (or the scale's own `base`), the table's `defaults`, 
 
 from __future__ import annotations
 
-import yaml
 from pydantic import ValidationError
 
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec.canonical_form import canonical
 from laurepro.spec.fields import Experiment, InitFrom, Raw
-from laurepro.spec.files import Loader, experiments_dir, invalid, read_mapping
+from laurepro.spec.files import experiments_dir, invalid, read_mapping
 from laurepro.spec.layers import Layer, adapt, merge, plain, sourced
 from laurepro.spec.protocols import expanded
 from laurepro.spec.table import Row, Scale, Table, table_ids, tables
-
-
-def parse_overrides(pairs: tuple[str, ...]) -> Raw:
-    """`("train.lr=0.05",)` to `{"train": {"lr": 0.05}}`. The value is read as YAML."""
-    result: Raw = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise LaureproError(f"--set {pair!r}: expected key=value, as in train.lr=0.05")
-        node = result
-        *path, last = key.split(".")
-        for step in path:
-            node = node.setdefault(step, {})
-            if not isinstance(node, dict):
-                raise LaureproError(f"--set {pair!r}: {step!r} was already given a plain value")
-        try:
-            node[last] = yaml.load(value, Loader)
-        except yaml.YAMLError:
-            raise LaureproError(f"--set {pair!r}: the value is not valid YAML") from None
-    return result
 
 
 def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) -> tuple[Raw, Raw]:
