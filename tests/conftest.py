@@ -85,17 +85,17 @@ NEEDS = {
             _program("chromium", "chromium-browser", "google-chrome")
             and _modules("playwright", "axe_playwright_python")
         ),
-        "no Chromium, or no playwright (pip install 'laurepro[browser]')",
+        "no Chromium, or no playwright (pip install -e '.[browser]')",
     ),
     "latex": (lambda: _program("pdflatex", "lualatex", "tectonic"), "no LaTeX"),
-    "tensorboard": (lambda: _modules("tensorboard"), "no tensorboard (pip install 'laurepro[tensorboard]')"),
+    "tensorboard": (lambda: _modules("tensorboard"), "no tensorboard (pip install -e '.[tensorboard]')"),
     "site": (
         lambda: _modules("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python"),
-        "no mkdocs (pip install 'laurepro[docs]')",
+        "no mkdocs (pip install -e '.[docs]')",
     ),
     "layer": (
         lambda: _modules("onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch"),
-        "no ONNX or segmentation_models_pytorch (pip install 'laurepro[layer]')",
+        "no ONNX or segmentation_models_pytorch (pip install -e '.[layer]')",
     ),
     "extras": (lambda: importlib.util.find_spec("matplotlib") is not None, "no optional libraries"),
 }

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -135,3 +136,17 @@ def test_every_marker_has_its_check_and_can_be_required(tmp_path: Path) -> None:
         env = environment(PATH="", LAUREPRO_REQUIRE=required)
         ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert ran.returncode == code and said in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_every_extra_that_is_named_can_be_installed() -> None:
+    """The project is on no package index: a hint is for the checkout, and names an extra of pyproject.toml."""
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    texts = {
+        f: f.read_text() for f in tracked() if f.suffix in (".py", ".md", ".toml") or f.name in ("Makefile", "run")
+    }
+    assert [str(f) for f, text in texts.items() if re.search(r"pip install ['\"]?laurepro", text)] == []
+    named = {
+        name for text in texts.values() for name in re.findall(r"-e '?\.\[(\w+)\]|install\([\"'](\w+)[\"']\)", text)
+    }
+    assert {extra for pair in named for extra in pair if extra} - declared == set()
+    assert {"cuda13", "tensorboard", "layer"} <= {extra for pair in named for extra in pair}

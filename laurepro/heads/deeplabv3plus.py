@@ -59,8 +59,8 @@ class Head(nn.Module):
 
         Args:
             features: the backbone's four maps.
-            upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output, and a
-                guided upsampler also reads the reduced features of layer1.
+            upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output;
+                a guided upsampler also reads the reduced features of layer1.
         """
         low = self.low(features[0])
         deep = self.aspp(features[3])

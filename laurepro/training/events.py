@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laurepro.errors import LaureproError
+from laurepro.errors import LaureproError, install
 
 FOLDER = "tensorboard"  # in a job's folder
 SCALARS = ("loss", "lr", "epoch")  # of what a training tells of each step
@@ -17,7 +17,7 @@ SCALARS = ("loss", "lr", "epoch")  # of what a training tells of each step
 def check() -> None:
     """Raise LaureproError where the package is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise LaureproError("--tensorboard: that package is not installed", "pip install 'laurepro[tensorboard]'")
+        raise LaureproError("--tensorboard: tensorboard is not installed", install("tensorboard"))
 
 
 @contextmanager
