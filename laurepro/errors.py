@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -19,12 +20,18 @@ class LaureproError(Exception):
 
 
 def unknown(what: str, name: str, available: Iterable[str], where: str = "") -> LaureproError:
-    """The error for a name that does not exist, with the available names and the nearest to what was typed."""
+    """The error for a name that does not exist, with the available names and the nearest to what was typed.
+
+    Where `./plugins` exists and `$LAUREPRO_PLUGINS` is not set, the error says so: a new shell has lost the export.
+    """
     names = sorted(available)
     close = difflib.get_close_matches(str(name), names, n=1)
     prefix = f"{where}: " if where else ""
     nearest = f"nearest: {close[0]};  " if close else ""
-    return LaureproError(f"{prefix}unknown {what} {name!r}", f"{nearest}available: {', '.join(names) or 'none'}")
+    hint = f"{nearest}available: {', '.join(names) or 'none'}"
+    if "LAUREPRO_PLUGINS" not in os.environ and os.path.isdir("plugins"):
+        hint += "\n  ./plugins is not searched; to search it: export LAUREPRO_PLUGINS=plugins"
+    return LaureproError(f"{prefix}unknown {what} {name!r}", hint)
 
 
 def install(extra: str) -> str:

@@ -162,6 +162,26 @@ def experiments_dir() -> Path:
     raise LaureproError("no experiments found", "run inside a checkout, or give --experiments DIR")
 
 
+def plugin_folders() -> list[Path]:
+    """The folders that `$LAUREPRO_PLUGINS` names, in its order."""
+    return [Path(p) for p in os.environ.get("LAUREPRO_PLUGINS", "").split(os.pathsep) if p]
+
+
+def experiment_files(pattern: str) -> dict[str, Path]:
+    """The files that match a pattern, as "scales/*.yaml", by name: the experiments', then those of each plug-in folder.
+
+    Raises:
+        LaureproError: two files have one name: a name, and a key, would mean two things.
+    """
+    files: dict[str, Path] = {}
+    for folder in (experiments_dir(), *plugin_folders()):
+        for file in sorted(folder.glob(pattern)):
+            first = files.setdefault(file.stem, file)
+            if first is not file and first.resolve() != file.resolve():
+                raise LaureproError(f"{file}: the name {file.stem!r} is taken by {first}", "rename the file")
+    return files
+
+
 def invalid(error: ValidationError, where: str, model: type[BaseModel]) -> LaureproError:
     """Convert pydantic's first error to a LaureproError: the key's path, the value seen and what was expected."""
     first = error.errors()[0]
