@@ -124,14 +124,25 @@ def decode(name: str, splits: tuple[str, ...], root: Path) -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--scale", metavar="NAME", help="Also every data set that the tables use at this scale.")
 @_root
-def verify(name: str, root: Path) -> None:
-    """Read every file of data set NAME and name everything that is wrong: exit code 2 if anything is.
+def verify(names: tuple[str, ...], scale: str | None, root: Path) -> None:
+    """Read every file of data sets NAME and report every problem: exit code 2 if there is any.
 
-    Lists, numbers of pictures, splits that overlap, pairing, sizes, labels out of range, classes that never occur,
-    checksums, files that do not belong there. Without a fault: the share of each class.
+    Lists, numbers of images, splits that overlap, pairing, sizes, labels out of range, classes that never occur,
+    checksums, files that do not belong there. Without a problem: the share of each class.
     """
+    from laurepro import plan
+
+    chosen = dict.fromkeys((*names, *(plan.datasets(scale) if scale is not None else ())))
+    if not chosen:
+        raise click.UsageError("name a data set, as in `laurepro data verify camvid`, or give --scale")
+    for name in chosen:
+        _verify_one(name, root)
+
+
+def _verify_one(name: str, root: Path) -> None:
     from laurepro.datasets import _verify
 
     module = _module(name)
