@@ -414,7 +414,7 @@ def test_pinned_defaults() -> None:
     assert Experiment().model_dump(mode="json") == {
         "version": 1,
         "model": {
-            "backbone": {"kind": "resnet50", "stem": "deep", "width": 64, "blocks": None},
+            "backbone": {"kind": "resnet50"},
             "output_stride": 8,
             "head": {"kind": "encnet"},
             "upsampler": {"kind": "bilinear"},
@@ -489,6 +489,7 @@ def test_pinned_defaults() -> None:
             "compile": "none",
         },
         "init_from": None,
+        "sources": {},
     }
     assert spec.InitFrom(experiment=Experiment()).model_dump(exclude={"experiment"}) == {"part": "model", "seed": None}
 
@@ -496,6 +497,8 @@ def test_pinned_defaults() -> None:
 @pytest.mark.parametrize(
     ("folder", "kind", "defaults"),
     [
+        ("backbones", "resnet50", {"stem": "deep", "width": 64, "blocks": None}),
+        ("backbones", "resnet101", {"stem": "deep", "width": 64, "blocks": None}),
         ("upsamplers", "bilinear", {}),
         (
             "upsamplers",

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laurepro import spec
-from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
 from laurepro.heads import conv_bn_relu
 from laurepro.spec import parts
@@ -38,7 +37,7 @@ class Output(NamedTuple):
 
 
 class AuxHead(nn.Module):
-    """The FCN head on layer3 that only the training uses (PSPNet, Zhao et al. 2017)."""
+    """The FCN head on the last map but one, which only the training uses (PSPNet, Zhao et al. 2017)."""
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -72,13 +71,13 @@ class Network(nn.Module):
         self.op = op
         self.autocast: torch.dtype | None = None  # of `predict`
         self.decoder: bool = "decoder" in getattr(head, "FEATURES", ())
-        self.backbone = ResNet(model.backbone, model.output_stride)
-        channels = self.backbone.channels
+        self.backbone = build_backbone(model.backbone, model.output_stride)
+        channels: tuple[int, ...] = self.backbone.channels
         self.head = head.Head(channels, num_classes, **model.head.options)
         feature_channels: int = self.head.feature_channels
         self.aux: AuxHead | None = None
         if model.aux:
-            self.aux = AuxHead(channels[2], model.aux_channels, num_classes, model.dropout)
+            self.aux = AuxHead(channels[-2:][0], model.aux_channels, num_classes, model.dropout)
         self.dropout = nn.Dropout2d(model.dropout)
         # Built even where it is replaced, so that what is drawn after it is the same in all rows.
         self.classifier: nn.Conv2d | None = nn.Conv2d(feature_channels, num_classes, 1)
@@ -110,7 +109,7 @@ class Network(nn.Module):
             scores = self._with_op(self.upsampler(scores, feature))
         aux: Tensor | PointSampling | None = None
         if self.training and self.aux is not None:
-            aux, aux_feature = self.aux(features[2])
+            aux, aux_feature = self.aux(features[-2:][0])
             if self.aux_upsampler is not None:
                 aux = self._with_op(self.aux_upsampler(aux, aux_feature))
         return Output(*_split(scores), se_logits, *_split(aux))
@@ -169,6 +168,15 @@ def _split(scores: Tensor | PointSampling | None) -> tuple[Tensor | None, PointS
     if isinstance(scores, PointSampling):
         return None, scores
     return scores, None
+
+
+def build_backbone(backbone: spec.Backbone, output_stride: int) -> Any:
+    """A row's backbone with random weights: `backbones/<kind>.py`, by the contract of `laurepro.backbones`.
+
+    Raises:
+        LaureproError: there is no such backbone, or it cannot have that output stride.
+    """
+    return parts.load("backbones", backbone.kind).Backbone(output_stride, **backbone.options)
 
 
 def build(model: spec.Model, op: spec.Op, num_classes: int) -> Network:

@@ -53,13 +53,27 @@ class Part(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Backbone(Strict):
-    """A dilated ResNet. `blocks` and `width` None: the depth that `kind` names, at full width (64)."""
+class Backbone(Part):
+    """The backbone by file name, `backbones/<kind>.py`; its options are flat beside `kind`.
 
-    kind: Literal["resnet50", "resnet101"] = "resnet50"
-    stem: Literal["deep", "plain"] = "deep"
-    width: int = Field(64, ge=1)
-    blocks: tuple[int, int, int, int] | None = None
+    Options at their defaults are left out, since older records state them: one backbone has one form, and one key.
+    """
+
+    kind: str = "resnet50"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_defaults(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not value.keys() - {"kind"}:
+            return value
+        from laurepro.spec import parts  # which imports this module
+
+        kind = value.get("kind", "resnet50")
+        file = parts.path("backbones", kind) if isinstance(kind, str) else None
+        if file is None:  # `canonical_form` reports it, and a record may outlive its plug-in
+            return value
+        defaults = {name: field.default for name, field in parts.options("backbones", file).model_fields.items()}
+        return {k: v for k, v in value.items() if k not in defaults or v != defaults[k] or isinstance(v, bool)}
 
 
 class Model(Strict):
@@ -235,7 +249,10 @@ class InitFrom(Strict):
 
 
 class Experiment(Strict):
-    """Everything that can change a number, and nothing else."""
+    """Everything that can change a number, and nothing else.
+
+    `sources`: the code of its parts, see `laurepro.spec.sources`; filled in, never given.
+    """
 
     version: int = 1
     model: Model = Model()
@@ -246,3 +263,4 @@ class Experiment(Strict):
     eval: Eval = Eval()
     profile: Profile = Profile()
     init_from: InitFrom | None = None
+    sources: dict[str, str] = {}
