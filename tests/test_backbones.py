@@ -12,6 +12,7 @@ from conftest import run_cli
 
 from laurepro import spec
 from laurepro.errors import LaureproError
+from laurepro.network import initial_weights
 from laurepro.network.model import build
 from laurepro.spec import Experiment, Job, parts
 
@@ -166,3 +167,19 @@ def test_one_pretraining_serves_a_row_and_its_variations() -> None:
 
 def test_every_part_that_is_built_in_is_a_file() -> None:
     assert parts.names("backbones") == ["resnet101", "resnet50"]
+
+
+# --------------------------------------------------------------------------------------------- initial weights
+
+
+def test_initial_weights_that_cannot_fit_are_refused_before_any_training() -> None:
+    fine = [
+        resolved(a, s) for a, s in (("table6/encnet-r101-lau4x-reg", "paper"), ("table3a/aspp-os8-bilinear", "smoke"))
+    ]
+    initial_weights.check(fine)
+    wide = fine[1].model_copy(update={"model": fine[1].model.model_copy(update={"backbone": spec.Backbone(width=8)})})
+    with pytest.raises(LaureproError, match=r"the backbone of the experiment to start from does not fit: .* of another"):
+        initial_weights.check([wide])
+    other = fine[0].model.model_copy(update={"upsampler": spec.Part(kind="bilinear")})
+    with pytest.raises(LaureproError, match=r"the model of the experiment .* unexpected keys: upsampler"):
+        initial_weights.check([fine[0].model_copy(update={"model": other})])
