@@ -178,7 +178,9 @@ def test_initial_weights_that_cannot_fit_are_refused_before_any_training() -> No
     ]
     initial_weights.check(fine)
     wide = fine[1].model_copy(update={"model": fine[1].model.model_copy(update={"backbone": spec.Backbone(width=8)})})
-    with pytest.raises(LaureproError, match=r"the backbone of the experiment to start from does not fit: .* of another"):
+    with pytest.raises(
+        LaureproError, match=r"the backbone of the experiment to start from does not fit: .* of another"
+    ):
         initial_weights.check([wide])
     other = fine[0].model.model_copy(update={"upsampler": spec.Part(kind="bilinear")})
     with pytest.raises(LaureproError, match=r"the model of the experiment .* unexpected keys: upsampler"):

@@ -98,7 +98,7 @@ def resolve_all(scale: str = "smoke") -> None:
         ("    set: {}", "    set: {data: {nam: x}}", ["row 'encnet-os8-bilinear'", "data", "nearest: name"]),
         ("    set: {}", "    set: {}\n    init_from: table3/x", ["'encnet-os8-bilinear'", "init_from", "'table3'"]),
         ("    set: {}", "    set: {}\n    init_from: table3a/x", ["unknown row", "'x'"]),
-        ("    set: {}", "    set: {}\n    init_from: table3a/encnet-os8-bilinear", ["init_from", "circle"]),
+        ("    set: {}", "    set: {}\n    init_from: table3a/encnet-os8-bilinear", ["init_from", "circular"]),
         ("title:", "title: again\ntitle:", ["line 2", "duplicate key 'title'"]),
     ],
 )

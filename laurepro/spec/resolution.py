@@ -79,7 +79,7 @@ def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
     tree = merge(base, layers)
     overrides = expanded(overrides or {}, "--set")
     if "init_from" in overrides:
-        raise LaureproError("--set init_from: what a row starts from is the row's own, and cannot be set")
+        raise LaureproError("--set init_from: a row's own file says what it starts from; it cannot be set")
     if "sources" in overrides:
         raise LaureproError("--set sources: digests of code are computed, and cannot be set")
     backbone_only = _of_model(overrides, ("backbone",))
@@ -125,7 +125,7 @@ def resolve(
         if table_id not in tables():
             raise unknown("table", table_id, table_ids(), f"{where}, init_from")
         if row.init_from in (*chain, address):
-            raise LaureproError(f"{where}: init_from goes in a circle: {' -> '.join([*chain, address, row.init_from])}")
+            raise LaureproError(f"{where}: init_from is circular: {' -> '.join([*chain, address, row.init_from])}")
         parent = tables()[table_id]
         start = resolve(parent, parent.row(row_id), scale, overrides, (*chain, address))
         return canonical(experiment.model_copy(update={"init_from": InitFrom(experiment=start)}), where)
