@@ -30,8 +30,8 @@ from laurepro.evaluation import scores
 from laurepro.heads import aspp, deeplabv3plus, encnet
 from laurepro.network import costs, model
 from laurepro.nn import OffsetHead
+from laurepro.ops import _losses as ops_losses
 from laurepro.ops import _reference, upsample
-from laurepro.ops import losses as ops_losses
 from laurepro.spec import parts
 from laurepro.training import losses
 from laurepro.upsamplers import deformable, pixelshuffle
