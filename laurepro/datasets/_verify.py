@@ -14,8 +14,8 @@ from laurepro.datasets._files import (
     Report,
     Stamps,
     Unreadable,
+    check_image,
     check_lists,
-    check_picture,
     decoded_problems,
     parallel,
     paths_of,
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
     problems: list[str]
     edition: str | None
-    pictures: dict[str, int]
+    images: dict[str, int]
     pixels: dict[str, Pixels]
 
 
@@ -87,7 +87,7 @@ def verify(layout: Layout, folder: Path, report: Report) -> Found:
             called = None if mask is None else str(folder / mask)
             known = layout.published.get(split, {}).get(name)
             labels = None if mask is None else contents.get(mask)
-            more, pixels = check_picture(layout, str(folder / image), contents.get(image), called, labels, known)
+            more, pixels = check_image(layout, str(folder / image), contents.get(image), called, labels, known)
             wrong += more
         return wrong, digest, pixels
 
@@ -109,7 +109,7 @@ def verify(layout: Layout, folder: Path, report: Report) -> Found:
         first = layout.splits[0]
         counts = zip(layout.classes, totals[first], strict=False)
         faults = [
-            f"{folder / f'{first}.txt'}: no pixel of class {label} in all its pictures" for label, n in counts if not n
+            f"{folder / f'{first}.txt'}: no pixel of class {label} in all its images" for label, n in counts if not n
         ]
     if not faults:
         stamps = Stamps(folder)

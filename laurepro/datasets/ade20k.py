@@ -6,7 +6,7 @@ from pathlib import Path
 
 from laurepro.datasets import Info, _files, _prepare
 from laurepro.datasets._files import Layout
-from laurepro.datasets._prepare import Originals, Picture
+from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -29,8 +29,8 @@ INFO = Info(
         .replace("\n        ", " ")
         .split(", ")
     ),
-    description="indoor and outdoor scenes, 150 classes; 22,210 labelled pictures, and 3,352 for the test server",
-    licence="annotations: BSD 3-clause; pictures: research and education only",
+    description="indoor and outdoor scenes, 150 classes; 22,210 labelled images, and 3,352 for the test server",
+    licence="annotations: BSD 3-clause; images: research and education only",
     splits=("train", "val", "trainval", "test"),
     needs=(
         "the folder ADEChallengeData2016 with images/ and annotations/, each with training/ and validation/; "
@@ -63,16 +63,16 @@ def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
 
 
 def originals(source: Path) -> Originals:
-    """Find the pictures below ADEChallengeData2016, or in the folder that holds it."""
+    """Find the images below ADEChallengeData2016, or in the folder that holds it."""
     base = _prepare.first_folder(source, ("images/training",), ("", "ADEChallengeData2016"), INFO.needs)
-    splits: dict[str, list[Picture]] = {}
+    splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split, folder in (("train", "training"), ("val", "validation")):
         images, masks = base / "images" / folder, base / "annotations" / folder
         names = _prepare.stems(images, ".jpg")
-        splits[split] = [Picture(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
+        splits[split] = [Original(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
         alone = sorted(set(_prepare.stems(masks, ".png")) - set(names))
-        faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no picture" for name in alone]
+        faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no image" for name in alone]
     splits["trainval"] = splits["train"] + splits["val"]
     test = next((f for f in (base / "release_test", base.parent / "release_test") if f.is_dir()), None)
     if test is not None:
@@ -82,5 +82,5 @@ def originals(source: Path) -> Originals:
             raise LaureproError(str(error)) from None
         names = [name.removesuffix(".jpg") for name in listed]
         faults += wrong
-        splits["test"] = [Picture(name, test / "testing" / f"{name}.jpg", None) for name in names]
+        splits["test"] = [Original(name, test / "testing" / f"{name}.jpg", None) for name in names]
     return Originals(splits, faults)

@@ -1,7 +1,7 @@
-"""PASCAL Context: 59 classes of whole scenes in VOC 2010's pictures; what is none of them is ignored.
+"""PASCAL Context: 59 classes of whole scenes in VOC 2010's images; what is none of them is ignored.
 
-There are two editions with slightly different splits: Stanford's label maps, one `.mat` a picture, with 4,998 and
-5,105 pictures, the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the
+There are two editions with slightly different splits: Stanford's label maps, one `.mat` an image, with 4,998 and
+5,105 images, the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the
 code that the authors built on reads. Both number 459 categories alike, of which the 59 are kept.
 
 With `background: true` what is none of the 59 is a class of its own, the first of 60: another experiment, not the
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from laurepro.datasets import Info, _files, _prepare
 from laurepro.datasets._files import Layout, Mask, Unreadable
-from laurepro.datasets._prepare import Originals, Picture
+from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
 # The 59 classes by their number among the 459 categories.
@@ -89,8 +89,8 @@ CATEGORIES = 459
 INFO = Info(
     name="pascal_context",
     classes=tuple(IDS),
-    description="pictures of objects with their whole scene labelled, 59 classes; 10,103 pictures",
-    licence="pictures: Flickr's terms of use, as VOC's page says; the annotations state none",
+    description="images of objects with their whole scene labelled, 59 classes; 10,103 images",
+    licence="images: Flickr's terms of use, as VOC's page says; the annotations state none",
     splits=("train", "val"),
     needs=(
         "VOCdevkit/VOC2010 with JPEGImages/, and the first that is there of: trainval/*.mat (Stanford's) with "
@@ -131,7 +131,7 @@ class Dataset(_files.Files):
         if len(self) != expected:
             found = next((e for e, counts in LAYOUT.editions.items() if counts[split] == len(self)), "unknown")
             raise LaureproError(
-                f"data set pascal_context: {len(self)} pictures in {split}, which is edition {found}; "
+                f"data set pascal_context: {len(self)} images in {split}, which is edition {found}; "
                 f"expected {expected}, edition {edition}",
                 f"prepare edition {edition}, or use --set data.options.edition={found}",
             )
@@ -162,7 +162,7 @@ def originals(source: Path) -> Originals:
 
 
 def _listed(voc: Path, lists: Path, folder: Path, suffix: str) -> Originals:
-    splits: dict[str, list[Picture]] = {}
+    splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split in INFO.splits:
         try:
@@ -174,7 +174,7 @@ def _listed(voc: Path, lists: Path, folder: Path, suffix: str) -> Originals:
         for name in names:
             file = folder / f"{name}{suffix}"
             draw = partial(_draw_mat, file) if suffix == ".mat" else None
-            splits[split].append(Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
+            splits[split].append(Original(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
     return Originals(splits, faults)
 
 
@@ -191,19 +191,19 @@ def _categories(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def _from_json(voc: Path, file: Path) -> Originals:
-    """The pictures of `images` by their `phase`, and `annos_segmentation` by picture."""
+    """The images of `images` by their `phase`, and `annos_segmentation` by image."""
     try:
         with open(file, encoding="utf-8") as stream:
             raw = json.load(stream)
         annotations: dict[int, list[dict[str, Any]]] = {}
         for annotation in raw["annos_segmentation"]:
             annotations.setdefault(annotation["image_id"], []).append(annotation)
-        splits: dict[str, list[Picture]] = {split: [] for split in INFO.splits}
+        splits: dict[str, list[Original]] = {split: [] for split in INFO.splits}
         for image in raw["images"]:
             if image["phase"] in splits:
                 name = Path(image["file_name"]).stem
                 draw = partial(_draw_json, (image["height"], image["width"]), annotations.get(image["image_id"], []))
-                splits[image["phase"]].append(Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
+                splits[image["phase"]].append(Original(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise LaureproError(f"{file}: cannot be read as PASCAL in Detail's annotations ({reason})") from None
@@ -217,7 +217,7 @@ def _draw_json(size: tuple[int, int], annotations: list[dict[str, Any]]) -> Mask
         try:
             where = decode_rle(annotation["segmentation"])
             if where.shape != size:
-                raise Unreadable(f"annotation {annotation['id']} is {where.shape[::-1]}, its picture {size[::-1]}")
+                raise Unreadable(f"annotation {annotation['id']} is {where.shape[::-1]}, its image {size[::-1]}")
             mask[where] = int(annotation["category_id"])
         except (KeyError, TypeError, ValueError) as error:
             raise Unreadable(f"annotation {annotation.get('id')}: {error!r}") from None

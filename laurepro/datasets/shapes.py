@@ -138,7 +138,7 @@ def scene(design: str, split: str, index: int) -> tuple[Image, npt.NDArray[np.in
 
 
 def _window(centre: npt.NDArray[np.float64], radius: float) -> tuple[slice, slice]:
-    """The rows and columns of the picture that an object of that radius can touch."""
+    """The rows and columns of the image that an object of that radius can touch."""
     low = np.clip(np.floor(centre - radius), 0, SIZE).astype(int)
     high = np.clip(np.ceil(centre + radius) + 1, 0, SIZE).astype(int)
     return slice(low[1], high[1]), slice(low[0], high[0])

@@ -1,6 +1,6 @@
 """PASCAL VOC 2012 with the extra annotations of SBD: 20 classes and background; object borders are ignored.
 
-`trainaug` is VOC's train and whatever SBD annotates, without VOC's val; where both annotate a picture of VOC's
+`trainaug` is VOC's train and whatever SBD annotates, without VOC's val; where both annotate an image of VOC's
 train, VOC's own label map is taken, for it is the finer one and has the ignored borders.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from laurepro.datasets import Info, _files, _prepare
 from laurepro.datasets._files import Layout, Mask
-from laurepro.datasets._prepare import Originals, Picture
+from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -41,8 +41,8 @@ INFO = Info(
         "train",
         "tvmonitor",
     ),
-    description="pictures of objects, 20 classes and background; 12,031 pictures",
-    licence="pictures: Flickr's terms of use, as VOC's page says; SBD states none",
+    description="images of objects, 20 classes and background; 12,031 images",
+    licence="images: Flickr's terms of use, as VOC's page says; SBD states none",
     splits=("train", "trainaug", "val"),
     needs=(
         "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, and beside "
@@ -94,14 +94,14 @@ def originals(source: Path) -> Originals:
     annotated = {*names(sbd / "train.txt"), *names(sbd / "val.txt")}
     more = sorted(annotated - {*train, *val})
 
-    def own(name: str) -> Picture:
-        return Picture(name, voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
+    def own(name: str) -> Original:
+        return Original(name, voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
 
-    def extra(name: str) -> Picture:
+    def extra(name: str) -> Original:
         file = sbd / "cls" / f"{name}.mat"
-        return Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, partial(_draw, file))
+        return Original(name, voc / "JPEGImages" / f"{name}.jpg", file, partial(_draw, file))
 
-    trainaug = sorted([*map(own, train), *map(extra, more)], key=lambda picture: picture.name)
+    trainaug = sorted([*map(own, train), *map(extra, more)], key=lambda original: original.name)
     return Originals({"train": [*map(own, train)], "trainaug": trainaug, "val": [*map(own, val)]}, faults)
 
 

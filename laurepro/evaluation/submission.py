@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from laurepro.datasets import Pictures
+from laurepro.datasets import Images
 from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import Scores, scores
 
@@ -35,7 +35,7 @@ class Submission(NamedTuple):
     sizes: Mapping[str, Size]
 
 
-def names(pictures: Pictures, split: str) -> list[str]:
+def names(pictures: Images, split: str) -> list[str]:
     """A name for each picture: the data set's own, else the split and a number."""
     own: list[str] | None = getattr(pictures, "names", None)
     return [name.replace("/", "_") for name in own] if own else [f"{split}-{i:05d}" for i in range(len(pictures))]

@@ -1,4 +1,4 @@
-"""Training augmentation, in the order of the authors' data loader. Torch is imported where pictures are resized."""
+"""Training augmentation, in the order of the authors' data loader. Torch is imported where images are resized."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from laurepro.datasets import Image, Label
 
 
 def training_sample(image: Image, label: Label, data: spec.Data, rng: np.random.Generator) -> tuple[Image, Label]:
-    """Draw one training picture: flip, resize, pad, crop, blur. What is beyond the crop is not resized.
+    """Draw one training image: flip, resize, pad, crop, blur. What is beyond the crop is not resized.
 
     Args:
         image: uint8 [H, W, 3].
         label: int64 [H, W], -1 where ignored.
         data: `base_size`, `crop_size` and `augment` are used.
-        rng: of this picture in this epoch alone, so that the result depends on nothing else.
+        rng: of this image in this epoch alone, so that the result depends on nothing else.
 
     Returns:
         Image uint8 [crop, crop, 3] and label int64 [crop, crop].
@@ -64,10 +64,10 @@ def short_side_at(height: int, width: int, short: int) -> tuple[int, int]:
 
 
 def _resize(image: Image, label: Label, size: tuple[int, int], rows: slice, columns: slice) -> tuple[Image, Label]:
-    """Those rows and columns of the picture resized to `size`, bilinear, and of its label map, nearest.
+    """Those rows and columns of the image resized to `size`, bilinear, and of its label map, nearest.
 
     Labels are exactly those of the label map that Pillow resizes as a whole. Colours are torch's, which differ from
-    those of the picture that Pillow resizes as a whole by one or two of 255 in one of a thousand, for it rounds weights
+    those of the image that Pillow resizes as a whole by one or two of 255 in one of a thousand, for it rounds weights
     to 16 bits; the same on every CPU, and several times as fast.
     """
     height, width = label.shape
@@ -102,7 +102,7 @@ def _before(stop: int, length: int, size: int) -> tuple[int, float]:
 
 
 def _packed(image: Image) -> Image:
-    """The picture contiguous in memory. Mirrored pixels are copied whole: numpy is slow with three bytes apart."""
+    """The image contiguous in memory. Mirrored pixels are copied whole: numpy is slow with three bytes apart."""
     if image.strides[1] != -3:
         return np.ascontiguousarray(image) if min(image.strides) > 0 else image.copy()
     return image[:, ::-1].view("V3")[:, ::-1].copy().view(np.uint8).reshape(image.shape)
