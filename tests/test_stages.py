@@ -250,7 +250,7 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 3):
-        (tmp_path / f"checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
+        (tmp_path / f".checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
         checkpoint.save(tmp_path, step, {"key": "k", "x": torch.arange(1000), "step": step})
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["checkpoint-00000002.ckpt", "checkpoint-00000003.ckpt"]

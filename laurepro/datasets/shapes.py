@@ -6,11 +6,9 @@ labels they have ignored pixels: a line one pixel wide along some objects' lower
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from laurepro.atomic import replacing
 from laurepro.datasets import Image, Info, Label
 from laurepro.errors import unknown
 
@@ -212,14 +211,10 @@ def _read(file: Path, count: int) -> tuple[Image, npt.NDArray[np.int8]] | None:
 
 
 def _write(file: Path, images: Image, labels: npt.NDArray[np.int8]) -> None:
-    """Put the cache in place whole: several processes may do so at once, with the same content."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    """Replace the cache atomically: several processes may do so at once, with the same content."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
+        with replacing(file, durable=False) as stream:  # its members carry checksums
             np.savez(stream, images=images, labels=labels)
-        os.replace(temporary, file)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         _log.warning("%s cannot be written (%s); the scenes will be generated on every start", file, error.strerror)
