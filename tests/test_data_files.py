@@ -18,7 +18,7 @@ import pytest
 from conftest import ROW, environment
 
 from laurepro import spec
-from laurepro.datasets import _decoded, _files, _prepare, _verify, camvid, open_split
+from laurepro.datasets import _decoded, _files, _image, _manifest, _prepare, _verify, camvid, open_split
 from laurepro.errors import LaureproError
 
 COUNTS = {"train": 4, "val": 2, "test": 3}
@@ -197,7 +197,7 @@ def test_prepare_goes_on_where_it_was_stopped(tree: Path, tmp_path: Path, monkey
 
 
 def test_what_is_left_of_something_else_is_named_and_what_a_killed_process_left_is_not(tree: Path) -> None:
-    left = tree / "root" / "camvid" / "val" / ".writing-123-x.jpg"
+    left = tree / "root" / "camvid" / "val" / ".x.jpg.0f0f.tmp"
     left.write_bytes(b"half")
     assert make(tree / "source", tree / "root") == [] and verified(tree / "root") == []
     other = tree / "root" / "camvid" / "val" / f"{V0}.png"
@@ -246,7 +246,7 @@ def test_published_label_maps_tell_a_pair_that_was_swapped_at_the_source(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = {
-        split: {name: _files.fingerprint(drawn(split, i)[1]) for i, name in enumerate(names)}
+        split: {name: _image.fingerprint(drawn(split, i)[1]) for i, name in enumerate(names)}
         for split, names in NAMES.items()
     }
     monkeypatch.setattr(camvid, "LAYOUT", camvid.LAYOUT._replace(published=published))
@@ -426,7 +426,7 @@ def test_a_data_folder_that_cannot_be_written_can_be_used(tree: Path, monkeypatc
         raise PermissionError(13, "Permission denied", str(file))
 
     (tree / "root" / "camvid" / ".stamps.json").unlink()
-    for module in (_files, _prepare):
+    for module in (_manifest, _prepare):
         monkeypatch.setattr(module, "write", refuse)
     assert camvid.problems(tree / "root", ("train",)) == [] and verified(tree / "root") == []
     with pytest.raises(LaureproError, match="Permission denied"):
@@ -570,7 +570,7 @@ def test_only_what_was_prepared_is_decoded(prepared: Path) -> None:
         _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
     file.write_bytes(content)
     with (
-        filelock.FileLock(prepared / "camvid" / _files.LOCK),
+        filelock.FileLock(prepared / "camvid" / _manifest.LOCK),
         pytest.raises(LaureproError, match="another process prepares or decodes it"),
     ):
         _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
@@ -600,7 +600,7 @@ def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.Monkey
         if done == 1:
             raise KeyboardInterrupt
 
-    (folder / "decoded" / ".writing-val.pixels").write_bytes(b"of a process that was killed")
+    (folder / "decoded" / ".val.pixels.0f0f.tmp").write_bytes(b"of a process that was killed")
     _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)
     assert sorted(f.name for f in (folder / "decoded").iterdir()) == ["val.json", "val.pixels"]
     with pytest.raises(KeyboardInterrupt):

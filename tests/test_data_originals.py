@@ -16,7 +16,7 @@ from scipy.io import savemat
 from test_stages import make_context
 
 from laurepro import spec
-from laurepro.datasets import _files, _prepare, _verify, ade20k, num_classes, open_split, pascal_context, voc2012_aug
+from laurepro.datasets import _layout, _prepare, _verify, ade20k, num_classes, open_split, pascal_context, voc2012_aug
 from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import class_iou
 from laurepro.spec import parts
@@ -323,7 +323,7 @@ def test_run_length_codes_of_any_mask(share: float) -> None:
 
 @pytest.mark.parametrize("counts_", ["~", "1111", "o", [3, -1, 10], [1, 2], "", [[1]]])
 def test_run_length_codes_that_are_none(counts_: Any) -> None:
-    with pytest.raises((_files.Unreadable, ValueError)):
+    with pytest.raises((_layout.Unreadable, ValueError)):
         pascal_context.decode_rle({"size": [3, 4], "counts": counts_})
 
 

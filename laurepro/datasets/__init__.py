@@ -75,9 +75,9 @@ def copy_sha256(data: spec.Data, root: Path) -> str | None:
     layout = getattr(parts.load("datasets", data.name), "LAYOUT", None)
     if layout is None:
         return None
-    from laurepro.datasets import _files
+    from laurepro.datasets import _manifest
 
-    return _files.manifest_sha256(root / layout.name)
+    return _manifest.manifest_sha256(root / layout.name)
 
 
 def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Images]:

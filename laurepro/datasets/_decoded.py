@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 
+from laurepro.atomic import remove_unfinished, replacing, write_atomic
 from laurepro.datasets import Image
+from laurepro.datasets._layout import Mask
 from laurepro.errors import LaureproError
-from laurepro.record import write_atomic
 
 FOLDER = "decoded"
 SCHEMA = 1
-TEMPORARY = ".writing-"  # begins the name of a file that is not whole yet
 CHANNELS = 4  # bytes of a pixel: three colours and the label map's value
 DECODER = f"Pillow {PIL.__version__}"
 _log = logging.getLogger(__name__)
-
-Mask = npt.NDArray[np.uint8]
 
 
 class Decoded:
@@ -97,28 +92,21 @@ def write(
     """
     place = folder / FOLDER
     needed = sum(CHANNELS * height * width for height, width in sizes)
-    temporary = place / f"{TEMPORARY}{split}.pixels"
+    file, index = place / f"{split}.pixels", place / f"{split}.json"
     try:
         place.mkdir(exist_ok=True)
-        for left in place.glob(f"{TEMPORARY}{split}.*"):
-            left.unlink()
+        remove_unfinished(file)
         if (free := shutil.disk_usage(place).free) < needed:
             raise LaureproError(f"{place}: {split} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
-        (place / f"{split}.json").unlink(missing_ok=True)
-        with open(temporary, "wb") as stream:
+        index.unlink(missing_ok=True)
+        with replacing(file) as stream:
             for (image, mask), size in zip(images, sizes, strict=True):
                 if mask.shape != size or image.shape != (*size, 3):
                     raise LaureproError(f"{place}: {split} has {image.shape} with {mask.shape}, expected {size}")
                 stream.write(np.ascontiguousarray(image).tobytes())
                 stream.write(np.ascontiguousarray(mask).tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, place / f"{split}.pixels")
-        index = {"schema": SCHEMA, "manifest": manifest_sha256, "decoder": DECODER, "sizes": sizes}
-        write_atomic(place / f"{split}.json", json.dumps(index))
+        content = {"schema": SCHEMA, "manifest": manifest_sha256, "decoder": DECODER, "sizes": sizes}
+        write_atomic(index, json.dumps(content))
     except OSError as error:
         raise LaureproError(f"{place}: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return needed

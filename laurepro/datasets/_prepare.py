@@ -15,22 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from laurepro.datasets._files import (
-    LOCK,
-    MANIFEST,
-    SCHEMA,
-    Layout,
-    Mask,
-    Report,
-    Stamps,
-    Unreadable,
-    check_image,
-    check_lists,
-    image_stem,
-    parallel,
-    unexpected,
-    write,
-)
+from laurepro.datasets._files import Report, parallel
+from laurepro.datasets._image import check_image
+from laurepro.datasets._layout import Layout, Mask, Unreadable
+from laurepro.datasets._manifest import LOCK, MANIFEST, SCHEMA, Stamps, check_lists, image_stem, unexpected, write
 from laurepro.errors import LaureproError
 
 SAVE_SECONDS = 2.0  # of work at most are lost when `prepare` is killed

@@ -8,21 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from laurepro.datasets._files import (
-    Layout,
-    Pixels,
-    Report,
-    Stamps,
-    Unreadable,
-    check_image,
-    check_lists,
-    decoded_problems,
-    parallel,
-    paths_of,
-    read_list,
-    read_manifest,
-    unexpected,
-)
+from laurepro.datasets._files import Report, decoded_problems, parallel
+from laurepro.datasets._image import Pixels, check_image
+from laurepro.datasets._layout import Layout, Unreadable
+from laurepro.datasets._manifest import Stamps, check_lists, paths_of, read_list, read_manifest, unexpected
 
 
 class Found(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from laurepro.datasets import Info, _files, _prepare
-from laurepro.datasets._files import Layout
+from laurepro.datasets._layout import Layout, Unreadable
+from laurepro.datasets._manifest import read_list
 from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
@@ -77,8 +78,8 @@ def originals(source: Path) -> Originals:
     test = next((f for f in (base / "release_test", base.parent / "release_test") if f.is_dir()), None)
     if test is not None:
         try:
-            listed, wrong = _files.read_list(test / "list.txt")
-        except _files.Unreadable as error:
+            listed, wrong = read_list(test / "list.txt")
+        except Unreadable as error:
             raise LaureproError(str(error)) from None
         names = [name.removesuffix(".jpg") for name in listed]
         faults += wrong

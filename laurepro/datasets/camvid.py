@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from laurepro.datasets import Image, Info, Label, _files
-from laurepro.datasets._files import Layout
+from laurepro.datasets._layout import Layout
 from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 

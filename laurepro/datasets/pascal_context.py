@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from laurepro.datasets import Info, _files, _prepare
-from laurepro.datasets._files import Layout, Mask, Unreadable
+from laurepro.datasets._layout import Layout, Mask, Unreadable
+from laurepro.datasets._manifest import read_list
 from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
@@ -166,7 +167,7 @@ def _listed(voc: Path, lists: Path, folder: Path, suffix: str) -> Originals:
     faults: list[str] = []
     for split in INFO.splits:
         try:
-            names, wrong = _files.read_list(lists / f"{split}.txt")
+            names, wrong = read_list(lists / f"{split}.txt")
         except Unreadable as error:
             raise LaureproError(str(error), f"expected {INFO.needs}") from None
         faults += wrong

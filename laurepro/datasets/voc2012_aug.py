@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from laurepro.datasets import Info, _files, _prepare
-from laurepro.datasets._files import Layout, Mask
+from laurepro.datasets._layout import Layout, Mask, Unreadable
+from laurepro.datasets._manifest import read_list
 from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
@@ -84,8 +85,8 @@ def originals(source: Path) -> Originals:
 
     def names(file: Path) -> list[str]:
         try:
-            listed, wrong = _files.read_list(file)
-        except _files.Unreadable as error:
+            listed, wrong = read_list(file)
+        except Unreadable as error:
             raise LaureproError(str(error), f"expected {INFO.needs}") from None
         faults.extend(wrong)
         return listed
@@ -110,5 +111,5 @@ def _draw(file: Path) -> Mask:
     try:
         values = np.asarray(_prepare.read_mat(file, "GTcls")["Segmentation"].item())
     except (ValueError, IndexError, KeyError, TypeError):
-        raise _files.Unreadable("GTcls has no Segmentation") from None
+        raise Unreadable("GTcls has no Segmentation") from None
     return _prepare.as_mask(values, len(INFO.classes) - 1)
