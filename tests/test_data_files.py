@@ -236,7 +236,7 @@ def test_lists_of_the_originals(tree: Path, tmp_path: Path) -> None:
     file.write_text(f"{a}\n/x/train/{a}.png /x/trainannot/{b}.png\n{NAMES['val'][0]}\n{a}\n")
     (tree / "source" / "test.txt").unlink()
     text = "\n".join(make(tree / "source", tmp_path))
-    assert f"{file}, line 2: expected" in text and f"{a} stands there twice" in text
+    assert f"{file}, line 2: expected" in text and f"{a} is listed twice" in text
     assert f"{NAMES['val'][0]} is also in val.txt" in text and "test.txt: is missing" in text
     with pytest.raises(LaureproError, match=r"neither train\.txt"):
         camvid.originals(tree / "root" / "camvid" / "val")
@@ -336,7 +336,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "listed twice": (
         lambda f: rewrite(f / "train.txt", "".join(n + "\n" for n in [*NAMES["train"], NAMES["train"][0]])),
-        [f"train.txt: {NAMES['train'][0]} stands there twice", "holds train 5", "train.txt: is not the file"],
+        [f"train.txt: {NAMES['train'][0]} is listed twice", "holds train 5", "train.txt: is not the file"],
     ),
     "one too few": (
         lambda f: rewrite(f / "train.txt", "".join(n + "\n" for n in NAMES["train"][1:])),
@@ -461,7 +461,7 @@ def test_commands(tree: Path) -> None:
     assert listed["camvid"]["problems"] == [] and listed["shapes"]["problems"] == []
     ran = cli("data", "list", "--root", "nowhere", cwd=tree)
     assert (
-        ran.returncode == 0 and "train 4, val 2, test 3" in ran.stdout and "nowhere/camvid is not there" in ran.stdout
+        ran.returncode == 0 and "train 4, val 2, test 3" in ran.stdout and "nowhere/camvid does not exist" in ran.stdout
     )
 
 
@@ -556,7 +556,7 @@ def test_a_decoded_split_of_other_data_is_not_used(prepared: Path) -> None:
     assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
     (decode / "val.pixels").write_bytes(bytes([pixels[0] ^ 1]) + pixels[1:])  # one bit
     (wrong,) = verified(prepared)
-    assert wrong.startswith(f"{decode / 'val.pixels'}: 1 images are not what the files hold")
+    assert wrong.startswith(f"{decode / 'val.pixels'}: 1 images differ from their files")
     for broken in ("", "[]", "{}", '{"sizes": [[1, "a"]]}'):
         (decode / "val.json").write_text(broken)
         assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
@@ -582,7 +582,7 @@ def test_another_decoder_is_told_and_not_used(
     _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
     monkeypatch.setattr(_decoded, "DECODER", "Pillow 0.1")
     assert camvid.Dataset(prepared, "val")._files.decoded is None
-    assert "val.json: is of other data, or of another decoder, and not used" in caplog.text
+    assert "val.json: was made from other data or by another decoder, and is not used" in caplog.text
 
 
 def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

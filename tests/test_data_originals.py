@@ -58,7 +58,7 @@ def make(module: ModuleType, source: Path, root: Path) -> list[str]:
     return _prepare.prepare(module.LAYOUT, module.originals(source), folder, lambda done, total: None)
 
 
-def verified(module: ModuleType, root: Path) -> _verify.Found:
+def verified(module: ModuleType, root: Path) -> _verify.Verified:
     return _verify.verify(module.LAYOUT, root / module.INFO.name, lambda done, total: None)
 
 
@@ -475,7 +475,7 @@ def test_voc_trees_with_faults(tmp_path: Path) -> None:
     (sbd / "val.txt").unlink()
     with pytest.raises(LaureproError, match=r"val\.txt: is missing"):
         voc2012_aug.originals(source)
-    with pytest.raises(LaureproError, match="none of these is there"):
+    with pytest.raises(LaureproError, match="none of these exists"):
         voc2012_aug.originals(sbd)
 
 

@@ -1,12 +1,12 @@
-"""Data sets as files: what a prepared folder holds, and how it is read and checked.
+"""Data sets as files: what a prepared folder holds, and how a split is read and checked before a run.
 
     ROOT/<name>/<split>.txt     the names of a split's images, one a line
     ROOT/<name>/...             images and label maps, where `Layout` says
-    ROOT/<name>/manifest.json   size and sha256 of each of these files; written last, when all of them are right
-    ROOT/<name>/.stamps.json    size, time and sha256 of each file as it was last read: saves hashing it again
-    ROOT/<name>/decoded/        the same images decoded, see `laurepro.datasets._decoded`: saves decoding them
+    ROOT/<name>/manifest.json   size and sha256 of each of these files; written last, when all of them are correct
+    ROOT/<name>/.stamps.json    size, time and sha256 of each file when it was last read: an unchanged one is not hashed
+    ROOT/<name>/decoded/        the same images decoded once, see `laurepro.datasets._decoded`
 
-Label maps are single-channel PNGs of 8 bits, in the data set's own numbers. No torch here, only numpy and Pillow.
+Label maps are single-channel PNGs of 8 bits, in the data set's own numbers. No torch, only numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from laurepro.datasets._layout import Mask, Unreadable
 from laurepro.datasets._manifest import LOCK, MANIFEST, Stamps, manifest_sha256, paths_of, read_list, read_manifest
 from laurepro.errors import LaureproError, unknown
 
-Report = Callable[[int, int], None]  # (done, of so many)
+Report = Callable[[int, int], None]  # (done, total)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-SHOWN = 5  # problems that a refused run names before it points to `laurepro data verify`
+SHOWN = 5  # problems that a refused run lists before it points to `laurepro data verify`
 
 
 class Files:
@@ -63,7 +63,7 @@ class Files:
         """Image uint8 [H, W, 3] and label int64 [H, W], -1 where ignored, and everywhere in a split without labels.
 
         Raises:
-            LaureproError: A file cannot be read, or holds a label that means nothing.
+            LaureproError: A file cannot be read, or holds a value that is no label.
         """
         image, mask = self.values(index) if self.decoded is None else self.decoded[index]
         if not self._labelled:
@@ -74,9 +74,9 @@ class Files:
         return image, label
 
     def values(self, index: int) -> tuple[Image, Mask]:
-        """Image uint8 [H, W, 3] and the label map's own values uint8 [H, W] from the files; without labels zeros."""
+        """Image uint8 [H, W, 3] and the label map's own values uint8 [H, W]; zeros in a split without labels."""
         image_path, mask_path = self._paths[index]
-        image = np.array(self._read(image_path, in_rgb))  # a copy: torch wants to be able to write
+        image = np.array(self._read(image_path, in_rgb))  # a copy: torch wants writable memory
         return image, self._read(mask_path, label_values) if self._labelled else np.zeros(image.shape[:2], np.uint8)
 
     def size(self, index: int) -> tuple[int, int]:
@@ -99,10 +99,10 @@ class Files:
 
 
 def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
-    """Decode a split once for all runs, and return its bytes; see `laurepro.datasets._decoded.write`.
+    """Decode a split once for all runs and return its size in bytes; see `laurepro.datasets._decoded.write`.
 
     Raises:
-        LaureproError: a file is not the one that was prepared; another process writes to the folder; the disk.
+        LaureproError: A file is not the one that was prepared, the folder is in use, or the disk fails.
     """
     if faults := problems(layout, folder.parent, (split,)):
         raise LaureproError(faults[0], f"laurepro data verify {layout.name}")
@@ -114,13 +114,13 @@ def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
         with filelock.FileLock(folder / LOCK, timeout=0):
             return _decoded.write(folder, split, images, sizes, manifest_sha256(folder))
     except filelock.Timeout:
-        raise LaureproError(f"{folder}: another process prepares or decodes it", "wait for it to end") from None
+        raise LaureproError(f"{folder}: another process prepares or decodes it", "wait until it ends") from None
     except OSError as error:
         raise LaureproError(f"{folder / LOCK}: {error.strerror}") from None
 
 
 def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
-    """Whether each decoded image is what its files hold; nothing where none is decoded."""
+    """Which decoded images differ from their files, in one line. Empty where none does, or none was decoded."""
     files = Files(layout, folder.parent, split)
     decoded = files.decoded
     if decoded is None:
@@ -134,24 +134,24 @@ def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
     if not any(wrong):
         return []
     return [
-        f"{folder / _decoded.FOLDER / split}.pixels: {sum(wrong)} images are not what the files hold; remove it, or "
+        f"{folder / _decoded.FOLDER / split}.pixels: {sum(wrong)} images differ from their files; remove it, or "
         f"laurepro data decode {layout.name}"
     ]
 
 
 def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:
-    """Why splits cannot be used: whether each file is, byte for byte, the one that `prepare` checked.
+    """Why splits cannot be used: the files that are not, byte for byte, the ones that `prepare` checked.
 
-    Files whose size and time are as they were are taken for unchanged; others are hashed again.
+    A file whose size and modification time are unchanged counts as unchanged; others are hashed again.
     """
     folder = root / layout.name
-    wrong = [
+    unknown_splits = [
         f"{layout.name} has no split {s!r}, only {', '.join(layout.splits)}" for s in splits if s not in layout.splits
     ]
-    if wrong:
-        return wrong
+    if unknown_splits:
+        return unknown_splits
     if not folder.is_dir():
-        return [f"{folder} is not there; laurepro data prepare {layout.name} --source DIR makes it"]
+        return [f"{folder} does not exist; laurepro data prepare {layout.name} --source DIR makes it"]
     try:
         files = read_manifest(layout, folder)
     except Unreadable as error:
@@ -167,11 +167,11 @@ def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:
     wanted = list(dict.fromkeys(wanted))
     stamps = Stamps(folder)
     results = parallel(lambda path: _changed(folder, path, files.get(path), stamps), wanted, lambda done, total: None)
-    found = [fault for fault in results if fault]
-    if len(found) > SHOWN:
-        found = [*found[:SHOWN], f"and {len(found) - SHOWN} files more: laurepro data verify {layout.name}"]
+    faults = [fault for fault in results if fault]
+    if len(faults) > SHOWN:
+        faults = [*faults[:SHOWN], f"and {len(faults) - SHOWN} more files: laurepro data verify {layout.name}"]
     stamps.save()
-    return found
+    return faults
 
 
 def _changed(folder: Path, path: str, expected: tuple[int, str] | None, stamps: Stamps) -> str | None:
@@ -189,14 +189,14 @@ def _changed(folder: Path, path: str, expected: tuple[int, str] | None, stamps: 
 
 
 def parallel(function: Callable[[_T], _R], jobs: list[_T], report: Report) -> Iterator[_R]:
-    """The results in order, computed by as many threads as there are cores; Pillow and hashlib release the GIL."""
+    """Yield the results in order, computed by one thread per core: Pillow and hashlib release the GIL."""
     workers = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        ahead = 4 * workers  # so that memory stays small and an error or Ctrl-C ends soon
+        ahead = 4 * workers  # a bound on memory, and on the work after an error or Ctrl-C
         futures = [pool.submit(function, job) for job in jobs[:ahead]]
         for index in range(len(jobs)):
             result = futures[index].result()
-            futures[index] = None  # type: ignore[call-overload]  # frees its images
+            futures[index] = None  # type: ignore[call-overload]  # free its images
             if index + ahead < len(jobs):
                 futures.append(pool.submit(function, jobs[index + ahead]))
             report(index + 1, len(jobs))

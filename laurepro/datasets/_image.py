@@ -15,19 +15,19 @@ Pixels = npt.NDArray[np.int64]
 
 
 def fingerprint(mask: Mask) -> str:
-    """8 hex digits of a label map's shape and values, whatever the file's compression."""
+    """8 hex digits of a label map's shape and values, independent of the file's compression."""
     return hashlib.sha256(repr(mask.shape).encode() + np.ascontiguousarray(mask).tobytes()).hexdigest()[:8]
 
 
 def check_image(
     layout: Layout, image: str, content: bytes | None, mask: str | None, labels: bytes | None, known: str | None
 ) -> tuple[list[str], Pixels]:
-    """What is wrong with an image and its label map, and the label map's pixels: [classes + 1], last the ignored.
+    """What is wrong with an image and its label map, and the label map's pixels by class: [classes + 1], last ignored.
 
     Args:
         layout: of the data set.
-        image, mask: names to call them by.
-        content, labels: the files' content, None where there is none to check.
+        image, mask: the names that the faults give them.
+        content, labels: the files' content; None: nothing to check.
         known: the published label map's fingerprint, if it is known.
     """
     faults: list[str] = []
@@ -62,16 +62,16 @@ def _check_labels(layout: Layout, image: PIL.Image.Image, known: str | None) -> 
         return [str(error)], np.zeros(count + 1, np.int64)
     pixels = np.bincount(values.ravel(), minlength=256)
     strange = np.flatnonzero((layout.table == -2) & (pixels > 0))
-    ours: Pixels = np.append(pixels[layout.first : layout.first + count], pixels[list(layout.ignored)].sum())
+    by_class: Pixels = np.append(pixels[layout.first : layout.first + count], pixels[list(layout.ignored)].sum())
     if len(strange):
         seen = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
         ignored = ", ".join(map(str, layout.ignored))
         return [
             f"label {seen} is out of range: {layout.first} to {layout.first + count - 1}, and {ignored} for ignored"
-        ], ours
+        ], by_class
     if known is not None and fingerprint(values) != known:
-        return ["is not the label map that was published under this name"], ours
-    return [], ours
+        return ["is not the label map that was published under this name"], by_class
+    return [], by_class
 
 
 def decode(content: bytes) -> PIL.Image.Image:
@@ -91,7 +91,7 @@ def in_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def label_values(image: PIL.Image.Image) -> Mask:
-    """The values of a label map, uint8 [H, W]; of a palette image, the indices. Raises Unreadable."""
+    """The values of a label map, uint8 [H, W]; of an image with a palette, the indices. Raises Unreadable."""
     if image.mode not in ("L", "P"):
         raise Unreadable(f"is an image of mode {image.mode}, not a label map of 8 bits")
     return np.asarray(image)

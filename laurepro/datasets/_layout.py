@@ -18,16 +18,16 @@ class Layout(NamedTuple):
     Attributes:
         name: of the data set, and of its folder below the data root.
         classes: names of the classes that are scored.
-        editions: images of each split, by the name of the edition; a copy must agree with one edition throughout.
+        editions: by edition, the number of images in each split. A copy must match one edition in all splits.
         first: value of class 0 in the label maps; the others follow.
         ignored: values of pixels that are not scored.
-        image: where an image is, but for its suffix; `{split}` and `{name}` are put in.
-        mask: where its label map is.
+        image: path of an image without its suffix; `{split}` and `{name}` are replaced.
+        mask: path of its label map.
         size: (width, height) of every image, or None.
         unlabelled: splits without label maps.
         optional: splits that a copy may lack.
         disjoint: pairs of splits that share no image.
-        published: by split and name, the `fingerprint` of every label map; empty where it is not known.
+        published: by split and name, the `fingerprint` of every label map; empty if not known.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 
     @property
     def table(self) -> npt.NDArray[np.int16]:
-        """int16 [256]: the class of each value, -1 where ignored, -2 where the value means nothing."""
+        """int16 [256]: the class of each value, -1 if ignored, -2 if the value is no label."""
         result = np.full(256, -2, np.int16)
         result[self.first : self.first + len(self.classes)] = np.arange(len(self.classes))
         result[list(self.ignored)] = -1
@@ -58,4 +58,4 @@ class Layout(NamedTuple):
 
 
 class Unreadable(Exception):
-    """A file is not what it should be; the message says why, without the file's name."""
+    """A file is not what it should be. The message states why, without the file's name."""

@@ -20,11 +20,11 @@ SUFFIXES = (".jpg", ".png")  # of images; label maps are PNG
 
 
 def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path()) -> tuple[str | None, list[str]]:
-    """The edition whose numbers of images these are, and what is wrong with the splits' lists."""
+    """The edition that has these numbers of images, and what is wrong with the splits' lists."""
     faults = []
     for split, listed in names.items():
         twice = [name for name, count in Counter(listed).items() if count > 1]
-        faults += [f"{folder / f'{split}.txt'}: {name} stands there twice" for name in twice]
+        faults += [f"{folder / f'{split}.txt'}: {name} is listed twice" for name in twice]
         if published := layout.published.get(split):
             faults += [f"{folder / f'{split}.txt'}: {name} is missing" for name in published if name not in set(listed)]
             faults += [
@@ -33,13 +33,13 @@ def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path
     for one, other in layout.disjoint:
         both = sorted(set(names.get(one, ())) & set(names.get(other, ())))
         faults += [f"{folder / f'{one}.txt'}: {name} is also in {other}.txt" for name in both]
-    found = {split: len(listed) for split, listed in names.items()}
-    if not {*layout.splits} - {*layout.optional} <= {*found}:
-        return None, faults  # a list that is missing was named already
-    editions = {e: {s: n for s, n in counts.items() if s in found} for e, counts in layout.editions.items()}
-    edition = next((e for e, counts in editions.items() if counts == found), None)
+    listed_counts = {split: len(listed) for split, listed in names.items()}
+    if not {*layout.splits} - {*layout.optional} <= {*listed_counts}:
+        return None, faults  # the missing list was reported already
+    editions = {e: {s: n for s, n in counts.items() if s in listed_counts} for e, counts in layout.editions.items()}
+    edition = next((e for e, counts in editions.items() if counts == listed_counts), None)
     if edition is None:
-        counted = ", ".join(f"{split} {count}" for split, count in found.items())
+        counted = ", ".join(f"{split} {count}" for split, count in listed_counts.items())
         wanted = "; or ".join(
             ", ".join(f"{s} {n}" for s, n in counts.items()) + (f" ({e})" if e else "")
             for e, counts in editions.items()
@@ -49,7 +49,7 @@ def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path
 
 
 def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
-    """What is in the folder and is not one of the files, but for our own and what a process that was killed left."""
+    """Files in the folder that do not belong to the data set, without laurepro's own and those of killed processes."""
     expected = {MANIFEST, STAMPS, LOCK, *files}
     there = (
         f.relative_to(folder).as_posix() for f in folder.rglob("*") if not f.is_dir() and not is_unfinished(f.name)
@@ -58,7 +58,7 @@ def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
 
 
 def read_list(file: Path) -> tuple[list[str], list[str]]:
-    """The names in a split's list, and what is wrong with it. Raises Unreadable, with the file's name."""
+    """The names in a split's list, and what is wrong with it. Raises Unreadable, which names the file."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def read_list(file: Path) -> tuple[list[str], list[str]]:
 
 
 def read_manifest(layout: Layout, folder: Path) -> dict[str, tuple[int, str]]:
-    """(size, sha256) by path. Raises Unreadable, with the file's name."""
+    """(size, sha256) by path. Raises Unreadable, which names the file."""
     file = folder / MANIFEST
     try:
         raw = json.loads(file.read_bytes())
@@ -80,14 +80,14 @@ def read_manifest(layout: Layout, folder: Path) -> dict[str, tuple[int, str]]:
             raise Unreadable(f"{file}: is of {raw['dataset']!r}, schema {raw['schema']}")
         return {path: (int(size), str(digest)) for path, (size, digest) in raw["files"].items()}
     except FileNotFoundError:
-        hint = f"laurepro data prepare {layout.name} --source DIR writes it when all files are right"
+        hint = f"laurepro data prepare {layout.name} --source DIR writes it when all files are correct"
         raise Unreadable(f"{file}: is missing; {hint}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Unreadable(f"{file}: cannot be read") from None
 
 
 def manifest_sha256(folder: Path) -> str | None:
-    """The digest of a prepared folder's manifest: the same for two copies of the same bytes. None without one."""
+    """The digest of a prepared folder's manifest, equal for two copies of the same bytes; None if it has none."""
     try:
         return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     except OSError:
@@ -101,7 +101,7 @@ def image_stem(layout: Layout, split: str, name: str) -> str:
 def paths_of(
     layout: Layout, split: str, name: str, files: Iterable[str], folder: Path | None = None
 ) -> tuple[str, str]:
-    """Where an image (with the suffix that it has) and its label map are, in the folder."""
+    """Paths of an image (with its actual suffix) and of its label map, relative to the folder."""
     stem = image_stem(layout, split, name)
     image = next((stem + suffix for suffix in SUFFIXES if stem + suffix in files), None)
     if image is None and folder is not None:
@@ -110,7 +110,7 @@ def paths_of(
 
 
 class Stamps:
-    """What is known of files that have not changed since they were read. A cache: without it all are read again."""
+    """Digests of files that have not changed since they were read. A cache: without it all files are read again."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -122,7 +122,7 @@ class Stamps:
             self._known = {}
 
     def _current(self, path: str) -> list[Any] | None:
-        """The stamp [size, time, sha256, origin] of a path, if its file is still as it was then."""
+        """The stamp [size, time, sha256, origin] of a path, if its file has not changed since."""
         known = self._known.get(path)
         if not isinstance(known, list) or len(known) != 4:
             return None
@@ -130,7 +130,7 @@ class Stamps:
         return known if known[:2] == [status.st_size, status.st_mtime_ns] else None
 
     def made_from(self, path: str) -> str | None:
-        """What the file was made from, if it is unchanged since; None otherwise."""
+        """What the file was made from; None if it has changed since."""
         try:
             known = self._current(path)
         except OSError:
@@ -138,7 +138,7 @@ class Stamps:
         return None if known is None else known[3]
 
     def entry(self, path: str) -> tuple[int, str]:
-        """(size, sha256) of a path that has been put."""
+        """(size, sha256) of a path that was `put`."""
         size, _, digest, _ = self._known[path]
         return size, digest
 
@@ -152,7 +152,7 @@ class Stamps:
         return digest
 
     def put(self, path: str, digest: str, origin: str | None) -> None:
-        """Note a file as it is now; origin None: as noted before, if these are still the bytes that came of it."""
+        """Store a file's state. Origin None keeps the stored one if the bytes are still those that it produced."""
         status = (self._folder / path).stat()
         if origin is None:
             before = self._known.get(path, [0, 0, "", ""])
@@ -163,7 +163,7 @@ class Stamps:
             self._dirty = True
 
     def save(self) -> None:
-        """Write the stamps, where the folder can be written."""
+        """Write the stamps, if the folder is writable."""
         if self._dirty:
             with suppress(OSError):
                 write(self._folder / STAMPS, json.dumps(self._known).encode())
@@ -173,7 +173,7 @@ class Stamps:
 def write(file: Path, content: bytes) -> None:
     """Replace a file atomically; one that has this content already is left alone.
 
-    Not flushed to the disk: the manifest, written last, tells a file that a power failure emptied.
+    Only the manifest, written last, is flushed to the disk: it detects a file that a power failure emptied.
     """
     with suppress(OSError):
         if file.stat().st_size == len(content) and file.read_bytes() == content:

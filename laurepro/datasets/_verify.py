@@ -1,4 +1,4 @@
-"""What is wrong with a prepared folder: everything at once, each with its file. See `_files.py`."""
+"""What is wrong with a prepared folder: all problems together, each with its file. See `_files.py`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from laurepro.datasets._layout import Layout, Unreadable
 from laurepro.datasets._manifest import Stamps, check_lists, paths_of, read_list, read_manifest, unexpected
 
 
-class Found(NamedTuple):
-    """What `verify` saw. `pixels` by split: int64 [classes + 1], of each class and, last, ignored."""
+class Verified(NamedTuple):
+    """The result of `verify`. `pixels` by split: int64 [classes + 1], of each class and, last, ignored."""
 
     problems: list[str]
     edition: str | None
@@ -23,12 +23,12 @@ class Found(NamedTuple):
     pixels: dict[str, Pixels]
 
 
-def verify(layout: Layout, folder: Path, report: Report) -> Found:
+def verify(layout: Layout, folder: Path, report: Report) -> Verified:
     """Everything that is wrong with a prepared folder, each with its file: see `laurepro data verify`."""
     empty: dict[str, Pixels] = {}
     if not folder.is_dir():
         hint = f"laurepro data prepare {layout.name} --source DIR makes it"
-        return Found([f"{folder}: is not there; {hint}"], None, {}, empty)
+        return Verified([f"{folder}: does not exist; {hint}"], None, {}, empty)
     faults: list[str] = []
     files: dict[str, tuple[int, str]] = {}
     try:
@@ -94,7 +94,7 @@ def verify(layout: Layout, folder: Path, report: Report) -> Found:
         for split, listed in names.items()
         if split not in layout.unlabelled
     }
-    if not faults:  # only of the first split, train: a small one may lack a class
+    if not faults:  # only in train, the first split: a small split may lack a class
         first = layout.splits[0]
         counts = zip(layout.classes, totals[first], strict=False)
         faults = [
@@ -105,19 +105,19 @@ def verify(layout: Layout, folder: Path, report: Report) -> Found:
         for path, digest_ in digests.items():
             stamps.put(path, digest_, None)
         stamps.save()
-    return Found(faults, edition, {split: len(listed) for split, listed in names.items()}, totals)
+    return Verified(faults, edition, {split: len(listed) for split, listed in names.items()}, totals)
 
 
 def _of_checksums(folder: Path, files: dict[str, tuple[int, str]], digests: dict[str, str]) -> list[str]:
     changed = {path: digest for path, digest in digests.items() if path in files and files[path][1] != digest}
-    rightful = {files[path][1]: path for path in changed}
+    owner_of = {files[path][1]: path for path in changed}
     faults = []
     for path, digest in changed.items():
-        other = rightful.get(digest)
+        other = owner_of.get(digest)
         if other is None:
             faults.append(f"{folder / path}: is not the file that was prepared (checksum)")
-        elif rightful.get(digests.get(other, "")) != path:
-            faults.append(f"{folder / path}: holds what belongs in {folder / other}")
+        elif owner_of.get(digests.get(other, "")) != path:
+            faults.append(f"{folder / path}: holds the content of {folder / other}")
         elif path < other:
             faults.append(f"{folder / path}, {folder / other}: are swapped")
     return faults

@@ -1,4 +1,4 @@
-"""ADE20K's scene-parsing benchmark: 150 classes; what belongs to none of them is ignored."""
+"""ADE20K's scene-parsing benchmark: 150 classes; pixels of no class are ignored."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LAYOUT = Layout(
 
 
 class Dataset(_files.Files):
-    """One split; labels are -1 throughout `test`, whose truth only the test server has."""
+    """One split. Labels are -1 throughout `test`, whose ground truth only the test server has."""
 
     def __init__(self, root: Path, split: str) -> None:
         super().__init__(LAYOUT, root, split)
@@ -72,8 +72,8 @@ def originals(source: Path) -> Originals:
         images, masks = base / "images" / folder, base / "annotations" / folder
         names = _prepare.stems(images, ".jpg")
         splits[split] = [Original(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
-        alone = sorted(set(_prepare.stems(masks, ".png")) - set(names))
-        faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no image" for name in alone]
+        without_image = sorted(set(_prepare.stems(masks, ".png")) - set(names))
+        faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no image" for name in without_image]
     splits["trainval"] = splits["train"] + splits["val"]
     test = next((f for f in (base / "release_test", base.parent / "release_test") if f.is_dir()), None)
     if test is not None:

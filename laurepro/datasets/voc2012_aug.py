@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 with the extra annotations of SBD: 20 classes and background; object borders are ignored.
 
-`trainaug` is VOC's train and whatever SBD annotates, without VOC's val; where both annotate an image of VOC's
-train, VOC's own label map is taken, for it is the finer one and has the ignored borders.
+`trainaug` is VOC's train and all images that SBD annotates, without VOC's val. Where both annotate an image of VOC's
+train, VOC's label map is used: it is finer and has the ignored borders.
 """
 
 from __future__ import annotations
