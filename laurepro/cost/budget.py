@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from laurepro import claims, plan
 from laurepro.claims.model import Claim, row_of
-from laurepro.cost.estimate import Estimator, device_hours
+from laurepro.cost.estimate import device_hours
+from laurepro.cost.estimator import Estimator
 from laurepro.plan import RowPlan
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Scale
