@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import oracle
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import run_cli
+from conftest import ROOT, run_cli
 from torch import Tensor
 
-from laurepro import bench
+from laurepro import bench, record
 from laurepro.bench import _measure, _problems, _sampling, loss, ops
 from laurepro.bench import data as loading
 from laurepro.bench import eval as evaluation
@@ -30,10 +31,14 @@ SMALL = Problem("T", 2, 3, 4, 5, 4)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call a round, and a made-up bandwidth: the copies take a second."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One call a round, one thread for maps this small, and a made-up bandwidth: the copies take a second."""
     monkeypatch.setattr(_measure, "BLOCK", 0.0)
     monkeypatch.setattr(_measure, "copy_bandwidth", lambda device: 1e9)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -49,6 +54,7 @@ def test_rows_of_the_contract(name: str, tmp_path: Path) -> None:
     assert set(document) == {"schema", "environment", "rows"} and document["schema"] == 1
     environment = document["environment"]
     assert environment["device"] == "cpu" and environment["copy_bytes_per_second"] == 1e9
+    assert (environment["commit"], environment["dirty"]) == record.provenance()
     assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
     passes = {"ops": 3, "loss": 2 * 2}[name] * 2  # in two layouts
     assert len({row["case"] for row in document["rows"]}) == passes
@@ -66,6 +72,16 @@ def test_rows_of_the_contract(name: str, tmp_path: Path) -> None:
         in_child = row["case"].endswith("forward_backward")
         assert (row["peak_bytes"] is not None) is in_child
         assert row["variant"] in ran.output
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results" / "bench").glob("*.json")), ids=lambda f: f.stem)
+def test_committed_records_state_their_origin(file: Path) -> None:
+    """A clean commit and a device, as for every number that is shown."""
+    document = json.loads(file.read_text())
+    environment = document["environment"]
+    assert set(document) == {"schema", "environment", "rows"} and document["rows"]
+    assert len(environment["commit"]) == 40 and environment["dirty"] is False
+    assert environment["device"] and environment["threads"] and environment["torch"]
 
 
 def test_bad_requests_are_named() -> None:

@@ -57,17 +57,17 @@ def test_steps_are_those_of_the_trainer() -> None:
     for job in planned().jobs:
         if job.stage == "train":
             e = job.experiment
-            count = work.pictures(e.data, e.data.train_split)
+            count = work.images(e.data, e.data.train_split)
             assert count is not None
             assert work.train_steps(e) == len(learning_rates(e.train, count)), job.name
 
 
-def test_pictures_are_those_of_the_edition() -> None:
+def test_images_are_those_of_the_edition() -> None:
     data = job_of("table3a/encnet-os8-bilinear", "train").experiment.data
-    assert work.pictures(data, "train") == 4998
+    assert work.images(data, "train") == 4998
     other = data.model_copy(update={"options": {"edition": "detail"}})
-    assert (work.pictures(other, "train"), work.pictures(other, "nowhere")) == (4996, None)
-    assert work.pictures(data.model_copy(update={"name": "shapes"}), "train") is None
+    assert (work.images(other, "train"), work.images(other, "nowhere")) == (4996, None)
+    assert work.images(data.model_copy(update={"name": "shapes"}), "train") is None
 
 
 @settings(max_examples=40)
