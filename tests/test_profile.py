@@ -221,7 +221,7 @@ def test_class_counts() -> None:
 
 
 def test_costs_are_read_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; from laurepro import costs; print(len(costs.read()), 'torch' in sys.modules)"
+    code = "import sys; from laurepro.network import costs; print(len(costs.read()), 'torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == [str(len(costs.read())), "False"]
     assert costs.read()[costs.network_name(experiment("table1/encnet-os8-lau4x-off"))].params == 33_672_854 + 167_936
