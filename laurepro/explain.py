@@ -24,7 +24,7 @@ from laurepro.spec.metrics import METRICS, own_metric
 
 TOLERANCE = 0.5  # percentage points between our mean and a printed score; `experiments/claims/paper.yaml` says why
 CONFUSABLE = ("miou59", "miou60", "miou60_background")
-FOLDERS = {"head": "heads", "upsampler": "upsamplers"}
+FOLDERS = {"backbone": "backbones", "head": "heads", "upsampler": "upsamplers"}
 Keys = tuple[str | int, ...]
 
 
@@ -155,7 +155,7 @@ def _measured(metric: str, jobs: tuple[Job, ...], records: Mapping[str, Record])
 
 def values(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) -> list[Value]:
     """Every field of the resolved experiment, with the layer that gave it."""
-    _, tree = spec.layered(table, row, scale, overrides)
+    tree = spec.layered(table, row, scale, overrides).experiment
     given = layers.origins(tree)
     experiment = spec.resolve(table, row, scale, overrides)
     effective = _flat(experiment.model_copy(update={"init_from": None}).model_dump(mode="json"))
@@ -373,7 +373,8 @@ def _protocol(
 
 def _weights(experiment: Experiment) -> Cause:
     backbone, pretrained = experiment.model.backbone, experiment.train.pretrained
-    text = f"{backbone.kind}, {backbone.stem} stem, from {pretrained or 'random weights'}"
+    stem = parts.all_options("backbones", backbone).get("stem")
+    text = f"{backbone.kind}{f', {stem} stem' if stem else ''}, from {pretrained or 'random weights'}"
     return Cause("stem and ImageNet weights", "unknown", f"{text}; another choice is another training")
 
 

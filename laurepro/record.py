@@ -1,8 +1,7 @@
-"""What a finished job leaves: one small JSON in `results/records/`. Written whole or not at all."""
+"""What a finished job leaves: one small JSON in `results/records/`. Written atomically."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -18,6 +17,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from laurepro import __version__
+from laurepro.atomic import remove_unfinished
+from laurepro.atomic import write_atomic as write_atomic
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
 
@@ -112,22 +113,6 @@ def environment(device: str, threads: int | None) -> Environment:
     )
 
 
-def write_atomic(file: Path, text: str) -> None:
-    """Replace a file so that a reader, or a kill, sees the old one or the new one, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:  # that of a full disk does not say which file
-        raise OSError(error.errno, error.strerror, str(file)) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def records_dir(results: Path) -> Path:
     """Where the records of a results folder are."""
     return results / "records"
@@ -149,8 +134,7 @@ def write(results: Path, record: Record) -> Path:
     folder = records_dir(results)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record.job}.json"
-    for left in folder.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+    remove_unfinished(file)
     write_atomic(file, dump(record))
     return file
 

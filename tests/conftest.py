@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,6 +215,18 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "scales" / "tiny.yaml").write_text(TINY)
     monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(folder))
     return folder
+
+
+@pytest.fixture
+def torch_settings() -> Iterator[None]:
+    """One thread for torch; what a test sets of threads and determinism ends with it."""
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 class Finished(NamedTuple):

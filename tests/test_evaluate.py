@@ -24,15 +24,7 @@ from laurepro.network import checkpoint, model
 from laurepro.network.model import normalise
 from laurepro.stages import Stopped, evaluate, train
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 CLASSES = 4
 

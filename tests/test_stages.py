@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,7 @@ from laurepro.training.clock import BEHIND, IdleClock
 
 STEPS = 8
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def make_job(stage: str = "train", seed: int = 0, scale: str = "test", **changes: dict[str, Any]) -> spec.Job:
@@ -250,7 +243,7 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 3):
-        (tmp_path / f"checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
+        (tmp_path / f".checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
         checkpoint.save(tmp_path, step, {"key": "k", "x": torch.arange(1000), "step": step})
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["checkpoint-00000002.ckpt", "checkpoint-00000003.ckpt"]

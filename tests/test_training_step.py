@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "bilinear": {"model": {"upsampler": {"kind": "bilinear"}}, "loss": {"kind": "cross_entropy"}},
 }
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def batch(n: int = 4, size: int = 32) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laurepro import spec
-from laurepro.datasets import Image, Label, Pictures
+from laurepro.datasets import Image, Images, Label
 from laurepro.evaluation import inference
 from laurepro.network import model
 from laurepro.network.model import MEAN, STD, normalise
@@ -254,7 +254,7 @@ def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -
 
 def predictions(
     network: inference.Predictor,
-    pictures: Pictures,
+    pictures: Images,
     indices: list[int],
     classes: int,
     evaluation: spec.Eval,
@@ -276,7 +276,7 @@ def predictions(
             yield index, torch.from_numpy(label).to(device), predicted
 
 
-def _read(pictures: Pictures, indices: list[int], readers: int) -> Iterator[tuple[int, tuple[Image, Label]]]:
+def _read(pictures: Images, indices: list[int], readers: int) -> Iterator[tuple[int, tuple[Image, Label]]]:
     """Yield index and picture, read ahead by several threads; with one, as they are asked for."""
     if readers == 1:
         for index in indices:

@@ -7,7 +7,6 @@ A label map is a PNG of one channel of 8 bits, of its picture's size and with it
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from laurepro.datasets import Pictures
+from laurepro.atomic import replacing
+from laurepro.datasets import Images
 from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import Scores, scores
 
@@ -35,7 +35,7 @@ class Submission(NamedTuple):
     sizes: Mapping[str, Size]
 
 
-def names(pictures: Pictures, split: str) -> list[str]:
+def names(pictures: Images, split: str) -> list[str]:
     """A name for each picture: the data set's own, else the split and a number."""
     own: list[str] | None = getattr(pictures, "names", None)
     return [name.replace("/", "_") for name in own] if own else [f"{split}-{i:05d}" for i in range(len(pictures))]
@@ -59,18 +59,15 @@ def write(file: Path, folder: Path, expected: Submission) -> None:
     Raises:
         LaureproError: Every fault at once, with its files.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated already
+    with replacing(file) as stream:
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated already
             for picture in sorted(folder.glob("*.png")):
                 archive.writestr(zipfile.ZipInfo(picture.name, DATE), picture.read_bytes())
-        faults = problems(temporary, expected)
+        stream.flush()
+        faults = problems(Path(stream.name), expected)
         if faults:
             raise LaureproError(f"{file}: not written, for the server would refuse it:\n" + "\n".join(faults))
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def problems(file: Path, expected: Submission) -> list[str]:

@@ -7,11 +7,9 @@ what `torch.save` wrote. The final weights `weights.pt` are an ordinary torch fi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laurepro.atomic import remove_unfinished, replacing
 from laurepro.errors import LaureproError
 
 KEPT = 2  # the last one, and the one before for when the last is broken
@@ -33,7 +32,7 @@ class Broken(Exception):
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Write the state after `step` steps, whole or not at all, and drop all but the last two.
+    """Write the state after `step` steps atomically, and drop all but the last two.
 
     Args:
         folder: The job's folder. Only one process may write there: files left half written are removed.
@@ -45,8 +44,10 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     payload = buffer.getbuffer()
     key = str(state["key"])
     header = f"{_MAGIC} key={key} step={step} sha256={_checksum(key, step, payload)}\n"
-    _write(folder / f"checkpoint-{step:08d}.ckpt", header.encode(), payload)
-    _sweep(folder, "checkpoint-*.tmp")
+    with replacing(folder / f"checkpoint-{step:08d}.ckpt") as stream:
+        stream.write(header.encode())
+        stream.write(payload)
+    remove_unfinished(folder / "checkpoint-*.ckpt")
     for old in _newest_first(folder)[KEPT:]:
         old.unlink(missing_ok=True)
 
@@ -75,13 +76,14 @@ def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def save_weights(folder: Path, state_dict: Mapping[str, Tensor]) -> str:
-    """Write `weights.pt` whole or not at all. Returns its `weights_sha256`."""
+    """Write `weights.pt` atomically. Returns its `weights_sha256`."""
     weights = {name: tensor.detach().cpu() for name, tensor in state_dict.items()}
     digest = weights_sha256(weights)
     buffer = io.BytesIO()
     torch.save({"sha256": digest, "state_dict": weights}, buffer)
-    _write(folder / WEIGHTS, b"", buffer.getbuffer())
-    _sweep(folder, f"{WEIGHTS}.*.tmp")
+    with replacing(folder / WEIGHTS) as stream:
+        stream.write(buffer.getbuffer())
+    remove_unfinished(folder / WEIGHTS)
     return digest
 
 
@@ -146,30 +148,3 @@ def _load(payload: bytes | memoryview) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise Broken(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     return state
-
-
-def _write(file: Path, header: bytes, payload: memoryview) -> None:
-    """Write beside the file, onto the disk, and move into place: a crash leaves the old file or the new one."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(header)
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:  # a full disk: the part written must not go on filling it
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(error.errno, error.strerror, str(file)) from None
-    descriptor = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(folder: Path, pattern: str) -> None:
-    """Remove what a killed process left half written."""
-    for left in folder.glob(pattern):
-        left.unlink(missing_ok=True)

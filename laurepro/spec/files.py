@@ -183,7 +183,7 @@ def experiment_files(pattern: str) -> dict[str, Path]:
 
 
 def invalid(error: ValidationError, where: str, model: type[BaseModel]) -> LaureproError:
-    """Convert pydantic's first error to a LaureproError: the key's path, the value seen and what was expected."""
+    """Convert pydantic's first error: the path of the key, the value seen and what was expected."""
     first = error.errors()[0]
     loc = [str(k) for k in first["loc"]]
     key = ".".join(loc)

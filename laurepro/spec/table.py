@@ -16,7 +16,7 @@ from laurepro.spec.metrics import METRICS
 
 
 class Source(Strict):
-    """The source of the published numbers."""
+    """Where the published numbers are printed."""
 
     paper: str
     where: str
@@ -88,17 +88,17 @@ class Table(Strict):
 
 
 class Pretrain(Strict):
-    """For a scale without ImageNet weights: the experiment that trains one shared backbone, once per depth."""
+    """The pretraining of a scale without ImageNet weights: each backbone is trained once, by this experiment."""
 
     seed: int
     set: Raw
 
 
 class Scale(Strict):
-    """The size at which experiments run. `base` replaces the table's recipe; `adapt` sets fields by kind.
+    """At what size experiments are run. `base` replaces the table's recipe; `adapt` sets options by kind.
 
-    `evidence`: whether its numbers bear on the paper's statements (real photographs); `comparable`: whether they may be
-    compared with published ones.
+    `evidence`: whether its results bear on the paper's statements (real photographs). `comparable`: whether its numbers
+    may be compared with published ones.
     """
 
     name: str
