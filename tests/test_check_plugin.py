@@ -111,12 +111,6 @@ def states(runs):
 """
 
 
-@pytest.fixture(autouse=True)
-def contracts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backbones are parts like the others."""
-    monkeypatch.setitem(parts.CLASS_OF, "backbones", "Backbone")
-
-
 def failing(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The checks that fail for a part of this text, with their reasons."""
     name = f"part{next(FRESH)}"
@@ -130,9 +124,10 @@ def failing(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 SHIPPED = [(folder, name) for folder in ("upsamplers", "heads") for name in parts.names(folder)]
 SHIPPED += [("launchers", "dry"), ("launchers", "local")]
+FULL_WIDTH = pytest.param("backbones", "resnet50", marks=pytest.mark.acceptance)
 
 
-@pytest.mark.parametrize(("folder", "name"), SHIPPED, ids=lambda value: value)
+@pytest.mark.parametrize(("folder", "name"), [*SHIPPED, FULL_WIDTH], ids=lambda value: value)
 def test_shipped_parts_keep_their_contracts(folder: str, name: str, tmp_path: Path) -> None:
     (part,) = plugin.find(name, tmp_path)
     outcomes = list(plugin.run(part))
@@ -146,10 +141,7 @@ def test_shipped_parts_keep_their_contracts(folder: str, name: str, tmp_path: Pa
     ids=lambda value: value if value.isalpha() else "",
 )
 def test_a_part_of_ones_own_keeps_it(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = failing(folder, text, tmp_path, monkeypatch)
-    if folder == "backbones":  # a network is built of it once backbones are parts everywhere
-        failed.pop("it trains in a network", None)
-    assert failed == {}
+    assert failing(folder, text, tmp_path, monkeypatch) == {}
 
 
 SAMPLING = "offset = input.new_zeros(len(input), 2, self.k * input.shape[2], self.k * input.shape[3])\n        "
