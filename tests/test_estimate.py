@@ -25,7 +25,7 @@ from laurepro.evaluation import inference
 from laurepro.launchers import LaunchContext, local
 from laurepro.network import costs, model
 from laurepro.spec import Job
-from laurepro.stages.train import learning_rates
+from laurepro.training.schedule import learning_rates
 
 CONTEXT = LaunchContext(Path("results"), Path("runs"), Path("data"))
 
