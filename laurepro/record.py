@@ -1,4 +1,4 @@
-"""What a finished job leaves: one small JSON in `results/records/`. Written whole or not at all."""
+"""What a finished job leaves: one small JSON file in `results/records/`, written atomically."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "di
 
 
 class Environment(Strict):
-    """Where a number was measured. None: could not be known."""
+    """Where a number was measured. None: unknown."""
 
     laurepro: str
     python: str
@@ -59,8 +59,10 @@ class Record(Strict):
     curve: tuple[tuple[int, float], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
-    data_sha256: str | None = None  # of the data set's manifest; None: it has none, or a record from before there was
-    idle_share: float | None = None  # of a training's steps, see `stages.train.IdleClock`; None: not measured
+    data_sha256: str | None = (
+        None  # of the data set's manifest; None: it has none, or the record is older than manifests
+    )
+    idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
     environment: Environment
     started: str
     seconds: float
@@ -70,7 +72,7 @@ class Record(Strict):
 
 @cache
 def provenance() -> tuple[str | None, bool | None]:
-    """Commit of the running code, and whether the code differs from it. (None, None) where nothing can tell."""
+    """Commit of the running code, and whether the code differs from it; (None, None) if unknown."""
     root = Path(__file__).resolve().parent.parent
     try:
         if not (root / ".git").exists():
@@ -112,29 +114,44 @@ def environment(device: str, threads: int | None) -> Environment:
     )
 
 
-def write_atomic(file: Path, text: str) -> None:
-    """Replace a file so that a reader, or a kill, sees the old one or the new one, never a part."""
+def write_atomic(file: Path, *content: str | bytes | memoryview) -> None:
+    """Replace a file: readers see the old one or the new one, never a part, even after a kill or a crash.
+
+    A killed process leaves `.NAME.PID.tmp`, which `sweep` removes.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w") as stream:
-            stream.write(text)
+        with open(temporary, "wb") as stream:
+            for part in content:
+                stream.write(part.encode() if isinstance(part, str) else part)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
-    except OSError as error:  # that of a full disk does not say which file
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:  # that of a full disk does not name the file
         raise OSError(error.errno, error.strerror, str(file)) from None
-    finally:
+    finally:  # a part that stays would go on filling the disk
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
+def sweep(folder: Path, name: str) -> None:
+    """Remove what killed processes left of writing files of that name, which may be a glob pattern."""
+    for unfinished in folder.glob(f".{name}.*.tmp"):
+        unfinished.unlink(missing_ok=True)
+
+
 def records_dir(results: Path) -> Path:
-    """Where the records of a results folder are."""
+    """The folder of a results folder's records."""
     return results / "records"
 
 
 def writable(folder: Path, option: str) -> None:
-    """Raise LaureproError, before any work, where a folder cannot be made. Nothing is created."""
+    """Raise LaureproError, before any work, if a folder cannot be made. Nothing is created."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -149,8 +166,7 @@ def write(results: Path, record: Record) -> Path:
     folder = records_dir(results)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record.job}.json"
-    for left in folder.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+    sweep(folder, file.name)
     write_atomic(file, dump(record))
     return file
 
@@ -158,7 +174,7 @@ def write(results: Path, record: Record) -> Path:
 def dump(record: Record) -> str:
     """The record as JSON: keys sorted, matrices one line a row, so that a diff reads well.
 
-    The last line, `sha256`, is the digest of every byte above it, so that no byte of the file can change unnoticed.
+    The last line, `sha256`, is the digest of every byte above it: no byte of the file can change unnoticed.
     """
     raw = record.model_dump(mode="json")
     body = "{\n" + ",\n".join(f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)) + ","
@@ -180,7 +196,7 @@ _LAST_BYTES = 80
 def read(file: Path) -> Record:
     """Read a record. Raises LaureproError naming the file and what is wrong with it.
 
-    One without a checksum, from before records had one, is read; `laurepro verify` complains of it.
+    A record without a checksum, older than checksums, is read; `laurepro verify` reports it.
     """
     try:
         content = file.read_bytes()
@@ -188,7 +204,7 @@ def read(file: Path) -> Record:
         if "sha256" in raw:
             last = _LAST.fullmatch(content[-_LAST_BYTES:])
             if last is None or hashlib.sha256(content[:-_LAST_BYTES]).hexdigest() != last[1].decode():
-                raise ValueError("it is not what was written, its checksum differs")
+                raise ValueError("its checksum differs: it was changed after it was written")
             del raw["sha256"]
         record = Record(**raw)
     except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
@@ -217,11 +233,11 @@ def find(results: Path, name: str) -> Record:
     """The record of a training or an evaluation, by its job's name or its key, which may be cut short.
 
     Raises:
-        LaureproError: there is none, or more than one; with the jobs there are.
+        LaureproError: none matches (the message lists the jobs), or more than one.
     """
     records, _ = read_all(results)
-    jobs = {job: found for job, found in records.items() if found.stage != "profile"}
-    fitting = [job for job, found in jobs.items() if name and (job == name or found.key.startswith(name))]
+    jobs = {job: record for job, record in records.items() if record.stage != "profile"}
+    fitting = [job for job, record in jobs.items() if name and (job == name or record.key.startswith(name))]
     if len(fitting) > 1:
         raise LaureproError(f"job {name!r} could be {', '.join(sorted(fitting))}", "give more of the key")
     if not fitting:
@@ -238,12 +254,12 @@ def run_folder(runs: Path, job: Job | str) -> Path:
 
 
 def has_weights(runs: Path, job: Job) -> bool:
-    """Whether a training's final weights are at hand."""
+    """Whether a training's final weights are available."""
     return (run_folder(runs, job) / "weights.pt").is_file()
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """A small state file (progress, failure), or None where there is none or it is torn."""
+    """A small state file (progress, failure), or None if it is missing or damaged."""
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError):

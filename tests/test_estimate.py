@@ -363,7 +363,7 @@ def test_the_probe_runs_and_stops_real_jobs(tiny: Path, tmp_path: Path) -> None:
 def test_a_probe_that_cannot_run_says_why(tiny: Path, tmp_path: Path) -> None:
     few = ("--set", "data.options.train_images=2")
     ran = run_cli("plan", ROW, *SHORT, *few, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    assert ran.code == 2 and "2 training pictures" in ran.err and "Traceback" not in ran.err
+    assert ran.code == 2 and "2 training images" in ran.err and "Traceback" not in ran.err
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -235,7 +235,7 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
     with pytest.raises(LaureproError, match="do not fit"):
         other = model.build(make_job(model={"backbone": {"width": 8}}).experiment.model, job.experiment.op, 8)
         train.start_from(other, "backbone", make_context(tmp_path / "child", weights=tmp_path / "parent"))
-    with pytest.raises(LaureproError, match="no such weights"):
+    with pytest.raises(LaureproError, match="no such file"):
         train.start_from(network, "model", make_context(tmp_path / "child", weights=tmp_path / "nowhere"))
 
 
@@ -252,7 +252,7 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 3):
-        (tmp_path / f"checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
+        (tmp_path / f".checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
         checkpoint.save(tmp_path, step, {"key": "k", "x": torch.arange(1000), "step": step})
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["checkpoint-00000002.ckpt", "checkpoint-00000003.ckpt"]
@@ -400,7 +400,7 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     out["behind"] = tuple(train.run(together_job(), make_context(folder / "behind")))
     STEPS_IN_FLIGHT["cpu"] = 0
     out["sampled"] = tuple(train.run(sampled_job(), make_context(folder / "sampled")))
-    with pytest.raises(LaureproError, match="the 4 pictures of each of 2 processes cannot be split"):
+    with pytest.raises(LaureproError, match="the 4 images of each of 2 processes cannot be split"):
         train.run(make_job(train={"batch_size": 8, "accumulate": 8}), make_context(folder / "odd"))
     out["micro"] = tuple(train.run(micro_job(), make_context(folder / "micro")))
     context = make_context(folder / f"evaluate{rank}", weights=folder / "one")

@@ -6,14 +6,14 @@ A head defines `class Head(nn.Module)`:
     feature_channels: int                      channels of `feature`
     forward(self, features) -> (feature, se_logits)
 
-`features` are the backbone's four maps. `feature` [N, feature_channels, h, w] is what the classifier reads, before
-its dropout, and what the offset branch reads. `se_logits` [N, num_classes] or None.
+`features` are the backbone's four maps. The classifier (after its dropout) and the offset branch read `feature`
+[N, feature_channels, h, w]. `se_logits` is [N, num_classes] or None.
 
 `FEATURES` is a plain tuple of strings, read without importing the file: "se" (it can give se_logits) and "decoder"
 (it upsamples features itself). The row's upsampler then works inside the head, on `feature_channels` channels, and
 the call is `forward(features, upsample)` with `upsample(input, feature, size, guide=None) -> Tensor`. A decoder with
-"guide" too gives a map [N, guide_channels, *size] of the encoder's with it, which upsamplers that are guided need, and
-has the attribute `guide_channels`.
+"guide" also passes a map [N, guide_channels, *size] of the encoder, which guided upsamplers need, and has the
+attribute `guide_channels`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The decoder of DeepLabv3+, whose inner upsampling is done by the row's upsampler.
 
 Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, with
-ordinary convolutions. The paper replaces "the bilinear upsampling in the decoder"; which of the two is not said:
-here it is the one of the ASPP features, and the class scores are brought to the picture's size bilinearly.
+ordinary convolutions. The paper replaces "the bilinear upsampling in the decoder" without saying which of the two.
+This head replaces that of the ASPP features; the class scores are resized to the image bilinearly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Head(nn.Module):
 
     Args:
         in_channels: channels of the backbone's four maps.
-        num_classes: not used; every head takes it.
+        num_classes: unused; every head takes it.
         channels: width of the ASPP and of the decoder.
         low_channels: channels that layer1 is reduced to.
         rates: dilations of the ASPP's 3x3 branches (at output stride 16).
@@ -59,8 +59,8 @@ class Head(nn.Module):
 
         Args:
             features: the backbone's four maps.
-            upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output too,
-                and an upsampler that is guided the reduced features of layer1.
+            upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output too;
+                a guided upsampler reads the reduced features of layer1.
         """
         low = self.low(features[0])
         deep = self.aspp(features[3])
