@@ -13,8 +13,8 @@ before its dropout, and what the offset branch reads. `se_logits` [N, num_classe
 `FEATURES` is a plain tuple of strings, read without importing the file: "se" (it can give se_logits) and "decoder"
 (it upsamples features itself). The row's upsampler then works inside the head, on `feature_channels` channels, and
 the call is `forward(features, upsample)` with `upsample(input, feature, size, guide=None) -> Tensor`. A decoder with
-"guide" too gives a map [N, guide_channels, *size] of the encoder's with it, which upsamplers that are guided need, and
-has the attribute `guide_channels`.
+"guide" also passes a map [N, guide_channels, *size] of the encoder, which guided upsamplers need, and has the
+attribute `guide_channels`.
 """
 
 from __future__ import annotations
