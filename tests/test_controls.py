@@ -15,9 +15,9 @@ from laurepro.errors import LaureproError
 from laurepro.evaluation.counting import within_reach
 from laurepro.network.model import Output
 from laurepro.spec import Loss, Train
-from laurepro.stages.train import learning_rates
 from laurepro.training import losses
 from laurepro.training.losses import segmentation_loss
+from laurepro.training.schedule import learning_rates
 from laurepro.upsamplers import PointSampling, SamplingGrid, grid, grid_offset, lau
 
 GRIDS: list[SamplingGrid] = ["corner", "align_corners", "half_pixel"]

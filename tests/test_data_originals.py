@@ -21,7 +21,7 @@ from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import class_iou
 from laurepro.spec import parts
 from laurepro.stages import evaluate, train
-from laurepro.stages.train import learning_rates
+from laurepro.training.schedule import learning_rates
 
 RNG = np.random.default_rng(5)
 

@@ -121,7 +121,7 @@ def test_what_the_machine_lacks_is_refused_before_any_work(tmp_path: Path, monke
         with pytest.raises(LaureproError, match="reduce-overhead: replays CUDA graphs"):
             train.run(make_job(train={"compile": "reduce-overhead"}), make_context(tmp_path / "graphs"))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(LaureproError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):
+    with pytest.raises(LaureproError, match="needs a C\\+\\+ compiler, and no-such-compiler was not found"):
         training_step.check(spec.Train(epochs=1, compile="default"), 1, CPU)
 
 

@@ -1,8 +1,8 @@
 """The decoder of DeepLabv3+, whose inner upsampling is done by the row's upsampler.
 
 Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, with
-ordinary convolutions. The paper replaces "the bilinear upsampling in the decoder" and does not state which of the two.
-Here it is that of the ASPP features; the class scores are resized to the image's size bilinearly.
+ordinary convolutions. The paper replaces "the bilinear upsampling in the decoder" without saying which of the two.
+This head replaces that of the ASPP features; the class scores are resized to the image bilinearly.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Head(nn.Module):
 
     Args:
         in_channels: channels of the backbone's maps; the first and the last are read.
-        num_classes: not used; every head takes it.
+        num_classes: unused; every head takes it.
         channels: width of the ASPP and of the decoder.
         low_channels: channels that layer1 is reduced to.
         rates: dilations of the ASPP's 3x3 branches (at output stride 16).
-        decoder_convs: number of 3x3 convolutions after the concatenation.
+        decoder_convs: 3x3 convolutions after the two are joined.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Head(nn.Module):
 
         Args:
             features: the backbone's maps.
-            upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output;
-                a guided upsampler also reads the reduced features of layer1.
+            upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output too,
+                and an upsampler that is guided the reduced features of layer1.
         """
         low = self.low(features[0])
         deep = self.aspp(features[-1])

@@ -29,12 +29,12 @@ class Encoding(nn.Module):
         self.scale = nn.Parameter(torch.empty(codewords).uniform_(-1, 0))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Encode. The squares are expanded because x - c would be [N, h*w, K, D].
+        """Encode. The squares are expanded: x - c itself would be [N, h*w, K, D].
 
-        In float32 even under autocast: the expanded squares cancel, and half types lack the precision for that.
+        In float32 under autocast too: the expanded squares cancel, and half precision has no digits to lose.
         """
         wide = torch.promote_types(input.dtype, torch.float32)
-        autocast = input.dtype != wide and not input.is_meta  # the meta device has no autocast to disable
+        autocast = input.dtype != wide and not input.is_meta  # the meta device has no autocast to leave
         with torch.autocast(input.device.type, enabled=False) if autocast else nullcontext():
             x = input.to(wide).flatten(2).transpose(1, 2)
             c = self.codewords

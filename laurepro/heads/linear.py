@@ -12,7 +12,7 @@ class Head(nn.Module):
 
     Args:
         in_channels: channels of the backbone's maps; the last one is read.
-        num_classes: not used; every head takes it.
+        num_classes: unused; every head takes it.
     """
 
     def __init__(self, in_channels: tuple[int, ...], num_classes: int) -> None:

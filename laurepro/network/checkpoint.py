@@ -1,7 +1,7 @@
-"""Checkpoints and final weights that are either whole or noticed to be broken.
+"""Checkpoints and final weights, written atomically and checked when they are read.
 
-A checkpoint `checkpoint-00000100.ckpt` is one line of text (`head -n 1` shows it: key, step, sha256) and then
-what `torch.save` wrote. The final weights `weights.pt` are an ordinary torch file,
+A checkpoint `checkpoint-00000100.ckpt` is one line of text (`head -n 1` shows it: key, step, sha256), followed by
+the output of `torch.save`. The final weights `weights.pt` are an ordinary torch file,
 `{"sha256": ..., "state_dict": ...}`.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from laurepro.atomic import remove_unfinished, replacing
 from laurepro.errors import LaureproError
 
-KEPT = 2  # the last one, and the one before for when the last is broken
+KEPT = 2  # the last one, and the one before in case the last is broken
 WEIGHTS = "weights.pt"
 _MAGIC = "laurepro-checkpoint-1"
 _log = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ class Broken(Exception):
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Write the state after `step` steps atomically, and drop all but the last two.
+    """Write the state after `step` steps atomically, and remove all but the last two.
 
     Args:
-        folder: The job's folder. Only one process may write there: files left half written are removed.
+        folder: The job's folder. Only one process may write there: partly written files are removed.
         step: The number of steps done.
-        state: What `torch.load(weights_only=True)` takes, with the job's key under "key".
+        state: What `torch.load(weights_only=True)` accepts, with the job's key under "key".
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -53,7 +53,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 
 
 def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
-    """The newest state that can be read, its tensors on the CPU, or None. A broken file is reported and passed over.
+    """The newest state that can be read, its tensors on the CPU, or None. A broken file is reported and skipped.
 
     Raises:
         LaureproError: The newest readable one belongs to another key.
@@ -61,14 +61,16 @@ def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
     files = _newest_first(folder)
     for older, file in enumerate(files, 1):
         try:
-            found, state = _read(file)
+            stored_key, state = _read(file)
         except Broken as error:
-            instead = f"{files[older].name} is used" if older < len(files) else "no other is there: from the beginning"
+            instead = (
+                f"{files[older].name} is used" if older < len(files) else "there is no other: starting from step 0"
+            )
             _log.warning("%s is broken (%s); %s", file, error, instead)
             continue
-        if found != key:
+        if stored_key != key:
             raise LaureproError(
-                f"{file}: is a checkpoint of key {found}, expected {key}",
+                f"{file}: is a checkpoint of key {stored_key}, expected {key}",
                 "it was trained with other settings; remove the folder, or use another --runs",
             )
         return state
@@ -91,12 +93,12 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     """Read `weights.pt`, on the CPU, and check its checksum.
 
     Raises:
-        LaureproError: There is none, or it is not what was written.
+        LaureproError: It is missing, or not what was written.
     """
     file = folder / WEIGHTS
     hint = "train that job again: laurepro run ... --force"
     if not file.is_file():
-        raise LaureproError(f"{file}: no such weights", hint)
+        raise LaureproError(f"{file}: no such file", hint)
     try:
         content = _load(file.read_bytes())
         state_dict: dict[str, Tensor] = content["state_dict"]

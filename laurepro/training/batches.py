@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -162,3 +163,9 @@ def _copied_ahead(batches: Iterator[tuple[Image, Label]], device: torch.device) 
 
 def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:
     return np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
+
+
+def reading_threads(train: spec.Train) -> int:
+    """Threads that read images. One: in the training's own thread, for processes that share few cores."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return train.threads or max(1, min(8, (os.cpu_count() or 1) // local))
