@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from laurepro.report.comparison import compare, document, frame
-from laurepro.report.grid import MISSING, grid, notes, show_value
+from laurepro.report.grid import MISSING, notes, show_value
 from laurepro.report.page import build
 from laurepro.report.rows import RowResult, Section, collect, measure, scales_with_records
 from laurepro.report.sources import Sources, gather
+from laurepro.report.tables import compare, document, frame, grid
 from laurepro.report.terminal import print_terminal
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "json")

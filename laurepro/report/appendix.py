@@ -14,11 +14,12 @@ from typing import NamedTuple
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.report.blocks import Block, Bullets, Code, Heading, Page, Table, Text
-from laurepro.report.grid import MISSING, Column, Grid, comparison_grid, title
+from laurepro.report.grid import MISSING, Column, Grid, title
 from laurepro.report.page import anchor
 from laurepro.report.provenance import environment_table
 from laurepro.report.rows import RowResult
 from laurepro.report.sources import Sources, judged
+from laurepro.report.tables import comparison_grid
 from laurepro.spec.metrics import METRICS
 
 _LEFT = "for the authors of the text"
@@ -224,7 +225,7 @@ def _values(values: Iterable[str | None]) -> str:
 def _own(rows: list[RowResult]) -> Table:
     """A table's grid without what was printed: names, our numbers, how many seeds, status."""
     grid = comparison_grid(rows)
-    keep = [i for i, c in enumerate(grid.columns) if not c.title.endswith("paper") and c.title != "origin"]
+    keep = [i for i, c in enumerate(grid.columns) if not c.printed]
     columns: tuple[Column, ...] = tuple(grid.columns[i] for i in keep)
     lines = tuple(tuple(line[i]._replace(detail="") for i in keep) for line in grid.lines)
     return Table(title(rows), Grid(columns, lines, grid.marks))

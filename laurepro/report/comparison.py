@@ -1,75 +1,10 @@
-"""The numbers of the report: differences paired by seed, intervals, ratios of speeds, and the frame of `compare`."""
+"""The numbers of the report: differences paired by seed, intervals, and ratios of speeds."""
 
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from laurepro import spec
-from laurepro.errors import unknown
-from laurepro.report.rows import RowResult, Section, measure
-from laurepro.spec import Published, Raw
-
-if TYPE_CHECKING:
-    import pandas
-
-
-def compare(table: str, scale: str, *, results: Path | str = "results", runs: Path | str = "runs") -> pandas.DataFrame:
-    """Paper and ours side by side, one line per row and column of the table.
-
-    Args:
-        table: A table's id, `table3a`.
-        scale: A scale's name. Only at `paper` is a difference to the published number given.
-        results: The results folder.
-        runs: The runs folder, for what is running or failed.
-
-    Returns:
-        A frame with `row label metric origin paper ours std n difference scale status`; what was not
-        measured is NaN. Units are those of `laurepro.spec.metrics.METRICS`.
-
-    Raises:
-        LaureproError: a table or scale that does not exist.
-    """
-    tables = spec.tables()
-    if table not in tables:
-        raise unknown("table", table, tables)
-    return frame(measure(tables[table], spec.scale(scale), Path(results), Path(runs)))
-
-
-def frame(rows: Section) -> pandas.DataFrame:
-    """What `compare` returns, of rows that were measured already."""
-    import pandas
-
-    lines = []
-    for r in rows:
-        for metric in r.table.metrics:
-            published, ours = r.row.published.get(metric), r.column(metric)
-            lines.append(
-                {
-                    "row": r.address,
-                    "label": r.row.label,
-                    "metric": metric,
-                    "origin": published.origin if published else r.row.origin,
-                    "paper": published.value if published else None,
-                    "ours": statistics.fmean(ours.values()) if ours else None,
-                    "std": statistics.stdev(ours.values()) if len(ours) > 1 else None,
-                    "n": len(ours),
-                    "difference": to_published(r, metric),
-                    "scale": r.scale.name,
-                    "status": r.status,
-                }
-            )
-            if metric == "fps" and not r.is_baseline:
-                lines.append(lines[-1] | _ratio_line(rows, r))
-    table = pandas.DataFrame(lines)
-    return table.astype(dict.fromkeys(["paper", "ours", "std", "difference"], "float64"))
-
-
-def _ratio_line(rows: Section, r: RowResult) -> Raw:
-    """What a frame's line of `fps` becomes for `fps_ratio`: `std` and `n` are those of the alternating groups."""
-    (ours, spread), paper = own_ratio(r), published_ratio(rows, r)
-    return {"metric": "fps_ratio", "paper": paper, "ours": ours, "std": spread, "difference": None}
+from laurepro.report.rows import RowResult, Section
 
 
 def comparable(r: RowResult, metric: str) -> bool:
@@ -130,50 +65,7 @@ def published_ratio(rows: Section, r: RowResult) -> float | None:
     return mine.value / theirs.value
 
 
-def own_ratio(r: RowResult) -> tuple[float | None, float | None]:
+def measured_ratio(r: RowResult) -> tuple[float | None, float | None]:
     """Our speed over that of the bilinear twin, timed in turns in one process, and its spread over groups."""
     mean, spread = (next(iter(r.values.get(m, {}).values()), None) for m in ("fps_ratio", "fps_ratio_std"))
     return mean, spread
-
-
-def document(sections: list[Section]) -> dict[str, Any]:
-    """The report as the JSON contract has it."""
-    return {
-        "schema": 1,
-        "tables": [
-            {
-                "id": rows[0].table.id,
-                "title": rows[0].table.title,
-                "scale": rows[0].scale.name,
-                "rows": [_json_row(r) for r in rows],
-            }
-            for rows in sections
-        ],
-    }
-
-
-def _json_row(r: RowResult) -> dict[str, Any]:
-    def published(cell: Published) -> dict[str, Any]:
-        return cell.model_dump(include={"value", "origin", "confidence", "note"})
-
-    ours = {
-        metric: {
-            "mean": statistics.fmean(by_seed.values()),
-            "std": statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
-            "values": [by_seed[s] for s in sorted(by_seed)],
-        }
-        for metric, by_seed in r.values.items()
-    }
-    return {
-        "row": r.address,
-        "label": r.row.label,
-        "origin": r.row.origin,
-        "status": r.status,
-        "remark": r.remark or None,
-        "scale": r.scale.name,
-        "n_seeds": r.n_seeds,
-        "published": {m: published(c) for m, c in r.row.published.items()},
-        "ours": ours,
-        "dirty": r.dirty,
-        "records": [rec.job for rec in r.records],
-    }

@@ -23,8 +23,9 @@ from laurepro.report.blocks import (
     chart_grid,
     with_details,
 )
-from laurepro.report.grid import Grid, comparison_grid, notes, title
+from laurepro.report.grid import Grid, notes, title
 from laurepro.report.rows import Section
+from laurepro.report.tables import comparison_grid
 
 
 def render(page: Page, folder: Path) -> str:

@@ -6,9 +6,10 @@ import statistics
 
 from laurepro.report import provenance, verdicts
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
-from laurepro.report.grid import MISSING, Cell, Column, Grid, comparison_grid, notes
+from laurepro.report.grid import MISSING, Cell, Column, Grid, notes
 from laurepro.report.rows import RowResult, Section
 from laurepro.report.sources import Sources, judged
+from laurepro.report.tables import comparison_grid
 from laurepro.spec.metrics import BOUNDARY_WIDTHS
 
 TITLE = "Location-aware Upsampling, reproduced"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from laurepro.report.grid import comparison_grid, notes
+from laurepro.report.grid import notes
 from laurepro.report.rows import Section
+from laurepro.report.tables import comparison_grid
 
 _STYLES = {"quoted": "dim", "failed": "red", "missing": "yellow", "running": "cyan", "partial": "cyan"}
 
