@@ -33,6 +33,7 @@ def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results:
     """Where each value of a row comes from, what paper and code say of it, and why its number may differ."""
     from laurepro import explain, plan, record, spec
     from laurepro.errors import LaureproError
+    from laurepro.explain import show
 
     chosen = spec.scale(scale)
     rows = plan.select([target], chosen.model_copy(update={"controls": True}))
@@ -44,5 +45,5 @@ def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results:
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     typed = "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
-    found = explain.explain(table, row, chosen, records, spec.parse_overrides(pairs), typed)
-    click.echo(explain.as_json(found) if form == "json" else explain.terminal(found))
+    explanation = explain.explain(table, row, chosen, records, spec.parse_overrides(pairs), typed)
+    click.echo(show.as_json(explanation) if form == "json" else show.terminal(explanation))
