@@ -18,19 +18,19 @@ from laurepro.commands.options import paths
     default="paper",
     show_default=True,
     metavar="NAME",
-    help="How big: smoke … paper (or $LAUREPRO_SCALE).",
+    help="Scale, from smoke to paper (or $LAUREPRO_SCALE).",
 )
 @click.option(
     "--set",
     "pairs",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Change a field, as in train.lr=0.05.",
+    help="Change a field, e.g. train.lr=0.05.",
 )
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @paths
 def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results: Path, runs: Path) -> None:
-    """Where each value of a row comes from, what paper and code say of it, and why its number may differ."""
+    """Where each value of a row comes from, what paper and code say, and why its number may differ."""
     from laurepro import explain, plan, record, spec
     from laurepro.errors import LaureproError
     from laurepro.explain import show

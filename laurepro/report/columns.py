@@ -39,10 +39,10 @@ class ReportColumn(NamedTuple):
         cell: what a table shows; by default the value as text.
         csv: its name in the CSV and in `compare`'s frame.
         json: its key in the JSON of a row.
-        each: columns in a run that is by "metric" repeat for each metric of the table; those by "baseline" stand once,
+        each: a run of columns with "metric" is repeated for each metric of the table; one with "baseline" occurs once,
             for the metric in which a row is compared with bilinear upsampling.
         number: whether it is aligned right.
-        printed: whether it is about what the paper says.
+        printed: whether it has what the paper states.
     """
 
     value: Value
@@ -76,14 +76,14 @@ def judged_metric(rows: Section) -> str:
 
 
 def has_baseline(rows: Section) -> bool:
-    """Whether any row can be compared with a bilinear one: in print, or in a table of our own in what is run."""
+    """Whether any row can be compared with a bilinear one: in print, or in a table that is not in the paper as run."""
     if not _printed(rows):
         return any(baseline(rows, r) is not None for r in rows)
     return any(published_over_baseline(rows, r, judged_metric(rows)) is not None for r in rows)
 
 
 def _printed(rows: Section) -> bool:
-    """Whether there are printed numbers to stand beside; a table of our own has none."""
+    """Whether the paper has numbers for this table; a table that is not in the paper has none."""
     return any(row.published for row in rows[0].table.rows)
 
 
@@ -186,18 +186,18 @@ def _number(text: str) -> Cell:
 
 
 def _label_cell(rows: Section, r: RowResult, metric: str) -> Cell:
-    """A row's label, with what is known of where the row comes from."""
+    """A row's label, with its note and, for a quoted row, its source."""
     detail = r.row.note or ""
     if r.row.origin == "quoted":
         if r.row.rerun and r.row.set is not None:
-            detail = f"Quoted: {detail or 'source not stated'}. Run here too."
+            detail = f"Quoted: {detail or 'source not stated'}. Run by this suite too."
         else:
             detail = f"Quoted: {detail}" if detail else "Quoted from the literature"
     return Cell(r.row.label, detail=detail)
 
 
 def _paper_cell(rows: Section, r: RowResult, metric: str) -> Cell:
-    """The paper's number. `quoted`: of others; `apart`: measured on something else than ours."""
+    """The paper's number. `quoted`: measured by others; `apart`: measured on other data than ours."""
     published = r.row.published.get(metric)
     if published is None or published.value is None:
         return _number(MISSING)
@@ -228,7 +228,7 @@ def _mean_cell(values: list[float], metric: str) -> Cell:
 
 
 def _interval_cell(values: list[float], metric: str) -> Cell:
-    """An interval as text, and as what a page can draw."""
+    """An interval as text, with its ends for a page that draws it."""
     if (ends := interval(values)) is None:
         return _number(MISSING)
     low, high = (show_value(end, metric, signed=True) for end in ends)
@@ -256,7 +256,7 @@ def _status_cell(rows: Section, r: RowResult, metric: str) -> Cell:
 
 
 def _nothing(rows: Section, r: RowResult, metric: str) -> None:
-    """The value of a column that stands in tables alone."""
+    """The value of a column that only tables have."""
 
 
 COLUMNS: tuple[ReportColumn, ...] = (

@@ -8,7 +8,7 @@ from laurepro.report.rows import RowResult, Section
 
 
 def comparable(r: RowResult, metric: str) -> bool:
-    """Whether a difference to the published number means something. Speeds of two devices are never compared."""
+    """Whether a difference from the published number is meaningful. Speeds on two devices are never compared."""
     return r.scale.comparable and metric != "fps"
 
 
@@ -21,22 +21,22 @@ def to_published(r: RowResult, metric: str) -> float | None:
 
 
 def baseline(rows: Section, r: RowResult) -> RowResult | None:
-    """The bilinear row of a row's own network; None for itself."""
+    """The bilinear row of the same network; None for that row itself."""
     base = next((b for b in rows if b.is_baseline and b.group == r.group), None)
     return None if base is r else base
 
 
 def published_over_baseline(rows: Section, r: RowResult, metric: str) -> float | None:
-    """A row's printed number minus that of the bilinear row of its own head and output stride."""
+    """A row's printed number minus that of the bilinear row with the same head and output stride."""
     base = baseline(rows, r)
-    mine, theirs = r.row.published.get(metric), base.row.published.get(metric) if base else None
-    if mine is None or theirs is None or mine.value is None or theirs.value is None:
+    of_row, of_base = r.row.published.get(metric), base.row.published.get(metric) if base else None
+    if of_row is None or of_base is None or of_row.value is None or of_base.value is None:
         return None
-    return mine.value - theirs.value
+    return of_row.value - of_base.value
 
 
 def over_baseline(rows: Section, r: RowResult, metric: str) -> list[float]:
-    """Our number minus that of the bilinear row of its own head and output stride, for each seed that both have."""
+    """Our number minus that of the bilinear row with the same head and output stride, for each seed that both have."""
     base = baseline(rows, r)
     if base is None:
         return []
@@ -45,7 +45,7 @@ def over_baseline(rows: Section, r: RowResult, metric: str) -> list[float]:
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:
-    """The two-sided 95 % t-interval of the mean over seeds, or None: a single seed, or seeds without any spread."""
+    """The two-sided 95 % t-interval of the mean over seeds, or None where there is one seed, or no spread."""
     if len(values) < 2 or (std := statistics.stdev(values)) == 0:
         return None
     from laurepro.claims import inference
@@ -56,13 +56,13 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
 
 def published_ratio(rows: Section, r: RowResult) -> float | None:
-    """A row's printed speed over that of the bilinear row of its own network."""
+    """A row's printed speed over that of the bilinear row of the same network."""
     base = baseline(rows, r)
-    mine = r.row.published.get("fps")
-    theirs = base.row.published.get("fps") if base else None
-    if mine is None or theirs is None or mine.value is None or not theirs.value:
+    of_row = r.row.published.get("fps")
+    of_base = base.row.published.get("fps") if base else None
+    if of_row is None or of_base is None or of_row.value is None or not of_base.value:
         return None
-    return mine.value / theirs.value
+    return of_row.value / of_base.value
 
 
 def measured_ratio(r: RowResult) -> tuple[float | None, float | None]:

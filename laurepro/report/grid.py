@@ -1,4 +1,4 @@
-"""A table as every format shows it: columns, cells as text, and the lines below it."""
+"""A table as every format shows it: columns, cells as text, and the notes below it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MISSING = "—"
 
 
 class Column(NamedTuple):
-    """A column's title. Numbers are aligned right; `printed`: the column is about what the paper says."""
+    """A column's title. Numbers are aligned right; `printed`: the column has what the paper states."""
 
     title: str
     number: bool = True
@@ -22,10 +22,10 @@ class Cell(NamedTuple):
     """One cell: its text, in every format; the rest where a format can show it.
 
     Attributes:
-        text: what is printed.
+        text: the content.
         detail: a second line in small type; formats without one list it below the table.
-        mark: what kind of text it is: `missing quoted dirty done failed supported contradicted ...`.
-        target: the page's anchor of where it comes from.
+        mark: what kind of content it is: `missing quoted dirty done failed supported contradicted ...`.
+        target: the anchor of its provenance on the page.
         interval: mean, low and high of a difference.
         share: between 0 and 1, for a bar behind a number.
     """
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A table. The first cell of each line names it; `marks` has one word a line."""
+    """A table. The first cell of each line names it; `marks` has one word per line."""
 
     columns: tuple[Column, ...]
     lines: tuple[tuple[Cell, ...], ...]
@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 def show_value(value: float | None, metric: str, signed: bool = False) -> str:
-    """A number as the report prints it; missing is a dash, never a zero."""
+    """A number as the report prints it. A missing one is a dash, never a zero."""
     if value is None or value != value:
         return MISSING
     m = METRICS[metric]
@@ -55,13 +55,13 @@ def show_value(value: float | None, metric: str, signed: bool = False) -> str:
 
 
 def title(rows: Section) -> str:
-    """A table's heading; the scale is part of it."""
+    """A table's heading, which names the scale."""
     table = rows[0].table
     return f"{table.title} ({table.source.paper}, {table.source.where}), scale {rows[0].scale.name}"
 
 
 def notes(rows: Section) -> list[str]:
-    """The lines below a table: what the scale is, what marks mean, where the numbers come from."""
+    """The lines below a table: what the scale is, what the marks mean, where the numbers come from."""
     scale = rows[0].scale
     lines = [f"Scale {scale.name}: {scale.sentence}"]
     if any(r.dirty for r in rows):
@@ -71,13 +71,15 @@ def notes(rows: Section) -> list[str]:
         lines.append("n = 1: one seed shows no spread and decides nothing.")
     if "fps" in rows[0].table.metrics:
         lines.append(
-            "FPS: batch 1, the whole forward. Speeds of different devices are not compared; what is, is a row's speed "
-            "over that of the same network with bilinear upsampling (ours: timed in turns in one process, ± the "
+            "FPS: batch 1, the whole forward pass. Speeds on different devices are not compared. The ratio is a row's "
+            "speed over that of the same network with bilinear upsampling (ours: timed in turns in one process, ± the "
             "standard deviation over the turns)."
         )
         least = min((n for r in rows for n in r.values.get("fps_iterations", {}).values()), default=None)
         if least is not None and scale.comparable and least < 100:
-            lines.append(f"Only {least:.0f} forwards were timed for some rows, not the paper's 100: their time was up.")
+            lines.append(
+                f"Only {least:.0f} forward passes were timed for some rows, not the paper's 100: a time limit applied."
+            )
     devices = sorted({rec.environment.device for r in rows for rec in r.records})
     commits = sorted({(rec.environment.commit or "")[:12] or "unknown commit" for r in rows for rec in r.records})
     if devices:

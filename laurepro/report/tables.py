@@ -33,7 +33,7 @@ _JSON_ORDER = (
 
 
 def comparison_grid(rows: Section) -> Grid:
-    """The table of the paper with ours beside it, or a table of our own: a line for each row."""
+    """The paper's table with our numbers beside it, or a table that is not in the paper: one line per row."""
     chosen = [(c, metric, title) for c, metric in _repeated(rows) if (title := c.heading(rows, metric))]
     columns = tuple(Column(title, c.number, c.printed) for c, _, title in chosen)
     lines = tuple(tuple(c.show(rows, r, metric) for c, metric, _ in chosen) for r in rows)
@@ -59,7 +59,7 @@ def grid(rows: Section) -> tuple[list[str], list[list[str]]]:
 
 
 def compare(table: str, scale: str, *, results: Path | str = "results", runs: Path | str = "runs") -> pandas.DataFrame:
-    """Paper and ours side by side, one line per row and column of the table.
+    """The paper's numbers and ours side by side, one line per row and column of the table.
 
     Args:
         table: A table's id, `table3a`.
@@ -90,7 +90,7 @@ def frame(rows: Section) -> pandas.DataFrame:
 
 
 def _metrics(r: RowResult) -> Iterator[str]:
-    """The metrics of a row's lines in the frame: beside a speed stands its ratio to the bilinear row's."""
+    """The metrics of a row's lines in the frame. A speed is followed by its ratio to that of the bilinear row."""
     for metric in r.table.metrics:
         yield metric
         if metric == "fps" and not r.is_baseline:
