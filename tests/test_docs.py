@@ -78,7 +78,7 @@ def test_every_command_of_a_page_exists(page: str) -> None:
         if isinstance(command, click.Group) and not (command.invoke_without_command and words[1:2] != ["plugin"]):
             assert words[1] in command.commands, f"{page}: {line}"
             command = command.commands[words[1]]
-        options = {o for p in command.params for o in p.opts} | {"--help", "-h"}
+        options = {o for p in command.get_params(click.Context(command)) for o in p.opts} | {"--help", "-h"}
         assert [w for w in words if w.startswith("--") and w.split("=")[0] not in options] == [], f"{page}: {line}"
         for word in words[1:]:
             if re.match(r"table\d", word) and not word.endswith("/encnet-my-upsampler"):  # which the page writes
