@@ -70,18 +70,29 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
     return list(chosen.values())
 
 
-def row_plan(table: Table, row: Row, scale: Scale, seeds: int, overrides: Raw | None = None) -> RowPlan:
-    """The final jobs of one row (evaluate, profile); their needs come with `build`."""
+def row_plan(table: Table, row: Row, scale: Scale, seeds: int | Iterable[int], overrides: Raw | None = None) -> RowPlan:
+    """The final jobs of one row (evaluate, profile); their needs come with `build`. `seeds`: N stands for 0…N-1."""
     if row.set is None:
         return RowPlan(table, row, None, ())
     experiment = spec.resolve(table, row, scale, overrides)
     stages = sorted({METRICS[m].stage for m in table.metrics})
+    numbers = range(seeds) if isinstance(seeds, int) else sorted(set(seeds))
     jobs = tuple(
-        Job(stage=stage, scale=scale.name, seed=0 if stage == "profile" else seed, experiment=experiment)
+        Job(stage=stage, scale=scale.name, seed=seed, experiment=experiment)
         for stage in stages
-        for seed in range(1 if stage == "profile" else seeds)
+        for seed in ((0,) if stage == "profile" else numbers)
     )
     return RowPlan(table, row, experiment, jobs)
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """What `--seeds` takes for these: `3` for 0 to 2, else ranges, as in `5-9` or `0-2,100-101`."""
+    numbers = sorted(set(seeds))
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    if starts == [0]:
+        return str(len(numbers))
+    return ",".join(f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
 
 
 def build(

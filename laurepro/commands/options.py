@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def choose(
     targets: tuple[str, ...],
     everything: bool,
     scale_name: str | None,
-    seeds: int | None,
+    seeds: int | Collection[int] | None,
     pairs: tuple[str, ...],
 ) -> tuple[Any, list[Any]]:
     """The scale and the rows' plans. Everything a user may have mistyped is found here."""
