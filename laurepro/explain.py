@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from laurepro import claims, plan, spec
+from laurepro import claims, plan, record, spec
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.spec import Experiment, Job, Part, Raw, Row, Scale, Table, layers, parts, protocols
 from laurepro.spec.layers import Layer
-from laurepro.spec.metrics import METRICS, own_metric
+from laurepro.spec.metrics import METRICS
 
 TOLERANCE = 0.5  # percentage points between our mean and a printed score; `experiments/claims/paper.yaml` says why
 CONFUSABLE = ("miou59", "miou60", "miou60_background")
@@ -90,8 +90,8 @@ def explain(
     """
     address = f"{table.id}/{row.id}"
     used = tuple(c.id for c in claims.load() if address in c.addresses)
-    seeds = 1 + max((r.seed for r in records.values() if r.scale == scale.name and r.seed < 100), default=0)
-    planned = plan.row_plan(table, row, scale, max(seeds, scale.seeds), overrides)
+    seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
+    planned = plan.row_plan(table, row, scale, seeds, overrides)
     cells = {m: _cell(m, row, planned.jobs, records) for m in dict.fromkeys((*table.metrics, *row.published))}
     if planned.experiment is None:
         return Explanation(address, table, row, scale, None, (), (), used, (), cells, {})
@@ -141,13 +141,7 @@ def _cell(
 
 def _measured(metric: str, jobs: tuple[Job, ...], records: Mapping[str, Record]) -> dict[int, float]:
     """A metric by seed."""
-    found = {}
-    for job in (j for j in jobs if j.stage == METRICS[metric].stage):
-        record = records.get(job.name)
-        value = record.metrics.get(own_metric(metric, record.dataset)) if record else None
-        if value is not None:
-            found[job.seed] = value
-    return found
+    return {seed: value for seed, (value, _) in record.by_seed(metric, jobs, records).items()}
 
 
 # ---------------------------------------------------------------------------------------- where values come from
@@ -358,9 +352,9 @@ def _protocol(
     changes.append((f"eval.align_corners={json.dumps(not aligned)}", {"align_corners": not aligned}))
     for pair, change in changes:
         other = layers.merge(overrides or {}, {"eval": change})
-        jobs = plan.row_plan(planned.table, planned.row, scale, max(ours) + 1, other).jobs
+        jobs = plan.row_plan(planned.table, planned.row, scale, ours, other).jobs
         there = list(_measured(metric, jobs, records).values())
-        again = f"{command} --seeds {max(ours) + 1} --set {pair}"
+        again = f"{command} --seeds {plan.seeds_text(ours)} --set {pair}"
         name = f"evaluation protocol: {pair}"
         if there:
             value = statistics.fmean(there)
