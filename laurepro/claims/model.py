@@ -182,6 +182,15 @@ class Claim(Strict):
             case All(of=patterns):
                 return f"every claim of {', '.join(patterns)}"
 
+    def covers(self, other: Claim) -> bool:
+        """Whether `other` is one of the several claims that this one is about: of its file, by id."""
+        return (
+            isinstance(self.test, All)
+            and other.family == self.family
+            and other.id != self.id
+            and any(fnmatch.fnmatchcase(other.id, pattern) for pattern in self.test.of)
+        )
+
     @property
     def region(self) -> tuple[float, float]:
         """Where the mean must lie for the claim to hold: of the difference, or of the ratio of speeds."""

@@ -11,8 +11,9 @@ import click
 def command(only: tuple[str, ...], form: str) -> None:
     """All that can be verified without training: specs, counts, the paper's arithmetic, the op."""
     from laurepro import checks
+    from laurepro.claims import cells
 
-    results = checks.run(only)
+    results = checks.run(cells.items(), only)
     click.echo(checks.as_json(results) if form == "json" else checks.render(results))
     if checks.failed(results):
         raise click.exceptions.Exit(1)
