@@ -1,4 +1,4 @@
-"""`laurepro check`: all that can be verified without training."""
+"""`laurepro check`: what can be verified without training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 @click.option("--only", metavar="GLOB", multiple=True, help="Only items whose id matches, as in 'counts.*'.")
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 def command(only: tuple[str, ...], form: str) -> None:
-    """All that can be verified without training: specs, counts, the paper's arithmetic, the op."""
+    """Verify what needs no training: specs, counts, the paper's arithmetic, the op."""
     from laurepro import checks
     from laurepro.claims import cells
 
