@@ -54,7 +54,9 @@ def command(
     overrides = spec.parse_overrides(pairs)
     by_scale = []
     for name in names:
-        verdicts = claims.judge(spec.scale(name), records, overrides)  # all of them: Holm's family is more than what is shown
+        verdicts = claims.judge(
+            spec.scale(name), records, overrides
+        )  # all of them: Holm's family is more than what is shown
         chosen = [v for v in verdicts if not only or any(fnmatchcase(v.claim.id, p) for p in only)]
         by_scale.append((spec.scale(name), chosen))
     for problem in problems:

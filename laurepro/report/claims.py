@@ -43,8 +43,8 @@ def notes(scale: Scale, verdicts: Sequence[Verdict]) -> list[str]:
         lines.append("No number of the paper is reproduced at this scale; only orderings are judged.")
     lines.append(
         "Intervals: of the mean difference over paired seeds, two-sided t at the level that Holm's correction over the "
-        "claims of one file requires at this scale. Seeds that would decide: with 80 % power, if mean and deviation were "
-        "the true ones."
+        "claims of one file requires at this scale. Seeds that would decide: with 80 % power, if mean and deviation "
+        "were the true ones."
     )
     if any(isinstance(v.claim.test, Speed) and v.n for v in verdicts):
         lines.append("Speeds: over groups of forwards that took turns in one process, on one device.")
