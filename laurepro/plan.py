@@ -11,6 +11,8 @@ from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table
 from laurepro.spec.metrics import METRICS
 
+MOST_SEEDS = 10_000  # of one command; a plan of more would fill the memory before anything was refused
+
 
 class RowPlan(NamedTuple):
     """A row's final jobs by seed; none where the row is quoted."""
@@ -99,6 +101,23 @@ def row_plan(table: Table, row: Row, scale: Scale, seeds: int | Iterable[int], o
         for seed in ((0,) if stage == "profile" else numbers)
     )
     return RowPlan(table, row, experiment, jobs)
+
+
+def parse_seeds(text: str) -> int | tuple[int, ...]:
+    """What `--seeds` was given: a number of seeds, `3`, or the seeds of ranges, `5-9` or `0-2,100-101`.
+
+    Raises:
+        LaureproError: it is neither, or more than MOST_SEEDS.
+    """
+    ranges = [re.fullmatch(r"(\d{1,9})-(\d{1,9})", part, re.ASCII) for part in text.split(",")]
+    spans = [range(int(m[1]), int(m[2]) + 1) for m in ranges if m]
+    count = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else sum(map(len, spans))
+    if not 1 <= count <= MOST_SEEDS or (spans and not all(ranges)) or not all(spans):
+        raise LaureproError(
+            f"--seeds {text!r}: expected a number of seeds, as 3, or ranges of them, as 5-9 or 0-2,100-101",
+            f"at least 1 and at most {MOST_SEEDS:,}, the lower end first",
+        )
+    return tuple(sorted({seed for span in spans for seed in span})) if spans else count
 
 
 def seeds_text(seeds: Iterable[int]) -> str:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import make_record, run_cli
+from hypothesis import given
+from hypothesis import strategies as st
 
 from laurepro import plan, record, spec
+from laurepro.errors import LaureproError
 from laurepro.spec import Job
 
 LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
@@ -62,3 +65,47 @@ def test_status_asks_for_no_seed_of_a_pretraining(high: Path, experiments: Path)
     (folder / "job.json").write_text(json.dumps({"scale": "smoke", "seed": 7}))
     ran = run_cli("status", LAU, "--scale", "smoke", **options)
     assert "6 done" in ran.out and " 3 missing" in ran.out, ran.out  # with the pretraining, whose weights are gone
+
+
+# ------------------------------------------------------------------------------------------------------ --seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("1", (0,)),
+        ("3", (0, 1, 2)),
+        ("5-9", (5, 6, 7, 8, 9)),
+        ("7-7", (7,)),
+        ("0-2,100-101", (0, 1, 2, 100, 101)),
+        ("4-5,4-4", (4, 5)),
+    ],
+)
+def test_the_option_takes_a_number_or_ranges(text: str, seeds: tuple[int, ...]) -> None:
+    parsed = plan.parse_seeds(text)
+    table = spec.tables()["table3a"]
+    row = plan.row_plan(table, table.row("encnet-os8-bilinear"), spec.scale("smoke"), parsed)
+    assert tuple(job.seed for job in row.jobs) == seeds
+    assert plan.parse_seeds(plan.seeds_text(seeds)) in (parsed, seeds, len(seeds))
+
+
+@given(st.sets(st.integers(0, 300), min_size=1))
+def test_what_a_command_prints_of_seeds_gives_the_same_seeds(seeds: set[int]) -> None:
+    parsed = plan.parse_seeds(plan.seeds_text(seeds))
+    assert set(range(parsed) if isinstance(parsed, int) else parsed) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "5-", "9-5", "5,6", "1-2,", "1e3", "", "x", "１", "0-99999999", "1" * 40])
+def test_other_values_are_refused(text: str) -> None:
+    with pytest.raises(LaureproError, match="expected a number of seeds, as 3, or ranges") as error:
+        plan.parse_seeds(text)
+    assert repr(text) in str(error.value)
+
+
+def test_commands_take_ranges(tmp_path: Path) -> None:
+    ran = run_cli("plan", BILINEAR, "--scale", "smoke", "--seeds", "5-6", "--format", "json", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert {j["seed"] for j in json.loads(ran.out)["jobs"] if j["stage"] == "evaluate"} == {5, 6}
+    for wrong in (("--seeds", "6-5"), ("--seeds", "5-6", "--budget", "1", "--gpu", "h100")):
+        ran = run_cli("plan", BILINEAR, "--scale", "smoke", *wrong, cwd=tmp_path)
+        assert ran.code == 2 and "--seeds" in ran.err and "Traceback" not in ran.err, ran.err

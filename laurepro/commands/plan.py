@@ -62,7 +62,7 @@ def command(
     data: Path,
     form: str,
     scale: str | None,
-    seeds: int | None,
+    seeds: int | tuple[int, ...] | None,
     pairs: tuple[str, ...],
     results: Path,
     runs: Path,
@@ -94,6 +94,8 @@ def command(
 
         if machine.device is None:
             raise LaureproError("--budget: nothing tells what a job takes", "name a GPU with --gpu, or use --probe")
+        if isinstance(seeds, tuple):
+            raise LaureproError(f"--budget: --seeds {plan.seeds_text(seeds)} names seeds", "give their number, as 5")
         within = [r.address for r in rows] if targets else None
         overrides = spec.parse_overrides(pairs)
         selected = budgets.choose(

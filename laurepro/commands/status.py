@@ -60,7 +60,7 @@ def command(
     targets: tuple[str, ...],
     watch: bool,
     scale: str | None,
-    seeds: int | None,
+    seeds: int | tuple[int, ...] | None,
     pairs: tuple[str, ...],
     results: Path,
     runs: Path,
