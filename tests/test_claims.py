@@ -72,6 +72,23 @@ def test_every_row_that_the_authors_ran_is_in_a_claim() -> None:
     assert own - used == set()
 
 
+def test_claims_over_two_imagenet_files_have_a_note(results: Path) -> None:
+    """The quoted ResNet-50 baselines on PASCAL Context are another code's, which started from another file."""
+
+    def quoted(address: str) -> bool:
+        table, row = model.row_of(address)
+        return table.id in ("table1", "table3a") and row.origin == "quoted"
+
+    across = [c for c in claims.load() if c.family == "paper" and len({quoted(a) for a in c.addresses}) == 2]
+    noted = [c for c in claims.load() if c.note]
+    assert {c.id for c in noted} == {c.id for c in across} | {"C26.consistently"}
+    assert {c.id.partition(".")[0] for c in across} == {"C2", "C3", "C6", "C8", "C9", "C10"}
+    assert all("resnet50-ebb6acbb" in (c.note or "") and "resnet50-25c4b509" in (c.note or "") for c in noted)
+    for form, shown in (("terminal", 1), ("markdown", 1), ("json", 3)):
+        ran = run_cli("claims", "--only", "C[78].*", "--format", form, cwd=results)
+        assert ran.code == 0 and ran.out.count("resnet50-ebb6acbb") == shown, ran.out
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

@@ -94,6 +94,7 @@ class Comparison(Strict):
     than: tuple[str, ...] = ()
     metric: str | None = None
     test: Test | None = None
+    note: str | None = None
 
     @field_validator("than", mode="before")
     @classmethod
@@ -102,7 +103,10 @@ class Comparison(Strict):
 
 
 class Statement(Strict):
-    """A sentence of the paper, in our words, with its place. `dataset`: the only data set that it is about, if any."""
+    """A sentence of the paper, in our words, with its place.
+
+    `dataset`: the only data set that it is about, if any. `note`: what a reader must know of its comparisons.
+    """
 
     id: str = Field(pattern=r"^[A-Z]\d+$")
     what: str
@@ -110,6 +114,7 @@ class Statement(Strict):
     metric: str | None = None
     dataset: str | None = None
     test: Test | None = None
+    note: str | None = None
     comparisons: tuple[Comparison, ...] = Field(min_length=1)
 
 
@@ -133,6 +138,7 @@ class Claim(Strict):
     test: Test
     metric: str | None = None
     dataset: str | None = None
+    note: str | None = None
     row: str | None = None
     than: tuple[str, ...] = ()
 
@@ -252,6 +258,7 @@ def read(file: Path) -> list[Claim]:
                     test=comparison.test or statement.test,
                     metric=comparison.metric or (statement.metric if comparison.row else None),
                     dataset=statement.dataset,
+                    note=comparison.note or statement.note,
                     row=comparison.row,
                     than=comparison.than,
                 )

@@ -48,6 +48,9 @@ def notes(scale: Scale, verdicts: Sequence[Verdict]) -> list[str]:
     )
     if any(isinstance(v.claim.test, Speed) and v.n for v in verdicts):
         lines.append("Speeds: over groups of forwards that took turns in one process, on one device.")
+    for note in dict.fromkeys(v.claim.note for v in verdicts if v.claim.note):
+        ids = ", ".join(v.claim.id for v in verdicts if v.claim.note == note)
+        lines.append(f"{note} This concerns {ids}.")
     if any(v.dirty for v in verdicts):
         lines.append("† measured with code that differs from its commit.")
     return lines
@@ -84,6 +87,7 @@ def _item(v: Verdict) -> dict[str, Any]:
         "seeds_needed": v.needed,
         "records": list(v.records),
         "dirty": v.dirty,
+        "note": v.claim.note,
     }
 
 
