@@ -89,7 +89,7 @@ def test_it_shows_without_an_error_a_request_or_a_horizontal_scroll_bar(opened: 
         assert shot.stat().st_size > 20_000
     assert opened.said == []
     assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
-    assert NASTY in opened.page.inner_text("figure.picture")
+    assert NASTY in opened.page.inner_text("figure.image")
 
 
 def test_colours_follow_the_system(browser: Any, page_file: Path) -> None:

@@ -30,7 +30,7 @@ from laurepro.launchers._schedule import demand
 from laurepro.network import costs, model
 from laurepro.network.counted import counts
 from laurepro.spec import Job
-from laurepro.stages.train import learning_rates
+from laurepro.training.schedule import learning_rates
 
 CONTEXT = LaunchContext(Path("results"), Path("runs"), Path("data"))
 
@@ -387,7 +387,7 @@ def test_the_probe_runs_and_stops_real_jobs(tiny: Path, tmp_path: Path) -> None:
 def test_a_probe_that_cannot_run_says_why(tiny: Path, tmp_path: Path) -> None:
     few = ("--set", "data.options.train_images=2")
     ran = run_cli("plan", ROW, *SHORT, *few, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    assert ran.code == 2 and "2 training pictures" in ran.err and "Traceback" not in ran.err
+    assert ran.code == 2 and "2 training images" in ran.err and "Traceback" not in ran.err
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from laurepro import explain, plan, record, spec
 from laurepro.claims.model import row_of
-from laurepro.explain import Cause, Value
+from laurepro.explain import Cause, Value, origins
 from laurepro.record import Record
 from laurepro.spec import layers
 from laurepro.spec.layers import Layer
@@ -82,7 +82,7 @@ def test_every_value_of_every_row_is_the_one_that_is_run(scale: str) -> None:
             fields = {v.field: v.value for v in found}
             assert len(fields) == len(found)
             dump = spec.resolve(table, row, spec.scale(scale)).model_dump(mode="json", exclude={"init_from"})
-            for path, value in explain._flat(dump).items():
+            for path, value in origins._flat(dump).items():
                 assert fields[".".join(path)] == value
             for v in found:
                 assert v.layer in ("default", "canonical form") or v.field == "init_from" or v.line is not None, v
@@ -185,7 +185,7 @@ def test_seed_noise() -> None:
     assert causes(planted([48.0, 48.01, 48.02]))["seed noise"].state == "excluded"
 
 
-def test_batch_and_length_are_told_as_recorded() -> None:
+def test_batch_and_length_are_those_of_the_records() -> None:
     found = causes(planted([48.0, 48.1, 48.2]))
     assert "batch 16 over 4 processes" in found["effective batch, and normalisation over GPUs"].found
     assert found["length of training"].found == "80 epochs asked for, 24960 steps done"
@@ -208,7 +208,7 @@ def test_command(tmp_path: Path) -> None:
     ran = run_cli("explain", LAU, cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert "mIoU-60 %: printed 50.30, ours 47.30 ± 0.10 (n = 3, scale paper)" in ran.out
-    assert "Why mIoU-60 may be 0.5 or more from what is printed" in ran.out
+    assert "Why mIoU-60 may differ from the printed value by more than 0.5" in ran.out
     assert "measure it: laurepro run table3a/encnet-os8-lau4x-off --scale paper" in ran.out
     assert "experiments/recipes/pascal_context.yaml:" in ran.out
     assert "Claims: C8.enc8, C23.enc8-off" in ran.out and "done    evaluate-pascal_context" in ran.out

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what the networks and records say, the scale is in each, and errors name the command."""
+"""Figures: what is drawn is what networks and records contain, each names its scale, and errors name the command."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from PIL import Image
 from laurepro import figures, plan, record, spec
 from laurepro.cli import main
 from laurepro.errors import LaureproError
+from laurepro.evaluation import prediction
 from laurepro.figures import FIGURES, Request, curves, panels, style, trained
 from laurepro.network.model import Output
 from laurepro.upsamplers import PointSampling
@@ -47,7 +48,7 @@ def test_every_figure_has_its_rows_and_its_function() -> None:
 
 @pytest.mark.parametrize("classes", [8, 11, 21, 59, 150])
 def test_class_colours_differ(classes: int) -> None:
-    colours = style.class_colours(classes)
+    colours = prediction.class_colours(classes)
     assert len(colours) == classes == len(set(colours)) and style.IGNORED not in colours
 
 
@@ -55,7 +56,7 @@ def test_class_colours_differ(classes: int) -> None:
 
 
 class Known:
-    """A network whose scores, offsets and picture size are chosen."""
+    """A network with chosen scores, offsets and image size."""
 
     def __init__(self, sampling: PointSampling | None) -> None:
         self.sampling = sampling
@@ -69,14 +70,14 @@ def known(sampling: PointSampling | None, size: tuple[int, int], address: str = 
     table, _, row = address.partition("/")
     experiment = spec.resolve(spec.tables()[table], spec.tables()[table].row(row), spec.scale("smoke"))
     image = np.zeros((*size, 3), np.uint8)
-    pictures: Any = [(image, np.zeros(size, np.int64))]
+    images: Any = [(image, np.zeros(size, np.int64))]
     info: Any = type("Info", (), {"classes": ("a", "b")})
     network: Any = Known(sampling)
-    return trained.Trained(address, "label", experiment, network, torch.device("cpu"), info, pictures, "job")
+    return trained.Trained(address, "label", experiment, network, torch.device("cpu"), info, images, "job")
 
 
-def test_offsets_are_in_pixels_of_the_picture() -> None:
-    """A 3x5 map sampled 4 times, on a picture of 23x39: output pixels are 2 picture pixels apart, input pixels 8."""
+def test_offsets_are_in_image_pixels() -> None:
+    """A 3x5 map sampled 4 times, on an image of 23x39: output pixels are 2 image pixels apart, input pixels 8."""
     offset = torch.zeros(1, 2, 12, 20)
     offset[:, 0], offset[:, 1] = 0.5, -1.0
     found = trained.sample(known(PointSampling(torch.zeros(1, 2, 3, 5), offset, 4), (23, 39)), 0)
@@ -102,13 +103,13 @@ def test_a_network_without_offsets_is_refused() -> None:
         trained.sample(known(None, (12, 20)), 0)
 
 
-def test_pictures_are_spread_evenly_or_asked_for(tmp_path: Path) -> None:
-    t = known(None, (4, 4))._replace(pictures=[None] * 200)  # type: ignore[arg-type]
-    assert trained.chosen(t, request_of(tmp_path, pictures=4)) == [25, 75, 125, 175]
-    assert trained.chosen(t, request_of(tmp_path, pictures=4, images=(7, 3))) == [7, 3]
-    few = t._replace(pictures=[None] * 2)  # type: ignore[arg-type]
-    assert trained.chosen(few, request_of(tmp_path, pictures=4)) == [0, 1]
-    with pytest.raises(LaureproError, match="--image 200: the split has pictures 0 to 199"):
+def test_images_are_spread_evenly_or_asked_for(tmp_path: Path) -> None:
+    t = known(None, (4, 4))._replace(images=[None] * 200)  # type: ignore[arg-type]
+    assert trained.chosen(t, request_of(tmp_path, n_images=4)) == [25, 75, 125, 175]
+    assert trained.chosen(t, request_of(tmp_path, n_images=4, images=(7, 3))) == [7, 3]
+    few = t._replace(images=[None] * 2)  # type: ignore[arg-type]
+    assert trained.chosen(few, request_of(tmp_path, n_images=4)) == [0, 1]
+    with pytest.raises(LaureproError, match="--image 200: the split has images 0 to 199"):
         trained.chosen(t, request_of(tmp_path, images=(200,)))
 
 
@@ -131,7 +132,7 @@ def test_error_by_distance_is_what_looking_at_all_pairs_gives() -> None:
     predicted = np.where(rng.random(label.shape) < 0.3, 1 - np.minimum(label, 1), np.maximum(label, 0))
     far = np.minimum(distance(label), panels.FARTHEST)
     assert (panels._distance(label) == far).all()
-    t = known(None, (40, 30))._replace(pictures=[(None, label)])  # type: ignore[arg-type]
+    t = known(None, (40, 30))._replace(images=[(None, label)])  # type: ignore[arg-type]
     (curve,), share = panels._by_distance(t, [{0: predicted}])
     valid = label >= 0
     for d in range(1, panels.FARTHEST + 1):
@@ -159,7 +160,9 @@ def test_colours_of_change() -> None:
 
 def test_label_maps_are_coloured_by_class_and_white_where_ignored() -> None:
     shown = panels._Colours(8)(np.array([[-1, 0, 7]]))[0]
-    assert [tuple(c) for c in shown] == [to_rgb(c) for c in (style.IGNORED, style.CLASSES[0], style.CLASSES[7])]
+    assert [tuple(c) for c in shown] == [
+        to_rgb(c) for c in (style.IGNORED, prediction.CLASSES[0], prediction.CLASSES[7])
+    ]
 
 
 def test_a_long_legend_says_how_many_more() -> None:
@@ -241,7 +244,7 @@ def test_no_records_name_the_command(tmp_path: Path) -> None:
 def test_points_are_drawn_from_left_to_right() -> None:
     figure = style.figure(4, 3, "t", spec.scale("smoke"), "below")
     axes = style.place(figure, 1, 1, 2, 1)
-    curves._points(axes, [curves.Point(str(x), x, (x,)) for x in (3.0, 1.0, 2.0)], "t", "x", own=True)
+    curves._points(axes, [curves.Point(str(x), x, (x,)) for x in (3.0, 1.0, 2.0)], "t", "x", printed=False)
     xs = lines_of(axes)[0][0]
     assert all(a < b for a, b in pairwise(xs))
 
@@ -249,7 +252,7 @@ def test_points_are_drawn_from_left_to_right() -> None:
 # ----------------------------------------------------------------------------------------------------- files
 
 
-def test_a_png_tells_its_story_and_is_the_same_twice(tmp_path: Path) -> None:
+def test_a_png_describes_itself_and_is_the_same_twice(tmp_path: Path) -> None:
     plant(tmp_path, "table2", {f"encnet-os8-lau4x-off0.{i}": [60.0 + i] for i in range(5)})
     files = [tmp_path / f"{i}.png" for i in (0, 1)]
     for file in files:
@@ -318,7 +321,7 @@ def test_figures_of_a_trained_job(
     assert finished.train.weights_sha256[:10] in text["Description"] and finished.train.job in text["Source"]
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
     if "--image" in extra:
-        assert "pictures 1, 5 (asked for)" in text["Description"]
+        assert "images 1, 5 (asked for)" in text["Description"]
 
 
 def test_what_was_not_trained_names_the_command(
@@ -352,9 +355,9 @@ def test_what_is_mistyped_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_suffix_that_is_no_picture(tmp_path: Path) -> None:
+def test_a_suffix_that_is_no_image_format(tmp_path: Path) -> None:
     plant(tmp_path, "table2", {f"encnet-os8-lau4x-off0.{i}": [60.0 + i] for i in range(5)})
-    with pytest.raises(LaureproError, match=r"x\.txt: \.txt is not a picture's suffix"):
+    with pytest.raises(LaureproError, match=r"x\.txt: \.txt is not the suffix of an image format"):
         figures.save(figures.draw("lambda", request_of(tmp_path)), tmp_path / "x.txt")
 
 

@@ -24,7 +24,7 @@ from scipy import stats
 
 from laurepro import plan, record, report, spec
 from laurepro.report import Sources, blocks, html, latex, markdown, svg
-from laurepro.report.blocks import Bullets, Charts, Code, Fold, Heading, Page, Picture, Table, Tally, Text
+from laurepro.report.blocks import Bullets, Charts, Code, Figure, Fold, Heading, Page, Table, Tally, Text
 from laurepro.report.comparison import interval
 
 NASTY = r"a|b_c % & $x$ # \ <i>{y}</i> ~ ^ *z* `q` [l](u) <script>alert(1)</script> é 漢 &amp;"
@@ -87,7 +87,7 @@ def strings(found: Any) -> Iterator[str]:
         case Charts():
             yield found.title
             yield from (text for c in found.charts for text in (c.title, c.x))
-        case Picture():
+        case Figure():
             yield from (found.title, found.description)
         case Fold():
             yield found.title
@@ -376,8 +376,8 @@ def test_pictures_never_make_the_page_too_large(sources: Sources, tmp_path: Path
     text = report.render_page(report.gather(results=tmp_path / "results"), "html", tmp_path)
     page = Parsed(text)
     shown = [a for tag, a in page.elements if tag == "img"]
-    assert len(text) < html.PICTURE_BYTES * 1.4 + 1_000_000 and len(shown) < 3
-    assert "results/figures/2.png" in page.text or "2.png is not in this file" in page.text
+    assert len(text) < html.IMAGE_BYTES * 1.4 + 1_000_000 and len(shown) < 3
+    assert "results/figures/2.png" in page.text or "2.png is left out of this file" in page.text
 
 
 # ------------------------------------------------------------------------------------------- the two forms

@@ -82,7 +82,7 @@ def generate(folder: Path, count: int) -> Images:
         blocks = rng.integers(0, CLASSES + 1, (height // 25, width // 25), dtype=np.uint8)
         mask = PIL.Image.fromarray(blocks).resize((width, height), PIL.Image.Resampling.NEAREST)
         mask.save(folder / f"{name}.png")
-        listed.append(_prepare.Picture(name, folder / f"{name}.jpg", folder / f"{name}.png"))
+        listed.append(_prepare.Original(name, folder / f"{name}.jpg", folder / f"{name}.png"))
     layout = _files.Layout(
         name="generated",
         classes=tuple(f"class {n}" for n in range(1, CLASSES + 1)),

@@ -28,7 +28,7 @@ from laurepro.network import model
 from laurepro.spec.layers import merge
 from laurepro.training import step as training_step
 from laurepro.training.batches import Batches
-from laurepro.training.clock import BEHIND, IdleClock, on_the_way
+from laurepro.training.clock import STEPS_IN_FLIGHT, IdleClock, read_later
 
 CLASSES = 11  # CamVid's
 ROW = ("table3a", "encnet-os8-lau4x-off")
@@ -127,8 +127,8 @@ def _timed(
         clock.begin_step()
         mean = training_step.step(stepper, images, target)
         clock.end_step()
-        unread.append(on_the_way(mean))
-        if len(unread) > BEHIND[device.type]:
+        unread.append(read_later(mean))
+        if len(unread) > STEPS_IN_FLIGHT[device.type]:
             unread.popleft()()
     for read in unread:
         read()

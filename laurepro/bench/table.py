@@ -29,9 +29,9 @@ from laurepro.launchers import cores
 from laurepro.network import model
 from laurepro.network.model import normalise
 from laurepro.spec import Job
-from laurepro.stages.train import learning_rates
 from laurepro.training import step as training_step
 from laurepro.training.batches import Batches
+from laurepro.training.schedule import learning_rates
 
 TABLE, SCALE = "table3a", "smoke"
 OVERRIDES: tuple[str, ...] = ()  # as --set has them

@@ -18,21 +18,22 @@ from laurepro.commands.options import paths
     default="paper",
     show_default=True,
     metavar="NAME",
-    help="How big: smoke … paper (or $LAUREPRO_SCALE).",
+    help="Scale, from smoke to paper (or $LAUREPRO_SCALE).",
 )
 @click.option(
     "--set",
     "pairs",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Change a field, as in train.lr=0.05.",
+    help="Change a field, e.g. train.lr=0.05.",
 )
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @paths
 def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results: Path, runs: Path) -> None:
-    """Where each value of a row comes from, what paper and code say of it, and why its number may differ."""
+    """Where each value of a row comes from, what paper and code say, and why its number may differ."""
     from laurepro import explain, plan, record, spec
     from laurepro.errors import LaureproError
+    from laurepro.explain import show
 
     chosen = spec.scale(scale)
     rows = plan.select([target], chosen.model_copy(update={"controls": True}))
@@ -44,5 +45,5 @@ def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results:
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     typed = "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
-    found = explain.explain(table, row, chosen, records, spec.parse_overrides(pairs), typed)
-    click.echo(explain.as_json(found) if form == "json" else explain.terminal(found))
+    explanation = explain.explain(table, row, chosen, records, spec.parse_overrides(pairs), typed)
+    click.echo(show.as_json(explanation) if form == "json" else show.terminal(explanation))

@@ -1,4 +1,4 @@
-"""`laurepro figure`: the paper's qualitative figures, and what it lacks."""
+"""`laurepro figure`: the paper's qualitative figures, and further ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from laurepro.commands.options import paths
 
 @click.command("figure")
 @click.argument("name", metavar="[NAME]", required=False)
-@click.option("--scale", envvar="LAUREPRO_SCALE", metavar="NAME", help="Of the trained jobs (default: paper).")
-@click.option("--row", "rows", metavar="TABLE/ROW", multiple=True, help="Instead of the figure's own rows.")
+@click.option("--scale", envvar="LAUREPRO_SCALE", metavar="NAME", help="Scale of the trained jobs (default: paper).")
+@click.option("--row", "rows", metavar="TABLE/ROW", multiple=True, help="Instead of the figure's default rows.")
 @click.option("--table", metavar="TABLE", help="cost, lambda: another table; differences: only this one.")
-@click.option("--image", "images", type=int, multiple=True, help="Index of a picture (default: evenly spaced ones).")
-@click.option("--count", type=click.IntRange(1, 24), default=4, show_default=True, help="How many pictures.")
+@click.option("--image", "images", type=int, multiple=True, help="Index of an image (default: evenly spaced ones).")
+@click.option("--count", type=click.IntRange(1, 24), default=4, show_default=True, help="How many images.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="The --set that the jobs were run with.")
+@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="The --set of the runs.")
 @click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
 @click.option(
     "--output",
@@ -50,9 +50,9 @@ def command(
     if name not in figures.FIGURES:
         raise unknown("figure", name, figures.FIGURES)
     if table is not None and (rows or not figures.FIGURES[name].of_table):
-        raise click.UsageError(f"--table is for figures of a whole table; {name} takes --row TABLE/ROW")
+        raise click.UsageError(f"--table is for figures of a table; {name} takes --row TABLE/ROW")
     if rows and figures.FIGURES[name].of_table:
-        raise click.UsageError(f"{name} is of a whole table: give --table TABLE")
+        raise click.UsageError(f"{name} shows a table: give --table TABLE")
     chosen = spec.scale(scale or "paper")
     file = output or results / "figures" / f"{name}-{chosen.name}.png"
     record.writable(file.parent, "--output" if output else "--results")
@@ -63,7 +63,7 @@ def command(
         data=data,
         rows=(table,) if table else rows,
         images=images,
-        pictures=count,
+        n_images=count,
         seed=seed,
         pairs=pairs,
         overrides=spec.parse_overrides(pairs),

@@ -1,4 +1,4 @@
-"""`laurepro list`, and what `laurepro` alone says."""
+"""`laurepro list`, and `laurepro` without a command."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from laurepro.commands.options import plural
 
 
 def overview() -> None:
-    """What `laurepro` alone says: the tables, the records there are, and the next three commands."""
+    """`laurepro` without a command: the tables, the number of records, and suggested next steps."""
     from laurepro import record, spec
 
     records = Path("results")
     done = {r.stem for r in record.records_dir(records).glob("*.json")} if records.is_dir() else set()
     click.echo("laurepro: reproduce Location-aware Upsampling (LaU, arXiv 1911.05250) from the command line.\n")
     for table in spec.tables().values():
-        own = [r for r in table.rows if r.set is not None]
-        cited = len(table.rows) - len(own)
-        click.echo(f"  {table.id:8} {plural(len(own), 'row'):>8} to run, {cited} quoted   {table.title}")
+        to_run = [r for r in table.rows if r.set is not None]
+        quoted = len(table.rows) - len(to_run)
+        click.echo(f"  {table.id:8} {plural(len(to_run), 'row'):>8} to run, {quoted} quoted   {table.title}")
     click.echo(f"\n{plural(len(done), 'record')} in ./results.\n")
     click.echo("Next:")
-    click.echo("  laurepro run table3a --scale smoke      train and evaluate table 3a on generated pictures, on a CPU")
-    click.echo("  laurepro report table3a                 ours beside the paper's")
-    click.echo("  laurepro show table3a                   the published rows, with who measured them")
+    click.echo("  laurepro run table3a --scale smoke      train and evaluate table 3a on generated images, on a CPU")
+    click.echo("  laurepro report table3a                 your numbers beside the paper's")
+    click.echo("  laurepro show table3a                   the published rows and who measured them")
 
 
 @click.command("list")
 def command() -> None:
-    """The tables, scales and plug-ins there are, and where they come from."""
+    """List tables, scales and plug-ins, and the folder of the experiments."""
     from laurepro import spec
     from laurepro.spec import parts
     from laurepro.spec.protocols import PROTOCOLS

@@ -1,4 +1,4 @@
-"""`laurepro report`: ours beside the paper's."""
+"""`laurepro report`: our numbers beside the paper's."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PAGES = ("markdown", "html", "latex", "checklist", "artefact")
 @click.argument("targets", nargs=-1, metavar="[TABLE]...")
 @click.option("--format", "form", default="terminal", show_default=True, type=click.Choice([*TABLES, *PAGES]))
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
-@click.option("--fragment", is_flag=True, help="markdown, latex: the tables alone, for a document of one's own.")
-@click.option("--results-only", is_flag=True, help="Say nothing of running or failed jobs: read --results alone.")
-@click.option("--strict", is_flag=True, help="Exit with 1 where one of our own rows has no complete numbers.")
+@click.option("--fragment", is_flag=True, help="markdown, latex: only the tables, for your own document.")
+@click.option("--results-only", is_flag=True, help="Leave out running and failed jobs: read only --results.")
+@click.option("--strict", is_flag=True, help="Exit with 1 where a row to run has incomplete numbers.")
 @click.option("--scale", metavar="NAME", help="Only this scale (default: every scale that has records).")
 @click.option(
     "--set",
     "pairs",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Report the runs that were made with this --set.",
+    help="Report the runs made with this --set.",
 )
 @paths
 def command(
@@ -40,9 +40,9 @@ def command(
     results: Path,
     runs: Path,
 ) -> None:
-    """Ours beside the paper's, for TABLEs (default: all) at every scale that has records.
+    """Our numbers beside the paper's, for TABLEs (default: all) at every scale that has records.
 
-    html, markdown and latex are the whole report: claims, tables, classes, boundaries, losses, provenance, failures,
+    html, markdown and latex are the full report: claims, tables, classes, boundaries, losses, provenance, failures,
     figures. checklist and artefact are forms for a submission, filled from the records.
     """
     from laurepro import record, report

@@ -8,7 +8,7 @@ import click
 @click.command("show")
 @click.argument("target", metavar="TABLE")
 def command(target: str) -> None:
-    """The published rows of TABLE: value, who measured it, data set, split, protocol."""
+    """The published rows of TABLE: value, origin, data set, split, protocol."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -36,7 +36,7 @@ def command(target: str) -> None:
                 mark = "" if cell is None or cell.origin == row.origin else f" ({cell.origin})"
                 cells.append(report.show_value(cell.value if cell else None, metric) + mark)
             protocol = spec_table.protocol.model_copy(update=row.protocol.model_dump(exclude_unset=True))
-            origin = row.origin + (", run here too" if row.rerun else "")
+            origin = row.origin + (", rerun" if row.rerun else "")
             scale = {True: "yes", False: "no", None: report.MISSING}[protocol.multi_scale]
             where = [protocol.dataset or report.MISSING, protocol.split or report.MISSING, scale]
             view.add_row(*(Text(c) for c in [row.id, row.label, *cells, origin, *where, row.note or ""]))

@@ -1,7 +1,7 @@
-"""Pictures for the report: the paper's qualitative figures from trained jobs, and curves from records.
+"""Figures for the report: the paper's qualitative figures from trained jobs, and charts from records.
 
-    draw(name, request)  ->  a matplotlib figure with its title, and what is in it in words
-    save(drawing, file)  ->  the file, with title and words inside (`laurepro report` shows them)
+    draw(name, request)  ->  a matplotlib figure with its title and a description in words
+    save(drawing, file)  ->  the file, with title and description inside (`laurepro report` shows them)
 
 matplotlib and torch are imported when a figure is drawn.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """What is wanted of a figure. `rows`, `images` empty: the figure's own choice."""
+    """What to draw. `rows`, `images` empty: the figure's defaults; `n_images`: how many images it then chooses."""
 
     scale: Scale
     results: Path
@@ -28,13 +28,13 @@ class Request(NamedTuple):
     data: Path
     rows: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
-    pictures: int = 4
+    n_images: int = 4
     seed: int = 0
     pairs: tuple[str, ...] = ()
-    overrides: Raw = {}  # noqa: RUF012  # what `pairs` mean; never changed
+    overrides: Raw = {}  # noqa: RUF012  # `pairs`, parsed; never changed
 
     def command(self, *rows: str) -> str:
-        """The command that trains rows at this scale, where this request looks for them."""
+        """The command that trains rows at this scale, into the folders of this request."""
         parts = ["laurepro run", *rows, f"--scale {self.scale.name} --seeds {self.seed + 1}"]
         parts += [f"--set {pair}" for pair in self.pairs]
         parts += [f"--results {self.results}"] if self.results != Path("results") else []
@@ -43,7 +43,7 @@ class Request(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure with its title and its content in words; `jobs` are those that it was drawn from."""
+    """A figure with its title and its content in words; `jobs` are the jobs whose results it shows."""
 
     figure: Figure
     title: str
@@ -52,7 +52,7 @@ class Drawing(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A figure that can be drawn: the module and function, its title, and the rows it takes by itself."""
+    """A figure that can be drawn: module and function, title, and default rows."""
 
     draw: str
     title: str
@@ -60,7 +60,7 @@ class Kind(NamedTuple):
 
     @property
     def of_table(self) -> bool:
-        """Whether it is drawn from records of whole tables, not from the weights of rows."""
+        """Whether it is drawn from the records of a table, rather than from the weights of rows."""
         return self.draw.startswith(("curves.", "differences."))
 
 
@@ -103,7 +103,7 @@ def draw(name: str, request: Request) -> Drawing:
     """Draw a figure.
 
     Raises:
-        LaureproError: no such figure or row; what it needs was not trained or measured (with the command to do so).
+        LaureproError: an unknown figure or row, or missing results (with the command that produces them).
     """
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
@@ -116,7 +116,7 @@ def draw(name: str, request: Request) -> Drawing:
 
 
 def save(drawing: Drawing, file: Path) -> None:
-    """Write the figure in the format of the file's suffix; a PNG has title and description inside.
+    """Write the figure in the format that the file's suffix names; a PNG contains title and description.
 
     Raises:
         LaureproError: a suffix that matplotlib does not write.
@@ -129,7 +129,7 @@ def save(drawing: Drawing, file: Path) -> None:
     suffix = file.suffix[1:].lower()
     if suffix not in known:
         raise LaureproError(
-            f"--output {file}: {file.suffix or 'no suffix'} is not a picture's suffix",
+            f"--output {file}: {file.suffix or 'no suffix'} is not the suffix of an image format",
             f"use .{', .'.join(sorted(known))}",
         )
     words = {"png": {"Description": drawing.description, "Source": " ".join(drawing.jobs), "Software": None}}

@@ -18,7 +18,7 @@ _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Point(NamedTuple):
-    """A row in a chart: x and one y for each seed, or the printed one."""
+    """A row in a chart: x, and one y per seed, or the printed one."""
 
     label: str
     x: float
@@ -34,10 +34,10 @@ def cost(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         x, y = r.row.published.get("d_macs"), r.row.published.get(metric)
         if y is not None and y.value is not None and (r.is_baseline or (x is not None and x.value is not None)):
             printed.append(Point(_short(r), 0.0 if r.is_baseline or x is None else x.value or 0.0, (y.value,)))
-        own = next(iter(r.values.get("d_macs", {}).values()), 0.0 if r.is_baseline else None)
-        if own is not None and r.column(metric):
-            ours.append(Point(_short(r), own, tuple(r.column(metric).values())))
-    if len(ours) < 2:  # the baseline alone, or accuracies without the stage that counts
+        added = next(iter(r.values.get("d_macs", {}).values()), 0.0 if r.is_baseline else None)
+        if added is not None and r.column(metric):
+            ours.append(Point(_short(r), added, tuple(r.column(metric).values())))
+    if len(ours) < 2:  # only the baseline, or accuracies without a profile that counts MACs
         ours = []
     return _chart(title, request, measured, printed, ours, "MACs added to the bilinear row")
 
@@ -72,17 +72,20 @@ def _chart(
     table, scale = rows[0].table, request.scale
     if not ours:
         raise LaureproError(
-            f"{table.id} has no records for this at scale {scale.name} in {request.results}", request.command(table.id)
+            f"{table.id} has no records for this figure at scale {scale.name} in {request.results}",
+            request.command(table.id),
         )
     metric = METRICS[table.metrics[0]]
     dataset = next(r.dataset for row in rows for r in row.records if r.stage == "evaluate")
-    own = METRICS[own_metric(table.metrics[0], dataset)]
+    measured = METRICS[own_metric(table.metrics[0], dataset)]
     seeds = max(len(p.ys) for p in ours)
     sentences = [
         f"{table.source.where}. Left: as printed. Right: ours, the mean over at most {seeds} seeds with its 95 % "
         "t-interval; small dots are seeds.",
         "" if seeds > 1 else "One seed has no interval and decides nothing.",
-        "" if scale.comparable else "The sides are different data and networks: only their shapes can be compared.",
+        ""
+        if scale.comparable
+        else "The two sides have different data and networks: only their shapes can be compared.",
         "† measured with code that differs from its commit." if any(r.dirty for r in rows) else "",
     ]
     below = " ".join(s for s in sentences if s)
@@ -93,18 +96,20 @@ def _chart(
     with matplotlib.rc_context(style.RC):
         made = style.figure(width, height, title, scale, below)
         left, right = (style.place(made, x, top, panel, tall) for x in (0.6, width - panel - style.MARGIN))
-        _points(left, printed, f"{metric.title} {metric.unit}, printed", x_label, own=False)
-        _points(right, ours, f"{own.title} {own.unit}, ours at scale {scale.name}{dagger}", x_label, own=True)
+        _points(left, printed, f"{metric.title} {metric.unit}, printed", x_label, printed=True)
+        _points(
+            right, ours, f"{measured.title} {measured.unit}, ours at scale {scale.name}{dagger}", x_label, printed=False
+        )
     words = "; ".join(f"{p.label}: {statistics.fmean(p.ys):.2f} (n = {len(p.ys)})" for p in ours)
     jobs = tuple(r.job for row in rows for r in row.records)
     return Drawing(made, f"{title}, scale {scale.name}", f"{below} Ours: {words}.", jobs)
 
 
-def _points(axes: Any, points: list[Point], title: str, x_label: str, own: bool) -> None:
+def _points(axes: Any, points: list[Point], title: str, x_label: str, printed: bool) -> None:
     largest = max((abs(p.x) for p in points), default=0.0)
     divisor, unit = next((u for u in _UNITS if largest >= 0.2 * u[0] and largest > 1000), (1.0, ""))
     points = sorted((p._replace(x=p.x / divisor) for p in points), key=lambda p: p.x)
-    colour = style.LINES[1] if own else style.LINES[0]
+    colour = style.LINES[0 if printed else 1]
     means = [statistics.fmean(p.ys) for p in points]
     axes.plot([p.x for p in points], means, color=colour, lw=1, zorder=2)
     for p, mean in zip(points, means, strict=True):
@@ -113,7 +118,9 @@ def _points(axes: Any, points: list[Point], title: str, x_label: str, own: bool)
             axes.plot([p.x, p.x], ends, color=colour, lw=2, alpha=0.35, solid_capstyle="butt", zorder=1)
         if len(p.ys) > 1:
             axes.plot([p.x] * len(p.ys), p.ys, ".", color=colour, ms=2.5, alpha=0.7, zorder=2)
-        axes.plot(p.x, mean, marker="o" if own else "D", mfc=colour if own else "white", mec=colour, ms=5, zorder=3)
+        axes.plot(
+            p.x, mean, marker="D" if printed else "o", mfc="white" if printed else colour, mec=colour, ms=5, zorder=3
+        )
         if p.label != f"{p.x:g}":
             axes.annotate(p.label, (p.x, mean), (6, -9), textcoords="offset points", fontsize=7, color=style.SOFT)
     axes.set_title(title, fontsize=8)
@@ -124,7 +131,7 @@ def _points(axes: Any, points: list[Point], title: str, x_label: str, own: bool)
 
 
 def _short(r: RowResult) -> str:
-    """`bilinear`, `2x`: what a row of Table 1 differs in."""
+    """`bilinear`, `2x`: what distinguishes the rows of Table 1."""
     upsampler = r.row.set or {}
     factor = upsampler.get("model", {}).get("upsampler", {}).get("scale_factor")
     return f"{factor}x" if factor else "bilinear"

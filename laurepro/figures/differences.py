@@ -1,4 +1,4 @@
-"""Comparisons of rows as intervals around 0: everything that `laurepro claims` could measure at a scale."""
+"""Comparisons of rows as intervals around 0: every comparison of `laurepro claims` that has records at a scale."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from laurepro.errors import LaureproError
 from laurepro.figures import Drawing, Request, style
 from laurepro.spec.metrics import METRICS, own_metric
 
-_LINE = 0.19  # inches a comparison takes
+_LINE = 0.19  # inches per comparison
 
 
 def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
-    """Mean differences over paired seeds with their 95 % t-intervals, one line a comparison.
+    """Mean differences over paired seeds with their 95 % t-intervals, one line per comparison.
 
-    A comparison that several statements make is drawn once. Its colour is the verdict's, which is read from an interval
-    that is wider by Holm's correction. `tables`: only comparisons whose row stands in one of them; empty: all.
+    A comparison that several statements make is drawn once. Its colour is that of the verdict, which rests on the wider
+    interval of Holm's correction. `tables`: only comparisons whose row is in one of them; empty: all.
 
     Raises:
-        LaureproError: nothing was measured over two seeds at least.
+        LaureproError: no comparison was measured over at least two seeds.
     """
     records, _ = record.read_all(request.results)
     drawn: dict[tuple[object, ...], claims.Verdict] = {}
@@ -41,9 +41,9 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     seeds = sorted({v.n for v in verdicts})
     over = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     below = (
-        f"Mean difference over {over} paired seeds, in points, with its 95 % t-interval. Blue: the interval of the "
-        "verdict, Holm's correction included, lies right of 0; orange: left of it; grey: undecided. An arrowhead: it "
-        "goes on. "
+        f"Mean difference over {over} paired seeds, in points, with its 95 % t-interval. Blue: the verdict's interval, "
+        "with Holm's correction, lies right of 0; orange: left of 0; grey: undecided. Arrowhead: the interval extends "
+        "beyond the axis. "
     )
     if any(v.dirty for v in verdicts):
         below += "† measured with code that differs from its commit."
@@ -79,7 +79,7 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
 
 
 def _reach(ends: list[float]) -> float:
-    """How far the axis goes: no further than four times the median end, so that one wild row does not hide the rest."""
+    """The end of the axis, at most four times the median end of an interval: one outlier does not hide the others."""
     sizes = sorted(abs(end) for end in ends)
     return 1.05 * min(sizes[-1], 4 * statistics.median(sizes))
 

@@ -1,4 +1,4 @@
-"""Figures of pictures: label maps side by side, before and after LaU, offsets, errors near edges."""
+"""Figures of images: label maps side by side, before and after LaU, offsets, errors near edges."""
 
 from __future__ import annotations
 
@@ -16,26 +16,36 @@ from matplotlib.patches import Patch
 from laurepro.evaluation.counting import edge_rank
 from laurepro.evaluation.prediction import class_colours
 from laurepro.figures import Drawing, Request, style
-from laurepro.figures.trained import Classes, Image, Trained, chosen, load, predict, same_pictures, sample, weights_of
+from laurepro.figures.trained import (
+    Classes,
+    Image,
+    Trained,
+    check_same_split,
+    chosen,
+    load,
+    predict,
+    sample,
+    weights_of,
+)
 
 PANEL, GAP = 1.75, 0.07  # inches
 LEGEND_COLUMNS, LEGEND_MOST = 6, 24
-FARTHEST = 16  # pixels from a label edge, in the curve of errors
+FARTHEST = 16  # pixels from a label edge, in the error curve
 ARROWS = 24  # along the longer side
-MOST_COUNTED = 500  # pictures for the curve of errors
+MOST_COUNTED = 500  # images for the error curve
 
 
 def side_by_side(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
     """Image, ground truth and the prediction of each row."""
     networks = _load(request, rows)
     indices = chosen(networks[0], request)
-    found = [predict(t, indices) for t in networks]
-    maps = {i: [predicted[i] for predicted in found] for i in indices}
+    predictions = [predict(t, indices) for t in networks]
+    maps = {i: [by_index[i] for by_index in predictions] for i in indices}
     return _maps(title, request, networks, maps, [t.label for t in networks], "")
 
 
 def before_and_after(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
-    """Image, ground truth, and for each row its prediction with zero offsets and with those it predicts."""
+    """Image, ground truth, and for each row its prediction with zero offsets and with the predicted ones."""
     networks = _load(request, rows)
     columns = []
     for t in networks:
@@ -45,11 +55,11 @@ def before_and_after(title: str, request: Request, rows: tuple[str, ...]) -> Dra
     for index in chosen(networks[0], request):
         sampled = [sample(t, index) for t in networks]
         maps[index] = [m for s in sampled for m in (s.before, s.after)]
-    said = (
+    explanation = (
         "Before: the scores sampled at LaU's grid with all offsets zero; after: with the predicted offsets. "
-        "One forward pass over the whole picture."
+        "One forward pass over the entire image."
     )
-    return _maps(title, request, networks, maps, columns, said)
+    return _maps(title, request, networks, maps, columns, explanation)
 
 
 def _maps(
@@ -58,21 +68,21 @@ def _maps(
     networks: list[Trained],
     maps: dict[int, list[Classes]],
     columns: list[str],
-    said: str,
+    explanation: str,
 ) -> Drawing:
-    """Image, ground truth and label maps [H, W] of each picture, with a legend of the classes that occur."""
+    """Image, ground truth and label maps [H, W] of each image, with a legend of the classes that occur."""
     first, indices = networks[0], list(maps)
-    pictures = {i: first.pictures[i] for i in indices}
-    everything = [*(label for _, label in pictures.values()), *(m for line in maps.values() for m in line)]
-    legend = _legend(first.info.classes, everything)
-    below = _below(request, networks, indices, said)
-    layout = _layout(["image", "ground truth", *columns], [pictures[i][0] for i in indices], label=0.2)
-    rest = 0.1 + 0.16 * -(-len(legend) // LEGEND_COLUMNS) + style.foot(below, layout.width)
+    samples = {i: first.images[i] for i in indices}
+    label_maps = [*(label for _, label in samples.values()), *(m for line in maps.values() for m in line)]
+    legend = _legend(first.info.classes, label_maps)
+    below = _below(request, networks, indices, explanation)
+    layout = _layout(["image", "ground truth", *columns], [samples[i][0] for i in indices], label=0.2)
+    legend_and_foot = 0.1 + 0.16 * -(-len(legend) // LEGEND_COLUMNS) + style.foot(below, layout.width)
     colours = _Colours(first.n_classes)
     with matplotlib.rc_context(style.RC):
-        made = style.figure(layout.width, layout.bottom + rest, title, request.scale, below)
+        made = style.figure(layout.width, layout.bottom + legend_and_foot, title, request.scale, below)
         for index, line in zip(indices, layout.draw(made), strict=True):
-            image, label = pictures[index]
+            image, label = samples[index]
             line[0].imshow(image, interpolation="nearest")
             line[1].imshow(colours(label), interpolation="nearest")
             for axes, predicted in zip(line[2:], maps[index], strict=True):
@@ -83,7 +93,7 @@ def _maps(
         made.legend(
             handles=legend,
             loc="upper left",
-            bbox_to_anchor=(0.04 / layout.width, 1 - layout.bottom / (layout.bottom + rest)),
+            bbox_to_anchor=(0.04 / layout.width, 1 - layout.bottom / (layout.bottom + legend_and_foot)),
             ncols=LEGEND_COLUMNS,
             fontsize=6.5,
             handlelength=1.0,
@@ -95,33 +105,33 @@ def _maps(
 
 
 def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
-    """A row's offset field: arrows from output pixels to where they read, their length, and what they change."""
+    """A row's offset field: arrows from output pixels to where they sample, their lengths, and what they change."""
     networks = _load(request, rows[:1])
     (t,) = networks
     indices = chosen(t, request)
-    found = [sample(t, index) for index in indices]
-    lengths = [np.hypot(s.offset[0], s.offset[1]) for s in found]
+    sampled = [sample(t, index) for index in indices]
+    lengths = [np.hypot(s.offset[0], s.offset[1]) for s in sampled]
     top = float(np.quantile(np.concatenate([v.ravel() for v in lengths]), 0.995)) or 1.0
-    pictures = [t.pictures[i] for i in indices]
-    spacing = max(pictures[0][0].shape[:2]) / ARROWS
+    samples = [t.images[i] for i in indices]
+    spacing = max(samples[0][0].shape[:2]) / ARROWS
     times = max(1, min(50, int(2 * spacing / top)))
     below = _below(
         request,
         networks,
         indices,
-        f"Arrows go from output pixels to where their scores are read, drawn at {times} times their length. Lengths "
-        f"are in pixels of the picture, mean {np.mean([v.mean() for v in lengths]):.2f}. Changed by the offsets: blue "
-        "was wrong and is right, orange was right and is wrong, grey is wrong either way. One forward pass over the "
-        "whole picture.",
+        f"Arrows point from output pixels to where their scores are sampled, drawn at {times} times their length. "
+        f"Lengths are in image pixels, mean {np.mean([v.mean() for v in lengths]):.2f}. Changed by the offsets: blue "
+        "was wrong and is right, orange was right and is wrong, grey is wrong both ways. One forward pass over the "
+        "entire image.",
     )
     columns = ["image", "offsets", "length of offsets", "changed by the offsets"]
-    layout = _layout(columns, [p[0] for p in pictures], right=0.7)
+    layout = _layout(columns, [image for image, _ in samples], right=0.7)
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + 0.08 + style.foot(below, layout.width)
         made = style.figure(layout.width, height, f"{title}: {t.label}", request.scale, below)
         shown: Any = None
         lines = layout.draw(made)
-        for (image, label), line, s, length in zip(pictures, lines, found, lengths, strict=True):
+        for (image, label), line, s, length in zip(samples, lines, sampled, lengths, strict=True):
             line[0].imshow(image, interpolation="nearest")
             line[1].imshow(_faded(image), interpolation="nearest")
             _arrows(line[1], s.offset, image.shape[0], image.shape[1], times)
@@ -135,34 +145,34 @@ def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
 
 
 def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
-    """Wrong pixels of each row on some pictures, and the error by distance to a label edge over many more."""
+    """Wrong pixels of each row on some images, and the error by distance to a label edge over many more."""
     networks = _load(request, rows)
     first = networks[0]
     indices = chosen(first, request)
-    size = len(first.pictures)
+    size = len(first.images)
     spread = range(0, size, -(-size // MOST_COUNTED))
     counted = sorted({*indices} if request.images else {*indices, *spread})
-    found = [predict(t, counted) for t in networks]
-    curves, share = _by_distance(first, found)
+    predictions = [predict(t, counted) for t in networks]
+    curves, share = _by_distance(first, predictions)
     below = _below(
         request,
         networks,
         indices,
         "Wrong pixels are orange at a label edge and darker far from one. The curves are over "
-        f"{'all ' if len(counted) == size else ''}{len(counted)} pictures: the share of wrong pixels among those so "
-        "far from an edge (the larger coordinate counts); grey, how many pixels there are.",
+        f"{'all ' if len(counted) == size else ''}{len(counted)} images: the share of wrong pixels among those at that "
+        "distance from an edge (the larger coordinate counts). Grey bars: the share of all labelled pixels.",
     )
-    pictures = {i: first.pictures[i] for i in indices}
-    layout = _layout(["image", "ground truth", *(t.label for t in networks)], [p[0] for p in pictures.values()])
+    samples = {i: first.images[i] for i in indices}
+    layout = _layout(["image", "ground truth", *(t.label for t in networks)], [image for image, _ in samples.values()])
     colours = _Colours(first.n_classes)
     chart = 1.7
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + chart + 0.65 + style.foot(below, layout.width)
         made = style.figure(layout.width, height, title, request.scale, below)
         for index, line in zip(indices, layout.draw(made), strict=True):
-            image, label = pictures[index]
+            image, label = samples[index]
             near = _distance(label)
-            contents = [image, colours(label), *(_wrong(image, label, f[index], near) for f in found)]
+            contents = [image, colours(label), *(_wrong(image, label, p[index], near) for p in predictions)]
             for axes, content in zip(line, contents, strict=True):
                 axes.imshow(content, interpolation="nearest")
         _error_curves(style.place(made, 0.5, layout.bottom + 0.2, layout.width - 1.0, chart), networks, curves, share)
@@ -177,7 +187,7 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
 
 
 class _Layout(NamedTuple):
-    """Panels of one width in lines as tall as their pictures; inches. `label`: what words below a panel take."""
+    """Panels of one width in lines as tall as their images; inches. `label`: the height of text below a panel."""
 
     columns: list[str]
     images: list[Image]
@@ -203,7 +213,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(columns: list[str], images: list[Image], label: float = 0.0, right: float = 0.0) -> _Layout:
-    """Where panels lie under the heading; `right` is left free beside them."""
+    """The layout of panels below the heading; `right` inches beside them stay free."""
     width = max(4.6, 2 * style.MARGIN + (PANEL + GAP) * len(columns) - GAP + right)
     top = style.HEAD + 0.08 + 0.13 * max(len(_wrapped(c)) for c in columns)
     bottom = top + sum(PANEL * i.shape[0] / i.shape[1] + GAP + label for i in images)
@@ -212,17 +222,17 @@ def _layout(columns: list[str], images: list[Image], label: float = 0.0, right: 
 
 def _load(request: Request, rows: tuple[str, ...]) -> list[Trained]:
     networks = [load(address, request) for address in rows]
-    same_pictures(networks)
+    check_same_split(networks)
     return networks
 
 
-def _below(request: Request, networks: list[Trained], indices: list[int], said: str) -> str:
-    """The words at the foot of a figure: how pictures were chosen, and what was drawn."""
+def _below(request: Request, networks: list[Trained], indices: list[int], explanation: str) -> str:
+    """The text at the foot of a figure: how images were chosen, and what is drawn."""
     t = networks[0]
-    how = "asked for" if request.images else "evenly spaced over the split, whatever they show"
-    where = f"{t.experiment.data.name} {t.experiment.eval.split}, pictures {', '.join(map(str, indices))} ({how})"
+    how = "asked for" if request.images else "evenly spaced over the split, whatever their content"
+    where = f"{t.experiment.data.name} {t.experiment.eval.split}, images {', '.join(map(str, indices))} ({how})"
     jobs = "; ".join(f"{n.address}, seed {request.seed}{weights_of(n, request.results)}" for n in networks)
-    return " ".join(p for p in (f"{where}.", said, f"{jobs}.") if p)
+    return " ".join(p for p in (f"{where}.", explanation, f"{jobs}.") if p)
 
 
 def _wrapped(text: str) -> list[str]:
@@ -230,7 +240,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _legend(names: tuple[str, ...], maps: list[Classes]) -> list[Patch]:
-    """The classes that occur; the first of them where there are very many."""
+    """The classes that occur; where there are very many, the first of them."""
     colours = class_colours(len(names))
     present = sorted({int(c) for m in maps for c in np.unique(m)} - {-1})
     patches = [Patch(facecolor=colours[c], edgecolor=style.SOFT, lw=0.3, label=names[c]) for c in present]
@@ -256,13 +266,13 @@ class _Colours:
 
 
 def _faded(image: Image) -> Any:
-    """The picture in grey, light enough to draw on."""
+    """The image in grey, light enough to draw on."""
     grey = image.astype(float).mean(2, keepdims=True)
     return np.repeat(140 + grey * 0.42, 3, 2).clip(0, 255).astype(np.uint8)
 
 
 def _arrows(axes: Axes, offset: Any, rows: int, columns: int, times: int) -> None:
-    """The offsets [2, kh, kw] of some output pixels, where they lie in the picture."""
+    """The offsets [2, kh, kw] of some output pixels, at their places in the image."""
     height, width = offset.shape[1:]
     step = max(1, round(max(height, width) / ARROWS))
     y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
@@ -285,7 +295,7 @@ def _arrows(axes: Axes, offset: Any, rows: int, columns: int, times: int) -> Non
 
 
 def _changed(image: Image, label: Classes, before: Classes, after: Classes) -> Any:
-    """The faded picture with the pixels that offsets make right or wrong, and those that stay wrong."""
+    """The faded image with the pixels that offsets make right or wrong, and those that stay wrong."""
     shown = _faded(image).astype(float) / 255
     valid = label >= 0
     for mask, colour in (
@@ -298,7 +308,7 @@ def _changed(image: Image, label: Classes, before: Classes, after: Classes) -> A
 
 
 def _wrong(image: Image, label: Classes, predicted: Classes, near: Any) -> Any:
-    """The faded picture with wrong pixels on it, from orange at an edge to dark far from one."""
+    """The faded image with wrong pixels on it, from orange at an edge to dark far from one."""
     shown = _faded(image).astype(float) / 255
     palette = matplotlib.colormaps["inferno_r"](0.25 + 0.6 * (np.arange(FARTHEST) / (FARTHEST - 1)))[:, :3]
     wrong = (label >= 0) & (predicted != label)
@@ -312,17 +322,17 @@ def _distance(label: Classes) -> Any:
     return rank.numpy() + 1
 
 
-def _by_distance(t: Trained, found: list[dict[int, Classes]]) -> tuple[list[Any], Any]:
-    """For each network the percentage of wrong pixels by distance; and the pixels' share of each distance."""
-    wrong, total = np.zeros((len(found), FARTHEST)), np.zeros(FARTHEST)
-    for index in found[0]:
-        _, label = t.pictures[index]
+def _by_distance(t: Trained, predictions: list[dict[int, Classes]]) -> tuple[list[Any], Any]:
+    """For each network the percentage of wrong pixels by distance, and the percentage of pixels at each distance."""
+    wrong, total = np.zeros((len(predictions), FARTHEST)), np.zeros(FARTHEST)
+    for index in predictions[0]:
+        _, label = t.images[index]
         near, valid = _distance(label), label >= 0
         total += np.bincount(near[valid] - 1, minlength=FARTHEST)
-        for i, predicted in enumerate(found):
-            off = valid & (predicted[index] != label)
-            wrong[i] += np.bincount(near[off] - 1, minlength=FARTHEST)
-    with np.errstate(invalid="ignore"):  # no pixel is so far from an edge: nothing to show there
+        for i, by_index in enumerate(predictions):
+            errors_at = valid & (by_index[index] != label)
+            wrong[i] += np.bincount(near[errors_at] - 1, minlength=FARTHEST)
+    with np.errstate(invalid="ignore"):  # no pixel is that far from an edge: the curve has a gap
         curves = [100 * w / total for w in wrong]
     return curves, 100 * total / max(1.0, total.sum())
 

@@ -1,4 +1,4 @@
-"""One look for all figures: type, colours that colour-blind readers can tell apart, and the scale in every one."""
+"""One style for all figures: type, colours that colour-blind readers can distinguish, and the scale in each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, SOFT, RULE = "#1d1f23", "#5b5f67", "#d9d5cd"
-# Okabe and Ito's colours, the first two for "the other" and "ours".
+# Okabe and Ito's colours; the first is for published numbers, the second for ours.
 LINES = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 IGNORED = "#ffffff"
-MARGIN, HEAD = 0.1, 0.5  # inches: at the sides, and what the heading takes
+MARGIN, HEAD = 0.1, 0.5  # inches: side margins, and the height of the heading
 RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 8,
@@ -40,7 +40,7 @@ RC: dict[Any, Any] = {
 
 
 def figure(width: float, height: float, title: str, scale: Scale, below: str) -> Figure:
-    """An empty figure in inches with its heading, the scale under it, and small type at the foot."""
+    """An empty figure in inches with its heading, the scale below it, and small type at the foot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def figure(width: float, height: float, title: str, scale: Scale, below: str) ->
 
 
 def foot(text: str, width: float) -> float:
-    """Inches that the type at the foot of a figure of that width takes."""
+    """The height in inches of the text at the foot of a figure of that width."""
     return 0.16 + 0.115 * len(_lines(text, width))
 
 
@@ -70,7 +70,7 @@ def place(made: Figure, left: float, top: float, width: float, height: float) ->
 
 
 def plain(axes: Axes) -> None:
-    """Axes for a picture: no ticks, a thin frame."""
+    """Axes for an image: no ticks, a thin frame."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -1,4 +1,4 @@
-"""Trained networks and what they predict, for figures: loaded as the evaluation loads them."""
+"""Trained networks and their predictions, for figures: loaded as the evaluation loads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laurepro import plan, record, spec
-from laurepro.datasets import Info, Pictures, open_split
+from laurepro.datasets import Images, Info, open_split
 from laurepro.distributed import prepare
 from laurepro.errors import LaureproError, unknown
 from laurepro.evaluation import inference
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     network: Network
     device: torch.device
     info: Info
-    pictures: Pictures
+    images: Images
     job: str
 
     @property
@@ -47,12 +47,12 @@ class Trained(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """One forward pass of a network with LaU over a whole picture.
+    """One forward pass of a network with LaU over an entire image.
 
     Attributes:
         before: classes [H, W] with all offsets zero.
         after: classes [H, W] with the predicted offsets.
-        offset: float32 [2, kh, kw], row then column, in pixels of the picture.
+        offset: float32 [2, kh, kw], row then column, in image pixels.
     """
 
     before: Classes
@@ -64,7 +64,7 @@ def load(address: str, request: Request) -> Trained:
     """The network of TABLE/ROW at the request's scale and seed.
 
     Raises:
-        LaureproError: no such row; nothing to run for it; it was not trained (with the command to do so).
+        LaureproError: an unknown row, a quoted one, or one that was not trained (with the command that trains it).
     """
     table_id, _, row_id = address.partition("/")
     tables = spec.tables()
@@ -73,7 +73,7 @@ def load(address: str, request: Request) -> Trained:
     table, row = tables[table_id], tables[table_id].row(row_id)
     planned = plan.row_plan(table, row, request.scale, request.seed + 1, request.overrides)
     if planned.experiment is None:
-        raise LaureproError(f"{address} is quoted from the literature; there is no network of it")
+        raise LaureproError(f"{address} is quoted from the literature and has no network")
     job = spec.Job(stage="train", scale=request.scale.name, seed=request.seed, experiment=planned.experiment)
     if not record.has_weights(request.runs, job):
         folder = record.run_folder(request.runs, job)
@@ -87,72 +87,72 @@ def load(address: str, request: Request) -> Trained:
     problems = parts.load("datasets", experiment.data.name).problems(request.data, (experiment.eval.split,))
     if problems:
         raise LaureproError("\n".join(f"data set {experiment.data.name}: {p}" for p in problems), "give --data DIR")
-    info, pictures = open_split(experiment.data, request.data, experiment.eval.split)
+    info, images = open_split(experiment.data, request.data, experiment.eval.split)
     weights = checkpoint.load_weights(record.run_folder(request.runs, job))
     network = load_network(experiment, len(info.classes), weights, device)
-    return Trained(address, row.label, experiment, network, device, info, pictures, job.name)
+    return Trained(address, row.label, experiment, network, device, info, images, job.name)
 
 
 def chosen(trained: Trained, request: Request) -> list[int]:
-    """The pictures: those asked for, or `pictures` of them evenly over the split, whatever is on them.
+    """The indices of images: those asked for, or `n_images` of them evenly over the split, whatever their content.
 
     Raises:
         LaureproError: an index that the split does not have.
     """
-    size = len(trained.pictures)
+    size = len(trained.images)
     for index in request.images:
         if not 0 <= index < size:
-            raise LaureproError(f"--image {index}: the split has pictures 0 to {size - 1}")
-    count = min(request.pictures, size)
+            raise LaureproError(f"--image {index}: the split has images 0 to {size - 1}")
+    count = min(request.n_images, size)
     return list(request.images) or [(2 * i + 1) * size // (2 * count) for i in range(count)]
 
 
-def same_pictures(networks: list[Trained]) -> None:
+def check_same_split(networks: list[Trained]) -> None:
     """Raise LaureproError where networks are not evaluated on the same split of one data set."""
     splits = {(t.experiment.data.name, str(t.experiment.data.options), t.experiment.eval.split) for t in networks}
     if len(splits) > 1:
         raise LaureproError(
-            f"{' and '.join(t.address for t in networks)} are not evaluated on the same pictures",
+            f"{' and '.join(t.address for t in networks)} are not evaluated on the same images",
             "give rows of one table",
         )
 
 
 def predict(trained: Trained, indices: list[int]) -> dict[int, Classes]:
-    """The predicted classes [H, W] of pictures, by the protocol of the row's evaluation."""
+    """The predicted classes [H, W] of images, by the protocol of the row's evaluation."""
     from rich.console import Console
     from rich.progress import track
 
-    console, what = Console(stderr=True), f"{trained.address}: {len(indices)} pictures"
+    console, what = Console(stderr=True), f"{trained.address}: {len(indices)} images"
     if not console.is_terminal:
         print(what, file=sys.stderr)
     evaluation = trained.experiment.eval
     with torch.inference_mode():
-        found = predictions(trained.network, trained.pictures, indices, trained.n_classes, evaluation, trained.device)
-        shown = track(found, what, len(indices), console=console, transient=True, disable=not console.is_terminal)
+        run = predictions(trained.network, trained.images, indices, trained.n_classes, evaluation, trained.device)
+        shown = track(run, what, len(indices), console=console, transient=True, disable=not console.is_terminal)
         return {index: predicted.cpu().numpy() for index, _, predicted in shown}
 
 
 def sample(trained: Trained, index: int) -> Sampled:
-    """What LaU does to a picture, in one forward pass over all of it.
+    """What LaU does to an image, in one forward pass over all of it.
 
     Raises:
-        LaureproError: the row's last upsampling is not by offsets.
+        LaureproError: the row's last upsampling has no offsets.
     """
-    image, _ = trained.pictures[index]
+    image, _ = trained.images[index]
     pixels = normalise(torch.from_numpy(image)[None].to(trained.device))
     evaluation = trained.experiment.eval
     size = (image.shape[0], image.shape[1])
-    if evaluation.mode == "slide":  # the size at which windows are cut from it
+    if evaluation.mode == "slide":  # the size from which windows are cut
         scaled = inference.scaled_size(*size, evaluation.base_size)
         pixels = F.interpolate(pixels, scaled, mode="bilinear", align_corners=evaluation.align_corners)
     with torch.inference_mode():
         sampling = trained.network(pixels).sampling
         if sampling is None:
             raise LaureproError(f"{trained.address}: its last upsampling has no offsets", "take a row with LaU")
-        still = sampling._replace(offset=torch.zeros_like(sampling.offset))
-        before, after = (_classes(s, size, evaluation.align_corners) for s in (still, sampling))
+        at_zero = sampling._replace(offset=torch.zeros_like(sampling.offset))
+        before, after = (_classes(s, size, evaluation.align_corners) for s in (at_zero, sampling))
         k = sampling.scale_factor
-        # From input pixels to pixels of the picture: the sampled map is resized to it from corner to corner.
+        # From input pixels to image pixels: the sampled map is resized to the image with aligned corners.
         steps = [k * (n - 1) / (m - 1) for n, m in zip(size, sampling.offset.shape[2:], strict=True)]
         offset = sampling.offset[0, :2].cpu() * torch.tensor(steps).view(2, 1, 1)
     return Sampled(before, after, offset.float().numpy())
@@ -160,15 +160,15 @@ def sample(trained: Trained, index: int) -> Sampled:
 
 def _classes(sampling: PointSampling, size: tuple[int, int], align_corners: bool) -> Classes:
     scores: Tensor = F.interpolate(sampling.materialize(), size, mode="bilinear", align_corners=align_corners)
-    found: Any = scores[0].argmax(0).cpu().numpy()
-    return np.asarray(found, dtype=np.int64)
+    classes: Any = scores[0].argmax(0).cpu().numpy()
+    return np.asarray(classes, dtype=np.int64)
 
 
 def weights_of(trained: Trained, results: Path) -> str:
-    """What the training's record says of its weights; nothing where it has none."""
+    """The weights' digest from the training's record; nothing where there is no record."""
     try:
         training = record.read(record.records_dir(results) / f"{trained.job}.json")
     except LaureproError:
         return ""
-    changed = ", of code that differs from its commit" if training.environment.dirty else ""
+    changed = ", from code that differs from its commit" if training.environment.dirty else ""
     return f" (weights {(training.weights_sha256 or 'unknown')[:10]}{changed})"

@@ -1,7 +1,8 @@
-"""Records beside the published numbers, in any format. Missing stays missing.
+"""Records beside the published numbers, in every format. A missing number is shown as missing.
 
-Rows with their records (`rows`), differences and intervals (`comparison`) and cells (`grid`) make tables; `page` adds
-claims, classes, boundaries, losses, provenance and failures, and `html`, `markdown` and `latex` show the same page.
+`rows` finds the records of each row, `comparison` computes differences and intervals, `columns` describes each column
+once, and `tables` lays the columns out. `page` adds claims, classes, boundaries, losses, provenance and failures;
+`html`, `markdown` and `latex` render the same page.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from laurepro.report.comparison import compare, document, frame
-from laurepro.report.grid import MISSING, grid, notes, show_value
+from laurepro.report.grid import MISSING, notes, show_value
 from laurepro.report.page import build
 from laurepro.report.rows import RowResult, Section, collect, measure, scales_with_records
 from laurepro.report.sources import Sources, gather
+from laurepro.report.tables import compare, document, frame, grid
 from laurepro.report.terminal import print_terminal
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "json")
@@ -41,7 +42,7 @@ __all__ = [
 
 
 def render(sections: list[Section], form: str) -> str:
-    """The tables alone as text in one of FORMATS (not `terminal`, which `print_terminal` writes)."""
+    """The tables as text in one of FORMATS, except `terminal`, which `print_terminal` writes."""
     if form == "json":
         return json.dumps(document(sections), indent=1, ensure_ascii=False)
     if form == "csv":
@@ -60,7 +61,7 @@ def render_page(sources: Sources, form: str, folder: Path) -> str:
     Args:
         sources: From `gather`.
         form: The format.
-        folder: Where the text will be written; paths of pictures start there.
+        folder: Where the text will be written; paths of images are relative to it.
     """
     from laurepro.report import appendix, html, latex, markdown
 

@@ -1,7 +1,7 @@
 """Two forms that venues ask for, filled from the records: a reproducibility checklist and an artefact appendix.
 
-The checklist has the subjects of NeurIPS's paper checklist, the appendix those of ACM's artefact evaluation, both in
-our own words. What records cannot answer is left to the authors of the text.
+The checklist covers the subjects of NeurIPS's paper checklist, the appendix those of ACM's artefact evaluation, both in
+this project's words. What records cannot answer is left to the authors of the text.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import NamedTuple
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.report.blocks import Block, Bullets, Code, Heading, Page, Table, Text
-from laurepro.report.grid import MISSING, Column, Grid, comparison_grid, title
+from laurepro.report.grid import MISSING, Column, Grid, title
 from laurepro.report.page import anchor
 from laurepro.report.provenance import environment_table
 from laurepro.report.rows import RowResult
 from laurepro.report.sources import Sources, judged
+from laurepro.report.tables import comparison_grid
 from laurepro.spec.metrics import METRICS
 
-_LEFT = "for the authors of the text"
+_FOR_AUTHORS = "for the authors of the text"
 
 
 class Item(NamedTuple):
-    """A question with its answer and what it rests on."""
+    """A question, its answer, and the evidence for it."""
 
     question: str
     answer: str
@@ -42,8 +43,8 @@ def checklist(sources: Sources) -> Page:
             *([Text(item.evidence)] if item.evidence else []),
         ]
     lead = (
-        "The subjects of the NeurIPS paper checklist, in our own words, answered from the records alone. "
-        f'Where an answer reads "{_LEFT}", no record can give it.'
+        "The subjects of the NeurIPS paper checklist, in this project's words, answered from the records alone. "
+        f'Where an answer reads "{_FOR_AUTHORS}", no record can give it.'
     )
     return Page("Reproducibility checklist", lead, tuple(blocks))
 
@@ -60,14 +61,16 @@ def _items(sources: Sources) -> list[Item]:
         Item("Are all settings given?", *_settings(records)),
         Item("Do the results come with their uncertainty?", *_uncertainty(rows)),
         Item("Is the computation stated?", "yes" if records else "no", _computation(records)),
-        Item("Does the work follow the code of ethics?", _LEFT, ""),
-        Item("Is the wider impact discussed?", _LEFT, ""),
+        Item("Does the work follow the code of ethics?", _FOR_AUTHORS, ""),
+        Item("Is the wider impact discussed?", _FOR_AUTHORS, ""),
         Item("Are there safeguards for what is released?", "does not apply", "No weights and no data are released."),
-        Item("Are the licences of what is used respected and named?", *_licences(records)),
-        Item("Are new assets documented?", "yes" if records else "no", f"{len(records)} records, one JSON file a job."),
-        Item("Were people paid or asked to take part?", "does not apply", "Nobody was."),
-        Item("Was a review board needed?", "does not apply", "Nobody took part."),
-        Item("Is the use of language models stated?", _LEFT, ""),
+        Item("Are the licences of the assets used respected and named?", *_licences(records)),
+        Item(
+            "Are new assets documented?", "yes" if records else "no", f"{len(records)} records, one JSON file per job."
+        ),
+        Item("Were people paid or asked to take part?", "does not apply", "No one was."),
+        Item("Was a review board needed?", "does not apply", "No one took part."),
+        Item("Is the use of language models stated?", _FOR_AUTHORS, ""),
     ]
 
 
@@ -87,7 +90,7 @@ def _limits(sources: Sources, rows: list[RowResult]) -> str:
     single = sum(r.n_seeds == 1 for r in rows)
     dirty = sum(bool(r.environment.dirty) for r in sources.records.values())
     return (
-        f"{scales} Of {len(rows)} rows to run, {open_rows} are not complete; {single} have one seed, which decides "
+        f"{scales} Of {len(rows)} rows to run, {open_rows} are incomplete; {single} have one seed, which decides "
         f"nothing; {dirty} records come from code that differs from its commit."
     )
 
@@ -104,8 +107,8 @@ def _reproducible(records: list[Record]) -> tuple[str, str]:
 def _open(records: list[Record]) -> tuple[str, str]:
     data = sorted({r.dataset for r in records if r.stage != "profile"})
     return "yes", (
-        "The code is open (Apache-2.0). Data sets are not distributed with it; laurepro data list says where each "
-        f"comes from. Used here: {', '.join(data) or 'none'}."
+        "The code is open (Apache-2.0). Data sets are not distributed with it; laurepro data list names the source of "
+        f"each. Used: {', '.join(data) or 'none'}."
     )
 
 
@@ -134,23 +137,24 @@ def _computation(records: list[Record]) -> str:
         return "Nothing was measured."
     parts = []
     for device in sorted({r.environment.device for r in records}):
-        own = [r for r in records if r.environment.device == device]
-        hours = sum(r.seconds * r.world_size for r in own) / 3600
-        middle = statistics.median(r.seconds for r in own) / 60
-        parts.append(f"{device}: {len(own)} jobs, {hours:.2f} device hours, {middle:.1f} minutes for the median job")
-    return "; ".join(parts) + ". Jobs that failed or were thrown away leave no record and are not counted."
+        on_device = [r for r in records if r.environment.device == device]
+        hours = sum(r.seconds * r.world_size for r in on_device) / 3600
+        median = statistics.median(r.seconds for r in on_device) / 60
+        jobs = f"{len(on_device)} jobs, {hours:.2f} device hours"
+        parts.append(f"{device}: {jobs}, {median:.1f} minutes for the median job")
+    return "; ".join(parts) + ". Jobs that failed or were discarded leave no record and are not counted."
 
 
 def _licences(records: list[Record]) -> tuple[str, str]:
     from laurepro.spec import parts
 
-    found = []
+    licences = []
     for name in sorted({r.dataset for r in records if r.stage != "profile"}):
         try:
-            found.append(f"{name}: {parts.load('datasets', name).INFO.licence}")
+            licences.append(f"{name}: {parts.load('datasets', name).INFO.licence}")
         except LaureproError:
-            found.append(f"{name}: not known here")
-    return ("yes" if found else "does not apply"), "; ".join(found) or "No data set was used."
+            licences.append(f"{name}: licence unknown, its source is not available")
+    return ("yes" if licences else "does not apply"), "; ".join(licences) or "No data set was used."
 
 
 # ---------------------------------------------------------------------------------------------- artefact
@@ -171,10 +175,10 @@ def artefact(sources: Sources) -> Page:
         "Program": "laurepro " + _values(r.environment.laurepro for r in records),
         "Method": "location-aware upsampling for semantic segmentation (arXiv:1911.05250v2)",
         "Data sets": _values(r.dataset for r in records if r.stage != "profile"),
-        "Hardware that was used": _values(r.environment.device for r in records),
-        "Software that was used": "; ".join(f"{k} {v}" for k, v in versions.items()),
+        "Hardware used": _values(r.environment.device for r in records),
+        "Software used": "; ".join(f"{k} {v}" for k, v in versions.items()),
         "Metrics": _values(METRICS[m].title for r in records for m in r.metrics if m in METRICS),
-        "Output": "one JSON record a job; this report as HTML, markdown, LaTeX, CSV, JSON",
+        "Output": "one JSON record per job; this report as HTML, markdown, LaTeX, CSV, JSON",
         "Time": f"{hours:.2f} device hours for {len(records)} jobs",
         "Code licence": "Apache-2.0",
         "Commits": _values((r.environment.commit or "unknown")[:12] for r in records),
@@ -189,30 +193,28 @@ def artefact(sources: Sources) -> Page:
         Heading("Facts", "facts"),
         Bullets(tuple(f"{k}: {v}" for k, v in facts.items())),
         Heading("Installation", "installation"),
-        Text("Python 3.11 or newer. No GPU is needed for scale smoke."),
+        Text("Python 3.11 or newer. Scale smoke needs no GPU."),
         Code("make install"),
         Heading("Does it work", "functional"),
-        Text("A quarter of an hour on two CPU cores: the tests, then a table at scale smoke."),
+        Text("The tests, then a table at scale smoke: a quarter of an hour on two CPU cores."),
         Code("make test\nmake demo"),
         Heading("Experiments", "workflow"),
-        Text("These commands measure what is reported below; what has a record is not measured again."),
+        Text("These commands measure the results reported below. Jobs that have a record are not run again."),
         Code("\n".join([*workflow, "laurepro report"]) if workflow else "laurepro run --all\nlaurepro report"),
         Heading("Expected results", "results"),
         Text(
-            "Trainings on a CPU give the same bits for the same seed, torch version and number of threads; on a GPU "
-            "they do not, and the intervals say what to expect."
+            "Trainings on a CPU give the same bits for the same seed, torch version and number of threads. On a GPU "
+            "they do not; the intervals show what to expect."
         ),
-        *(block for s in begun for block in (Heading(title(s), f"result-{anchor(s)}", 3), _own(s))),
+        *(block for s in begun for block in (Heading(title(s), f"result-{anchor(s)}", 3), _measured(s))),
         Heading("Where it was measured", "environment"),
         *([environment_table(sources)] if records else [Text("Nothing was measured.")]),
-        Heading("Changing it", "customisation"),
-        Text(
-            "--set KEY=VALUE changes any field of an experiment; a file in a folder adds a table, scale or upsampler."
-        ),
+        Heading("Customisation", "customisation"),
+        Text("--set KEY=VALUE changes any field of an experiment. A new file adds a table, a scale or an upsampler."),
     ]
     return Page(
         "Artefact appendix",
-        "The subjects of an ACM artefact appendix, in our own words, filled from the records.",
+        "The subjects of an ACM artefact appendix, in this project's words, filled from the records.",
         tuple(blocks),
     )
 
@@ -221,10 +223,10 @@ def _values(values: Iterable[str | None]) -> str:
     return ", ".join(sorted({v for v in values if v})) or MISSING
 
 
-def _own(rows: list[RowResult]) -> Table:
-    """A table's grid without what was printed: names, our numbers, how many seeds, status."""
+def _measured(rows: list[RowResult]) -> Table:
+    """A table without what the paper states: names, our numbers, how many seeds, status."""
     grid = comparison_grid(rows)
-    keep = [i for i, c in enumerate(grid.columns) if not c.title.endswith("paper") and c.title != "origin"]
+    keep = [i for i, c in enumerate(grid.columns) if not c.printed]
     columns: tuple[Column, ...] = tuple(grid.columns[i] for i in keep)
     lines = tuple(tuple(line[i]._replace(detail="") for i in keep) for line in grid.lines)
     return Table(title(rows), Grid(columns, lines, grid.marks))

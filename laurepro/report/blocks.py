@@ -1,4 +1,4 @@
-"""What a page is made of. The page is built once from these; each format only knows how to show them."""
+"""The blocks of a page. The page is built once from them; a format only renders them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from laurepro.report.grid import MISSING, Cell, Column, Grid
 
 
 class Heading(NamedTuple):
-    """A section's title, level 2 or 3. `anchor` is unique on the page; `short` stands in the list of contents."""
+    """A section's title, level 2 or 3. `anchor` is unique on the page; `short` is its entry in the contents."""
 
     text: str
     anchor: str
@@ -37,14 +37,14 @@ class Code(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """How many of each kind: (count, word, mark)."""
+    """Counts by kind: (count, word, mark)."""
 
     title: str
     entries: tuple[tuple[int, str, str], ...]
 
 
 class Table(NamedTuple):
-    """A grid. `matrix`: many narrow columns that are compared with each other, not facts about a line."""
+    """A grid. `matrix`: many narrow columns to compare with each other, rather than facts about a line."""
 
     title: str
     grid: Grid
@@ -52,8 +52,8 @@ class Table(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One line of a chart. `style` is its colour, the same for the same kind of row on the whole page; `dash` tells
-    lines of one colour apart.
+    """One line of a chart. `style` is its colour, the same for a kind of row on the whole page; `dash` distinguishes
+    lines of one colour.
     """
 
     label: str
@@ -63,7 +63,7 @@ class Series(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Lines over one pair of axes. `legend` False: the lines are repetitions, which need no names."""
+    """Lines over one pair of axes. `legend` False: the lines are repetitions and need no names."""
 
     title: str
     x: str
@@ -79,8 +79,8 @@ class Charts(NamedTuple):
     charts: tuple[Chart, ...]
 
 
-class Picture(NamedTuple):
-    """An image file with what it shows in words."""
+class Figure(NamedTuple):
+    """An image file, with its title and a description in words."""
 
     file: Path
     title: str
@@ -88,14 +88,14 @@ class Picture(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """What is closed until it is wanted. `anchor` opens it."""
+    """Blocks that are hidden until the reader opens them; a link to `anchor` opens them too."""
 
     title: str
     anchor: str
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = "Heading | Text | Bullets | Code | Tally | Table | Charts | Picture | Fold"
+Block: TypeAlias = "Heading | Text | Bullets | Code | Tally | Table | Charts | Figure | Fold"
 
 
 class Page(NamedTuple):
@@ -112,8 +112,8 @@ class Page(NamedTuple):
 
 
 def with_details(grid: Grid) -> tuple[Grid, tuple[str, ...]]:
-    """A grid for a format without second lines: the details of the first column become a column where most lines
-    have one, and otherwise the sentences that are returned.
+    """A grid for a format without second lines in cells. Where most lines have a detail in the first column, details
+    become a column; otherwise they are returned as sentences.
     """
     details = [line[0].detail for line in grid.lines]
     if 2 * sum(map(bool, details)) <= len(details):
@@ -124,7 +124,7 @@ def with_details(grid: Grid) -> tuple[Grid, tuple[str, ...]]:
 
 
 def chart_grid(chart: Chart, count: int = 6) -> Grid:
-    """A chart as a table for a format that does not draw: a line for each series, at most `count` of its points."""
+    """A chart as a table, for a format that does not draw: one line per series, with at most `count` of its points."""
     xs = sorted({x for s in chart.series for x, _ in s.points})
     if len(xs) > count:
         xs = [xs[round(i * (len(xs) - 1) / (count - 1))] for i in range(count)]

@@ -1,4 +1,4 @@
-"""The report as one HTML file: nothing is loaded from anywhere, and everything that is shown is escaped."""
+"""The report as one HTML file that loads nothing and escapes all text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from laurepro.report import svg
 from laurepro.report.blocks import Page, Series
 from laurepro.report.grid import Grid
 
-PICTURE_BYTES = 2_500_000  # of all pictures in the page; further ones are named
-_HERE = Path(__file__).parent
+IMAGE_BYTES = 2_500_000  # of all images in the page; beyond that only file names are given
+_FOLDER = Path(__file__).parent
 
 
 def render(page: Page) -> str:
@@ -20,7 +20,11 @@ def render(page: Page) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals.update(
         name=lambda block: type(block).__name__,
@@ -29,9 +33,9 @@ def render(page: Page) -> str:
         sample=lambda series: Markup(_sample(series)),
         interval=lambda cell, widest: Markup(svg.interval(cell, widest)),
         widest=_widest,
-        data=_Pictures(),
+        data=_DataUrls(),
     )
-    css, js = (Markup((_HERE / f"page.{kind}").read_text()) for kind in ("css", "js"))
+    css, js = (Markup((_FOLDER / f"page.{kind}").read_text()) for kind in ("css", "js"))
     return environment.get_template("page.html.j2").render(page=page, css=css, js=js)
 
 
@@ -41,21 +45,21 @@ def _sample(series: Series) -> str:
 
 
 def _widest(grid: Grid, column: int) -> float:
-    """The end of the axis that all intervals of a column are drawn over: few very wide ones do not squeeze the rest."""
+    """The end of the axis for all intervals of a column, limited lest a few wide ones squeeze the others."""
     ends = [max(map(abs, cell.interval)) for line in grid.lines if (cell := line[column]).interval is not None]
     return min(max(ends), 3 * statistics.median(ends)) if ends else 0.0
 
 
-class _Pictures:
-    """Pictures as data URLs, as long as they do not make the page too large."""
+class _DataUrls:
+    """Images as data URLs, until they would make the page too large."""
 
     def __init__(self) -> None:
-        self.left = PICTURE_BYTES
+        self.bytes_left = IMAGE_BYTES
 
     def __call__(self, file: Path) -> str:
         """The URL, or nothing."""
         content = file.read_bytes()
-        if len(content) > self.left:
+        if len(content) > self.bytes_left:
             return ""
-        self.left -= len(content)
+        self.bytes_left -= len(content)
         return f"data:image/png;base64,{base64.b64encode(content).decode()}"

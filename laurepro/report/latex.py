@@ -1,4 +1,4 @@
-"""The report as LaTeX with booktabs: whole, or one table at a time for a document of one's own."""
+"""The report as LaTeX with booktabs: a document, or single tables to include in your own document."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from laurepro.report.blocks import (
     Bullets,
     Charts,
     Code,
+    Figure,
     Fold,
     Heading,
     Page,
-    Picture,
     Table,
     Tally,
     Text,
     chart_grid,
     with_details,
 )
-from laurepro.report.grid import Cell, Column, Grid, comparison_grid, notes, title
+from laurepro.report.grid import Cell, Column, Grid, notes, title
 from laurepro.report.rows import Section
+from laurepro.report.tables import comparison_grid
 
 _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
@@ -61,19 +62,19 @@ _SIGNS = {
     "β": r"$\beta$",
 }
 _SIGNS |= {c: "\\" + c for c in "&%$#_{}"}
-_SAFE = re.compile(r"[A-Za-z0-9_./ -]+")  # names of files that TeX takes as they are
-_MOST = 44  # characters of a line in a column of text
-_SMALL, _TINY = 130, 190  # characters of a whole line from which on the type is smaller
+_SAFE = re.compile(r"[A-Za-z0-9_./ -]+")  # file names that TeX reads as they are
+_MOST = 44  # characters on a line of a text column
+_SMALL, _TINY = 130, 190  # characters on a line of the table above which the type is smaller
 
 
 def render(page: Page, folder: Path) -> str:
-    """The page as a LaTeX document, to be written into `folder`: pictures are included from there."""
+    """The page as a LaTeX document, to be written into `folder`: paths of images are relative to it."""
     head = f"\\section*{{{escape(page.title)}}}\n{escape(page.lead)}"
     return _PREAMBLE + "\n\n".join([head, *_blocks(page.blocks, folder)]) + "\n\\end{document}"
 
 
 def section(rows: Section) -> str:
-    """A table at a scale alone, for a document that loads booktabs."""
+    """One table at one scale, for a document that loads booktabs."""
     from tabulate import tabulate
 
     grid = comparison_grid(rows)
@@ -90,14 +91,14 @@ def section(rows: Section) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that shows as itself. A letter that pdflatex's fonts lack is given by its code point."""
+    """Text that is typeset literally. A letter that pdflatex's fonts lack is given as its code point."""
     return "".join(_SIGNS.get(char) or _letter(char) for char in text)
 
 
 def _letter(char: str) -> str:
     if char.isascii() and char.isprintable():
         return char
-    if unicodedata.category(char)[0] == "L" and ord(char) < 0x180:  # what T1 encoding has
+    if unicodedata.category(char)[0] == "L" and ord(char) < 0x180:  # the letters of T1 encoding
         return char
     return f"[U+{ord(char):04X}]"
 
@@ -128,7 +129,7 @@ def _block(b: Block, folder: Path) -> list[str]:
             for c in b.charts:
                 parts += [escape(f"{c.title}: {c.y} by {c.x}"), _longtable(chart_grid(c))]
             return parts
-        case Picture():
+        case Figure():
             where = Path(os.path.relpath(b.file, folder)).as_posix()
             words = f"\\textbf{{{escape(b.title)}}} {escape(b.description)}"
             if not _SAFE.fullmatch(where):  # TeX could not read the name
@@ -144,12 +145,12 @@ def _bullets(items: Iterable[str]) -> str:
 
 
 def _longtable(grid: Grid) -> str:
-    """A grid that may go over pages, as wide as the text: columns get what their longest cell needs."""
+    """A grid that may span pages, as wide as the text: each column gets what its longest cell needs."""
     widths = [_width(c, [line[i] for line in grid.lines]) for i, c in enumerate(grid.columns)]
     total = sum(widths) + len(widths)
     size = "\\footnotesize" if total < _SMALL else "\\scriptsize" if total < _TINY else "\\tiny"
     kinds = ["\\raggedleft" if c.number else "\\raggedright" for c in grid.columns]
-    share = min(1.0, total / 110)  # a small table does not fill the line
+    share = min(1.0, total / 110)  # a small table is narrower than the line
     columns = "".join(
         f">{{{kind}\\arraybackslash}}p{{\\dimexpr {share * (w + 1) / total:.4f}\\linewidth-2\\tabcolsep\\relax}}"
         for kind, w in zip(kinds, widths, strict=True)

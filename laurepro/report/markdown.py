@@ -13,40 +13,41 @@ from laurepro.report.blocks import (
     Chart,
     Charts,
     Code,
+    Figure,
     Fold,
     Heading,
     Page,
-    Picture,
     Table,
     Tally,
     Text,
     chart_grid,
     with_details,
 )
-from laurepro.report.grid import Grid, comparison_grid, notes, title
+from laurepro.report.grid import Grid, notes, title
 from laurepro.report.rows import Section
+from laurepro.report.tables import comparison_grid
 
 
 def render(page: Page, folder: Path) -> str:
-    """The page as markdown, to be written into `folder`: pictures are linked from there."""
+    """The page as markdown, to be written into `folder`: paths of images are relative to it."""
     parts = [f"# {escape(page.title)}", escape(page.lead)]
     return "\n\n".join([*parts, *_blocks(page.blocks, folder)])
 
 
 def section(rows: Section) -> str:
-    """A table at a scale alone: heading, pipe table, notes."""
+    """One table at one scale: heading, pipe table, notes."""
     return "\n\n".join([f"## {escape(title(rows))}", table(comparison_grid(rows)), _bullets(notes(rows))])
 
 
 def escape(text: str) -> str:
-    """Text that shows as itself: nothing in it can be markup or end a table's cell."""
+    """Text that is shown literally: nothing in it can be markup or end a table's cell."""
     for char in "\\`*_{}[]<>|#~&$":
         text = text.replace(char, "\\" + char)
     return " ".join(text.split("\n"))
 
 
 def paragraph(text: str) -> str:
-    """Escaped text that begins a line: it cannot begin a list either."""
+    """Escaped text at the start of a line, where it cannot begin a list either."""
     text = escape(text)
     if text[:1] in ("-", "+"):
         return "\\" + text
@@ -54,7 +55,7 @@ def paragraph(text: str) -> str:
 
 
 def table(grid: Grid) -> str:
-    """A grid as a pipe table; not padded, so that one other number changes one line."""
+    """A grid as a pipe table, without padding: a diff shows only the lines whose numbers changed."""
     lines = [
         [escape(c.title) for c in grid.columns],
         ["---:" if c.number else ":---" for c in grid.columns],
@@ -85,7 +86,7 @@ def _block(b: Block, folder: Path) -> list[str]:
             return [table(grid), *([_bullets(rest)] if rest else [])]
         case Charts():
             return [f"**{escape(b.title)}**", *(part for c in b.charts for part in _chart(c))]
-        case Picture():
+        case Figure():
             where = Path(os.path.relpath(b.file, folder)).as_posix()
             return [f"![{escape(b.description)}](<{where}>)", f"**{escape(b.title)}** {escape(b.description)}"]
         case Fold():

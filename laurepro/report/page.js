@@ -1,5 +1,5 @@
-// Tables by keyboard: Tab enters a table, arrows, Home, End, Page Up and Page Down go from cell to cell, Enter follows a
-// cell's link. Without this script all the text is there, and links are reached by Tab.
+// Tables by keyboard: Tab enters a table; arrows, Home, End, Page Up and Page Down move between cells; Enter follows a
+// cell's link. Without this script the page shows the same text, and Tab reaches the links.
 "use strict";
 for (const table of document.querySelectorAll('[role="grid"]')) {
   const lines = [...table.rows].map((row) => [...row.cells]);
@@ -34,7 +34,7 @@ for (const table of document.querySelectorAll('[role="grid"]')) {
 }
 const contents = document.querySelector("nav details");
 contents.open = matchMedia("(min-width: 75rem)").matches;
-const unfolded = new Set(); // for paper; folded again afterwards
+const unfolded = new Set(); // unfolded for printing, and folded afterwards
 addEventListener("beforeprint", () => {
   for (const fold of document.querySelectorAll("main details:not([open])")) unfolded.add(fold);
   for (const fold of unfolded) fold.open = true;

@@ -1,4 +1,4 @@
-"""The whole report, from records: what stands on the page, in which order, whatever its format."""
+"""The whole report from records: what is on the page and in which order, for every format."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import statistics
 
 from laurepro.report import provenance, verdicts
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
-from laurepro.report.grid import MISSING, Cell, Column, Grid, comparison_grid, notes
+from laurepro.report.grid import MISSING, Cell, Column, Grid, notes
 from laurepro.report.rows import RowResult, Section
 from laurepro.report.sources import Sources, judged
+from laurepro.report.tables import comparison_grid
 from laurepro.spec.metrics import BOUNDARY_WIDTHS
 
-TITLE = "Location-aware Upsampling, reproduced"
+TITLE = "Location-aware Upsampling: reproduction report"
 LEAD = (
-    "Every table of the paper (arXiv:1911.05250v2) beside what was measured here. Only scale paper is compared with "
-    "published numbers; at any other scale the page shows differences between our own rows. What was not measured is "
-    f"shown as {MISSING}."
+    "Every table of the paper (arXiv:1911.05250v2) beside our measurements. Only scale paper is compared with "
+    "published numbers; at any other scale the page shows differences between rows of this suite. What was not "
+    f"measured is shown as {MISSING}."
 )
-# A row's line in every chart of the page, by what it upsamples with and how that is trained.
+# A row's line style in every chart, by its upsampler and how that is trained.
 _STYLES = ("bilinear", "lau-offset_guided", "lau-none", "lau-offset_regression", "grid", "pixelshuffle", "deformable")
-_DASHED = {_STYLES.index("lau-none"): 1, _STYLES.index("grid"): 2}  # their colours are close to another's
+_DASHED = {_STYLES.index("lau-none"): 1, _STYLES.index("grid"): 2}  # colours that are close to another one
 DASHES = 5
 
 
 def build(sources: Sources) -> Page:
     """The page's blocks, in order."""
     judgements = judged(sources)
-    blocks: list[Block] = [verdicts.tally(scale, found) for scale, found in judgements]
+    blocks: list[Block] = [verdicts.tally(scale, claims_judged) for scale, claims_judged in judgements]
     blocks.append(Heading("Claims", "claims"))
-    for scale, found in judgements:
-        blocks += verdicts.claims(scale, found, sources.sections)
+    for scale, claims_judged in judgements:
+        blocks += verdicts.claims(scale, claims_judged, sources.sections)
     for rows in sources.sections:
         blocks += _table(rows, sources)
-    if sources.pictures:
-        blocks += [Heading("Figures", "figures"), *sources.pictures]
+    if sources.figures:
+        blocks += [Heading("Figures", "figures"), *sources.figures]
     blocks += provenance.failures(sources)
     blocks += provenance.environments(sources)
     return Page(TITLE, LEAD, tuple(blocks))
@@ -65,12 +66,12 @@ def _table(rows: Section, sources: Sources) -> list[Block]:
 
 
 def _linked(line: tuple[Cell, ...], r: RowResult) -> tuple[Cell, ...]:
-    """The cells of our own numbers, pointing to where they come from."""
+    """A line whose measured numbers link to their provenance."""
     return tuple(c._replace(target=provenance.origin(r)) if c.mark in ("own", "dirty") else c for c in line)
 
 
 def _class_iou(rows: Section) -> list[Block]:
-    """Mean over seeds of each class's IoU, in percent: a line a class, a column a row of the table."""
+    """Mean over seeds of each class's IoU, in percent: one line per class, one column per row of the table."""
     measured = [(r, [rec for rec in r.records if rec.confusion is not None]) for r in rows]
     measured = [(r, records) for r, records in measured if records]
     if not measured:
@@ -132,7 +133,7 @@ def _boundary(rows: Section) -> list[Block]:
 
 
 def _losses(rows: Section) -> list[Block]:
-    """The training loss of each row, a line a seed."""
+    """The training loss of each row, one line per seed."""
     charts = []
     for r in rows:
         curves = {t.seed: t.curve for t in r.trainings if len(t.curve) > 1}
@@ -144,7 +145,7 @@ def _losses(rows: Section) -> list[Block]:
             charts.append(Chart(f"{r.row.label} ({seeds})", "step", "loss", series, legend=False))
     if not charts:
         return []
-    note = "Each row has its own loss, so that the height of the curves says nothing between rows."
+    note = "Rows have different losses: the heights of their curves cannot be compared."
     return [Text(note), Charts(f"Training loss, scale {rows[0].scale.name}", tuple(charts))]
 
 

@@ -1,4 +1,4 @@
-"""The parts of the page on where numbers come from: records, environments, and what failed."""
+"""The parts of the page about provenance: records, environments, and failures."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from laurepro.spec.metrics import METRICS
 
 
 def origin(r: RowResult) -> str:
-    """The anchor of where a row's numbers come from."""
+    """The anchor of a row's provenance."""
     return f"from-{r.table.id}-{r.scale.name}-{r.row.id}"
 
 
 def provenance(rows: Section, pairs: tuple[str, ...]) -> list[Block]:
-    """For each row with records: the command that measures it again, and what each record says of its origin."""
+    """For each row with records: the command that repeats the measurement, and the provenance of each record."""
     blocks: list[Block] = []
     for r in rows:
         if not r.records:
             continue
         seeds = max(rec.seed for rec in r.records) + 1
-        again = f"laurepro run {shlex.quote(r.address)} --scale {r.scale.name} --seeds {seeds} --force"
-        again += "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
+        repeat = f"laurepro run {shlex.quote(r.address)} --scale {r.scale.name} --seeds {seeds} --force"
+        repeat += "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
         columns = ("record", "measures", "seed", "spec hash", "commit", "device", "started", "minutes", "weights")
         blocks += [
             Heading(r.row.label, origin(r), level=3),
-            Code(again),
+            Code(repeat),
             Table(
                 f"Records of {r.address} at scale {r.scale.name}",
                 Grid(
@@ -58,7 +58,7 @@ def _record(r: Record) -> tuple[Cell, ...]:
 
 
 def commit(r: Record) -> str:
-    """A record's commit, with the mark of code that differs from it."""
+    """A record's commit, marked where the code differed from it."""
     name = (r.environment.commit or "")[:12] or "unknown commit"
     return name + ("†" if r.environment.dirty else "")
 
@@ -69,12 +69,12 @@ def environments(sources: Sources) -> list[Block]:
     if not sources.records:
         return [head, Text("Nothing was measured: there are no records.")]
     dates = sorted(r.started[:10] for r in sources.records.values())
-    said = f"{len(sources.records)} records, measured from {dates[0]} to {dates[-1]}."
-    return [head, Text(said), environment_table(sources)]
+    period = f"{len(sources.records)} records, measured from {dates[0]} to {dates[-1]}."
+    return [head, Text(period), environment_table(sources)]
 
 
 def environment_table(sources: Sources) -> Table:
-    """Where the records were measured: a line for each device, set of versions and commit."""
+    """Where the records were measured: one line per device, set of versions and commit."""
     columns = ("device", "torch", "torchvision", "CuPy", "Python", "platform", "laurepro", "commit", "scales")
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in sources.records.values():
@@ -91,7 +91,7 @@ def environment_table(sources: Sources) -> Table:
 
 
 def failures(sources: Sources) -> list[Block]:
-    """Jobs that failed, with what they said last, and records that cannot be read."""
+    """Failed jobs with the last lines of their logs, and unreadable records."""
     users: dict[FailedJob, list[str]] = {}
     for rows in sources.sections:
         for r in rows:

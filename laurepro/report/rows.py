@@ -1,4 +1,4 @@
-"""Each row of a table at a scale, with what was measured for it and what became of its jobs."""
+"""Each row of a table at a scale, with its measurements and the state of its jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Status = Literal["done", "partial", "running", "failed", "missing", "quoted"]
 
 
 class FailedJob(NamedTuple):
-    """What `runs/<job>/failure.json` says."""
+    """The content of `runs/<job>/failure.json`."""
 
     job: str
     reason: str
@@ -23,7 +23,7 @@ class FailedJob(NamedTuple):
 
 
 class RowResult(NamedTuple):
-    """A row with what was measured for it: `values[metric][seed]`; `trainings` are those its records rest on."""
+    """A row with its measurements, `values[metric][seed]`; `trainings` are the records of the trainings behind them."""
 
     table: Table
     row: Row
@@ -44,7 +44,7 @@ class RowResult(NamedTuple):
 
     @property
     def dirty(self) -> bool:
-        """Whether any of the records, or of the trainings behind them, is of code that differs from its commit."""
+        """Whether any record, or training behind one, comes from code that differs from its commit."""
         return any(r.environment.dirty for r in (*self.records, *self.trainings))
 
     @property
@@ -53,7 +53,7 @@ class RowResult(NamedTuple):
         return max((len(v) for v in self.values.values()), default=0)
 
     def column(self, metric: str) -> dict[int, float]:
-        """Our values by seed for a published column."""
+        """Our values by seed for a column of the paper."""
         dataset = self.records[0].dataset if self.records else ""
         return self.values.get(own_metric(metric, dataset), {})
 
@@ -62,7 +62,7 @@ Section = list[RowResult]  # the rows of one table at one scale, in the table's 
 
 
 def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overrides: Raw | None = None) -> Section:
-    """Each row of a table at a scale with its records, in the table's order. `runs` None: no job's state is read."""
+    """The rows of a table at a scale with their records, in order. `runs` None: the state of jobs is not read."""
     records, _ = record.read_all(results)
     return _measure(table, scale, records, runs, overrides)
 
@@ -70,7 +70,7 @@ def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overri
 def collect(
     targets: tuple[str, ...], scales: list[str], results: Path, runs: Path | None, overrides: Raw | None = None
 ) -> tuple[list[Section], list[str]]:
-    """The tables asked for (all, when none is named) at each scale, and the unreadable records' lines.
+    """The named tables (none: all of them) at each scale, and a line for each unreadable record.
 
     Raises:
         LaureproError: a table or scale that does not exist, with the nearest.
@@ -86,7 +86,7 @@ def sections_of(
     runs: Path | None,
     overrides: Raw | None = None,
 ) -> list[Section]:
-    """`collect`, of records that were read already."""
+    """`collect`, from records that are already read."""
     tables = spec.tables()
     ids: list[str] = []
     for target in targets or tuple(tables):
@@ -104,7 +104,7 @@ def scales_with_records(results: Path) -> list[str]:
 
 
 def scales_of(records: dict[str, Record]) -> list[str]:
-    """Every scale that some of the records are of, `paper` first."""
+    """Every scale that has records, `paper` first."""
     present = {r.scale for r in records.values()}
     return [s for s in spec.scale_names() if s in present]
 
@@ -160,7 +160,7 @@ def _row(
 
 
 def _live(job: Job, runs: Path, records: dict[str, Record], failed: dict[str, FailedJob]) -> tuple[Status | None, str]:
-    """Whether a job, or one it needs, is running or has failed; what failed is added to `failed`."""
+    """Whether a job, or one that it needs, is running or has failed. Failed jobs are added to `failed`."""
     state: tuple[Status | None, str] = (None, "")
     current: Job | None = job
     while current is not None and (name := current.name) not in records:

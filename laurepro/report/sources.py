@@ -1,4 +1,4 @@
-"""What the report reads: records, tables with their rows, pictures, and the verdicts on claims."""
+"""What the report reads: records, tables with their rows, figures, and the verdicts on claims."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from laurepro import record, spec
 from laurepro.record import Record
-from laurepro.report.blocks import Picture
+from laurepro.report.blocks import Figure
 from laurepro.report.rows import Section, scales_of, sections_of
 from laurepro.spec import Scale
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Sources(NamedTuple):
-    """What a page is made from: tables, and the records of their scales. `pairs`: the --set of the runs."""
+    """What a page is made from: tables, and the records at their scales. `pairs`: the --set of the runs."""
 
     sections: tuple[Section, ...]
     records: dict[str, Record]
     problems: tuple[str, ...]
     scales: tuple[Scale, ...]
-    pictures: tuple[Picture, ...]
+    figures: tuple[Figure, ...]
     pairs: tuple[str, ...]
 
 
@@ -34,13 +34,13 @@ def gather(
     runs: Path | None = None,
     pairs: tuple[str, ...] = (),
 ) -> Sources:
-    """Read everything that a page is made from.
+    """Read all that a page is made from.
 
     Args:
         targets: Tables; none: all of them.
-        scales: Their scales; none: those that have records, and only the tables that were begun there.
+        scales: Their scales; none: those that have records, and there only the tables that have any.
         results: The results folder.
-        runs: The runs folder, for what is running or failed. None: the page depends on the results folder alone.
+        runs: The runs folder, for running and failed jobs. None: the page depends on the results folder alone.
         pairs: The --set that the runs were made with.
 
     Raises:
@@ -50,7 +50,7 @@ def gather(
     overrides = spec.parse_overrides(pairs)
     names = scales or scales_of(records) or ["paper"]
     sections = sections_of(targets, names, records, runs, overrides)
-    if not targets and scales is None:  # a table nobody has begun at a scale says nothing there
+    if not targets and scales is None:  # a table without records at a scale has nothing to show there
         begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
         sections = begun or sections
     return Sources(
@@ -58,24 +58,24 @@ def gather(
         records={name: r for name, r in records.items() if r.scale in names},
         problems=tuple(problems),
         scales=tuple(spec.scale(n) for n in names),
-        pictures=pictures(results),
+        figures=figures(results),
         pairs=pairs,
     )
 
 
-def pictures(results: Path) -> tuple[Picture, ...]:
-    """What `laurepro figure` left in `results/figures/`, with the title and description inside each file."""
+def figures(results: Path) -> tuple[Figure, ...]:
+    """The files of `laurepro figure` in `results/figures/`, with the title and description inside each."""
     from PIL import Image
 
-    found = []
+    readable = []
     for file in sorted((results / "figures").glob("*.png")):
         try:
             with Image.open(file) as image:
                 text = {k: str(v) for k, v in image.info.items()}
         except OSError:
             continue
-        found.append(Picture(file, text.get("Title", file.stem), text.get("Description", "no description")))
-    return tuple(found)
+        readable.append(Figure(file, text.get("Title", file.stem), text.get("Description", "no description")))
+    return tuple(readable)
 
 
 def judged(sources: Sources) -> list[tuple[Scale, list[Verdict]]]:

@@ -1,4 +1,4 @@
-"""Small charts as SVG: drawn here, so that a page needs neither scripts nor a network, and takes the page's colours."""
+"""Small charts as SVG: a page with them needs neither scripts nor a network, and its colours apply to them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     steps = [m * power for m in (10, 5, 2, 1, 0.5, 0.2)]
     fitting = [_multiples(s, low, high) for s in steps if s <= 2.5 * raw]
-    return next((found for found in fitting if len(found) > 1), [low, high])
+    return next((multiples for multiples in fitting if len(multiples) > 1), [low, high])
 
 
 def _multiples(step: float, low: float, high: float) -> list[float]:
@@ -29,7 +29,7 @@ def _multiples(step: float, low: float, high: float) -> list[float]:
 
 
 def bounds(charts: Sequence[Chart]) -> tuple[float, float, float, float]:
-    """The smallest and largest x and y of some charts, with a little room above and below."""
+    """The smallest and largest x and y of several charts, with a margin above and below."""
     points = [p for c in charts for s in c.series for p in s.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     room = (max(ys) - min(ys)) * 0.06 or abs(max(ys)) * 0.06 or 1.0
@@ -37,7 +37,7 @@ def bounds(charts: Sequence[Chart]) -> tuple[float, float, float, float]:
 
 
 def chart(c: Chart, box: tuple[float, float, float, float]) -> str:
-    """One chart over the axes of `box` (from `bounds`), with its content in words for who cannot see it."""
+    """One chart over the axes of `box` (from `bounds`), with its content in words for screen readers."""
     x0, x1, y0, y1 = box
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -73,7 +73,7 @@ def chart(c: Chart, box: tuple[float, float, float, float]) -> str:
 
 
 def words(c: Chart) -> str:
-    """A chart in words: what each line starts and ends with."""
+    """A chart in words: where each line starts and ends."""
     lines = [
         f"{s.label}: {s.points[0][1]:.4g} at {s.points[0][0]:g}, {s.points[-1][1]:.4g} at {s.points[-1][0]:g}"
         for s in c.series
@@ -82,7 +82,7 @@ def words(c: Chart) -> str:
 
 
 def interval(ends: tuple[float, float, float], widest: float) -> str:
-    """A difference with its interval on a line from -widest to widest, 0 in the middle. The numbers stand beside it."""
+    """A difference with its interval on a line from -widest to widest, with 0 in the middle."""
 
     def at(value: float) -> float:
         return 50 + 48 * max(-1.0, min(1.0, value / widest if widest else 0.0))

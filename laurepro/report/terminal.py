@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from laurepro.report.grid import comparison_grid, notes
+from laurepro.report.grid import notes
 from laurepro.report.rows import Section
+from laurepro.report.tables import comparison_grid
 
 _STYLES = {"quoted": "dim", "failed": "red", "missing": "yellow", "running": "cyan", "partial": "cyan"}
 
@@ -17,7 +18,7 @@ def print_terminal(sections: list[Section], width: int | None = None) -> None:
 
     console = Console(highlight=False, width=width)
     if not console.is_terminal and width is None:
-        console.width = 200  # a pipe has no width; 80 would break every line of a table
+        console.width = 200  # a pipe has no width, and 80 would wrap every line of a table
     for rows in sections:
         table, scale = rows[0].table, rows[0].scale
         grid = comparison_grid(rows)

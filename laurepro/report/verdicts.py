@@ -1,4 +1,4 @@
-"""The part of the page on claims: how many of each verdict, and a table for each file of claims."""
+"""The claims on the page: how many have each verdict, and a table for each file of claims."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from laurepro.claims.judge import Word
 
 _LEVELS = (
-    "Ours: the mean difference, in brackets the interval at the level that Holm's correction over all claims asks for, "
-    "which decides. The 95 % interval beside it is not corrected."
+    "Ours: the mean difference. The interval in brackets, at the level that Holm's correction over the claims of the "
+    "file demands, decides. The 95 % interval in the column beside it is not corrected."
 )
 _NOT_JUDGED: tuple[Word, ...] = ("not run", "not judged")
 
 
 def tally(scale: Scale, verdicts: Iterable[Verdict]) -> Tally:
-    """How many of the paper's claims have which verdict."""
+    """How many of the paper's claims have each verdict."""
     from laurepro.claims import SENTENCES
 
     words = [v.verdict for v in verdicts if v.claim.family == "paper"]
@@ -35,31 +35,31 @@ def tally(scale: Scale, verdicts: Iterable[Verdict]) -> Tally:
 
 
 def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, ...]) -> list[Block]:
-    """A part for each file of claims, the paper's first."""
+    """A section for each file of claims, the paper's first."""
     from laurepro.claims import NO_EVIDENCE
 
     known = {r.address: origin(r) for s in sections for r in s if r.scale.name == scale.name and r.records}
     blocks: list[Block] = []
     for family in dict.fromkeys(v.claim.family for v in verdicts):
-        own = [v for v in verdicts if v.claim.family == family]
-        title = "Claims of the paper" if family == "paper" else f"Questions of our own ({family})"
+        of_family = [v for v in verdicts if v.claim.family == family]
+        title = "Claims of the paper" if family == "paper" else f"Further questions ({family})"
         blocks.append(Heading(f"{title} at scale {scale.name}", f"claims-{scale.name}-{family}", level=3))
         if family == "paper":
-            said = "" if scale.evidence else f" {NO_EVIDENCE}"
-            blocks.append(Text(f"Scale {scale.name}: {scale.sentence}{said}"))
-        blocks += _family(f"{title}, scale {scale.name}", f"claims-{scale.name}-{family}", own, known)
+            caveat = "" if scale.evidence else f" {NO_EVIDENCE}"
+            blocks.append(Text(f"Scale {scale.name}: {scale.sentence}{caveat}"))
+        blocks += _family(f"{title}, scale {scale.name}", f"claims-{scale.name}-{family}", of_family, known)
     return blocks
 
 
 def _family(title: str, anchor: str, verdicts: Sequence[Verdict], known: Mapping[str, str]) -> list[Block]:
-    """What was judged as a table, the rest folded away by the reason."""
+    """The claims that were judged as a table; the others folded, by reason."""
     from laurepro.claims import SENTENCES
 
     def table(words: tuple[Word, ...]) -> Table | None:
         chosen = [v for v in verdicts if v.verdict in words]
         if not chosen:
             return None
-        columns = ("claim", "verdict", "paper's own cells", "ours", "95 % interval", "n")
+        columns = ("claim", "verdict", "paper's cells", "ours", "95 % interval", "n")
         heads = tuple(Column(c, number=c in ("95 % interval", "n")) for c in columns)
         marks = tuple(v.verdict.replace(" ", "-") for v in chosen)
         return Table(f"{title}: {', '.join(words)}", Grid(heads, tuple(_claim(v, known) for v in chosen), marks))
@@ -71,8 +71,8 @@ def _family(title: str, anchor: str, verdicts: Sequence[Verdict], known: Mapping
         blocks += [main, Bullets((_LEVELS, *(f"{w}: {SENTENCES[w]}." for w in shown)))]
     for word in _NOT_JUDGED:
         if (rest := table((word,))) is not None:
-            said = f"{len(rest.grid.lines)} {word}: {SENTENCES[word]}"
-            blocks.append(Fold(said, f"{anchor}-{word.replace(' ', '-')}", (rest,)))
+            summary = f"{len(rest.grid.lines)} {word}: {SENTENCES[word]}"
+            blocks.append(Fold(summary, f"{anchor}-{word.replace(' ', '-')}", (rest,)))
     return blocks
 
 
