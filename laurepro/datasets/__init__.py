@@ -4,7 +4,8 @@ A file defines
 
 * `INFO: Info`,
 * `class Dataset` with `__init__(self, root: Path, split: str, *, <options with literal defaults>)`, `__len__`, and
-  `__getitem__(i) -> (image uint8 [H, W, 3], label int64 [H, W])`, where a label is a class index or -1 (ignored),
+  `__getitem__(i) -> (image uint8 [H, W, 3], label int64 [H, W])`, where a label is a class index or -1 (ignored).
+  An attribute `names` gives each image's name, by which a test server's archive names its label map,
 * `problems(root: Path, splits: tuple[str, ...]) -> list[str]`: why the data cannot be used, empty if it can. It is
   cheap, and called before any work.
 

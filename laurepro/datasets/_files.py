@@ -38,7 +38,7 @@ SHOWN = 5  # problems that a refused run lists before it points to `laurepro dat
 
 
 class Files:
-    """One split of a prepared data set, read from its files."""
+    """One split of a prepared data set, read from its files. `names` of its images, without suffix, in their order."""
 
     def __init__(self, layout: Layout, root: Path, split: str) -> None:
         if split not in layout.splits:
@@ -47,13 +47,13 @@ class Files:
         self._hint = f"laurepro data verify {layout.name}"
         try:
             files = read_manifest(layout, self._folder)
-            names, _ = read_list(self._folder / f"{split}.txt")
+            self.names, _ = read_list(self._folder / f"{split}.txt")
         except Unreadable as error:
             raise LaureproError(str(error), self._hint) from None
         self._table = layout.table.astype(np.int64)
         self._labelled = split not in layout.unlabelled
-        self._paths = [paths_of(layout, split, name, files) for name in names]
-        self.decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(names))
+        self._paths = [paths_of(layout, split, name, files) for name in self.names]
+        self.decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(self.names))
 
     def __len__(self) -> int:
         """The number of images."""

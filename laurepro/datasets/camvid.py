@@ -73,6 +73,7 @@ class Dataset:
 
     def __init__(self, root: Path, split: str, *, width: Literal[256, 384, 480, 512] = 480) -> None:
         self._files = _files.Files(LAYOUT, root, split)
+        self.names = self._files.names
         self._size = (width, width * 3 // 4)
 
     def __len__(self) -> int:
