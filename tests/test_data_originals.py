@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -280,9 +281,10 @@ def test_the_editions_of_pascal_context_are_never_confused(tmp_path: Path) -> No
     del raw["images"][1]
     file.write_text(json.dumps(raw))
     assert make(pascal_context, source, tmp_path) == [] and verified(pascal_context, tmp_path).edition == "detail"
-    with pytest.raises(
-        LaureproError, match=r"edition detail; expected 2, edition stanford\n.*data.options.edition=detail"
-    ):
+    expected = r"train.txt: lists 1 images, which is edition detail; expected 2, edition stanford.*edition=detail"
+    [problem] = pascal_context.problems(tmp_path, ("train",))
+    assert re.search(expected, problem) and pascal_context.problems(tmp_path, ("train",), edition="detail") == []
+    with pytest.raises(LaureproError, match=expected):
         open_split(spec.Data(), tmp_path, "train")
     _, images = open_split(spec.Data(options={"edition": "detail"}), tmp_path, "train")
     assert len(images) == 1

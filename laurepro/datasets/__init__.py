@@ -7,7 +7,7 @@ A file defines
   `__getitem__(i) -> (image uint8 [H, W, 3], label int64 [H, W])`, where a label is a class index or -1 (ignored).
   An attribute `names` gives each image's name, by which a test server's archive names its label map,
 * `problems(root: Path, splits: tuple[str, ...]) -> list[str]`: why the data cannot be used, empty if it can. It is
-  cheap, and called before any work.
+  cheap, and called before any work. It may take keyword-only options of the class: those that decide the answer.
 
 Where options change what a data set is, a file also defines `info(*, <the same options>) -> Info`.
 
@@ -17,6 +17,7 @@ A data set of files also defines `LAYOUT` (`_layout.py`) and `originals(source) 
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -81,14 +82,26 @@ def copy_sha256(data: spec.Data, root: Path) -> str | None:
     return _manifest.manifest_sha256(root / layout.name)
 
 
+def problems(data: spec.Data, root: Path, splits: tuple[str, ...]) -> list[str]:
+    """Why splits of the data set that `data` names cannot be used with the options given there; empty if they can.
+
+    Raises:
+        LaureproError: No data set has that name.
+    """
+    check = parts.load("datasets", data.name).problems
+    accepted = inspect.signature(check).parameters
+    result: list[str] = check(root, splits, **{k: v for k, v in data.options.items() if k in accepted})
+    return result
+
+
 def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Images]:
     """Open one split of the data set that `data` names, with the options given there.
 
     Raises:
         LaureproError: The split cannot be used. All problems are reported together.
     """
+    if faults := problems(data, root, (split,)):
+        raise LaureproError("\n".join(f"data set {data.name}: {fault}" for fault in faults))
     module = parts.load("datasets", data.name)
-    if problems := module.problems(root, (split,)):
-        raise LaureproError("\n".join(f"data set {data.name}: {problem}" for problem in problems))
     images: Images = module.Dataset(root, split, **data.options)
     return info_of(data), images

@@ -27,7 +27,16 @@ from laurepro.datasets._image import decode as decode_image
 from laurepro.datasets._image import in_rgb, label_values
 from laurepro.datasets._layout import Layout as Layout
 from laurepro.datasets._layout import Mask, Unreadable
-from laurepro.datasets._manifest import LOCK, MANIFEST, Stamps, manifest_sha256, paths_of, read_list, read_manifest
+from laurepro.datasets._manifest import (
+    LOCK,
+    MANIFEST,
+    Stamps,
+    edition_problems,
+    manifest_sha256,
+    paths_of,
+    read_list,
+    read_manifest,
+)
 from laurepro.errors import LaureproError, unknown
 
 Report = Callable[[int, int], None]  # (done, total)
@@ -139,10 +148,11 @@ def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
     ]
 
 
-def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:
+def problems(layout: Layout, root: Path, splits: tuple[str, ...], edition: str | None = None) -> list[str]:
     """Why splits cannot be used: the files that are not, byte for byte, the ones that `prepare` checked.
 
-    A file whose size and modification time are unchanged counts as unchanged; others are hashed again.
+    `edition`: the one that is expected, if the experiment chooses one. A file whose size and modification time are
+    unchanged counts as unchanged; others are hashed again.
     """
     folder = root / layout.name
     unknown_splits = [
@@ -156,18 +166,20 @@ def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:
         files = read_manifest(layout, folder)
     except Unreadable as error:
         return [str(error)]
-    wanted = []
+    wanted, faults = [], []
     for split in splits:
         file = folder / f"{split}.txt"
         wanted.append(file.name)
-        with suppress(Unreadable):
-            for name in read_list(file)[0]:
+        with suppress(Unreadable):  # reported below, as a file that is not the one that was prepared
+            names, _ = read_list(file)
+            faults += edition_problems(layout, folder, split, len(names), edition)
+            for name in names:
                 image, mask = paths_of(layout, split, name, files)
                 wanted += [image] if split in layout.unlabelled else [image, mask]
     wanted = list(dict.fromkeys(wanted))
     stamps = Stamps(folder)
     results = parallel(lambda path: _changed(folder, path, files.get(path), stamps), wanted, lambda done, total: None)
-    faults = [fault for fault in results if fault]
+    faults += [fault for fault in results if fault]
     if len(faults) > SHOWN:
         faults = [*faults[:SHOWN], f"and {len(faults) - SHOWN} more files: laurepro data verify {layout.name}"]
     stamps.save()

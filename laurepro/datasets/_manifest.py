@@ -48,6 +48,18 @@ def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path
     return edition, faults
 
 
+def edition_problems(layout: Layout, folder: Path, split: str, count: int, edition: str | None) -> list[str]:
+    """Whether a split with that number of images is of another edition than the one that is expected, if one is."""
+    if edition is None or layout.editions[edition][split] == count:
+        return []
+    other = next((e for e, counts in layout.editions.items() if counts[split] == count), None)
+    use = f", or use --set data.options.edition={other}" if other else ""
+    return [
+        f"{folder / f'{split}.txt'}: lists {count} images, which is edition {other or 'unknown'}; expected "
+        f"{layout.editions[edition][split]}, edition {edition}: prepare that one{use}"
+    ]
+
+
 def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
     """Files in the folder that do not belong to the data set, without laurepro's own and those of killed processes."""
     expected = {MANIFEST, STAMPS, LOCK, *files}

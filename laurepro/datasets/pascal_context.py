@@ -117,7 +117,7 @@ _INDEX[list(IDS.values())] = np.arange(1, len(IDS) + 1)
 
 
 class Dataset(_files.Files):
-    """One split. `edition`: the one that is expected, so that a record states it; another is refused.
+    """One split. `edition`: the one that is expected, so that a record states it; `problems` refuses another.
 
     `background`: whether it is class 0, and the 59 follow.
     """
@@ -128,14 +128,6 @@ class Dataset(_files.Files):
         classes = info(background=background).classes
         layout = LAYOUT._replace(classes=classes, first=0, ignored=()) if background else LAYOUT
         super().__init__(layout, root, split)
-        expected = LAYOUT.editions[edition][split]
-        if len(self) != expected:
-            found = next((e for e, counts in LAYOUT.editions.items() if counts[split] == len(self)), "unknown")
-            raise LaureproError(
-                f"data set pascal_context: {len(self)} images in {split}, which is edition {found}; "
-                f"expected {expected}, edition {edition}",
-                f"prepare edition {edition}, or use --set data.options.edition={found}",
-            )
 
 
 def info(*, edition: str = "stanford", background: bool = False) -> Info:
@@ -143,9 +135,9 @@ def info(*, edition: str = "stanford", background: bool = False) -> Info:
     return INFO._replace(classes=("background", *INFO.classes)) if background else INFO
 
 
-def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
-    """Why the splits cannot be used; empty if they can."""
-    return _files.problems(LAYOUT, root, splits)
+def problems(root: Path, splits: tuple[str, ...], *, edition: Literal["stanford", "detail"] = "stanford") -> list[str]:
+    """Why the splits cannot be used; empty if they can. Those of another edition than the expected one cannot."""
+    return _files.problems(LAYOUT, root, splits, edition)
 
 
 def originals(source: Path) -> Originals:
