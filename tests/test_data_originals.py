@@ -33,11 +33,21 @@ def save_image(file: Path, height: int, width: int, mode: str = "RGB") -> None:
     PIL.Image.fromarray(small).resize((width, height)).convert(mode).save(file)
 
 
+def voc_colour(index: int) -> list[int]:
+    """PASCAL VOC's colour of a class, by its own loop."""
+    colour = [0, 0, 0]
+    for bit in range(7, -1, -1):
+        for channel in range(3):
+            colour[channel] |= (index >> channel & 1) << bit
+        index >>= 3
+    return colour
+
+
 def png(file: Path, values: np.ndarray, palette: bool = False) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     mask = PIL.Image.fromarray(values.astype(np.uint8))
     if palette:
-        mask.putpalette([(i * 37) % 256 for i in range(768)])
+        mask.putpalette([channel for index in range(256) for channel in voc_colour(index)])
     mask.save(file)
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from laurepro.datasets import Info, _files, _prepare
 from laurepro.datasets._layout import Layout, Mask, Unreadable
 from laurepro.datasets._manifest import read_list
-from laurepro.datasets._prepare import Original, Originals
+from laurepro.datasets._mat import read_mat
+from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -95,12 +94,15 @@ def originals(source: Path) -> Originals:
     annotated = {*names(sbd / "train.txt"), *names(sbd / "val.txt")}
     more = sorted(annotated - {*train, *val})
 
+    def image(name: str) -> Path:
+        return _prepare.existing(voc / "JPEGImages", name, JPEGS)
+
     def own(name: str) -> Original:
-        return Original(name, voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
+        return Original(name, image(name), _prepare.existing(voc / "SegmentationClass", name, PNGS))
 
     def extra(name: str) -> Original:
         file = sbd / "cls" / f"{name}.mat"
-        return Original(name, voc / "JPEGImages" / f"{name}.jpg", file, partial(_draw, file))
+        return Original(name, image(name), file, partial(_draw, file))
 
     trainaug = sorted([*map(own, train), *map(extra, more)], key=lambda original: original.name)
     return Originals({"train": [*map(own, train)], "trainaug": trainaug, "val": [*map(own, val)]}, faults)
@@ -108,8 +110,4 @@ def originals(source: Path) -> Originals:
 
 def _draw(file: Path) -> Mask:
     """The label map of SBD's structure GTcls: uint8 [H, W]."""
-    try:
-        values = np.asarray(_prepare.read_mat(file, "GTcls")["Segmentation"].item())
-    except (ValueError, IndexError, KeyError, TypeError):
-        raise Unreadable("GTcls has no Segmentation") from None
-    return _prepare.as_mask(values, len(INFO.classes) - 1)
+    return _prepare.as_mask(read_mat(file, "GTcls", "Segmentation"), len(INFO.classes) - 1)
