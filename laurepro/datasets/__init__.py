@@ -12,7 +12,9 @@ A file defines
 Where options change what a data set is, a file also defines `info(*, <the same options>) -> Info`.
 
 A data set of files also defines `LAYOUT` (`_layout.py`) and `originals(source) -> Originals` (`_prepare.py`):
-`laurepro data prepare` and `verify` need nothing more.
+`laurepro data prepare` and `verify` need nothing more. Any other one that reads files from elsewhere than ROOT/<name>
+defines `files(root: Path) -> Iterable[Path]`: what it reads, so that edited data are another experiment. One that is
+generated returns none.
 """
 
 from __future__ import annotations
@@ -72,14 +74,28 @@ def num_classes(data: spec.Data) -> int:
     return len(info_of(data).classes)
 
 
-def copy_sha256(data: spec.Data, root: Path) -> str | None:
-    """Which copy of a data set is below `root`: the digest of its manifest, and so of every file; None without one."""
-    layout = getattr(parts.load("datasets", data.name), "LAYOUT", None)
-    if layout is None:
-        return None
-    from laurepro.datasets import _manifest
+def data_digest(data: spec.Data, root: Path) -> str | None:
+    """Which copy of a data set is below `root`, as a sha256; None if it is generated or absent.
 
-    return _manifest.manifest_sha256(root / layout.name)
+    Of a data set that `laurepro data prepare` made it is the digest of the manifest, which lists size and sha256 of
+    every file; `problems` holds the files to the manifest. It costs reading the manifest.
+
+    Of any other one it covers the path below `root` and the sha256 of each file that the module's `files(root)`
+    returns, or without that function of each file below ROOT/<name>, hidden ones left out. The first call reads them
+    all. Later ones need the status of each, since unchanged size and modification time stand for an unchanged file;
+    that is kept in ROOT/<name>/.stamps.json, if it can be written.
+
+    Raises:
+        LaureproError: No data set has that name, or a file cannot be read.
+    """
+    from laurepro.datasets import _digest, _manifest
+
+    module = parts.load("datasets", data.name)
+    layout = getattr(module, "LAYOUT", None)
+    if layout is not None:
+        return _manifest.manifest_sha256(root / layout.name)
+    folder = root / data.name
+    return _digest.of_files(root, folder, module.files(root) if hasattr(module, "files") else _digest.below(folder))
 
 
 def problems(data: spec.Data, root: Path, splits: tuple[str, ...]) -> list[str]:

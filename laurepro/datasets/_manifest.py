@@ -185,11 +185,15 @@ class Stamps:
         size, _, digest, _ = self._known[path]
         return size, digest
 
+    def known(self, path: str) -> str | None:
+        """The digest of a file that has not changed since it was read, else None. Raises OSError."""
+        stamp = self._current(path)
+        return None if stamp is None else str(stamp[2])
+
     def sha256(self, path: str) -> str:
         """The file's digest. Raises OSError."""
-        known = self._current(path)
-        if known is not None:
-            return str(known[2])
+        if (known := self.known(path)) is not None:
+            return known
         with open(self._folder / path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         self.put(path, digest, None)
@@ -208,7 +212,7 @@ class Stamps:
 
     def save(self) -> None:
         """Write the stamps, if the folder is writable."""
-        if self._dirty:
+        if self._dirty and self._folder.is_dir():
             with suppress(OSError):
                 write(self._folder / STAMPS, json.dumps(self._known).encode())
                 self._dirty = False
