@@ -461,6 +461,30 @@ def test_trainaug_is_built_from_voc_and_sbd(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("voc")
+def test_trainaug_from_pngs_that_others_made_of_sbd(tmp_path: Path) -> None:
+    """`SegmentationClassAug` holds a label map of every image, val too; VOC's own are used where it has one."""
+    source = voc_and_sbd(tmp_path / "original")
+    assert make(voc2012_aug, source, tmp_path / "from_sbd") == []
+    shutil.move(source / "benchmark_RELEASE", source / "VOCaug")
+    assert make(voc2012_aug, source, tmp_path / "another_place") == []
+    shutil.rmtree(source / "VOCaug")
+    for name in {*TRAINAUG, *VOC_VAL}:
+        png(source / "VOCdevkit" / "VOC2012" / "SegmentationClassAug" / f"{name}.png", sbd_mask(name))
+    assert make(voc2012_aug, source, tmp_path / "from_pngs") == []
+    for root in ("another_place", "from_pngs"):
+        assert verified(voc2012_aug, tmp_path / root).problems == []
+        for split in ("trainaug", "val"):
+            expected = voc2012_aug.Dataset(tmp_path / "from_sbd", split)
+            images = voc2012_aug.Dataset(tmp_path / root, split)
+            assert images.names == expected.names
+            for index in range(len(expected)):
+                np.testing.assert_array_equal(images[index][1], expected[index][1])
+    next((source / "VOCdevkit" / "VOC2012" / "SegmentationClassAug").glob("2008_000003.png")).unlink()
+    [problem] = make(voc2012_aug, source, tmp_path / "one_less")
+    assert "holds train 2, trainaug 4, val 2 images; expected" in problem
+
+
+@pytest.mark.usefixtures("voc")
 def test_an_image_of_val_in_trainaug_is_named_and_stops_a_training(tmp_path: Path) -> None:
     make(voc2012_aug, voc_and_sbd(tmp_path / "original"), tmp_path)
     lines(tmp_path / "voc2012_aug" / "trainaug.txt", [*TRAINAUG[:4], VOC_VAL[1]])
