@@ -62,9 +62,7 @@ class Record(Strict):
     curve: tuple[tuple[int, float], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
-    data_sha256: str | None = (
-        None  # of the data set's manifest; None: it has none, or the record is older than manifests
-    )
+    data_sha256: str | None = None  # `datasets.data_digest`; None: generated, or a record from before there was one
     idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
     environment: Environment
     started: str

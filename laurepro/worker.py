@@ -133,7 +133,7 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro import distributed
-    from laurepro.datasets import copy_sha256
+    from laurepro.datasets import data_digest
     from laurepro.spec.sources import check_sources
     from laurepro.stages import Context, Stopped
     from laurepro.training import events
@@ -150,7 +150,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         progress=lambda values: None,
         stop_requested=lambda: _stop or (folder / STOP).exists(),
     )
-    copy = None if job.stage == "profile" else copy_sha256(job.experiment.data, args.data)
+    copy = None if job.stage == "profile" else data_digest(job.experiment.data, args.data)
     progress: Progress | None = None
     with contextlib.ExitStack() as stack:
         if rank == 0:
