@@ -63,7 +63,11 @@ class Backbone(Strict):
 
 
 class Model(Strict):
-    """What is compared: backbone, output stride, head, upsampler. Sizes and class counts are derived."""
+    """What is compared: backbone, output stride, head, upsampler. Sizes and class counts are derived.
+
+    `norm_init`: what the scales of every batch normalisation outside the backbone start from: one, or uniform in
+    [0, 1), as torch drew them up to 1.1, the authors' version among them.
+    """
 
     backbone: Backbone = Backbone()
     output_stride: Literal[8, 16, 32] = 8
@@ -73,6 +77,7 @@ class Model(Strict):
     aux_channels: int = Field(256, ge=1)
     aux_lau: bool = False
     dropout: float = Field(0.1, ge=0, lt=1)
+    norm_init: Literal["ones", "uniform"] = "ones"
 
 
 class Loss(Strict):
