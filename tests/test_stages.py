@@ -22,6 +22,7 @@ from laurepro.errors import LaureproError
 from laurepro.network import checkpoint, model
 from laurepro.network.model import MEAN, STD, normalise
 from laurepro.stages import Context, Result, Stopped, evaluate, train
+from laurepro.stages._legs import Legs
 from laurepro.training.batches import Batches
 from laurepro.training.clock import STEPS_IN_FLIGHT, IdleClock
 from laurepro.training.progress import agree
@@ -391,6 +392,8 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     assert (folder / "two" / "checkpoint-00000005.ckpt").is_file()
     context = make_context(folder / "two")._replace(progress=lambda values: told.append(float(values["loss"])))
     out["train"] = tuple(train.run(together_job(), context))
+    with pytest.raises(Stopped):  # to be resumed by one process
+        train.run(together_job(), make_context(folder / "shrunk", stop=after(2)))
     assert len(told) == (STEPS - 5 if rank == 0 else 0)
     out["straight"] = tuple(train.run(together_job(), make_context(folder / "straight")))
     STEPS_IN_FLIGHT["cpu"] = 1  # as GPUs, whose losses are read while the next step is under way
@@ -411,7 +414,7 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = train.run(together_job(), make_context(tmp_path / "one"))
     context = make_context(tmp_path / "evaluate", weights=tmp_path / "one")
     evaluated = evaluate.run(together_job("evaluate"), context)
@@ -426,6 +429,14 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(two_processes, (port, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+    caplog.set_level(logging.WARNING)
+    legs = Legs()
+    train.run(together_job(), make_context(tmp_path / "shrunk")._replace(legs=legs))
+    assert "resumes after 2 under other conditions: " in caplog.text and "world_size 2 -> 1" in caplog.text
+    first, second = legs.after(STEPS, "cpu", 1, 1)
+    assert (first.world_size, first.step, second.world_size, second.step) == (2, 2, 1, STEPS)
+    assert first.seconds > 0 and first.environment.device == "cpu" and first.environment.threads == 1
 
     whole = batch_norm_case(None)
     for name, expected in whole.items():

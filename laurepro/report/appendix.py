@@ -21,6 +21,7 @@ from laurepro.report.rows import RowResult
 from laurepro.report.sources import Sources, judged
 from laurepro.spec.metrics import METRICS
 
+UNKNOWN = "unknown"
 _LEFT = "for the authors of the text"
 
 
@@ -135,7 +136,7 @@ def _computation(records: list[Record]) -> str:
     parts = []
     for device in sorted({r.environment.device for r in records}):
         own = [r for r in records if r.environment.device == device]
-        hours = sum(r.seconds * r.world_size for r in own) / 3600
+        hours = sum(r.device_seconds for r in own) / 3600
         middle = statistics.median(r.seconds for r in own) / 60
         parts.append(f"{device}: {len(own)} jobs, {hours:.2f} device hours, {middle:.1f} minutes for the median job")
     return "; ".join(parts) + ". Jobs that failed or were thrown away leave no record and are not counted."
@@ -165,13 +166,19 @@ def artefact(sources: Sources) -> Page:
         "torchvision": _values(r.environment.torchvision for r in records),
         "CuPy": _values(r.environment.cupy for r in records),
         "platform": _values(r.environment.platform for r in records),
+        "torch build": _values(r.environment.torch_build or UNKNOWN for r in records),
+        "CUDA": _values(r.environment.cuda or UNKNOWN for r in records),
+        "cuDNN": _values(r.environment.cudnn or UNKNOWN for r in records),
+        "GPU driver": _values(r.environment.driver or UNKNOWN for r in records if r.environment.device != "cpu"),
     }
-    hours = sum(r.seconds * r.world_size for r in records) / 3600
+    hours = sum(r.device_seconds for r in records) / 3600
     facts = {
         "Program": "laurepro " + _values(r.environment.laurepro for r in records),
         "Method": "location-aware upsampling for semantic segmentation (arXiv:1911.05250v2)",
         "Data sets": _values(r.dataset for r in records if r.stage != "profile"),
         "Hardware that was used": _values(r.environment.device for r in records),
+        "Processors": _values(r.environment.cpu or UNKNOWN for r in records),
+        "BLAS threads": _values(str(r.environment.blas_threads or UNKNOWN) for r in records),
         "Software that was used": "; ".join(f"{k} {v}" for k, v in versions.items()),
         "Metrics": _values(METRICS[m].title for r in records for m in r.metrics if m in METRICS),
         "Output": "one JSON record a job; this report as HTML, markdown, LaTeX, CSV, JSON",
