@@ -384,7 +384,7 @@ def test_a_file_of_ones_own_is_found_by_name_and_digest_and_loads_strictly(
     ("pretrained", "backbone", "said"),
     [
         ("encnett", {}, "nearest: encnet"),
-        ("torchvision-v1", {}, "has the plain stem.*'deep'\n.*encnet, encnet-2020, gluon"),
+        ("torchvision-v1", {}, "has the plain stem.*'deep'\n.*encnet, fastfcn, encnet-2020, gluon"),
         ("encnet", {"stem": "plain"}, "has the deep stem.*'plain'\n.*torchvision-v1, torchvision-v2"),
         ("encnet", {"width": 32}, "width 32"),
         ("gluon", {"blocks": (1, 1, 1, 1)}, "blocks"),
@@ -396,6 +396,32 @@ def test_weights_that_cannot_be_meant(pretrained: str, backbone: Any, said: str)
     experiment = spec.Experiment(model={"backbone": backbone}, train={"epochs": 1, "pretrained": pretrained})
     with pytest.raises(LaureproError, match="(?s)here.*train.pretrained.*" + said):
         spec.canonical(experiment, "here")
+
+
+def test_a_backbone_without_recipe_weights_is_an_error_of_ours() -> None:
+    backbone = spec.Backbone.model_construct(kind="efficientnet_b0", stem="deep", width=64, blocks=None)
+    with pytest.raises(LaureproError, match=r"row 'x': train.pretrained 'encnet' .*'efficientnet_b0'"):
+        weights.check("encnet", backbone, "row 'x'")
+    with pytest.raises(LaureproError, match="FILE@SHA256"):
+        weights.find("gluon", "efficientnet_b0", Path("data"))
+
+
+def test_the_file_of_the_quoted_baselines_can_be_named_and_hints_lead_somewhere(no_caches: Path) -> None:
+    """The sha1 that FastFCN's model store prints; LaU's own is another file for ResNet-50 and the same for 101."""
+    digest = "ebb6acbbd1d1c90b7f446ae59d30bf70c74febc1"
+    assert weights.file_of("fastfcn", "resnet50") == weights.File("resnet50-ebb6acbb.pth", f"sha1:{digest}")
+    assert weights.file_of("fastfcn", "resnet101") == weights.file_of("encnet", "resnet101")
+    assert weights.file_of("fastfcn", "resnet50") != weights.file_of("encnet", "resnet50")
+    for name, words in (
+        (
+            "encnet",
+            ("Location-aware-Upsampling-for-Semantic-Segmentation", "ce461da", "resnet50-25c4b509", "encnet-2020"),
+        ),
+        ("fastfcn", ("wuhuikai/FastFCN", "resnet50-ebb6acbb", "encnet-2020")),
+    ):
+        with pytest.raises(LaureproError) as caught:
+            weights.find(name, "resnet50", no_caches)
+        assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_what_starts_from_another_training_has_no_imagenet_weights_of_its_own() -> None:
