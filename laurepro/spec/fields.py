@@ -200,6 +200,7 @@ class Eval(Strict):
     `oracle_radius`: no network's score but a ceiling for moving samples about: a pixel counts as right where its
     label is predicted anywhere within so many pixels (the larger coordinate). None: predictions as they are.
     `precision`: with bfloat16 the network runs under autocast, and classes whose scores nearly tie can change places.
+    `tf32`: on a GPU, convolutions of float32 round their factors to TF32; off, whatever the training did.
     """
 
     split: str = "val"
@@ -211,6 +212,7 @@ class Eval(Strict):
     align_corners: bool = True
     oracle_radius: int | None = Field(None, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    tf32: bool = False
 
 
 class Profile(Strict):
