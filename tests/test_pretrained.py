@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import pickle
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import pytest
 import torch
 import torchvision
 from conftest import run_cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_stages import make_context, make_job
 from torch import Tensor
 
@@ -295,7 +300,7 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, capsys: pytest.CaptureFixt
         "holds no state dict": lambda file: torch.save({"state_dict": {"epoch": 3}}, file),
         "holds no state dict ": lambda file: torch.save(torch.ones(3), file),
         "holds no state dict  ": lambda file: torch.save({}, file),
-        "Weights only": lambda file: torch.save({"state_dict": Malicious()}, file),
+        "which is not read: only tensors": lambda file: torch.save({"state_dict": Malicious()}, file),
         "cannot be read as": lambda file: file.write_bytes(pickle.dumps(Malicious())),
     }
     for number, (said, make) in enumerate(cases.items()):
@@ -308,6 +313,40 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 # ---------------------------------------------------------------------------------------- weights by name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
+def test_a_checkpoint_with_any_numpy_number_loads(tmp_path: Path, dtype: type[np.generic]) -> None:
+    torch.save({"best_pred": dtype(1), "state_dict": {"a": torch.ones(2)}}, tmp_path / "x.pth.tar")
+    assert list(read_state_dict(tmp_path / "x.pth.tar")) == ["a"]
+
+
+def test_what_cannot_be_loaded_is_named_in_a_line_of_ours(tmp_path: Path) -> None:
+    torch.save({"args": Namespace(lr=1), "state_dict": {"a": torch.ones(2)}}, tmp_path / "x.pth.tar")
+    (tmp_path / "y.pth").write_bytes(b"no weights" * 40)
+    for name, said in (("x.pth.tar", "holds argparse.Namespace, which is not read"), ("y.pth", "not a file of torch's")):
+        with pytest.raises(LaureproError) as caught:
+            read_state_dict(tmp_path / name)
+        first = str(caught.value).splitlines()[0]
+        assert said in first and first.isprintable() and "weights_only" not in str(caught.value)
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_damaged_weights_are_refused_in_a_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    buffer = io.BytesIO()
+    torch.save(
+        {"state_dict": {"a": torch.arange(6.0)}}, buffer, _use_new_zipfile_serialization=data.draw(st.booleans())
+    )
+    content = bytearray(buffer.getvalue())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[at] = data.draw(st.integers(0, 255))
+    (folder / "weights.pt").write_bytes(content)
+    with contextlib.suppress(LaureproError):  # a byte that is not read may change
+        read_state_dict(folder / "weights.pt")
+    with pytest.raises(LaureproError):  # no digest is in it
+        checkpoint.load_weights(folder)
 
 
 @pytest.fixture

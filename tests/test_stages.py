@@ -279,6 +279,21 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
         assert str(newest) in message.getMessage()
 
 
+def test_a_checkpoint_that_the_disk_cannot_give_is_broken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reading /proc/self/mem from its start is an EIO, as of a failing disk."""
+    checkpoint.save(tmp_path, 1, {"key": "k", "step": 1})
+    newest = tmp_path / "checkpoint-00000002.ckpt"
+    newest.symlink_to("/proc/self/mem")
+    if not newest.exists():
+        pytest.skip("no /proc")
+    state = checkpoint.load_latest(tmp_path, "k")
+    assert state is not None and state["step"] == 1
+    assert f"{newest} is broken (cannot be read: Input/output error); checkpoint-00000001.ckpt is used" in caplog.text
+    (tmp_path / "weights.pt").symlink_to("/proc/self/mem")
+    with pytest.raises(LaureproError, match=r"weights\.pt: is broken \(cannot be read: Input/output error\)"):
+        checkpoint.load_weights(tmp_path)
+
+
 def test_checkpoint_of_another_key(tmp_path: Path) -> None:
     assert checkpoint.load_latest(tmp_path, "mine") is None
     checkpoint.save(tmp_path, 1, {"key": "theirs"})
