@@ -51,6 +51,8 @@ def command(
     info, images = open_split(job.experiment.data, data, evaluation.split)
     names = submission.names(images, evaluation.split)
     file = output or Path("submissions") / f"{job.name}.zip"
+    if file.suffix != ".zip":  # weights or an image would be replaced
+        raise LaureproError(f"--output {file}: expected a name that ends in .zip")
     record.writable(file.parent, "--output")
 
     folder = record.run_folder(runs, job) / "predictions"
