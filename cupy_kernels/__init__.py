@@ -1,4 +1,4 @@
-"""CUDA sources of LaU and its losses. Nothing here imports torch or CuPy; `README.md` says how to add a kernel."""
+"""CUDA sources of LaU and its losses. The package imports neither torch nor CuPy. `README.md`: how to add a kernel."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _INCLUDE = re.compile(r'^#include "([\w.]+)"\n', re.MULTILINE)
 def source(name: str) -> str:
     """The text of `name`.cu, with the headers of this package in place of their `#include "..."` lines.
 
-    CuPy's disk cache knows a kernel by its text and not by the headers it includes: with the headers in the text, an
-    edited header is compiled again.
+    CuPy's disk cache identifies a kernel by its text, not by the headers it includes: with the headers in the text, a
+    changed header is recompiled.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file exists.
     """
-    seen: set[str] = set()
+    included: set[str] = set()
 
     def text(file: str) -> str:
-        if file in seen:
+        if file in included:
             return ""
-        seen.add(file)
-        # A bare #line: what is told about a line then names the file and the line it was written in.
+        included.add(file)
+        # A bare #line makes the compiler's messages name the original file and line.
         body = resources.files(__name__).joinpath(file).read_text(encoding="utf-8").replace("#pragma once\n", "\n")
         out = [f'#line 1 "{file}"\n']
         end = 0

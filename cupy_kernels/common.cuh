@@ -1,5 +1,5 @@
 #pragma once
-// What all kernels share: storage types, where a sample reads, and what a warp does together.
+// Shared by all kernels: storage types, the positions of samples, and warp-wide operations.
 //
 // Compiled by NVRTC without any header of the CUDA toolkit, and by g++ through tests/emulator/cuda_on_cpu.h, which
 // defines LAU_EMULATED.
@@ -9,7 +9,7 @@
 struct bfloat16 { unsigned short bits; };
 struct float16 { unsigned short bits; };
 
-// All arithmetic is in float, or in double for double.
+// All arithmetic is in float, except in double for double.
 template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
 template <typename T> using Acc = typename Accumulator<T>::type;
@@ -27,7 +27,7 @@ __device__ __forceinline__ float widen(float16 v) {
 #endif
 }
 
-// To the nearest, ties to even, as torch rounds.
+// Rounds to nearest, ties to even, as torch does.
 template <typename T> __device__ __forceinline__ T narrow(Acc<T> v) { return (T)v; }
 template <> __device__ __forceinline__ bfloat16 narrow<bfloat16>(float v) {
     unsigned u = __float_as_uint(v);
@@ -44,14 +44,14 @@ template <> __device__ __forceinline__ float16 narrow<float16>(float v) {
     return out;
 }
 
-#ifndef LAU_CHECK_ALIGNED  // the emulator checks; a GPU would end the process
+#ifndef LAU_CHECK_ALIGNED  // the emulator checks; a GPU would abort the process
 #define LAU_CHECK_ALIGNED(p, bytes)
 #endif
 
 // N values that are loaded and stored in one instruction. The address must be a multiple of the size.
 template <typename T, int N> struct alignas(sizeof(T) * N) Vec { T v[N]; };
 
-// The built-in type of so many bytes: of a structure, the compiler may make several accesses.
+// The built-in type of BYTES bytes: the compiler may split the access to a structure into several.
 template <int BYTES> struct Word;
 template <> struct Word<2> { using type = unsigned short; };
 template <> struct Word<4> { using type = unsigned; };
@@ -72,35 +72,35 @@ template <int N, typename T> __device__ __forceinline__ Vec<T, N> load(const T* 
 template <int N, typename T> __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
     LAU_CHECK_ALIGNED(p, sizeof(T) * N);
     Bits<N, T> bits = {v};
-    __stcg(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);  // an assignment may be taken apart
+    __stcg(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);  // an assignment may be split
 }
-// For what this kernel does not read again: its input, which it reads often, stays in the cache instead.
+// For values that this kernel does not read again, so that the cache keeps its input, which it reads often.
 template <int N, typename T> __device__ __forceinline__ void stream(T* p, const Vec<T, N>& v) {
     LAU_CHECK_ALIGNED(p, sizeof(T) * N);
     Bits<N, T> bits = {v};
     __stcs(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);
 }
 
-// The compiler may contract a * b + c in one place and not in another; where two branches must agree to the last bit,
-// neither is left to it.
+// The compiler may contract a * b + c in one place and not in another; where two branches must agree to the last bit, the
+// contraction is explicit.
 __device__ __forceinline__ float mad(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double mad(double a, double b, double c) { return fma(a, b, c); }
 
-// ------------------------------------------------------------------------------------------- where a sample reads
+// -------------------------------------------------------------------------------------------- positions of samples
 
-// What Y is to its axis: Y = cell * k + step, at position cell + step / k.
-// `reciprocal` is 1 / k, rounded. One correction makes step / k what a division gives, without the division.
+// The position of output index Y = cell * k + step along its axis, which is cell + step / k.
+// `reciprocal` is 1 / k, rounded. One correction makes the product step * reciprocal equal to the rounded quotient.
 template <typename A> __device__ __forceinline__ A base_position(int index, int k, A reciprocal) {
     const int cell = index / k;
     const A step = (A)(index - cell * k), quotient = step * reciprocal;
     return (A)cell + mad(mad(-quotient, (A)k, step), reciprocal, quotient);
 }
 
-// What shares one offset is a map: an image (M = 1), or one channel of one (M = C). Of the maps of image n, map m has its
-// row offsets in plane 2 M n + m, its column offsets M planes on.
+// A map is what shares one offset: an image (M = 1), or one channel of an image (M = C). Map m of image n has its row
+// offsets in plane 2 M n + m, and its column offsets M planes later.
 __device__ __forceinline__ size_t offset_plane(int map, int M, int HW) { return (size_t)(map / M * 2 * M + map % M) * HW; }
 
-// Where a pixel of a map samples the input. A null `offset` is all zeros.
+// The position at which a pixel of a map samples the input. A null `offset` stands for zeros.
 template <typename A> struct Position { A y, x; };
 
 template <typename A> __device__ __forceinline__ Position<A> position_of(
@@ -116,7 +116,7 @@ template <typename A> __device__ __forceinline__ Position<A> position_of(
 }
 
 // One axis of one sample: it reads `cell` with weight 1 - t and `cell + far` with weight t. A NaN position reads cell 0
-// with t = NaN: the value is NaN, and no index is out of range.
+// with t = NaN: the value is NaN, and no index is out of bounds.
 template <typename A> struct Axis { int cell, far; A t; };
 
 template <typename A> __device__ __forceinline__ Axis<A> locate(A position, int n) {
@@ -129,15 +129,15 @@ template <typename A> __device__ __forceinline__ Axis<A> locate(A position, int 
     return axis;
 }
 
-// The same sample, reading two neighbours that exist if n > 1: at n - 1 the cell before it, with t = 1. Kernels that only
-// need the value compute one address for both.
+// The same sample, read from two neighbours that exist if n > 1: at n - 1 from the cell before it, with t = 1. Kernels that
+// only need the value compute one address for both.
 template <typename A> __device__ __forceinline__ Axis<A> locate_pair(A position, int n) {
     Axis<A> axis = locate(position, n);
     if (axis.far == 0 && n > 1) axis = {n - 2, 1, axis.t + (A)1};
     return axis;
 }
 
-// Which derivative with respect to the position there is: none outside of [0, n - 1], and none to the right at n - 1.
+// Whether the derivative with respect to the position exists: not outside of [0, n - 1], and not to the right at n - 1.
 template <typename A> __device__ __forceinline__ bool has_slope(A position, int n) {
     return position >= (A)0 && position < (A)(n - 1);
 }
@@ -153,12 +153,12 @@ template <typename A> __device__ __forceinline__ Weights<A> tap_weights(A ty, A 
     return {sy * sx, sy * tx, ty * sx, ty * tx};
 }
 
-// The one formula for a sampled value, whichever kernel it is in: with equal offsets, equal bits.
+// The only formula for a sampled value, in all kernels: equal offsets give equal bits.
 template <typename A> __device__ __forceinline__ A blend(const Weights<A>& w, A v00, A v01, A v10, A v11) {
     return mad(w.w11, v11, mad(w.w10, v10, mad(w.w01, v01, w.w00 * v00)));
 }
 
-// ------------------------------------------------------------------------------------------- what a warp does together
+// ------------------------------------------------------------------------------------------------ warp-wide operations
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -169,25 +169,25 @@ template <int LANES, typename A> __device__ __forceinline__ A group_sum(A v) {
     return v;
 }
 
-// The sum of what the lanes hold that are at the same place of their groups of LANES.
+// The sum over the lanes at the same place in their groups of LANES.
 template <int LANES, typename A> __device__ __forceinline__ A across_groups(A v) {
 #pragma unroll
     for (int d = LANES; d < 32; d *= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
     return v;
 }
 
-// Two group sums for little more than the price of one: after the first exchange, half of the lanes carries each.
+// Two group sums for little more than the cost of one: after the first exchange, each half of the lanes carries one.
 template <int LANES, typename A> __device__ __forceinline__ void group_sum(A& a, A& b, int lane) {
     const bool upper = lane & (LANES / 2);
-    A mine = (upper ? b : a) + __shfl_xor_sync(ALL_LANES, upper ? a : b, LANES / 2);
+    A kept = (upper ? b : a) + __shfl_xor_sync(ALL_LANES, upper ? a : b, LANES / 2);
 #pragma unroll
-    for (int d = LANES / 4; d > 0; d /= 2) mine += __shfl_xor_sync(ALL_LANES, mine, d);
-    const A other = __shfl_xor_sync(ALL_LANES, mine, LANES / 2);
-    a = upper ? other : mine;
-    b = upper ? mine : other;
+    for (int d = LANES / 4; d > 0; d /= 2) kept += __shfl_xor_sync(ALL_LANES, kept, d);
+    const A other = __shfl_xor_sync(ALL_LANES, kept, LANES / 2);
+    a = upper ? other : kept;
+    b = upper ? kept : other;
 }
 
-// Shared memory whose size the launch decides.
+// Shared memory whose size is set by the launch.
 #ifndef LAU_DYNAMIC_SHARED
 #define LAU_DYNAMIC_SHARED(T, name)                          \
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \

@@ -1,20 +1,20 @@
-// LaU, backward, as a gather: every sample (a pixel of a map) reads one cell of the input, so that the samples, sorted by
-// cell, can be summed in registers. No float atomics; what is left to chance is the order within a cell, and only where
-// `rank` comes from `count_cells` rather than from a stable sort.
+// LaU, backward, as a gather: every sample (a pixel of a map) reads one cell of the input, so samples sorted by cell can be
+// summed in registers. No float atomics; only the order within a cell may vary, and only where `rank` comes from
+// `count_cells` instead of a stable sort.
 //
-//   count_cells    how many samples read each cell, and which of them a sample is
-//   list_cells     where each cell's list begins, and its division into chunks of at most `capacity` samples
-//   scatter_cells  the lists: per sample its pixel, its fractions and which derivatives it has
+//   count_cells    the number of samples per cell, and each sample's rank within its cell
+//   list_cells     the start of each cell's list, and its division into chunks of at most `capacity` samples
+//   scatter_cells  the lists: per sample its pixel, its fractions and the derivatives that exist
 //   gather_*       per chunk: its part of the gradients of the cell's four corners, and the offset gradients of its samples
-//   combine        per input value: the sum of the parts of the up to four cells that it is a corner of
-//   integer_rule   overwrites offset gradients on integers by the released code's rule, if that is asked for
+//   combine        per input value: the sum of the parts of the cells, up to four, of which it is a corner
+//   integer_rule   overwrites offset gradients at integers by the released code's rule, if requested
 //
-// C counts the channels of a map. Maps first_map ... first_map + maps - 1 are processed; input, grad and grad_input begin at
-// the first of them, offset and grad_offset at map 0.
+// C is the number of channels of a map. Maps first_map to first_map + maps - 1 are processed; input, grad and grad_input
+// start at the first of them, offset and grad_offset at map 0.
 #include "cells.cuh"
 
 // `key` is, per sample, its rank within its cell (RANK; -1 where the offset is NaN), or the cell (maps * h * w for NaN).
-// `count` must be 0. Neighbouring samples that share a cell cost one atomic.
+// `count` must be 0. Neighbouring samples of one cell share one atomic.
 template <typename A, bool RANK>
 __global__ void __launch_bounds__(256) count_cells(
     const A* __restrict__ offset, int* __restrict__ key, int* __restrict__ count,
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(256) count_cells(
     if (sample < maps * HW) key[sample] = RANK ? (cell < cells ? rank : -1) : cell;
 }
 
-// The ranks that a stable sort by cell gives; `before` is the inclusive prefix sum of `count`.
+// The ranks by a stable sort by cell; `before` is the inclusive prefix sum of `count`.
 __global__ void __launch_bounds__(256) rank_sorted(
     const int* __restrict__ sorted_cell, const long long* __restrict__ permutation, const int* __restrict__ count,
     const int* __restrict__ before, int* __restrict__ rank, int samples, int cells) {
@@ -46,14 +46,14 @@ __global__ void __launch_bounds__(256) rank_sorted(
 
 __device__ __forceinline__ int chunks_of(int length, int capacity) { return (length + capacity - 1) / capacity; }
 
-// The sum over the block's lower threads; `total` gets the sum over all 256.
+// The sum over the block's lower threads; `total` is set to the sum over all 256.
 __device__ __forceinline__ int exclusive_sum(int v, int& total, int* sums) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     int inclusive = v;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
-        const int left = __shfl_up_sync(ALL_LANES, inclusive, d);
-        if (lane >= d) inclusive += left;
+        const int lower = __shfl_up_sync(ALL_LANES, inclusive, d);
+        if (lane >= d) inclusive += lower;
     }
     if (lane == 31) sums[warp] = inclusive;
     __syncthreads();
@@ -64,12 +64,12 @@ __device__ __forceinline__ int exclusive_sum(int v, int& total, int* sums) {
         if (i < warp) before += sums[i];
         total += sums[i];
     }
-    __syncthreads();  // `sums` may be written again
+    __syncthreads();  // the next call may overwrite `sums`
     return before + inclusive - v;
 }
 
-// Blocks of 256 cells; `totals` (entries, chunks) must be 0. The lists of a block follow each other; where a block's lists
-// begin depends on which block comes first, which nothing else depends on.
+// Blocks of 256 cells; `totals` (entries, chunks) must be 0. The lists of a block are consecutive. Where they start depends
+// on the order in which the blocks run; nothing else does.
 __global__ void __launch_bounds__(256) list_cells(
     const int* __restrict__ count, int* __restrict__ totals, int* __restrict__ start, int* __restrict__ first_chunk,
     Chunk* __restrict__ chunks, int cells, int capacity) {
@@ -87,13 +87,13 @@ __global__ void __launch_bounds__(256) list_cells(
     if (cell >= cells) return;
     start[cell] = base[0] + begin;
     first_chunk[cell] = base[1] + first;
-    for (int i = 0; i < parts; ++i) {  // of equal length, up to one
+    for (int i = 0; i < parts; ++i) {  // their lengths differ by at most one
         const int from = (int)((long long)length * i / parts), to = (int)((long long)length * (i + 1) / parts);
         chunks[base[1] + first + i] = {cell, base[0] + begin + from, to - from};
     }
 }
 
-// Writes the lists, and the offset gradient (may be null) of the samples that are in none: those of NaN offsets.
+// Writes the lists, and the offset gradient (may be null) of the samples that are in no list: those of NaN offsets.
 template <typename A>
 __global__ void __launch_bounds__(256) scatter_cells(
     const A* __restrict__ offset, const int* __restrict__ rank, const int* __restrict__ start,
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(256) scatter_cells(
     entries[start[(map * h + y.cell) * w + x.cell] + position] = {y.t, x.t, pixel, slopes};
 }
 
-// NHWC, M = 1. One warp per chunk of at most 32 samples, its lanes in groups that take turns; a lane holds VECTORS vectors
+// NHWC, M = 1. One warp per chunk of at most 32 samples, which the groups of lanes share out; a lane holds VECTORS vectors
 // of VEC channels: the cell's slopes, and the sums for its four corners.
 template <typename T, int VEC, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256, 2) gather_nhwc(
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(256, 2) gather_nhwc(
     constexpr int GROUPS = 32 / LANES, STEP = LANES * VEC;
     const int index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (index >= max_chunks) return;
-    const Chunk chunk = chunks[index];  // on its way while it becomes known whether there is one
+    const Chunk chunk = chunks[index];  // loads while `totals` does
     if (index >= totals[1]) return;
     const int lane = threadIdx.x % LANES, group = threadIdx.x % 32 / LANES;
     const int map = chunk.cell / (h * w), cell = chunk.cell - map * h * w, y = cell / w, x = cell - y * w;
@@ -134,11 +134,11 @@ __global__ void __launch_bounds__(256, 2) gather_nhwc(
     const T* u = input + (size_t)chunk.cell * C;
     const T* g = grad + (size_t)map * HW * C;
 
-    // This lane's own sample: number lane * GROUPS + group, so that consecutive samples go to different groups.
-    const int own = lane * GROUPS + group;
+    // The sample of this lane: consecutive samples go to different groups.
+    const int lane_sample = lane * GROUPS + group;
     Entry<A> entry = {(A)0, (A)0, 0, 0};
-    if (own < chunk.length) entry = entries[chunk.begin + own];
-    A own_y = 0, own_x = 0;
+    if (lane_sample < chunk.length) entry = entries[chunk.begin + lane_sample];
+    A grad_y = 0, grad_x = 0;
 
     for (int block = 0; block < C; block += STEP * VECTORS) {
         const int c0 = block + lane * VEC;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(256, 2) gather_nhwc(
                 s00[q][j] = s01[q][j] = s10[q][j] = s11[q][j] = (A)0;
             }
         }
-        // One sample ahead: the load of the next is under way while this one is summed. 0 where there is none.
+        // Prefetches the next sample while this one is summed; 0 after the last.
         Vec<T, VEC> next[VECTORS];
         const auto fetch = [&](int i) {
             const T* sample = g + (size_t)__shfl_sync(ALL_LANES, entry.pixel, i, LANES) * C;
@@ -196,8 +196,8 @@ __global__ void __launch_bounds__(256, 2) gather_nhwc(
             A along_y = mad(tx, twist, down), along_x = mad(ty, twist, right);
             group_sum<LANES>(along_y, along_x, lane);
             if (lane == i) {
-                own_y += along_y;
-                own_x += along_x;
+                grad_y += along_y;
+                grad_x += along_x;
             }
         }
         if (parts == nullptr) continue;
@@ -220,14 +220,14 @@ __global__ void __launch_bounds__(256, 2) gather_nhwc(
             store<VEC>(out + 3 * C + c, o11);
         }
     }
-    if (grad_offset == nullptr || own >= chunk.length) return;
+    if (grad_offset == nullptr || lane_sample >= chunk.length) return;
     A* rows = grad_offset + (size_t)(first_map + map) * 2 * HW + entry.pixel;
-    rows[0] = entry.slopes & SLOPE_Y ? own_y : (A)0;
-    rows[HW] = entry.slopes & SLOPE_X ? own_x : (A)0;
+    rows[0] = entry.slopes & SLOPE_Y ? grad_y : (A)0;
+    rows[HW] = entry.slopes & SLOPE_X ? grad_x : (A)0;
 }
 
-// One thread's part of gather_nchw for CHANNELS channels from c0 on: the samples of `column` into its corners and sums.
-// Within a map 32 bits address everything.
+// One thread's part of gather_nchw for CHANNELS channels, starting at c0: sums the samples of `column` into its corners and
+// offset gradients. Indices within a map fit into 32 bits.
 template <typename T, int CHANNELS, typename A> __device__ __forceinline__ void gather_channels(
     const T* __restrict__ g, const T* __restrict__ u, const Entry<A>* column, A* sum_y, A* sum_x, int length,
     A* __restrict__ parts, int c0, int C, int hw, int HW, int cell, int to_right, int to_below, int max_chunks) {
@@ -271,7 +271,7 @@ template <typename T, int CHANNELS, typename A> __device__ __forceinline__ void 
 }
 
 // NCHW. One thread per chunk of at most CAPACITY samples: neighbouring threads have neighbouring cells and read the same
-// plane. MANY channels are held in registers at a time; the samples and their sums wait in shared memory, in a column per
+// plane. MANY channels are held in registers at a time; the samples and their sums are in shared memory, in a column per
 // thread.
 template <typename T, int CAPACITY>
 __global__ void __launch_bounds__(128, 4) gather_nchw(
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(128, 4) gather_nchw(
     LAU_DYNAMIC_SHARED(Entry<A>, shared);
     const int index = blockIdx.x * blockDim.x + threadIdx.x, threads = blockDim.x;
     if (index >= max_chunks) return;
-    const Chunk chunk = chunks[index];  // on its way while it becomes known whether there is one
+    const Chunk chunk = chunks[index];  // loads while `totals` does
     if (index >= totals[1]) return;
     Entry<A>* column = shared + threadIdx.x;
     A* sum_y = reinterpret_cast<A*>(shared + CAPACITY * threads) + threadIdx.x;
@@ -315,8 +315,8 @@ __global__ void __launch_bounds__(128, 4) gather_nchw(
     }
 }
 
-// parts is [chunk][corner][C] (LAST) or [corner][C][max_chunks]. A cell without samples has no chunks. At the last row and
-// column a cell's far corners do not exist; nothing is lost, since their weights are 0 there.
+// `parts` is [chunk][corner][C] (LAST) or [corner][C][max_chunks]. A cell without samples has no chunks. At the last row
+// and column a cell's far corners do not exist; their weights are 0, so nothing is lost.
 template <typename T, bool LAST>
 __global__ void __launch_bounds__(256) combine(
     const Acc<T>* __restrict__ parts, const int* __restrict__ count, const int* __restrict__ first_chunk,
@@ -346,8 +346,8 @@ __global__ void __launch_bounds__(256) combine(
     grad_input[i] = narrow<T>(sum);
 }
 
-// The released code's derivative on an integer position is minus the value: its far tap drops out there. One thread per
-// sample; `last` tells NHWC from NCHW. All maps from 0 on.
+// The released code's derivative at an integer position is minus the value: its far tap drops out there. One thread per
+// sample; `last` is 1 for NHWC, 0 for NCHW. Processes all maps.
 template <typename T>
 __global__ void __launch_bounds__(256, 2) integer_rule(
     const T* __restrict__ grad, const T* __restrict__ input, const Acc<T>* __restrict__ offset, Acc<T>* __restrict__ grad_offset,

@@ -3,9 +3,9 @@
 // offset is (N, 2M, H, W), or null for zero offsets.
 #include "common.cuh"
 
-// NCHW. A thread takes PIXELS pixels in a row through `channels_per_block` channels: the taps are found once, and the
-// store is one instruction. RIGHT is from a tap to its right neighbour: 0 only if w = 1. Grid: pixels, channels, maps.
-// C channels per map.
+// NCHW. A thread computes PIXELS consecutive pixels of `channels_per_block` channels: the taps are computed once, and the
+// store is one instruction. RIGHT is the distance from a tap to its right neighbour: 0 only if w = 1. Grid: pixels,
+// channels, maps. C channels per map.
 template <typename T, int PIXELS, int RIGHT>
 __global__ void __launch_bounds__(256) lau_forward_nchw(
     const T* __restrict__ input, const Acc<T>* __restrict__ offset, T* __restrict__ output,
@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(256) lau_forward_nchw(
     }
 }
 
-// NHWC, M = 1. Groups of LANES lanes take LANES pixels: each lane finds the taps of one, then all lanes walk through the
-// pixels together, VEC channels per lane and step.
+// NHWC, M = 1. A group of LANES lanes computes LANES pixels: each lane computes the taps of one, then all lanes process one
+// pixel after another together, VEC channels per lane and step.
 template <typename T, int VEC, int LANES>
 __global__ void __launch_bounds__(256) lau_forward_nhwc(
     const T* __restrict__ input, const Acc<T>* __restrict__ offset, T* __restrict__ output,
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(256) lau_forward_nhwc(
             const T* top = u + __shfl_sync(ALL_LANES, near, i, LANES);
             const T* bottom = top + __shfl_sync(ALL_LANES, down, i, LANES);
             const int step = __shfl_sync(ALL_LANES, right, i, LANES);
-            if (begin + i >= HW) continue;  // the other groups of the warp may go on, and take part in the shuffles
+            if (begin + i >= HW) continue;  // other groups of the warp may have pixels left, and need this one in their shuffles
             for (int c = lane * VEC; c < C; c += LANES * VEC) {
                 const Vec<T, VEC> v00 = load<VEC>(top + c), v01 = load<VEC>(top + step + c);
                 const Vec<T, VEC> v10 = load<VEC>(bottom + c), v11 = load<VEC>(bottom + step + c);

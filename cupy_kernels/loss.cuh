@@ -1,15 +1,15 @@
 #pragma once
-// What the loss kernels share. Per pixel, L is the cross-entropy of the LaU logits; its rivals are L', that of the bilinear
+// Shared by the loss kernels. Per pixel, L is the cross-entropy of the LaU logits. Its rivals are L', that of the bilinear
 // logits (equation 3), or those of the four corners of the pixel's cell (equation 4).
 #include "common.cuh"
 
-// Which rivals there are, and what L = L' gets.
+// The rivals, and for equation 3 the treatment of L = L'.
 constexpr int TIE_LOSES = 0, TIE_WINS = 1, REGRESSION = 2;
 
-// What the forward kernel found for a pixel: the label is ignored; LaU is good; it is not; it is not, and corner c is best.
+// The forward kernel's verdict on a pixel: the label is ignored; LaU is good; LaU is not; LaU is not, and corner c is best.
 constexpr unsigned char IGNORED = 0, GOOD = 1, PUNISHED = 2, CORNER = 3;
 
-// Takes the place of channels that do not exist: finite, so that weights of 0 keep it so, and of no weight in a softmax.
+// Replaces channels that do not exist: finite, so that a weight of 0 gives 0, and without weight in a softmax.
 constexpr float NO_LOGIT = -1e30f;
 
 __device__ __forceinline__ float exponential(float v) { return __expf(v); }
@@ -19,7 +19,7 @@ __device__ __forceinline__ double logarithm(double v) { return log(v); }
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 
-// A sum that the compiler leaves alone; see `mad`.
+// A sum that the compiler does not contract; see `mad`.
 #ifdef LAU_EMULATED
 template <typename A> __device__ __forceinline__ A plus(A a, A b) { return a + b; }
 #else
@@ -34,18 +34,18 @@ template <typename A> __device__ __forceinline__ A log_sum_exp(const LogSum<A>& 
     return plus(all.peak, logarithm(all.sum));
 }
 
-// The loss of a label that does not exist.
+// The loss of a label that is not a class.
 template <typename A> __device__ __forceinline__ A not_a_number() { return (A)__int_as_float(0x7fffffff); }
 
 // Two maxima over groups of LANES lanes; see `group_sum`.
 template <int LANES, typename A> __device__ __forceinline__ void group_max(A& a, A& b, int lane) {
     const bool upper = lane & (LANES / 2);
-    A mine = larger(upper ? b : a, __shfl_xor_sync(ALL_LANES, upper ? a : b, LANES / 2));
+    A kept = larger(upper ? b : a, __shfl_xor_sync(ALL_LANES, upper ? a : b, LANES / 2));
 #pragma unroll
-    for (int d = LANES / 4; d > 0; d /= 2) mine = larger(mine, __shfl_xor_sync(ALL_LANES, mine, d));
-    const A other = __shfl_xor_sync(ALL_LANES, mine, LANES / 2);
-    a = upper ? other : mine;
-    b = upper ? mine : other;
+    for (int d = LANES / 4; d > 0; d /= 2) kept = larger(kept, __shfl_xor_sync(ALL_LANES, kept, d));
+    const A other = __shfl_xor_sync(ALL_LANES, kept, LANES / 2);
+    a = upper ? other : kept;
+    b = upper ? kept : other;
 }
 
 // Two log-sum-exps over all channels from those over each lane's.
@@ -62,7 +62,7 @@ template <int LANES, typename A> __device__ __forceinline__ void group_log_sum(L
 __device__ __forceinline__ int rise_y(int c, int step) { return (c & 1) != 0 && step > 0 ? 1 : 0; }
 __device__ __forceinline__ int rise_x(int c, int step) { return (c & 2) != 0 && step > 0 ? 1 : 0; }
 
-// Where an offset should lead along one axis, from the pixel, which is step / k into its cell.
+// The target of an offset along one axis, relative to the pixel, which lies step / k into its cell.
 template <typename A> __device__ __forceinline__ A aim(int rise, int step, int k, A reciprocal) {
     return (A)rise - base_position<A>(step, k, reciprocal);
 }

@@ -1,27 +1,27 @@
 // The location-aware losses, backward, as a gather over samples listed by cell (lau_backward.cu): the gradient of a sampled
-// logit is scale * weight * (softmax - one-hot), and the softmax comes from the log-sum-exp that the forward kernel kept.
+// logit is scale * weight * (softmax - one-hot), and the softmax comes from the log-sum-exp that the forward kernel stored.
 #include "cells.cuh"
 #include "loss.cuh"
 
-// What a sample's gradient takes besides its logits. Of no weight: an ignored label, and a sample that does not exist.
+// What a sample's gradient needs besides its logits. The weight is 0 for an ignored label, and where no sample exists.
 template <typename A> struct Labelled { A lse, weight; int label; };
 
 template <typename A> __device__ __forceinline__ Labelled<A> labelled(
     const A* __restrict__ lse, const unsigned char* __restrict__ choice, const long long* __restrict__ target,
     size_t at, int C, A scale, A punished) {
-    const unsigned char found = choice[at];
-    if (found == IGNORED) return {-(A)NO_LOGIT, (A)0, -1};
+    const unsigned char verdict = choice[at];
+    if (verdict == IGNORED) return {-(A)NO_LOGIT, (A)0, -1};
     const long long label = target[at];
-    return {lse[at], found == GOOD ? scale : scale * punished, label >= 0 && label < C ? (int)label : -1};
+    return {lse[at], verdict == GOOD ? scale : scale * punished, label >= 0 && label < C ? (int)label : -1};
 }
 
 // d (regression term) / d offset at a pixel, both coordinates.
 template <typename A> struct Pull { A y, x; };
 
 template <typename A> __device__ __forceinline__ Pull<A> pull_of(
-    int found, int pixel, A dy, A dx, int W, int kh, int kw, A rkh, A rkw, A weight, A beta) {
-    if (found < CORNER) return {(A)0, (A)0};
-    const int Y = pixel / W, X = pixel - Y * W, sy = Y % kh, sx = X % kw, corner = found - CORNER;
+    int verdict, int pixel, A dy, A dx, int W, int kh, int kw, A rkh, A rkw, A weight, A beta) {
+    if (verdict < CORNER) return {(A)0, (A)0};
+    const int Y = pixel / W, X = pixel - Y * W, sy = Y % kh, sx = X % kw, corner = verdict - CORNER;
     const A aim_y = aim(rise_y(corner, sy), sy, kh, rkh), aim_x = aim(rise_x(corner, sx), sx, kw, rkw);
     return {weight * smooth_l1_slope(dy - aim_y, beta), weight * smooth_l1_slope(dx - aim_x, beta)};
 }
@@ -47,8 +47,8 @@ template <int N> __device__ __forceinline__ void add(double* p, const Vec<double
     for (int j = 0; j < N; ++j) atomicAdd(p + j, v.v[j]);
 }
 
-// NHWC, M = 1. One warp per chunk of at most 32 samples, as gather_nhwc of lau_backward.cu. The gradients of a cell's corners
-// go to `parts` (one writer each, for `combine`) or are added to `grad_input`; both may be null.
+// NHWC, M = 1. One warp per chunk of at most 32 samples, as in gather_nhwc of lau_backward.cu. The gradients of a cell's
+// corners are written to `parts` (one writer each, for `combine`) or added to `grad_input`; both may be null.
 template <typename T, int VEC, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256, 2) loss_gather_nhwc(
     const Acc<T>* __restrict__ scale, const T* __restrict__ input, const Acc<T>* __restrict__ offset,
@@ -69,16 +69,16 @@ __global__ void __launch_bounds__(256, 2) loss_gather_nhwc(
     const size_t image = first_map + map, corner = (image * hw + cell) * C;
     const T* u = input + corner;
 
-    // This lane's own sample: number lane * GROUPS + group, so that consecutive samples go to different groups.
-    const int own = lane * GROUPS + group;
-    const bool mine = own < chunk.length;
+    // The sample of this lane: consecutive samples go to different groups.
+    const int lane_sample = lane * GROUPS + group;
+    const bool has_sample = lane_sample < chunk.length;
     Entry<A> entry = {(A)0, (A)0, 0, 0};
     Labelled<A> known = {-(A)NO_LOGIT, (A)0, -1};
-    if (mine) {
-        entry = entries[chunk.begin + own];
+    if (has_sample) {
+        entry = entries[chunk.begin + lane_sample];
         known = labelled(lse, choice, target, image * HW + entry.pixel, C, scale[0], punished);
     }
-    A own_y = 0, own_x = 0, own_value = 0;
+    A grad_y = 0, grad_x = 0, grad_value = 0;
 
     for (int block = 0; block < C; block += STEP * VECTORS) {
         const int c0 = block + lane * VEC;
@@ -129,14 +129,14 @@ __global__ void __launch_bounds__(256, 2) loss_gather_nhwc(
             group_sum<LANES>(along_y, along_x, lane);
             if (code) value = group_sum<LANES>(value);
             if (lane == i) {
-                own_y += along_y;
-                own_x += along_x;
-                own_value += value;
+                grad_y += along_y;
+                grad_x += along_x;
+                grad_value += value;
             }
         }
         if (parts == nullptr && grad_input == nullptr) continue;
 #pragma unroll
-        for (int q = 0; q < VECTORS; ++q)  // all lanes together; stores, which only some make, come after
+        for (int q = 0; q < VECTORS; ++q)  // by all lanes together; only some lanes store afterwards
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
                 s00[q].v[j] = across_groups<LANES>(s00[q].v[j]);
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(256, 2) loss_gather_nhwc(
                 store<VEC>(out + C, s01[q]);
                 store<VEC>(out + 2 * C, s10[q]);
                 store<VEC>(out + 3 * C, s11[q]);
-            } else {  // at the last row and column the far corners have no weight
+            } else {  // at the last row and column the far corners have weight 0
                 A* out = grad_input + corner + c;
                 add<VEC>(out, s00[q]);
                 if (to_right) add<VEC>(out + to_right, s01[q]);
@@ -164,14 +164,14 @@ __global__ void __launch_bounds__(256, 2) loss_gather_nhwc(
             }
         }
     }
-    if (grad_offset == nullptr || !mine) return;
+    if (grad_offset == nullptr || !has_sample) return;
     const size_t plane = image * 2 * HW + entry.pixel;
     const A dy = offset[plane], dx = offset[plane + HW];
-    A out_y = entry.slopes & SLOPE_Y ? own_y : (A)0, out_x = entry.slopes & SLOPE_X ? own_x : (A)0;
+    A out_y = entry.slopes & SLOPE_Y ? grad_y : (A)0, out_x = entry.slopes & SLOPE_X ? grad_x : (A)0;
     if (code) {
         const int Y = entry.pixel / W, X = entry.pixel - Y * W;
-        if (on_integer(base_position<A>(Y, kh, rkh) + dy, h, entry.ty)) out_y = -own_value;
-        if (on_integer(base_position<A>(X, kw, rkw) + dx, w, entry.tx)) out_x = -own_value;
+        if (on_integer(base_position<A>(Y, kh, rkh) + dy, h, entry.ty)) out_y = -grad_value;
+        if (on_integer(base_position<A>(X, kw, rkw) + dx, w, entry.tx)) out_x = -grad_value;
     }
     const Pull<A> pull = pull_of<A>(
         choice[image * HW + entry.pixel], entry.pixel, dy, dx, W, kh, kw, rkh, rkw, scale[0] * regression_weight * (A)0.5, beta);

@@ -1,10 +1,10 @@
 // The location-aware losses, forward: the log-sum-exp of each pixel's logits, then, with the logit of its label, its loss.
 #include "loss.cuh"
 
-// A lane's channels of a pixel: VECTORS vectors of VEC, LANES vectors apart, from `channel` on.
+// A lane's channels of a pixel: VECTORS vectors of VEC channels, LANES vectors apart, starting at `channel`.
 template <typename A, int VEC, int VECTORS> struct Channels { A v[VECTORS][VEC]; };
 
-// Channels beyond the last are read as the first, and have NO_LOGIT added to all they are part of.
+// Channels beyond the last are read as the first; `add_sample` adds NO_LOGIT to them.
 template <typename T, int VEC, int LANES, int VECTORS>
 __device__ __forceinline__ Channels<Acc<T>, VEC, VECTORS> load_channels(const T* __restrict__ pixel, int channel, int C) {
     Channels<Acc<T>, VEC, VECTORS> out;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void add_logits(LogSum<A>& all, const Channels<A, VEC
     all = {peak, sum};
 }
 
-// The same for a sample, whose logits are made here, as `blend` makes them.
+// The same for a sample, whose logits it computes as `blend` does.
 template <int LANES, typename A, int VEC, int VECTORS>
 __device__ __forceinline__ void add_sample(
     LogSum<A>& all, const Weights<A>& weight, const Corners<A, VEC, VECTORS>& cell, int channel, int C) {
@@ -61,9 +61,9 @@ __device__ __forceinline__ void add_sample(
     add_logits(all, logit);
 }
 
-// NHWC, M = 1. A group of LANES lanes takes the k_h k_w pixels of one cell; its lanes share the channels of a pixel, and find
-// the taps of one pixel each. `plain` gets the log-sum-exps of the bilinear logits, `nodes` those of the input itself; both
-// may be null. What bilinear upsampling reads is the same for the whole cell and stays in registers.
+// NHWC, M = 1. A group of LANES lanes processes the k_h k_w pixels of one cell; its lanes share the channels of a pixel, and
+// each computes the taps of one pixel. `plain` receives the log-sum-exps of the bilinear logits, `nodes` those of the input
+// itself; both may be null. Bilinear upsampling reads the same corners for the whole cell; they stay in registers.
 template <typename T, int VEC, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256, 2) log_sums_nhwc(
     const T* __restrict__ input, const Acc<T>* __restrict__ offset,
@@ -73,61 +73,61 @@ __global__ void __launch_bounds__(256, 2) log_sums_nhwc(
     constexpr int BLOCK = LANES * VEC * VECTORS;
     const int hw = h * w, W = w * kw, HW = hw * kh * kw, lane = threadIdx.x % LANES, channel = lane * VEC;
     const int index = (int)(blockIdx.x * blockDim.x + threadIdx.x) / LANES;
-    const bool there = index < images * hw;
-    const int cell = there ? index : images * hw - 1;  // a group too many repeats the last cell and writes nothing
+    const bool active = index < images * hw;
+    const int cell = active ? index : images * hw - 1;  // a surplus group repeats the last cell and writes nothing
     const int image = cell / hw, node = cell - image * hw, i = node / w, j = node - i * w;
-    const int own_right = j < w - 1 ? C : 0, own_down = i < h - 1 ? w * C : 0;
+    const int cell_right = j < w - 1 ? C : 0, cell_down = i < h - 1 ? w * C : 0;
     const T* u = input + (size_t)image * hw * C;
     const bool at_once = C <= BLOCK;
 
-    const T* own_node = u + (size_t)node * C;
-    Corners<A, VEC, VECTORS> own;
-    if (plain != nullptr && at_once) own = load_corners<T, VEC, LANES, VECTORS>(own_node, own_right, own_down, channel, C);
+    const T* cell_node = u + (size_t)node * C;
+    Corners<A, VEC, VECTORS> cell_corners;
+    if (plain != nullptr && at_once) cell_corners = load_corners<T, VEC, LANES, VECTORS>(cell_node, cell_right, cell_down, channel, C);
     if (nodes != nullptr) {
         LogSum<A> sum = {(A)NO_LOGIT, (A)0}, same = sum;
         for (int c = channel; c - channel < C; c += BLOCK)
-            add_sample<LANES>(sum, {(A)1, (A)0, (A)0, (A)0}, load_corners<T, VEC, LANES, VECTORS>(own_node, 0, 0, c, C), c, C);
+            add_sample<LANES>(sum, {(A)1, (A)0, (A)0, (A)0}, load_corners<T, VEC, LANES, VECTORS>(cell_node, 0, 0, c, C), c, C);
         group_log_sum<LANES>(sum, same, lane);
-        if (there && lane == 0) nodes[cell] = log_sum_exp(sum);
+        if (active && lane == 0) nodes[cell] = log_sum_exp(sum);
     }
 
     for (int first = 0; first < kh * kw; first += LANES) {
-        // This lane's own pixel; one too many repeats the last.
+        // The pixel of this lane; a surplus lane repeats the last.
         const int step = min(first + lane, kh * kw - 1), sy = step / kw, Y = i * kh + sy, X = j * kw + step - sy * kw;
         const A py = base_position<A>(Y, kh, rkh), px = base_position<A>(X, kw, rkw);
         const A* rows = offset + (size_t)image * 2 * HW + Y * W + X;
         const Axis<A> y = locate(py + rows[0], h), x = locate(px + rows[HW], w);
-        const A own_ty = locate(py, h).t, own_tx = locate(px, w).t;
+        const A plain_ty = locate(py, h).t, plain_tx = locate(px, w).t;
         const int packed = (y.cell * w + x.cell) * 4 + y.far * 2 + x.far;
-        A mine = 0, mine_plain = 0;
+        A pixel_lse = 0, pixel_plain = 0;
         for (int s = 0; s < LANES && first + s < kh * kw; ++s) {
             const int where = __shfl_sync(ALL_LANES, packed, s, LANES);
             const A ty = __shfl_sync(ALL_LANES, y.t, s, LANES), tx = __shfl_sync(ALL_LANES, x.t, s, LANES);
-            const A ty0 = __shfl_sync(ALL_LANES, own_ty, s, LANES), tx0 = __shfl_sync(ALL_LANES, own_tx, s, LANES);
+            const A ty0 = __shfl_sync(ALL_LANES, plain_ty, s, LANES), tx0 = __shfl_sync(ALL_LANES, plain_tx, s, LANES);
             LogSum<A> sum = {(A)NO_LOGIT, (A)0}, sum0 = sum;
             const T* corner = u + (size_t)(where / 4) * C;
             const int right = where & 1 ? C : 0, down = where & 2 ? w * C : 0;
             for (int c = channel; c - channel < C; c += BLOCK) {
                 add_sample<LANES>(sum, tap_weights(ty, tx), load_corners<T, VEC, LANES, VECTORS>(corner, right, down, c, C), c, C);
                 if (plain == nullptr) continue;
-                if (!at_once) own = load_corners<T, VEC, LANES, VECTORS>(own_node, own_right, own_down, c, C);
-                add_sample<LANES>(sum0, tap_weights(ty0, tx0), own, c, C);
+                if (!at_once) cell_corners = load_corners<T, VEC, LANES, VECTORS>(cell_node, cell_right, cell_down, c, C);
+                add_sample<LANES>(sum0, tap_weights(ty0, tx0), cell_corners, c, C);
             }
             group_log_sum<LANES>(sum, sum0, lane);
             if (lane == s) {
-                mine = log_sum_exp(sum);
-                mine_plain = log_sum_exp(sum0);
+                pixel_lse = log_sum_exp(sum);
+                pixel_plain = log_sum_exp(sum0);
             }
         }
-        if (!there || first + lane >= kh * kw) continue;
+        if (!active || first + lane >= kh * kw) continue;
         const size_t at = (size_t)image * HW + Y * W + X;
-        lse[at] = mine;
-        if (plain != nullptr) plain[at] = mine_plain;
+        lse[at] = pixel_lse;
+        if (plain != nullptr) plain[at] = pixel_plain;
     }
 }
 
-// The logit of one channel where LaU, or bilinear upsampling, reads: the same formula as for all channels. `step` is from
-// pixel to pixel of the input.
+// The logit of one channel at the position that LaU, or bilinear upsampling, samples: the same formula as for all channels.
+// `step` is the distance between pixels of the input.
 template <typename T> __device__ __forceinline__ Acc<T> logit_at(
     const T* __restrict__ u, const Axis<Acc<T>>& y, const Axis<Acc<T>>& x, int w, int step) {
     const T* top = u + (size_t)(y.cell * w + x.cell) * step;
@@ -136,7 +136,7 @@ template <typename T> __device__ __forceinline__ Acc<T> logit_at(
     return blend<Acc<T>>(tap_weights(y.t, x.t), widen(top[0]), widen(top[right]), widen(bottom[0]), widen(bottom[right]));
 }
 
-// NCHW, one offset per channel (M = C): as log_sums_nhwc, a thread per pixel.
+// NCHW, one offset per channel (M = C): as log_sums_nhwc, with one thread per pixel.
 template <typename T>
 __global__ void __launch_bounds__(256) log_sums_channels(
     const T* __restrict__ input, const Acc<T>* __restrict__ offset, Acc<T>* __restrict__ lse, Acc<T>* __restrict__ plain,
@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(256) log_sums_channels(
     }
 }
 
-// A thread per pixel: its term of the sum and what was found. `rivals` is what the rule compares with, log-sum-exps of the
-// bilinear logits or of the input; null if nothing depends on it. `next_node` and `next_channel` are the input's strides.
+// One thread per pixel: its term of the sum and the verdict. `rivals` are the log-sum-exps with which the rule compares, of
+// the bilinear logits or of the input; null if nothing depends on them. `next_node` and `next_channel` are input strides.
 template <typename T>
 __global__ void __launch_bounds__(256) judge(
     const T* __restrict__ input, const Acc<T>* __restrict__ offset, const long long* __restrict__ target,
@@ -189,31 +189,31 @@ __global__ void __launch_bounds__(256) judge(
         const A dy = rows[0], dx = rows[(size_t)M * HW];
         const Axis<A> y = locate(py + dy, h), x = locate(px + dx, w);
         const A nll = known ? plus(lse[at], -logit_at(u, y, x, w, next_node)) : not_a_number<A>();
-        int found = GOOD;
+        int verdict = GOOD;
         A pull = 0;
         if (rule == REGRESSION) {
             const int sy = Y - i * kh, sx = X - j * kw;
             A least = nll;
             for (int corner = 0; corner < 4; ++corner) {
                 const int row = min(i + rise_y(corner, sy), h - 1), column = min(j + rise_x(corner, sx), w - 1);
-                // A corner that LaU reads exactly has LaU's loss, and so does not beat it.
+                // A corner that LaU reads exactly has LaU's loss, so it does not beat it.
                 if (y.t == (A)0 && y.cell == row && x.t == (A)0 && x.cell == column) continue;
                 const int node = row * w + column;
                 const A rival = plus(rivals[(size_t)image * hw + node], -widen(u[(size_t)node * next_node]));
                 if (rival < least) {
                     least = rival;
-                    found = CORNER + corner;
+                    verdict = CORNER + corner;
                 }
             }
-            if (found != GOOD) {
-                const A aim_y = aim(rise_y(found - CORNER, sy), sy, kh, rkh), aim_x = aim(rise_x(found - CORNER, sx), sx, kw, rkw);
+            if (verdict != GOOD) {
+                const A aim_y = aim(rise_y(verdict - CORNER, sy), sy, kh, rkh), aim_x = aim(rise_x(verdict - CORNER, sx), sx, kw, rkw);
                 pull = regression_weight * (A)0.5 * (smooth_l1(dy - aim_y, beta) + smooth_l1(dx - aim_x, beta));
             }
         } else if (rivals != nullptr) {
             const A rival = plus(rivals[at], -logit_at(u, locate(py, h), locate(px, w), w, next_node));
-            if (!(rule == TIE_LOSES ? nll < rival : nll <= rival)) found = PUNISHED;
+            if (!(rule == TIE_LOSES ? nll < rival : nll <= rival)) verdict = PUNISHED;
         }
-        loss[at] = found == GOOD ? nll : mad(punished, nll, pull);
-        choice[at] = (unsigned char)found;
+        loss[at] = verdict == GOOD ? nll : mad(punished, nll, pull);
+        choice[at] = (unsigned char)verdict;
     }
 }

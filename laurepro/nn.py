@@ -1,4 +1,4 @@
-"""LaU as modules for one's own network (section 3.1 of the paper, figure 2).
+"""LaU as modules for your own network (section 3.1 of the paper, figure 2).
 
 Replace the last upsampling of a segmentation network, here from 1/8 to 1/2 of the image's size:
 
@@ -65,7 +65,7 @@ class OffsetHead(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draw all four convolutions anew, Xavier-uniform with gain 1."""
+        """Initialise all four convolutions, Xavier-uniform with gain 1."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -74,11 +74,11 @@ class OffsetHead(nn.Module):
         """Offsets in input pixels, row offset first.
 
         Args:
-            feature: (N, in_channels, h, w), the tensor that the classifier reads.
+            feature: (N, in_channels, h, w), the input of the classifier.
 
         Returns:
-            (N, 2M, k h, k w), M row offsets, then M column offsets. Half types come out as float32: near 60,
-            bfloat16 steps by a quarter pixel.
+            (N, 2M, k h, k w), M row offsets, then M column offsets. Half types are returned as float32: near 60,
+            bfloat16 has steps of a quarter pixel.
 
         Raises:
             ValueError: `feature` has another shape.
@@ -105,7 +105,7 @@ class LocationAwareUpsample(nn.Module):
         integer_gradient: see `laurepro.ops.location_aware_upsample`.
 
     Attributes:
-        offset_head: the `OffsetHead`; call it by itself to hand the offsets to a loss of `laurepro.ops`.
+        offset_head: the `OffsetHead`; call it directly to pass the offsets to a loss of `laurepro.ops`.
     """
 
     def __init__(
@@ -126,13 +126,13 @@ class LocationAwareUpsample(nn.Module):
 
         Args:
             input: (N, C, h, w), the map to upsample, such as class logits.
-            feature: (N, in_channels, h, w), what the offsets are predicted from.
+            feature: (N, in_channels, h, w), from which the offsets are predicted.
 
         Returns:
             (N, C, k h, k w) in the dtype of `input`.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not match.
         """
         if input.dim() != 4 or feature.dim() != 4 or input.shape[2:] != feature.shape[2:]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""From rows to jobs: what is wanted, what is reused, in which order. Pure: it reads neither disk nor torch."""
+"""From rows to jobs: what is needed, what is reused, in which order. It reads no records and does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laurepro.spec.metrics import METRICS
 
 
 class RowPlan(NamedTuple):
-    """What a row asks for: its final jobs by seed, or why there are none."""
+    """A row's final jobs by seed; none where the row is quoted."""
 
     table: Table
     row: Row
@@ -27,7 +27,7 @@ class RowPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`jobs` in an order that respects their needs; `reused` have a record already."""
+    """`jobs` in an order that respects what each needs; `reused` already have a record."""
 
     rows: tuple[RowPlan, ...]
     jobs: tuple[Job, ...]
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
 
 def tables_named(name: str, tables: Iterable[str]) -> list[str]:
-    """The table of that id, or the parts of one: `table3` means 3a and 3b. Empty where there is none."""
+    """The table with that id, or its parts: `table3` means 3a and 3b. Empty if there is no such table."""
     tables = list(tables)
     return [name] if name in tables else [t for t in tables if t[:-1] == name and re.search(r"\d[a-z]$", t)]
 
@@ -44,8 +44,8 @@ def tables_named(name: str, tables: Iterable[str]) -> list[str]:
 def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> list[tuple[Table, Row]]:
     """The rows that TABLE or TABLE/ROW arguments name; `table3` means 3a and 3b.
 
-    A control or extension row is left out where the scale says `controls: false`, unless it is named itself, or its
-    table is and has no others: the paper's tables at the paper's scale are what the authors ran and the baselines.
+    Where the scale says `controls: false`, control and extension rows are left out unless they are named, or their
+    table is and has no other rows: at scale paper, the paper's tables are what the authors ran and the baselines.
 
     Raises:
         LaureproError: a name that does not exist, with the nearest.
@@ -63,15 +63,15 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
             chosen[f"{matches[0].id}/{row_id}"] = (matches[0], matches[0].row(row_id))
             continue
         for t in ids:
-            own = [row for row in tables[t].rows if row.origin in ("authors", "quoted")]
+            printed = [row for row in tables[t].rows if row.origin in ("authors", "quoted")]
             for row in tables[t].rows:
-                if scale.controls or row in own or not (own or everything):
+                if scale.controls or row in printed or not (printed or everything):
                     chosen[f"{t}/{row.id}"] = (tables[t], row)
     return list(chosen.values())
 
 
 def row_plan(table: Table, row: Row, scale: Scale, seeds: int, overrides: Raw | None = None) -> RowPlan:
-    """The final jobs of one row (evaluate, profile); their needs come with `build`."""
+    """The final jobs of one row (evaluate, profile); `build` adds the jobs that they need."""
     if row.set is None:
         return RowPlan(table, row, None, ())
     experiment = spec.resolve(table, row, scale, overrides)
@@ -106,7 +106,7 @@ def build(
 
     def want(job: Job, address: str, depth: int = 0) -> None:
         if depth > 8:
-            raise LaureproError(f"{address}: init_from goes round in a circle")
+            raise LaureproError(f"{address}: init_from is circular")
         users = wanted.setdefault(job.name, [])
         if address not in users:
             users.append(address)
@@ -127,10 +127,10 @@ def build(
             users.append(address)
         reused[job.name] = job
 
-    # Seed by seed, each evaluation behind its training: a run that is cut short has whole rows to show.
+    # Seed by seed, each evaluation after its training: a run that is cut short leaves complete rows.
     for job, address in sorted(((j, r.address) for r in rows for j in r.jobs), key=lambda pair: pair[0].seed):
         want(job, address)
     for name in ordered:
         reused.pop(name, None)
-    # What a job needs was entered before it, so this order is a valid one.
+    # A job was entered after what it needs, so this order is valid.
     return Plan(rows, tuple(ordered.values()), tuple(reused.values()), {k: tuple(v) for k, v in wanted.items()})

@@ -135,9 +135,11 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro import distributed
     from laurepro.datasets import copy_sha256
+    from laurepro.spec.sources import check_sources
     from laurepro.stages import Context, Stopped
     from laurepro.training import events
 
+    check_sources(job.experiment)
     distributed.initialise()
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     stage = parts.load("stages", job.stage)

@@ -1,6 +1,6 @@
-"""LaU and its losses once more: NumPy, float64, one loop per tap, every derivative by hand.
+"""An independent LaU with its losses: NumPy, float64, one loop per tap, every derivative by hand.
 
-Written from the paper's equations and sharing no code with `laurepro.ops`. Positions are i + s / k + offset.
+Written from the paper's equations; it shares no code with `laurepro.ops`. Positions are i + s / k + offset.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trainer's switch between the fused losses and those that are composed of operators: the same numbers."""
+"""The trainer's switch between the fused losses and those composed of operators: both give the same numbers."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,27 +19,29 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from emulator import fixtures
+from emulator import cases, fixtures
+from emulator.cases import FORMATS, KINDS, Array, Scale
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import cupy_kernels
 from laurepro.nn import LocationAwareUpsample
-from laurepro.ops import _cupy, _cupy_upsample, bilinear_upsample, location_aware_upsample, warmup
+from laurepro.ops import (
+    _cupy,
+    _cupy_layout,
+    _cupy_lists,
+    _cupy_upsample,
+    bilinear_upsample,
+    location_aware_upsample,
+    warmup,
+)
 
 device = fixtures.device
+deterministic_flag = fixtures.deterministic_flag
 
-Array = NDArray[Any]
-Scale = tuple[int, int]
-FORMATS = [
-    pytest.param(torch.contiguous_format, id="nchw"),
-    pytest.param(torch.channels_last, id="nhwc"),
-]
 RULES = ["right", "code"]
-KINDS = ["zero", "small", "far", "fractions", "one-point", "infinite", "nan"]
 SHAPES = [  # n, c, h, w, (k_h, k_w), m
     pytest.param(2, 3, 4, 5, (4, 4), 1, id="square"),
     pytest.param(2, 5, 5, 4, (3, 2), 1, id="kh-not-kw"),
@@ -53,69 +55,32 @@ SHAPES = [  # n, c, h, w, (k_h, k_w), m
 WIDTHS = [6, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which gather_nhwc divides channels
 
 
-@pytest.fixture(autouse=True)
-def deterministic_flag() -> Iterator[None]:
-    yield
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
-
-
 # ----------------------------------------------------------------------------------------------------- the cases
 
 
 class Case(NamedTuple):
-    """One call, in NumPy; `at` are the sampled positions (rows, then columns), as the kernels' arithmetic has them."""
+    """One call, in NumPy."""
 
     u: Array
     offset: Array
-    at: Array
     grad: Array
     k: Scale
 
 
-def bases(h: int, w: int, k: Scale, m: int, dtype: type[np.floating[Any]]) -> Array:
-    """Positions of zero offsets, (2M, H, W): a quotient is rounded once, and so is the sum."""
-    rows, columns = (
-        (np.arange(n * q) // q).astype(dtype) + (np.arange(n * q) % q).astype(dtype) / dtype(q)
-        for n, q in ((h, k[0]), (w, k[1]))
-    )
-    grid = np.broadcast_arrays(rows[:, None], columns[None, :])
-    return np.stack([grid[0]] * m + [grid[1]] * m)
-
-
 def make(
-    kind: str, n: int, c: int, h: int, w: int, k: Scale, m: int, seed: int, dtype: type[np.floating[Any]] = np.float64
+    kind: str, n: int, c: int, h: int, w: int, k: Scale, m: int, seed: int, dtype: cases.Dtype = np.float64
 ) -> Case:
     rng = np.random.default_rng(seed)
-    base = bases(h, w, k, m, dtype)
-    shape = (n, *base.shape)
-    if kind == "zero":
-        d = np.zeros(shape)
-    elif kind == "small":
-        d = rng.normal(0, 0.5, shape)
-    elif kind == "far":
-        d = rng.normal(0, 6, shape)
-    elif kind == "fractions":  # many positions are integers, and the bounds among them
-        d = np.broadcast_to(rng.integers(-9, 10, shape) / np.array([k[0]] * m + [k[1]] * m)[:, None, None], shape)
-    elif kind == "one-point":  # all samples in one cell: the longest list that there can be
-        d = np.broadcast_to(np.array([0.3 * (h - 1)] * m + [0.7 * (w - 1)] * m)[:, None, None] - base, shape)
-    elif kind == "infinite":
-        d = rng.choice([-math.inf, math.inf, 1e30, -1e30, 0.25], shape)
-    else:
-        d = np.where(rng.random(shape) < 0.2, np.nan, rng.normal(0, 1, shape))
-    d = d.astype(dtype)
+    d = cases.offsets(kind, n, h, w, k, m, rng, dtype)
     u = rng.normal(size=(n, c, h, w)).astype(dtype)
-    grad = rng.normal(size=(n, c, h * k[0], w * k[1])).astype(dtype)
-    return Case(u, d, (base + d).astype(np.float64), grad, k)
+    return Case(u, d, rng.normal(size=(n, c, h * k[0], w * k[1])).astype(dtype), k)
 
 
 def expected(case: Case, rule: str) -> tuple[Array, Array, Array]:
-    """Value and gradients by the oracle, at the positions that the kernels' dtype rounds to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oracle, "base", lambda n, k: np.zeros(n * k))
-        u, grad = case.u.astype(np.float64), case.grad.astype(np.float64)
-        value = oracle.upsample(u, case.at, case.k)
-        return value, *oracle.upsample_backward(u, case.at, case.k, grad, rule)
+    """Value and gradients by the oracle, at the positions that the dtype of the offsets rounds to."""
+    u, d, grad = (a.astype(np.float64) for a in (case.u, case.offset, case.grad))
+    with cases.positions_in(case.offset.dtype.type):
+        return oracle.upsample(u, d, case.k), *oracle.upsample_backward(u, d, case.k, grad, rule)
 
 
 def compute(
@@ -133,11 +98,11 @@ def compute(
 
 def check(case: Case, device: torch.device, memory_format: torch.memory_format, rule: str) -> None:
     tolerance = 1e-12 if case.u.dtype == np.float64 else 1e-6
-    for ours, theirs in zip(compute(case, device, memory_format, rule), expected(case, rule), strict=True):
-        ours_, finite = ours.cpu().numpy().astype(np.float64), ~np.isnan(theirs)
-        assert (np.isnan(ours_) == ~finite).all()
+    for actual, wanted in zip(compute(case, device, memory_format, rule), expected(case, rule), strict=True):
+        values, finite = actual.cpu().numpy().astype(np.float64), ~np.isnan(wanted)
+        assert (np.isnan(values) == ~finite).all()
         # Of the largest element, too: a single wrong one must not hide among many.
-        error, scale = np.abs(ours_ - theirs)[finite], np.abs(theirs[finite])
+        error, scale = np.abs(values - wanted)[finite], np.abs(wanted[finite])
         if error.size:
             assert np.linalg.norm(error) <= tolerance * max(np.linalg.norm(scale), 1e-3)
             assert error.max() <= 20 * tolerance * max(scale.max(), 1e-3)
@@ -191,7 +156,7 @@ def test_drawn_shapes(
     per_channel: bool,
     kind: str,
     rule: str,
-    dtype: type[np.floating[Any]],
+    dtype: cases.Dtype,
     memory_format: torch.memory_format,
     deterministic: bool,
     seed: int,
@@ -220,9 +185,17 @@ def test_lists_of_several_chunks_and_slabs(
 ) -> None:
     case = make("one-point", 3, 4, 5, 6, (4, 4), 1, 1)
     check(case, device, memory_format, "right")
-    monkeypatch.setattr(_cupy_upsample, "LIST_SAMPLES", 900)  # one image has 480 samples
+    monkeypatch.setattr(_cupy_lists, "LIST_SAMPLES", 900)  # one image has 480 samples
     check(case, device, memory_format, "code")
     check(make("small", 2, 3, 4, 4, (2, 3), 3, 1), device, memory_format, "code")
+
+
+@pytest.mark.parametrize("sizes", [(16, 150, 960, 960, 1, 1, 1), (16, 512, 400, 400, 2, 2, 1), (3, 7, 9, 9, 2, 2, 7)])
+def test_slabs_cover_all_maps_and_are_indexed_by_32_bits(sizes: tuple[int, ...]) -> None:
+    s = _cupy_layout.Shape(*sizes)
+    covered = [map for first, maps in _cupy_lists.slabs(s) for map in range(first, first + maps)]
+    assert covered == list(range(s.n * s.m))
+    assert all(maps * (s.c // s.m) * s.pixels < 2**31 for _, maps in _cupy_lists.slabs(s))
 
 
 # --------------------------------------------------------------------------------------------------------- exactness
@@ -366,9 +339,9 @@ def test_memory_formats(device: torch.device) -> None:
         torch.tensor(case.grad, device=device).contiguous(memory_format=torch.channels_last),
         torch.ones((), device=device).expand(value.shape),
     ):
-        ours = torch.autograd.grad(value, (sliced, offset), grad, retain_graph=True)
-        theirs = expected(case._replace(grad=grad.cpu().numpy().astype(np.float64)), "right")[1:]
-        for a, b in zip(ours, theirs, strict=True):
+        actual = torch.autograd.grad(value, (sliced, offset), grad, retain_graph=True)
+        wanted = expected(case._replace(grad=grad.cpu().numpy().astype(np.float64)), "right")[1:]
+        for a, b in zip(actual, wanted, strict=True):
             np.testing.assert_allclose(a.cpu().numpy(), b, rtol=0, atol=1e-5)
 
 
@@ -387,8 +360,8 @@ def test_tensors_at_odd_addresses(device: torch.device, memory_format: torch.mem
     assert moved(u).data_ptr() % (2 * u.itemsize) and moved(u).stride() == u.stride()
     value = _cupy_upsample.forward(moved(u), moved(d), 2, 2, False)
     assert torch.equal(value, _cupy_upsample.forward(u, d, 2, 2, False))
-    ours = _cupy_upsample.backward(moved(g), moved(u), moved(d), 2, 2, False, True, True)
-    for a, b in zip(ours, _cupy_upsample.backward(g, u, d, 2, 2, False, True, True), strict=True):
+    actual = _cupy_upsample.backward(moved(g), moved(u), moved(d), 2, 2, False, True, True)
+    for a, b in zip(actual, _cupy_upsample.backward(g, u, d, 2, 2, False, True, True), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -400,14 +373,14 @@ def test_partial_gradients(device: torch.device) -> None:
     for fmt in (torch.contiguous_format, torch.channels_last):
         only_u, only_d = u.contiguous(memory_format=fmt).requires_grad_(), d.clone().requires_grad_()
         g = grad.contiguous(memory_format=fmt)
-        (ours,) = torch.autograd.grad(location_aware_upsample(only_u, d, case.k, backend="cupy"), only_u, g)
-        torch.testing.assert_close(ours, du)
-        (ours,) = torch.autograd.grad(location_aware_upsample(u, only_d, case.k, backend="cupy"), only_d, g)
-        torch.testing.assert_close(ours, dd)
+        (actual,) = torch.autograd.grad(location_aware_upsample(only_u, d, case.k, backend="cupy"), only_u, g)
+        torch.testing.assert_close(actual, du)
+        (actual,) = torch.autograd.grad(location_aware_upsample(u, only_d, case.k, backend="cupy"), only_d, g)
+        torch.testing.assert_close(actual, dd)
     u.requires_grad_()
-    (ours,) = torch.autograd.grad(bilinear_upsample(u, case.k, backend="cupy"), u, grad)
-    theirs = oracle.upsample_backward(case.u, np.zeros_like(case.offset), case.k, case.grad)[0]
-    np.testing.assert_allclose(ours.cpu().numpy(), theirs, rtol=0, atol=1e-12)
+    (actual,) = torch.autograd.grad(bilinear_upsample(u, case.k, backend="cupy"), u, grad)
+    wanted = oracle.upsample_backward(case.u, np.zeros_like(case.offset), case.k, case.grad)[0]
+    np.testing.assert_allclose(actual.cpu().numpy(), wanted, rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------- determinism
@@ -423,11 +396,11 @@ def test_deterministic_mode(device: torch.device, memory_format: torch.memory_fo
         torch.testing.assert_close(a, b)
     if device.type == "cpu":
         with emulator.reversed_order():
-            again = compute(case, device, memory_format, "right")
+            reversed_run = compute(case, device, memory_format, "right")
             torch.use_deterministic_algorithms(False)
             other = compute(case, device, memory_format, "right")
         assert not torch.equal(other[1], default[1])  # the order of the blocks does matter to the default
-        runs = [again]
+        runs = [reversed_run]
     else:
         runs = [compute(case, device, memory_format, "right") for _ in range(20)]
     for run in runs:
@@ -445,10 +418,10 @@ def test_everything_is_written(device: torch.device, memory_format: torch.memory
         u = torch.tensor(case.u, device=device).contiguous(memory_format=memory_format)
         g = torch.tensor(case.grad, device=device).contiguous(memory_format=memory_format)
         d = torch.tensor(case.offset, device=device)
-        for theirs, deterministic in ((expected(case, "right"), False), (expected(case, "right"), True)):
+        for wanted, deterministic in ((expected(case, "right"), False), (expected(case, "right"), True)):
             value = _cupy_upsample.forward(u, d, *case.k, False)
             grads = _cupy_upsample.backward(g, u, d, *case.k, False, True, True, deterministic)
-            for a, b in zip((value, *grads), theirs, strict=True):
+            for a, b in zip((value, *grads), wanted, strict=True):
                 np.testing.assert_allclose(a.cpu().numpy(), b, rtol=0, atol=1e-12)
 
 
@@ -458,9 +431,7 @@ def test_everything_is_written(device: torch.device, memory_format: torch.memory
 def arguments(device: torch.device, memory_format: torch.memory_format, m: int = 1) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(0)
     u = torch.tensor(rng.normal(size=(2, 2, 3, 4)), device=device).contiguous(memory_format=memory_format)
-    # Positions in the middle half of a cell, or well outside the map: no kink within reach of a finite difference.
-    cells = rng.integers(-2, 6, (2, 2 * m, 6, 12)) + rng.uniform(0.25, 0.75, (2, 2 * m, 6, 12))
-    d = torch.tensor(cells - bases(3, 4, (2, 3), m, np.float64), device=device)
+    d = torch.tensor(cases.away_from_kinks(2, 3, 4, (2, 3), m, -2, 6, rng), device=device)
     return u.requires_grad_(), d.requires_grad_()
 
 
@@ -496,11 +467,7 @@ def test_no_second_derivative(device: torch.device) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_compile_sees_one_op(device: torch.device, memory_format: torch.memory_format, dynamic: bool) -> None:
-    seen: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        return graph.forward
+    calls, backend = cases.graph_recorder()
 
     def function(u: Tensor, d: Tensor) -> Tensor:
         return location_aware_upsample(u, d, (2, 3), backend="cupy")
@@ -509,14 +476,15 @@ def test_compile_sees_one_op(device: torch.device, memory_format: torch.memory_f
     u, d = arguments(device, memory_format)
     eager = function(u, d)
     assert torch.equal(torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)(u, d), eager)
-    assert seen.count("laurepro.location_aware_upsample") + seen.count("laurepro.location_aware_upsample.default") == 1
+    names = ("laurepro.location_aware_upsample", "laurepro.location_aware_upsample.default")
+    assert sum(calls.count(name) for name in names) == 1
     compiler = "inductor" if device.type == "cuda" else "aot_eager"
     compiled = torch.compile(function, backend=compiler, fullgraph=True, dynamic=dynamic)
     g = torch.randn_like(eager)
-    for ours, theirs in zip(
+    for actual, wanted in zip(
         torch.autograd.grad(compiled(u, d), (u, d), g), torch.autograd.grad(eager, (u, d), g), strict=True
     ):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(actual, wanted)
 
 
 def test_autocast(device: torch.device) -> None:
@@ -552,7 +520,8 @@ def test_flops(device: torch.device) -> None:
 
 
 def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cupy_upsample, "launch", lambda *a, **k: pytest.fail("launched"))
+    for module in (_cupy_lists, _cupy_upsample):
+        monkeypatch.setattr(module, "launch", lambda *a, **k: pytest.fail("launched"))
     u, d = torch.zeros(2, 3, 4, 5, device=device), torch.zeros(2, 2, 8, 10, device=device)
     with pytest.raises(ValueError, match=r"\(2, 2, 12, 15\).*\(2, 3, 4, 5\).*got \(2, 2, 8, 10\)"):
         location_aware_upsample(u, d, 3, backend="cupy")
@@ -588,7 +557,7 @@ def test_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(_cupy, "_told", set())
+    monkeypatch.setattr(_cupy, "_warned", set())
     monkeypatch.setattr("torch.version.hip", None)
     _cupy._import_problem.cache_clear()
     cuda = torch.device("cuda", 0)
@@ -708,8 +677,8 @@ def gpu_case(memory_format: torch.memory_format, index: int = 0) -> tuple[Case, 
     return case, u, d, torch.tensor(case.grad, device=where).contiguous(memory_format=memory_format)
 
 
-def near(ours: tuple[Tensor, ...], case: Case) -> None:
-    for a, b in zip(ours, expected(case, "right"), strict=True):
+def near(actual: tuple[Tensor, ...], case: Case) -> None:
+    for a, b in zip(actual, expected(case, "right"), strict=True):
         error = np.linalg.norm(a.detach().cpu().numpy().astype(np.float64) - b)
         assert error <= 1e-6 * np.linalg.norm(b)
 
@@ -728,21 +697,13 @@ def test_auto_is_cupy_on_a_gpu(memory_format: torch.memory_format) -> None:
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_side_stream(memory_format: torch.memory_format) -> None:
     case, u, d, g = gpu_case(memory_format)
-    source, busy = u.detach().clone(), torch.randn(4096, 4096, device="cuda")
     warmup(location_aware_upsample, u, d, case.k, backend="cupy")
-    with torch.no_grad():
-        u.zero_()
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(20):  # keep the stream busy, so that a launch on another one would read zeros
-            busy = (busy @ busy).clamp(-1, 1)
-        with torch.no_grad():
-            u.copy_(source)
+
+    def results() -> tuple[Tensor, ...]:
         value = location_aware_upsample(u, d, case.k, backend="cupy")
-        grads = torch.autograd.grad(value, (u, d), g)
-    stream.synchronize()
-    near((value, *grads), case)
+        return value, *torch.autograd.grad(value, (u, d), g)
+
+    near(cases.on_busy_stream(u, results), case)
 
 
 @pytest.mark.gpu

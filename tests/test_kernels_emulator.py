@@ -1,4 +1,4 @@
-"""The emulator catches what it is there for: each broken kernel or call is an error, or a wrong result."""
+"""The emulator detects faults: each broken kernel or call raises an error or gives a wrong result."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def run(*code: str, input: str | None = None, **environment: str) -> subprocess.
 
 
 def listed(text: str) -> tuple[np.ndarray, ...]:
-    """What list_cells makes of 600 cells, in one launch."""
+    """The lists that list_cells builds for 600 cells, in one launch."""
     kernel = emulator.Module(text, ["list_cells"]).get_function("list_cells")
     count = np.random.default_rng(0).integers(0, 40, 600).astype(np.int32)
     totals, start, first = np.zeros(2, np.int32), np.zeros(600, np.int32), np.zeros(600, np.int32)
@@ -172,7 +172,7 @@ def test_missing_barrier_is_caught(which: int) -> None:
     barriers = [m.span() for m in re.finditer(r"__syncthreads\(\);", text)]
     assert len(barriers) == 3  # in exclusive_sum, twice, and in list_cells
     begin, end = barriers[which]
-    # In a process of its own: a list that begins anywhere is written anywhere.
+    # In a separate process: a list with a wrong start may be written anywhere.
     code = (
         "import sys, emulator, test_kernels_emulator as tests\n"
         "text = sys.stdin.read()\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import emulator
@@ -12,7 +11,8 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from emulator import fixtures
+from emulator import cases, fixtures
+from emulator.cases import Array, Dtype, Scale, positions, positions_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,18 +20,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import cupy_kernels
-from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample, offset_guided_cross_entropy, offset_regression_loss, warmup
+from laurepro.ops import (
+    _cupy,
+    _cupy_lists,
+    _cupy_loss,
+    offset_guided_cross_entropy,
+    offset_regression_loss,
+    warmup,
+)
 
 device = fixtures.device
+deterministic_flag = fixtures.deterministic_flag
 
-Array = NDArray[Any]
-Scale = tuple[int, int]
-Dtype = type[np.floating[Any]]
-FORMATS = [
-    pytest.param(torch.contiguous_format, id="nchw"),
-    pytest.param(torch.channels_last, id="nhwc"),
-]
-KINDS = ["zero", "small", "far", "fractions", "one-point", "infinite"]
+KINDS = [kind for kind in cases.KINDS if kind != "nan"]
 SHAPES = [  # n, c, h, w, (k_h, k_w)
     pytest.param(2, 3, 4, 5, (4, 4), id="square"),
     pytest.param(2, 5, 5, 4, (3, 2), id="kh-not-kw"),
@@ -78,9 +79,9 @@ class Rule(NamedTuple):
     """One loss: the public function with its options, and the oracle's with the same."""
 
     loss: Callable[..., Tensor]
-    ours: dict[str, Any]
+    options: dict[str, Any]
     expected: Callable[..., tuple[float, Array, Array]]
-    theirs: dict[str, Any]
+    oracle_options: dict[str, Any]
 
 
 GUIDED = Rule(offset_guided_cross_entropy, {"tie": "paper"}, oracle.offset_guided, {"tie": "paper"})
@@ -97,13 +98,6 @@ L1 = Rule(offset_regression_loss, {"beta": 0.0}, oracle.regression, {"beta": 0.0
 RULES = {"guided": GUIDED, "ties": TIES, "plain": PLAIN, "regression": REGRESSION, "strong": STRONG}
 
 
-@pytest.fixture(autouse=True)
-def deterministic_flag() -> Iterator[None]:
-    yield
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
-
-
 # ----------------------------------------------------------------------------------------------------- the cases
 
 
@@ -117,55 +111,14 @@ class Case(NamedTuple):
     ignore: int
 
 
-def positions(h: int, w: int, k: Scale, offset: Array, dtype: Dtype) -> Array:
-    """(N, 2M, H, W) as the kernels' arithmetic has them: a quotient is rounded once, and so is the sum."""
-    base = []
-    for n, q in ((h, k[0]), (w, k[1])):
-        base.append((np.arange(n * q) // q).astype(dtype) + (np.arange(n * q) % q).astype(dtype) / dtype(q))
-    m = offset.shape[1] // 2
-    grid = np.broadcast_arrays(base[0][:, None], base[1][None, :])
-    return (np.stack([grid[0]] * m + [grid[1]] * m) + offset.astype(dtype)).astype(np.float64)
-
-
-@contextmanager
-def positions_in(dtype: Dtype) -> Iterator[None]:
-    """The oracle samples where the kernels of a dtype do; everything after that is in float64."""
-    upsample, backward = oracle.upsample, oracle.upsample_backward
-
-    def at(u: Array, offset: Array, k: Scale) -> Array:
-        return positions(*u.shape[2:], k, offset, dtype)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oracle, "base", lambda n, k: np.zeros(n * k))
-        patch.setattr(oracle, "upsample", lambda u, d, k: upsample(u, at(u, d, k), k))
-        patch.setattr(
-            oracle, "upsample_backward", lambda u, d, k, dv, rule="right": backward(u, at(u, d, k), k, dv, rule)
-        )
-        yield
-
-
 def make(
     kind: str, n: int, c: int, h: int, w: int, k: Scale, m: int, seed: int, dtype: Dtype, ignore: int = -1
 ) -> Case:
     """Labels whose losses are nearly but not quite equal are ignored: rounding would decide them."""
     rng = np.random.default_rng(seed)
-    shape = (n, 2 * m, h * k[0], w * k[1])
-    if kind == "zero":
-        d = np.zeros(shape)
-    elif kind == "small":
-        d = rng.normal(0, 0.5, shape)
-    elif kind == "far":
-        d = rng.normal(0, 6, shape)
-    elif kind == "fractions":  # many positions are integers, and the bounds among them
-        d = rng.integers(-9, 10, shape) / np.array([k[0]] * m + [k[1]] * m)[:, None, None]
-    elif kind == "one-point":  # all samples in one cell: the longest list that there can be
-        to = np.array([0.3 * (h - 1)] * m + [0.7 * (w - 1)] * m)[:, None, None]
-        d = to - positions(h, w, k, np.zeros(shape), np.float64)
-    else:
-        d = rng.choice([-math.inf, math.inf, 1e30, -1e30, 0.25], shape)
-    d = d.astype(dtype)
+    d = cases.offsets(kind, n, h, w, k, m, rng, dtype)
     u = (2 * rng.normal(size=(n, c, h, w))).astype(dtype)
-    target = rng.integers(0, c, (n, *shape[2:]))
+    target = rng.integers(0, c, (n, *d.shape[2:]))
     target[rng.random(target.shape) < 0.15] = ignore
     if n:
         wide = u.astype(np.float64)
@@ -190,14 +143,14 @@ def compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value and gradients by the public function and autograd."""
     u, d, target = tensors(case, device, memory_format)
-    value = rule.loss(u, d, target, case.k, ignore_index=case.ignore, backend="cupy", **rule.ours, **options)
+    value = rule.loss(u, d, target, case.k, ignore_index=case.ignore, backend="cupy", **rule.options, **options)
     return value.detach(), *torch.autograd.grad(value, (u, d))
 
 
 def expected(case: Case, rule: Rule, /, **options: Any) -> tuple[float, Array, Array]:
     with positions_in(np.float64 if case.u.dtype == np.float64 else np.float32):
         arrays = case.u.astype(np.float64), case.offset.astype(np.float64), case.target, case.k
-        return rule.expected(*arrays, ignore=case.ignore, **rule.theirs, **options)
+        return rule.expected(*arrays, ignore=case.ignore, **rule.oracle_options, **options)
 
 
 def crowd(case: Case) -> int:
@@ -208,12 +161,14 @@ def crowd(case: Case) -> int:
     return max((np.bincount(c.ravel().astype(np.int64)).max() for image in cells for c in image), default=0)
 
 
-def close(ours: tuple[Tensor, ...], theirs: tuple[Any, ...], tolerance: float, pixels: int, together: int = 1) -> None:
+def close(
+    actual: tuple[Tensor, ...], wanted: tuple[Any, ...], tolerance: float, pixels: int, together: int = 1
+) -> None:
     """Relative to the norm; where that is small, to one logit per pixel that is off by the tolerance.
 
     Gradients that cancel within a cell leave the sum of the rounding errors of the `together` samples there.
     """
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(actual, wanted, strict=True):
         error, scale = np.abs(a.cpu().numpy().astype(np.float64) - b), np.abs(b)
         if error.size:  # of the largest element, too: a single wrong one must not hide among many
             floor = max(3 / math.sqrt(pixels), 2 * together / pixels)
@@ -229,9 +184,9 @@ def check(
     integer_gradient: str = "right",
     normalize: str = "all",
 ) -> None:
-    ours = compute(case, device, memory_format, rule, integer_gradient=integer_gradient, normalize=normalize)
-    theirs = expected(case, rule, rule=integer_gradient, normalize=normalize)
-    close(ours, theirs, 1e-12 if case.u.dtype == np.float64 else 1e-6, max(case.target.size, 1), crowd(case))
+    actual = compute(case, device, memory_format, rule, integer_gradient=integer_gradient, normalize=normalize)
+    wanted = expected(case, rule, rule=integer_gradient, normalize=normalize)
+    close(actual, wanted, 1e-12 if case.u.dtype == np.float64 else 1e-6, max(case.target.size, 1), crowd(case))
 
 
 # ---------------------------------------------------------------------------------------------- against the oracle
@@ -332,7 +287,7 @@ def test_lists_of_several_chunks_and_slabs(
     torch.use_deterministic_algorithms(deterministic)
     case = make("one-point", 3, 4, 5, 6, (4, 4), 1, 1, np.float64)
     check(case, device, torch.channels_last, GUIDED)
-    monkeypatch.setattr(_cupy_upsample, "LIST_SAMPLES", 900)  # one image has 480 samples
+    monkeypatch.setattr(_cupy_lists, "LIST_SAMPLES", 900)  # one image has 480 samples
     check(case, device, torch.contiguous_format, STRONG, "code")
     check(make("small", 2, 3, 4, 4, (2, 3), 3, 1, np.float64), device, torch.contiguous_format, GUIDED, "code")
 
@@ -340,8 +295,8 @@ def test_lists_of_several_chunks_and_slabs(
 # --------------------------------------------------------------------------------------------------------- exactness
 
 
-def found(u: Tensor, d: Tensor, target: Tensor, k: int, rule: str, **settings: float) -> Tensor:
-    """What the forward kernel says of each pixel: 0 ignored, 1 good, 2 not, 3 + c corner c is better."""
+def verdict(u: Tensor, d: Tensor, target: Tensor, k: int, rule: str, **settings: float) -> Tensor:
+    """The forward kernel's verdict on each pixel: 0 ignored, 1 good, 2 not, 3 + c corner c is better."""
     numbers = {"offset_weight": 0.3, "regression_weight": 0.1, "beta": 1.0, "ignore_index": -1, **settings}
     return _cupy_loss.forward(u, d, target, k, k, _cupy_loss.RULES.index(rule), code=False, **numbers)[2]
 
@@ -358,10 +313,10 @@ def test_zero_offset_ties_exactly(
     u = (torch.randn(2, c, h, w, dtype=dtype) * 4).to(device)
     target = torch.randint(0, c, (2, h * k, w * k)).to(device)
     d = torch.zeros(2, 2 * c if per_channel else 2, h * k, w * k, dtype=dtype, device=device)
-    assert (found(u, d, target, k, "paper") == 2).all()
-    assert (found(u, d, target, k, "code") == 1).all()
-    if not per_channel:  # on the input's own pixels, and in the corner of the replicated border, no corner is better
-        choice = found(u, d, target, k, "regression")
+    assert (verdict(u, d, target, k, "paper") == 2).all()
+    assert (verdict(u, d, target, k, "code") == 1).all()
+    if not per_channel:  # on the input's pixels, and in the corner of the replicated border, no corner is better
+        choice = verdict(u, d, target, k, "regression")
         assert (choice[:, ::k, ::k] == 1).all() and (choice[:, -k:, -k:] == 1).all()
         if h * w > 1:
             assert (choice > 2).any()
@@ -371,12 +326,12 @@ def test_corner_that_is_read_never_wins(device: torch.device) -> None:
     torch.manual_seed(0)
     u = (torch.randn(2, 119, 4, 3) * 4).to(device)
     target = torch.randint(0, 119, (2, 8, 6)).to(device)
-    # From each pixel to one corner of its own cell: that corner is what LaU reads.
+    # From each pixel to one corner of its cell: LaU reads that corner.
     steps = torch.arange(8)[:, None] % 2, torch.arange(6)[None] % 2
     for corner in range(4):
         rise = [(corner >> i & 1) * (s > 0) - s / 2 for i, s in enumerate(steps)]
         d = torch.stack(torch.broadcast_tensors(*rise))[None].repeat(2, 1, 1, 1).to(device)
-        choice = found(u, d, target, 2, "regression")
+        choice = verdict(u, d, target, 2, "regression")
         assert not (choice == 3 + corner).any()
 
 
@@ -387,12 +342,12 @@ def test_first_of_equal_corners_wins(device: torch.device) -> None:
     u[0, 0, :, 7] = -5.0
     d = torch.zeros(1, 2, 6, 16)
     d[:, 1] = 9.0
-    choice = found(u.to(device), d.to(device), torch.zeros(1, 6, 16, dtype=torch.int64).to(device), 2, "regression")
+    choice = verdict(u.to(device), d.to(device), torch.zeros(1, 6, 16, dtype=torch.int64).to(device), 2, "regression")
     assert (choice[..., :12] == 3).all()
     # Beyond the last row floor and ceil have equal values, and so no target leaves the map.
     torch.manual_seed(1)
     u, d = torch.randn(1, 3, 2, 2).to(device), torch.full((1, 2, 8, 8), -0.3).to(device)
-    choice = found(u, d, torch.randint(0, 3, (1, 8, 8)).to(device), 4, "regression")[:, 5:]
+    choice = verdict(u, d, torch.randint(0, 3, (1, 8, 8)).to(device), 4, "regression")[:, 5:]
     assert (choice >= 3).any() and not ((choice == 4) | (choice == 6)).any()
 
 
@@ -410,11 +365,11 @@ def test_nan(device: torch.device) -> None:
             assert dd.isfinite().all() and du.isfinite().all() if m == 1 else True
             assert (dd[0, channel, 2, 3] == 0).all() and (dd[0, channel, 4, 4] == 0).all()
         good = case._replace(target=np.where(np.isnan(case.offset[:, 0]), -1, case.target))
-        theirs = expected(good, rule)
+        wanted = expected(good, rule)
         if m == 1:
             value, *grads = compute(good, device, torch.channels_last, rule)
-            assert np.isfinite(theirs[0])
-            close((value, *grads), (theirs[0], theirs[1], np.nan_to_num(theirs[2])), 1e-6, good.target.size)
+            assert np.isfinite(wanted[0])
+            close((value, *grads), (wanted[0], wanted[1], np.nan_to_num(wanted[2])), 1e-6, good.target.size)
 
 
 def test_labels_that_are_none(device: torch.device) -> None:
@@ -468,10 +423,10 @@ def test_memory_formats_and_partial_gradients(device: torch.device) -> None:
         torch.testing.assert_close(a, b)
     assert du.is_contiguous() and last[1].is_contiguous(memory_format=torch.channels_last)
     u, d, target = tensors(case, device, torch.contiguous_format)
-    (ours,) = torch.autograd.grad(offset_regression_loss(u, d.detach(), target, 2, backend="cupy"), u)
-    torch.testing.assert_close(ours, du)
-    (ours,) = torch.autograd.grad(offset_regression_loss(u.detach(), d, target, 2, backend="cupy"), d)
-    torch.testing.assert_close(ours, dd)
+    (actual,) = torch.autograd.grad(offset_regression_loss(u, d.detach(), target, 2, backend="cupy"), u)
+    torch.testing.assert_close(actual, du)
+    (actual,) = torch.autograd.grad(offset_regression_loss(u.detach(), d, target, 2, backend="cupy"), d)
+    torch.testing.assert_close(actual, dd)
     # What is neither layout: slices, offsets in channels_last, labels that are strided.
     wide = torch.zeros(2, 4, 5, 9, dtype=torch.float64, device=device)
     wide[..., 1:7] = u.detach()
@@ -482,7 +437,7 @@ def test_memory_formats_and_partial_gradients(device: torch.device) -> None:
 
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_inputs_at_odd_addresses(device: torch.device, offset: int) -> None:
-    # A vector access there would end the process on a GPU; the emulator says so.
+    # A vector access there would abort the process on a GPU; the emulator reports it.
     case = make("small", 1, 8, 3, 4, (2, 2), 1, 0, np.float32)
     u, d, target = tensors(case, device, torch.channels_last)
     storage = torch.zeros(u.numel() + offset, device=device)
@@ -531,10 +486,10 @@ def test_everything_is_written(device: torch.device, m: int) -> None:
     _, lse, choice = _cupy_loss.forward(u, d, target, *settings, -1, False)
     scale = torch.tensor(1 / target.numel(), dtype=torch.float64, device=device)
     for deterministic in (False, True):
-        ours = _cupy_loss.backward(
+        actual = _cupy_loss.backward(
             scale, u, d, target, lse, choice, *settings, False, True, True, deterministic=deterministic
         )
-        close(ours, (du, dd), 1e-12, case.target.size)
+        close(actual, (du, dd), 1e-12, case.target.size)
 
 
 # ------------------------------------------------------------------------------------------------- as an op of torch
@@ -544,8 +499,7 @@ def settled(device: torch.device, m: int = 1, rule: str = "guided") -> tuple[Ten
     """Far from every kink and tie: no finite difference changes a cell, a weight or a target."""
     rng = np.random.default_rng(4)
     n, c, h, w, k = 1, 3, 2, 3, (2, 2)
-    at = rng.integers(0, 2, (n, 2 * m, h * k[0], w * k[1])) + rng.uniform(0.25, 0.75, (n, 2 * m, h * k[0], w * k[1]))
-    d = at - positions(h, w, k, np.zeros(at.shape), np.float64)
+    d = cases.away_from_kinks(n, h, w, k, m, 0, 2, rng)
     u = 3 * rng.normal(size=(n, c, h, w))
     target = rng.integers(-1, c, (n, h * k[0], w * k[1]))
     rivals = [oracle.nll(oracle.bilinear(u, k), target, -1)]
@@ -588,11 +542,7 @@ def test_no_second_derivative(device: torch.device) -> None:
 
 @pytest.mark.parametrize("rule", ["guided", "regression"])
 def test_compile_sees_one_op(device: torch.device, rule: str) -> None:
-    seen: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        return graph.forward
+    calls, backend = cases.graph_recorder()
 
     def function(u: Tensor, d: Tensor) -> Tensor:
         return RULES[rule].loss(u, d, target, 2, backend="cupy", normalize="valid")
@@ -601,12 +551,12 @@ def test_compile_sees_one_op(device: torch.device, rule: str) -> None:
     u, d, target = settled(device)
     eager = function(u, d)
     assert torch.equal(torch.compile(function, backend=backend, fullgraph=True)(u, d), eager)
-    assert sum("location_aware_loss" in name for name in seen) == 1
+    assert sum("location_aware_loss" in name for name in calls) == 1
     compiled = torch.compile(function, backend="inductor" if device.type == "cuda" else "aot_eager", fullgraph=True)
-    for ours, theirs in zip(
+    for actual, wanted in zip(
         torch.autograd.grad(compiled(u, d), (u, d)), torch.autograd.grad(eager, (u, d)), strict=True
     ):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(actual, wanted)
 
 
 def test_flops(device: torch.device) -> None:
@@ -614,7 +564,7 @@ def test_flops(device: torch.device) -> None:
     sampled = 3 * target.numel()
     for rule, maps in ((GUIDED, 2), (PLAIN, 1), (REGRESSION, 1)):
         with FlopCounterMode(display=False) as counter:
-            rule.loss(u, d, target, 2, backend="cupy", **rule.ours).backward()
+            rule.loss(u, d, target, 2, backend="cupy", **rule.options).backward()
         counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
         assert counts == {
             "laurepro.location_aware_loss": 11 * maps * sampled,
@@ -644,7 +594,7 @@ def test_no_map_of_the_outputs_size(device: torch.device) -> None:
 
 
 def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_cupy_loss, _cupy_upsample):
+    for module in (_cupy_loss, _cupy_lists):
         monkeypatch.setattr(module, "launch", lambda *a, **k: pytest.fail("launched"))
     u, d = torch.zeros(2, 3, 4, 5, device=device), torch.zeros(2, 2, 8, 10, device=device)
     target = torch.zeros(2, 8, 10, dtype=torch.int64, device=device)
@@ -667,15 +617,15 @@ def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.Monkey
         offset_guided_cross_entropy(many, offset, labels.expand(9, 3000, 3000), 1, backend="cupy")
 
 
-MUTANTS = [  # file, what is replaced, by what, and a case that should tell
+MUTANTS = [  # file, the text that is replaced, its replacement, and a case that should fail
     ("loss_forward", "nll < rival : nll <= rival", "nll <= rival : nll < rival", GUIDED, "zero"),
     ("loss_forward", "if (rival < least)", "if (rival <= least)", REGRESSION, "small"),
     ("loss_forward", "min(i + rise_y(corner, sy), h - 1)", "i", REGRESSION, "small"),
     ("loss_forward", "if (lane == s) {", "if (lane == 0) {", GUIDED, "small"),
     ("loss_backward", "if (to_below) add<VEC>(out + to_below, s10[q]);", "", GUIDED, "small"),
     ("loss_backward", "? p - s : p", "? p : p", GUIDED, "small"),
-    ("loss_backward", "if (found == IGNORED) return", "if (false) return", GUIDED, "small"),
-    ("loss_backward", "own_y += along_y;", "own_y = along_y;", GUIDED, "far"),
+    ("loss_backward", "if (verdict == IGNORED) return", "if (false) return", GUIDED, "small"),
+    ("loss_backward", "grad_y += along_y;", "grad_y = along_y;", GUIDED, "far"),
 ]
 
 
@@ -694,7 +644,7 @@ def test_a_wrong_kernel_is_caught(
 
     monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
     monkeypatch.setattr(_cupy, "_kernels", {})
-    channels = 203 if "own_y" in old else 5  # 203 take several turns
+    channels = 203 if "grad_y" in old else 5  # 203 take several turns
     case = make(kind, 2, channels, 4, 4, (2, 2), 1, 3, np.float32)
     with pytest.raises((AssertionError, emulator.EmulationError)):
         check(case, torch.device("cpu"), torch.channels_last, rule, "right", "valid")
@@ -735,21 +685,13 @@ def test_backends_agree_on_a_gpu(rule: str) -> None:
 @pytest.mark.gpu
 def test_side_stream() -> None:
     case, u, d, target = gpu_case()
-    source, busy = u.detach().clone(), torch.randn(4096, 4096, device="cuda")
     warmup(offset_regression_loss, u, d, target, case.k, backend="cupy")
-    with torch.no_grad():
-        u.zero_()
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(20):  # keep the stream busy, so that a launch on another one would read zeros
-            busy = (busy @ busy).clamp(-1, 1)
-        with torch.no_grad():
-            u.copy_(source)
+
+    def results() -> tuple[Tensor, ...]:
         value = offset_regression_loss(u, d, target, case.k, backend="cupy")
-        grads = torch.autograd.grad(value, (u, d))
-    stream.synchronize()
-    close((value.detach(), *grads), expected(case, REGRESSION), 1e-6, case.target.size)
+        return value.detach(), *torch.autograd.grad(value, (u, d))
+
+    close(cases.on_busy_stream(u, results), expected(case, REGRESSION), 1e-6, case.target.size)
 
 
 @pytest.mark.gpu

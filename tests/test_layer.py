@@ -1,4 +1,4 @@
-"""LaU as a layer of other people's networks: docs/use-the-layer.md block by block, compiled, exported, and as ONNX."""
+"""LaU as a layer in other networks: docs/use-the-layer.md block by block, compiled, exported, and as ONNX."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_compiled_by_inductor() -> None:
     torch._dynamo.reset()
     upsample = LocationAwareUpsample(8, 4, 4)
     input, feature = torch.randn(2, 5, 6, 7), torch.randn(2, 8, 6, 7)
-    found = gradients(torch.compile(upsample, fullgraph=True), input, feature)
-    for have, want in zip(found, gradients(upsample, input, feature), strict=True):
+    compiled = gradients(torch.compile(upsample, fullgraph=True), input, feature)
+    for have, want in zip(compiled, gradients(upsample, input, feature), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_compiled_by_inductor() -> None:
 
 
 class Masks(nn.Module):
-    """A row's network as it predicts: a normalised picture to class scores."""
+    """The network of a row in prediction: from a normalised image to class scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,15 +99,15 @@ class Masks(nn.Module):
         return self.network.predict(image)
 
 
-def pictures(name: str, root: Path, count: int) -> Tensor:
-    """The first pictures of a data set's validation split, [count, 3, H, W]."""
+def first_images(name: str, root: Path, count: int) -> Tensor:
+    """The first images of a data set's validation split, [count, 3, H, W]."""
     _, opened = open_split(spec.Data(name=name), root, "val")
     images = np.stack([opened[i][0] for i in range(count)]).astype(np.float32) / 255 - 0.5
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def warmed(image: Tensor) -> Masks:
-    """The network with statistics of these pictures, so that the classes it gives differ."""
+    """The network with the statistics of these images, so that it predicts more than one class."""
     masks = Masks()
     for norm in (m for m in masks.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)):
         norm.momentum = 1.0
@@ -117,7 +117,7 @@ def warmed(image: Tensor) -> Masks:
 
 
 def test_an_exported_program_gives_the_same_masks(tmp_path: Path) -> None:
-    image = pictures("shapes", tmp_path, 2)
+    image = first_images("shapes", tmp_path, 2)
     masks = warmed(image)
     with torch.no_grad():
         want = masks(image)
@@ -130,7 +130,7 @@ def test_an_exported_program_gives_the_same_masks(tmp_path: Path) -> None:
 
 @pytest.mark.layer
 def test_onnx_gives_the_same_masks(tmp_path: Path) -> None:
-    same_masks_as_onnx(pictures("shapes", tmp_path, 2), tmp_path / "masks.onnx")
+    same_masks_as_onnx(first_images("shapes", tmp_path, 2), tmp_path / "masks.onnx")
 
 
 @pytest.mark.layer
@@ -139,7 +139,7 @@ def test_onnx_gives_the_same_masks_on_photographs(tmp_path: Path) -> None:
     root = ROOT / "data"
     if not (root / "camvid").is_dir():
         pytest.skip("no data/camvid: laurepro data prepare camvid")
-    image = pictures("camvid", root, 4)
+    image = first_images("camvid", root, 4)
     same_masks_as_onnx(image, tmp_path / "masks.onnx")
 
 
@@ -152,16 +152,16 @@ def same_masks_as_onnx(image: Tensor, file: Path) -> None:
         want = masks(image)
         torch.onnx.export(masks, (image,), file, dynamo=True, input_names=["image"], verbose=False)
     assert "GridSample" in {node.op_type for node in onnx.load(file).graph.node}
-    (found,) = onnxruntime.InferenceSession(file).run(None, {"image": image.numpy()})
+    (scores,) = onnxruntime.InferenceSession(file).run(None, {"image": image.numpy()})
     two = want.topk(2, dim=1).values
-    clear = (two[:, 0] - two[:, 1]) > 1e-4  # a tie of two classes is the rounding's to break
+    clear = (two[:, 0] - two[:, 1]) > 1e-4  # rounding may break a tie of two classes either way
     assert clear.float().mean() > 0.99
-    assert np.array_equal(found.argmax(1)[clear.numpy()], want.argmax(1)[clear].numpy())
+    assert np.array_equal(scores.argmax(1)[clear.numpy()], want.argmax(1)[clear].numpy())
     assert len(want.argmax(1).unique()) > 1
 
 
 def test_an_export_never_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is to run elsewhere must not hold an op that is only here."""
+    """A program that runs elsewhere must not contain an op that only this package has."""
     monkeypatch.setattr(_cupy, "_problem", lambda: "")
     cuda = torch.device("cuda", 0)
     assert _cupy.selected("auto", cuda)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from laurepro import spec
-from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
 from laurepro.heads.encnet import Encoding
-from laurepro.network.model import Network, Output, build, parameter_groups
+from laurepro.network.model import Network, Output, build, build_backbone, parameter_groups
 from laurepro.ops import location_aware_upsample
 from laurepro.spec import parts
 from laurepro.training.losses import nearest_labels, segmentation_loss
@@ -106,14 +105,14 @@ def labels(size: int = 64, n: int = 2) -> Tensor:
 )
 def test_backbone_parameters(kind: str, stem: str, expected: int) -> None:
     with torch.device("meta"):
-        backbone = ResNet(spec.Backbone(kind=kind, stem=stem))
+        backbone = build_backbone(spec.Backbone(kind=kind, stem=stem), 8)
     assert count(backbone) == expected
     assert backbone.channels == (256, 512, 1024, 2048)
 
 
 def test_backbone_parameters_by_stage() -> None:
     with torch.device("meta"):
-        r50, r101 = ResNet(spec.Backbone()), ResNet(spec.Backbone(kind="resnet101"))
+        r50, r101 = (build_backbone(spec.Backbone(kind=kind), 8) for kind in ("resnet50", "resnet101"))
     stages = [[count(m) for m in (n.conv1, n.bn1, n.layer1, n.layer2, n.layer3, n.layer4)] for n in (r50, r101)]
     assert stages[0] == [112_576, 256, 236_288, 1_219_584, 7_098_368, 14_964_736]
     assert stages[1][4] == 26_090_496
@@ -130,7 +129,7 @@ def test_backbone_is_timms(kind: str, theirs: str, stride: int) -> None:
     torch.manual_seed(0)
     options = {"pretrained": False, "features_only": True, "out_indices": (1, 2, 3, 4), "output_stride": stride}
     other = timm.create_model(theirs, **options).eval()
-    ours = ResNet(spec.Backbone(kind=kind), stride).eval()
+    ours = build_backbone(spec.Backbone(kind=kind), stride).eval()
     ours.load_state_dict(other.state_dict())
     image = torch.randn(1, 3, 49, 65)
     with torch.no_grad():
@@ -273,7 +272,7 @@ def test_macs_added_by_lau(k: int, added: int) -> None:
 @pytest.mark.parametrize("size", [64, 65, 71, 33])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_backbone_sizes(stride: int, size: int) -> None:
-    features = ResNet(spec.Backbone(**TINY), stride)(torch.randn(2, 3, size, size))
+    features = build_backbone(spec.Backbone(**TINY), stride)(torch.randn(2, 3, size, size))
     strides = (4, 8, min(16, stride), stride)
     assert [f.shape for f in features] == [
         (2, c, -(-size // s), -(-size // s)) for c, s in zip((16, 32, 64, 128), strides, strict=True)
@@ -282,7 +281,7 @@ def test_backbone_sizes(stride: int, size: int) -> None:
 
 def test_dilations() -> None:
     def geometry(stride: int) -> list[tuple[int, int, int]]:
-        net = ResNet(spec.Backbone(width=4, blocks=(1, 1, 3, 3)), stride)
+        net = build_backbone(spec.Backbone(width=4, blocks=(1, 1, 3, 3)), stride)
         convs = [block.conv2 for layer in (net.layer3, net.layer4) for block in layer]
         return [(c.stride[0], c.dilation[0], c.padding[0]) for c in convs]
 

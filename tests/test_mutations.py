@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from laurepro import checks, datasets, heads, spec
 from laurepro.backbones import _resnet as backbones
+from laurepro.backbones import resnet50, resnet101
 from laurepro.checks import arithmetic, counts, specs
 from laurepro.checks.specs import ROWS
 from laurepro.datasets import ade20k, pascal_context, voc2012_aug
@@ -29,8 +30,8 @@ from laurepro.evaluation import scores
 from laurepro.heads import aspp, deeplabv3plus, encnet
 from laurepro.network import costs, model
 from laurepro.nn import OffsetHead
+from laurepro.ops import _losses as ops_losses
 from laurepro.ops import _reference, upsample
-from laurepro.ops import losses as ops_losses
 from laurepro.spec import parts
 from laurepro.training import losses
 from laurepro.upsamplers import deformable, pixelshuffle
@@ -324,12 +325,18 @@ def a_stride(b: Broken) -> None:
     b.patch.setitem(backbones.GEOMETRY, 32, ((2, 1, 1), (1, 1, 1)))
 
 
+def of_blocks(b: Broken, backbone: Any, blocks: tuple[int, int, int, int]) -> None:
+    """A backbone whose stages have other numbers of blocks where none are given."""
+    init = backbone.__init__
+    b.patch.setattr(backbone, "__init__", lambda self, *a, **o: init(self, *a, **{"blocks": blocks, **o}))
+
+
 @code(
     "network",
     "counts.*-r50-* counts.backbone.resnet50-* counts.deeplabv3plus-resnet50.params counts.table1.absolute-* counts.table1.stem specs.table[124578].costs specs.table3a.costs",
 )
 def a_block_less_in_resnet50(b: Broken) -> None:
-    b.patch.setitem(backbones.BLOCKS, "resnet50", (3, 4, 5, 3))
+    of_blocks(b, resnet50.Backbone, (3, 4, 5, 3))
 
 
 @code(
@@ -337,7 +344,7 @@ def a_block_less_in_resnet50(b: Broken) -> None:
     "counts.*-r101-* counts.backbone.resnet101-* counts.deeplabv3plus-resnet101.params specs.table[5678].costs specs.table3b.costs",
 )
 def a_block_less_in_resnet101(b: Broken) -> None:
-    b.patch.setitem(backbones.BLOCKS, "resnet101", (3, 4, 22, 3))
+    of_blocks(b, resnet101.Backbone, (3, 4, 22, 3))
 
 
 class PlainStemOf5(nn.Conv2d):
@@ -359,10 +366,11 @@ def a_smaller_plain_stem(b: Broken) -> None:
     "counts.backbone.*-deep.params counts.*-r50-* counts.*-r101-* counts.deeplabv3plus-* counts.table1.absolute-* counts.table1.stem specs.*.costs",
 )
 def the_plain_stem_as_default(b: Broken) -> None:
+    build = model.build_backbone
     b.patch.setattr(
         model,
-        "ResNet",
-        lambda backbone, stride: backbones.ResNet(backbone.model_copy(update={"stem": "plain"}), stride),
+        "build_backbone",
+        lambda backbone, stride: build(backbone.model_copy(update={"stem": "plain"}), stride),
     )
 
 

@@ -1,4 +1,4 @@
-"""The operator, its losses and its modules against the NumPy oracle, and at the places where rounding decides."""
+"""The operator, its losses and its modules against the NumPy oracle, and where rounding decides the result."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from laurepro.nn import LocationAwareUpsample, OffsetHead
 from laurepro.ops import (
+    _losses,
     _reference,
     _taps,
     bilinear_upsample,
     location_aware_loss_maps,
     location_aware_upsample,
-    losses,
     offset_guided_cross_entropy,
     offset_regression_loss,
 )
@@ -48,7 +48,7 @@ SHAPES = [  # n, c, h, w, (k_h, k_w), m
 
 @pytest.fixture(autouse=True, params=["apart", "side-by-side"])
 def sampler(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Everything here holds of both ways of sampling on a CPU; by itself each takes the maps that it is fast with."""
+    """Run every test with both samplers for the CPU; without this, each takes only the maps for which it is faster."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -318,20 +318,25 @@ LOSSES = [
 
 
 def check_loss(
-    loss: Op, expected: Any, ours: dict[str, Any], theirs: dict[str, Any], arrays: tuple[Any, ...], k: tuple[int, int]
+    loss: Op,
+    expected: Any,
+    options: dict[str, Any],
+    oracle_options: dict[str, Any],
+    arrays: tuple[Any, ...],
+    k: tuple[int, int],
 ) -> None:
     u, d, target = arrays
     input, offset = torch.tensor(u, requires_grad=True), torch.tensor(d, requires_grad=True)
-    value = loss(input, offset, torch.tensor(target), k, **ours)
+    value = loss(input, offset, torch.tensor(target), k, **options)
     value.backward()
-    want, want_du, want_dd = expected(u, d, target, k, **theirs)
+    want, want_du, want_dd = expected(u, d, target, k, **oracle_options)
     assert input.grad is not None and offset.grad is not None
     assert value.item() == pytest.approx(want, rel=0, abs=1e-10)
     np.testing.assert_allclose(input.grad.numpy(), want_du, rtol=0, atol=1e-10)
     np.testing.assert_allclose(offset.grad.numpy(), want_dd, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("loss", "expected", "ours", "theirs"), LOSSES)
+@pytest.mark.parametrize(("loss", "expected", "options", "oracle_options"), LOSSES)
 @pytest.mark.parametrize("normalize", ["all", "valid"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["zero", "small", "border", "fractions"])
@@ -342,8 +347,8 @@ def check_loss(
 def test_loss_agrees_with_oracle(
     loss: Op,
     expected: Any,
-    ours: dict[str, Any],
-    theirs: dict[str, Any],
+    options: dict[str, Any],
+    oracle_options: dict[str, Any],
     normalize: str,
     rule: str,
     kind: str,
@@ -357,15 +362,8 @@ def test_loss_agrees_with_oracle(
     u = rng.normal(size=(n, c, h, w)) * 2
     d = offsets(kind, (n, 2, h * k[0], w * k[1]), k, rng)
     target = rng.integers(-1, c, (n, h * k[0], w * k[1]))
-    options = {"normalize": normalize}
-    check_loss(
-        loss,
-        expected,
-        {**ours, **options, "integer_gradient": rule},
-        {**theirs, **options, "rule": rule},
-        (u, d, target),
-        k,
-    )
+    options = {**options, "normalize": normalize, "integer_gradient": rule}
+    check_loss(loss, expected, options, {**oracle_options, "normalize": normalize, "rule": rule}, (u, d, target), k)
 
 
 @settings(deadline=None, max_examples=40)
@@ -388,9 +386,9 @@ def test_drawn_losses(n: int, c: int, h: int, w: int, k: tuple[int, int], kind: 
     d = offsets(kind, (n, 2, h * k[0], w * k[1]), k, rng)
     target = rng.integers(0, c, (n, h * k[0], w * k[1]))
     target[rng.random(target.shape) < 0.2] = ignore
-    ours, theirs = {"ignore_index": ignore}, {"ignore": ignore}
-    check_loss(offset_regression_loss, oracle.regression, ours, theirs, (u, d, target), k)
-    check_loss(offset_guided_cross_entropy, oracle.offset_guided, ours, theirs, (u, d, target), k)
+    options, oracle_options = {"ignore_index": ignore}, {"ignore": ignore}
+    check_loss(offset_regression_loss, oracle.regression, options, oracle_options, (u, d, target), k)
+    check_loss(offset_guided_cross_entropy, oracle.offset_guided, options, oracle_options, (u, d, target), k)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -422,7 +420,7 @@ def test_zero_offset_ties_exactly(dtype: torch.dtype, c: int, h: int, w: int, k:
     assert torch.equal(paper.weight, torch.full_like(paper.weight, 1.3))
     code = location_aware_loss_maps(u, d, target, k, rule="offset_guided", tie="code")
     assert torch.equal(code.weight, torch.ones_like(code.weight))
-    # On the input's own pixels the four corners are what LaU reads, and so they are in the replicated border's corner.
+    # On the input's pixels, and in the corner of the replicated border, LaU reads all four corners.
     regression = location_aware_loss_maps(u, d, target, k)
     lattice = regression.nll_lau[:, None, ::k, ::k].expand(-1, 4, -1, -1)
     assert torch.equal(regression.nll_corners[..., ::k, ::k], lattice)
@@ -432,7 +430,7 @@ def test_zero_offset_ties_exactly(dtype: torch.dtype, c: int, h: int, w: int, k:
 
 def test_corner_tie_survives_rounding() -> None:
     # torch's log_softmax of the same logits may differ in the last bit between the table and the upsampled map, in
-    # about one of a thousand pixels here. LaU reads the corner, hence no corner may beat it.
+    # about one in a thousand of these pixels. LaU reads the corner, so no corner may beat it.
     torch.manual_seed(0)
     u = torch.randn(100, 119, 10, 2) * 4
     target = torch.randint(0, 119, (100, 20, 4))
@@ -485,7 +483,7 @@ def test_regression_target_at_the_replicated_border() -> None:
 @pytest.mark.parametrize("loss", [offset_guided_cross_entropy, offset_regression_loss])
 @pytest.mark.parametrize("elements", [1, 100, 200, 1000, 10000])  # a row has 80, an image 480
 def test_fused_is_composed(loss: Op, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_CPU_ELEMENTS", elements)
+    monkeypatch.setattr(_losses, "_CPU_ELEMENTS", elements)
     torch.manual_seed(1)
     u, d = torch.randn(5, 4, 3, 5, requires_grad=True), torch.randn(5, 2, 6, 20, requires_grad=True)
     target = torch.randint(-1, 4, (5, 6, 20))
@@ -512,10 +510,10 @@ def test_fused_in_torch_compile_and_twice_through_one_graph(sampler: str) -> Non
     first = torch.autograd.grad(value, (u, d), retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(value, (u, d)), strict=True))
     compiled = torch.compile(lambda u, d: offset_guided_cross_entropy(u, d, target, 2), backend="eager")
-    again = compiled(u, d)
+    compiled_value = compiled(u, d)
     near = {"rtol": 0, "atol": 0} if sampler == "apart" else {"rtol": 1e-5, "atol": 1e-6}  # compiled, it is torch's
-    torch.testing.assert_close(again, value, **near)
-    for a, b in zip(first, torch.autograd.grad(again, (u, d)), strict=True):
+    torch.testing.assert_close(compiled_value, value, **near)
+    for a, b in zip(first, torch.autograd.grad(compiled_value, (u, d)), strict=True):
         torch.testing.assert_close(a, b, **near)
 
 

@@ -18,10 +18,9 @@ from test_stages import make_context, make_job
 from torch import Tensor
 
 from laurepro import doctor, spec
-from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
 from laurepro.network import checkpoint
-from laurepro.network.model import Network, build
+from laurepro.network.model import Network, build, build_backbone
 from laurepro.network.pretrained import load_imagenet, load_pretrained, load_released, read_state_dict, released_name
 from laurepro.spec import weights
 from laurepro.stages import train
@@ -198,7 +197,7 @@ def test_parts_that_the_network_lacks_are_an_error() -> None:
 def test_torchvision_names_are_ours(kind: str) -> None:
     with torch.device("meta"):
         theirs = getattr(torchvision.models, kind)().state_dict()
-        ours = ResNet(spec.Backbone(kind=kind, stem="plain")).state_dict()
+        ours = build_backbone(spec.Backbone(kind=kind, stem="plain"), 8).state_dict()
     without_fc = {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
     assert without_fc == {k: v.shape for k, v in ours.items()}
 
@@ -207,7 +206,7 @@ def test_torchvision_weights_give_torchvision_features() -> None:
     """At output stride 32 the two are one network."""
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50().eval()
-    backbone = ResNet(spec.Backbone(stem="plain"), 32).eval()
+    backbone = build_backbone(spec.Backbone(stem="plain"), 32).eval()
     load_imagenet(backbone, theirs.state_dict())
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -215,7 +214,7 @@ def test_torchvision_weights_give_torchvision_features() -> None:
         x = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
         torch.testing.assert_close(backbone(image)[3], x)
     with pytest.raises(LaureproError, match=r"conv1\.0\.weight"):
-        load_imagenet(ResNet(spec.Backbone(stem="deep"), 32), theirs.state_dict())
+        load_imagenet(build_backbone(spec.Backbone(stem="deep"), 32), theirs.state_dict())
 
 
 @pytest.mark.extras
@@ -228,7 +227,7 @@ def test_timms_resnet50s_is_ours(output_stride: int) -> None:
     for name, buffer in theirs.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_()
-    backbone = ResNet(spec.Backbone(), output_stride).eval()
+    backbone = build_backbone(spec.Backbone(), output_stride).eval()
     load_imagenet(backbone, theirs.state_dict())
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -337,7 +336,7 @@ def test_every_name_is_a_file_of_each_depth_with_its_digest() -> None:
 
 def test_weights_that_are_not_there_are_told_with_what_to_bring(no_caches: Path) -> None:
     with pytest.raises(LaureproError) as error:
-        load_pretrained(ResNet(spec.Backbone()), "encnet", "resnet50", no_caches)
+        load_pretrained(build_backbone(spec.Backbone(), 8), "encnet", "resnet50", no_caches)
     said = str(error.value)
     assert str(no_caches / "pretrained" / "resnet50-25c4b509.pth") in said
     for word in ("sha1:25c4b50959ef024fcc050213a06b614899f94b3d", "PyTorch-Encoding", "nothing is downloaded"):
@@ -349,7 +348,7 @@ def test_a_file_of_ones_own_is_found_by_name_and_digest_and_loads_strictly(
 ) -> None:
     small = spec.Backbone(width=4, blocks=(1, 1, 1, 1))
     torch.manual_seed(0)
-    source, target = ResNet(small), ResNet(small)
+    source, target = build_backbone(small, 8), build_backbone(small, 8)
     file = no_caches / "pretrained" / "own.pth"
     torch.save({**source.state_dict(), "fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()

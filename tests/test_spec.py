@@ -98,7 +98,7 @@ def resolve_all(scale: str = "smoke") -> None:
         ("    set: {}", "    set: {data: {nam: x}}", ["row 'encnet-os8-bilinear'", "data", "nearest: name"]),
         ("    set: {}", "    set: {}\n    init_from: table3/x", ["'encnet-os8-bilinear'", "init_from", "'table3'"]),
         ("    set: {}", "    set: {}\n    init_from: table3a/x", ["unknown row", "'x'"]),
-        ("    set: {}", "    set: {}\n    init_from: table3a/encnet-os8-bilinear", ["init_from", "circle"]),
+        ("    set: {}", "    set: {}\n    init_from: table3a/encnet-os8-bilinear", ["init_from", "circular"]),
         ("title:", "title: again\ntitle:", ["line 2", "duplicate key 'title'"]),
     ],
 )
@@ -414,7 +414,7 @@ def test_pinned_defaults() -> None:
     assert Experiment().model_dump(mode="json") == {
         "version": 1,
         "model": {
-            "backbone": {"kind": "resnet50", "stem": "deep", "width": 64, "blocks": None},
+            "backbone": {"kind": "resnet50"},
             "output_stride": 8,
             "head": {"kind": "encnet"},
             "upsampler": {"kind": "bilinear"},
@@ -489,6 +489,7 @@ def test_pinned_defaults() -> None:
             "compile": "none",
         },
         "init_from": None,
+        "sources": {},
     }
     assert spec.InitFrom(experiment=Experiment()).model_dump(exclude={"experiment"}) == {"part": "model", "seed": None}
 
@@ -496,6 +497,8 @@ def test_pinned_defaults() -> None:
 @pytest.mark.parametrize(
     ("folder", "kind", "defaults"),
     [
+        ("backbones", "resnet50", {"stem": "deep", "width": 64, "blocks": None}),
+        ("backbones", "resnet101", {"stem": "deep", "width": 64, "blocks": None}),
         ("upsamplers", "bilinear", {}),
         (
             "upsamplers",

@@ -1,4 +1,4 @@
-"""Dilated ResNets: the backbone that every row shares.
+"""Dilated ResNets, the backbones of the paper's rows.
 
 Parameter names are torchvision's (`conv1`, `bn1`, `layer1.0.conv1`, ...), so that ImageNet weights load by name;
 with the deep stem, `conv1` is a sequence of three 3x3 convolutions. There is no classification layer.
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from laurepro import spec
-
-BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 EXPANSION = 4
 
 # Stride, dilation of the first block, dilation of the others: layer3 and layer4 (He et al. 2016; Yu and Koltun
@@ -63,19 +61,27 @@ class ResNet(nn.Module):
     """The four feature maps of a ResNet whose last stages are dilated to keep the output stride.
 
     Args:
-        backbone: depth, stem, width (64 is full) and optionally the number of blocks of each stage.
+        blocks: residual blocks of each stage, as (3, 4, 6, 3).
         output_stride: 8, 16 or 32.
+        stem: "deep" is three 3x3 convolutions, as in the released code; "plain" one of 7x7, as in torchvision.
+        width: channels of the first stage's inner convolutions; 64 is full width.
 
     Attributes:
         channels: channels of the four maps, (4, 8, 16, 32) * width.
+        strides: their strides, (4, 8, min(16, output_stride), output_stride).
         checkpoint_blocks: in training, keep only the input of each block, and run the block again for its gradient.
     """
 
-    def __init__(self, backbone: spec.Backbone, output_stride: int = 8) -> None:
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        output_stride: int = 8,
+        stem: Literal["deep", "plain"] = "deep",
+        width: int = 64,
+    ) -> None:
         super().__init__()
-        width = backbone.width
-        if backbone.stem == "deep":
-            stem = 2 * width
+        if stem == "deep":
+            in_channels = 2 * width
             self.conv1: nn.Module = nn.Sequential(
                 nn.Conv2d(3, width, 3, 2, padding=1, bias=False),
                 nn.BatchNorm2d(width),
@@ -83,18 +89,16 @@ class ResNet(nn.Module):
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
-                nn.Conv2d(width, stem, 3, padding=1, bias=False),
+                nn.Conv2d(width, in_channels, 3, padding=1, bias=False),
             )
         else:
-            stem = width
-            self.conv1 = nn.Conv2d(3, stem, 7, 2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(stem)
+            in_channels = width
+            self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
 
-        blocks = backbone.blocks or BLOCKS[backbone.kind]
         geometry = ((1, 1, 1), (2, 1, 1), *GEOMETRY[output_stride])
-        in_channels = stem
         layers = []
         for stage, (count, (stride, first, rest)) in enumerate(zip(blocks, geometry, strict=True)):
             channels = width * 2**stage
@@ -106,6 +110,7 @@ class ResNet(nn.Module):
             layers.append(nn.Sequential(*layer))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.channels = (4 * width, 8 * width, 16 * width, 32 * width)
+        self.strides = (4, 8, min(16, output_stride), output_stride)
         self.checkpoint_blocks = False
 
         for module in self.modules():
@@ -153,5 +158,5 @@ def _statistics_left_alone(block: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, own in zip(norms, buffers, strict=True):
-            norm._buffers = own
+        for norm, original in zip(norms, buffers, strict=True):
+            norm._buffers = original

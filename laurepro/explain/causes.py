@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from laurepro import plan
 from laurepro.plan import RowPlan
 from laurepro.record import Record
-from laurepro.spec import Experiment, Job, Raw, Scale, layers, protocols
+from laurepro.spec import Experiment, Job, Raw, Scale, layers, parts, protocols
 from laurepro.spec.metrics import METRICS, own_metric
 
 TOLERANCE = 0.5  # percentage points between our mean and a printed score; `experiments/claims/paper.yaml` says why
@@ -113,7 +113,8 @@ def _protocols(d: Deviation) -> Iterable[Cause]:
 
 def _weights(experiment: Experiment) -> Cause:
     backbone, pretrained = experiment.model.backbone, experiment.train.pretrained
-    text = f"{backbone.kind}, {backbone.stem} stem, from {pretrained or 'random weights'}"
+    stem = parts.all_options("backbones", backbone).get("stem")
+    text = f"{backbone.kind}{f', {stem} stem' if stem else ''}, from {pretrained or 'random weights'}"
     return Cause("stem and ImageNet weights", "unknown", f"{text}; another choice is another training")
 
 

@@ -17,7 +17,7 @@ from laurepro import spec
 from laurepro.spec import Experiment, Part, Raw, Row, Scale, Table, layers, parts
 from laurepro.spec.layers import Layer
 
-FOLDERS = {"head": "heads", "upsampler": "upsamplers"}
+FOLDERS = {"backbone": "backbones", "head": "heads", "upsampler": "upsamplers"}
 Keys = tuple[str | int, ...]
 
 
@@ -39,7 +39,7 @@ class Value(NamedTuple):
 
 def values(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) -> list[Value]:
     """Every field of the resolved experiment, with the layer that gave it."""
-    _, tree = spec.layered(table, row, scale, overrides)
+    tree = spec.layered(table, row, scale, overrides).experiment
     given = layers.origins(tree)
     experiment = spec.resolve(table, row, scale, overrides)
     effective = _flat(experiment.model_copy(update={"init_from": None}).model_dump(mode="json"))
@@ -86,7 +86,7 @@ def _declared(path: tuple[str, ...], experiment: Experiment) -> str:
     if len(path) == 3 and path[:1] == ("model",) and path[1] in FOLDERS and path[2] != "kind":
         folder, kind = FOLDERS[path[1]], getattr(experiment.model, path[1]).kind
         file = parts.path(folder, kind)
-        return str(file) if file and parts.PACKAGE not in file.parents else f"laurepro/{folder}/{kind}.py"
+        return str(file) if file and not parts.is_built_in(file) else f"laurepro/{folder}/{kind}.py"
     return "laurepro/spec/fields.py"
 
 

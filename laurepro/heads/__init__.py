@@ -2,12 +2,13 @@
 
 A head defines `class Head(nn.Module)`:
 
-    __init__(self, in_channels: tuple[int, int, int, int], num_classes: int, *, <options>)
+    __init__(self, in_channels: tuple[int, ...], num_classes: int, *, <options>)
     feature_channels: int                      channels of `feature`
     forward(self, features) -> (feature, se_logits)
 
-`features` are the backbone's four maps. `feature` [N, feature_channels, h, w] is what the classifier reads, before
-its dropout, and what the offset branch reads. `se_logits` [N, num_classes] or None.
+`features` are the backbone's maps, finest first: one to four, `in_channels` their channels. A head that needs more
+than there are raises LaureproError (`need_maps`). `feature` [N, feature_channels, h, w] is what the classifier reads,
+before its dropout, and what the offset branch reads. `se_logits` [N, num_classes] or None.
 
 `FEATURES` is a plain tuple of strings, read without importing the file: "se" (it can give se_logits) and "decoder"
 (it upsamples features itself). The row's upsampler then works inside the head, on `feature_channels` channels, and
@@ -19,6 +20,17 @@ has the attribute `guide_channels`.
 from __future__ import annotations
 
 from torch import nn
+
+from laurepro.errors import LaureproError
+
+
+def need_maps(head: str, in_channels: tuple[int, ...], count: int) -> None:
+    """Raise LaureproError where a backbone gives fewer feature maps than a head reads."""
+    if len(in_channels) < count:
+        raise LaureproError(
+            f"head {head!r} reads {count} feature maps, the backbone gives {len(in_channels)}",
+            "use another head, or a backbone with more stages",
+        )
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:

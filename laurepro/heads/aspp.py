@@ -43,7 +43,7 @@ class Head(nn.Module):
     """ASPP and a 3x3 convolution; the SE loss is not used with it.
 
     Args:
-        in_channels: channels of the backbone's four maps.
+        in_channels: channels of the backbone's maps; the last one is read.
         num_classes: not used; every head takes it.
         channels: width of the head.
         rates: dilations of the 3x3 branches (at output stride 8).
@@ -51,7 +51,7 @@ class Head(nn.Module):
 
     def __init__(
         self,
-        in_channels: tuple[int, int, int, int],
+        in_channels: tuple[int, ...],
         num_classes: int,
         *,
         channels: int = 256,
@@ -59,9 +59,9 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.feature_channels = channels
-        self.aspp = ASPP(in_channels[3], channels, rates)
+        self.aspp = ASPP(in_channels[-1], channels, rates)
         self.block = conv_bn_relu(channels, channels, 3)
 
-    def forward(self, features: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, None]:
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, None]:
         """The backbone's maps to (feature [N, channels, h, w], None)."""
-        return self.block(self.aspp(features[3])), None
+        return self.block(self.aspp(features[-1])), None

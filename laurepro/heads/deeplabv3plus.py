@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from laurepro.heads import conv_bn_relu
+from laurepro.heads import conv_bn_relu, need_maps
 from laurepro.heads.aspp import ASPP
 
 FEATURES = ("decoder", "guide")
@@ -24,7 +24,7 @@ class Head(nn.Module):
     """ASPP, upsampled to layer1's size, joined with layer1's features, and one or two 3x3 convolutions.
 
     Args:
-        in_channels: channels of the backbone's four maps.
+        in_channels: channels of the backbone's maps; the first and the last are read.
         num_classes: not used; every head takes it.
         channels: width of the ASPP and of the decoder.
         low_channels: channels that layer1 is reduced to.
@@ -34,7 +34,7 @@ class Head(nn.Module):
 
     def __init__(
         self,
-        in_channels: tuple[int, int, int, int],
+        in_channels: tuple[int, ...],
         num_classes: int,
         *,
         channels: int = 256,
@@ -43,26 +43,27 @@ class Head(nn.Module):
         decoder_convs: Literal[1, 2] = 2,
     ) -> None:
         super().__init__()
+        need_maps("deeplabv3plus", in_channels, 2)
         self.feature_channels = channels
         self.guide_channels = low_channels
-        self.aspp = ASPP(in_channels[3], channels, rates)
+        self.aspp = ASPP(in_channels[-1], channels, rates)
         self.low = conv_bn_relu(in_channels[0], low_channels, 1)
         widths = [channels + low_channels] + [channels] * decoder_convs
         self.decoder = nn.Sequential(*(conv_bn_relu(i, o, 3) for i, o in pairwise(widths)))
 
     def forward(
         self,
-        features: tuple[Tensor, Tensor, Tensor, Tensor],
+        features: tuple[Tensor, ...],
         upsample: Callable[[Tensor, Tensor, tuple[int, int], Tensor], Tensor],
     ) -> tuple[Tensor, None]:
         """The backbone's maps to (feature [N, channels, H/4, W/4], None).
 
         Args:
-            features: the backbone's four maps.
+            features: the backbone's maps.
             upsample: (input, feature, size, guide) to `input` at `size`. The offset branch reads the ASPP's output too,
                 and an upsampler that is guided the reduced features of layer1.
         """
         low = self.low(features[0])
-        deep = self.aspp(features[3])
+        deep = self.aspp(features[-1])
         deep = upsample(deep, deep, (low.shape[2], low.shape[3]), low)
         return self.decoder(torch.cat([deep, low], 1)), None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from laurepro.errors import LaureproError
-from laurepro.heads import conv_bn_relu
+from laurepro.heads import conv_bn_relu, need_maps
 
 FEATURES = ("se",)
 
@@ -72,7 +72,7 @@ class Head(nn.Module):
     """A 3x3 convolution to `channels`, optionally fused with layer2 and layer3, then the encoding module.
 
     Args:
-        in_channels: channels of the backbone's four maps.
+        in_channels: channels of the backbone's maps; the last one is read, with `lateral` the two before it too.
         num_classes: classes of the SE logits.
         channels: width of the head.
         codewords: K of the encoding.
@@ -82,7 +82,7 @@ class Head(nn.Module):
 
     def __init__(
         self,
-        in_channels: tuple[int, int, int, int],
+        in_channels: tuple[int, ...],
         num_classes: int,
         *,
         channels: int = 512,
@@ -91,20 +91,21 @@ class Head(nn.Module):
         lateral: bool = False,
     ) -> None:
         super().__init__()
-        _, c2, c3, c4 = in_channels
         self.feature_channels = channels
-        self.conv5 = conv_bn_relu(c4, channels, 3)
+        self.conv5 = conv_bn_relu(in_channels[-1], channels, 3)
         self.connect: nn.ModuleList | None = None
         if lateral:
-            self.connect = nn.ModuleList([conv_bn_relu(c2, channels, 1), conv_bn_relu(c3, channels, 1)])
+            need_maps("encnet with lateral", in_channels, 3)
+            self.connect = nn.ModuleList([conv_bn_relu(c, channels, 1) for c in in_channels[-3:-1]])
             self.fusion = conv_bn_relu(3 * channels, channels, 3)
         self.encmodule = EncModule(channels, num_classes, codewords, se)
 
-    def forward(self, features: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """The backbone's maps to (feature [N, channels, h, w], se_logits [N, num_classes] or None)."""
-        _, c2, c3, c4 = features
+        c4 = features[-1]
         x = self.conv5(c4)
         if self.connect is not None:
+            c2, c3 = features[-3:-1]
             if c2.shape[2:] != c4.shape[2:]:
                 raise LaureproError(
                     f"head 'encnet': lateral needs layer2 and layer4 at one size, got {tuple(c2.shape[2:])} "

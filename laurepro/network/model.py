@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laurepro import spec
-from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
 from laurepro.heads import conv_bn_relu
 from laurepro.spec import parts
@@ -20,14 +19,14 @@ from laurepro.upsamplers import PointSampling
 
 
 class Output(NamedTuple):
-    """What a forward pass gives. Exactly one of `logits` and `sampling` is there.
+    """The result of a forward pass. Exactly one of `logits` and `sampling` is not None.
 
     Attributes:
-        logits: [N, n, h, w] class scores, not yet at the picture's size.
-        sampling: the same, where the upsampler leaves the sampling to the loss.
-        se_logits: [N, n], where the head has the SE loss.
-        aux_logits: [N, n, h, w] of the auxiliary head; None in evaluation, and where it has its own LaU.
-        aux_sampling: the auxiliary head's, where it has its own LaU.
+        logits: [N, n, h, w] class scores, not yet at the image's size.
+        sampling: the same scores, where the upsampler leaves the sampling to the loss.
+        se_logits: [N, n], if the head has the SE loss.
+        aux_logits: [N, n, h, w] of the auxiliary head; None in evaluation, and if it has its own LaU.
+        aux_sampling: the auxiliary head's sampling, if it has its own LaU.
     """
 
     logits: Tensor | None
@@ -38,7 +37,7 @@ class Output(NamedTuple):
 
 
 class AuxHead(nn.Module):
-    """The FCN head on layer3 that only the training uses (PSPNet, Zhao et al. 2017)."""
+    """The FCN head on the last map but one, which only the training uses (PSPNet, Zhao et al. 2017)."""
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -72,15 +71,15 @@ class Network(nn.Module):
         self.op = op
         self.autocast: torch.dtype | None = None  # of `predict`
         self.decoder: bool = "decoder" in getattr(head, "FEATURES", ())
-        self.backbone = ResNet(model.backbone, model.output_stride)
-        channels = self.backbone.channels
+        self.backbone = build_backbone(model.backbone, model.output_stride)
+        channels: tuple[int, ...] = self.backbone.channels
         self.head = head.Head(channels, num_classes, **model.head.options)
         feature_channels: int = self.head.feature_channels
         self.aux: AuxHead | None = None
         if model.aux:
-            self.aux = AuxHead(channels[2], model.aux_channels, num_classes, model.dropout)
+            self.aux = AuxHead(channels[-2:][0], model.aux_channels, num_classes, model.dropout)
         self.dropout = nn.Dropout2d(model.dropout)
-        # Built even where it is replaced, so that what is drawn after it is the same in all rows.
+        # Built even where an upsampler replaces it: later weights are then drawn alike in all rows.
         self.classifier: nn.Conv2d | None = nn.Conv2d(feature_channels, num_classes, 1)
         up_channels = feature_channels if self.decoder else num_classes
         options = model.upsampler.options
@@ -91,7 +90,7 @@ class Network(nn.Module):
         self.aux_upsampler: nn.Module | None = None
         if self.aux is not None and model.aux_lau:
             self.aux_upsampler = upsampler.Upsampler(num_classes, model.aux_channels, **options)
-        if model.dropout == 0:  # the heads' own rates too: no randomness is left
+        if model.dropout == 0:  # the heads' own rates too, so that nothing is random
             for module in self.modules():
                 if isinstance(module, nn.Dropout | nn.Dropout2d):
                     module.p = 0.0
@@ -110,7 +109,7 @@ class Network(nn.Module):
             scores = self._with_op(self.upsampler(scores, feature))
         aux: Tensor | PointSampling | None = None
         if self.training and self.aux is not None:
-            aux, aux_feature = self.aux(features[2])
+            aux, aux_feature = self.aux(features[-2:][0])
             if self.aux_upsampler is not None:
                 aux = self._with_op(self.aux_upsampler(aux, aux_feature))
         return Output(*_split(scores), se_logits, *_split(aux))
@@ -118,8 +117,8 @@ class Network(nn.Module):
     def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
         """[N, 3, H, W] to class scores [N, n, H, W]: sampled, then resized bilinearly. Call `eval()` first.
 
-        With `autocast`, convolutions are in that dtype; scores are sampled and resized in float32 all the same (in a
-        decoder, whose features are what is upsampled, only resized).
+        With `autocast`, convolutions run in that dtype. Scores are still sampled and resized in float32; in a decoder,
+        which upsamples features, they are only resized.
         """
         if self.autocast is None:
             output: Output = self(image)
@@ -139,8 +138,8 @@ class Network(nn.Module):
     def _upsample(self, input: Tensor, feature: Tensor, size: tuple[int, int], guide: Tensor | None = None) -> Tensor:
         """A decoder's upsampling to exactly `size`.
 
-        A sampled map has k*ceil(H/k) rows where the low-level map has H: row i stands at i/k in both, so the
-        first H are the right ones, and resizing would shift them. Any other size is resized.
+        A sampled map has k*ceil(H/k) rows where the low-level map has H. Row i lies at i/k in both, so the first H are
+        the right ones, and resizing would shift them. Any other size is resized.
         """
         out = self._with_op(self.upsampler(input, feature, *((guide,) if self.guided else ())))
         if isinstance(out, PointSampling):
@@ -152,7 +151,7 @@ class Network(nn.Module):
 
 
 def single_precision(output: Output) -> Output:
-    """Scores of half types as float32, in which every loss is computed, and every score resized."""
+    """Scores as float32 or wider: losses are computed, and scores resized, in that type."""
 
     def wide(scores: Tensor) -> Tensor:
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -169,6 +168,15 @@ def _split(scores: Tensor | PointSampling | None) -> tuple[Tensor | None, PointS
     if isinstance(scores, PointSampling):
         return None, scores
     return scores, None
+
+
+def build_backbone(backbone: spec.Backbone, output_stride: int) -> Any:
+    """A row's backbone with random weights: `backbones/<kind>.py`, by the contract of `laurepro.backbones`.
+
+    Raises:
+        LaureproError: there is no such backbone, or it cannot have that output stride.
+    """
+    return parts.load("backbones", backbone.kind).Backbone(output_stride, **backbone.options)
 
 
 def build(model: spec.Model, op: spec.Op, num_classes: int) -> Network:
@@ -211,7 +219,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 def normalise(batch: torch.Tensor) -> torch.Tensor:
-    """Pictures uint8 [N, H, W, 3] to network inputs float32 [N, 3, H, W], channels last in memory."""
+    """Images uint8 [N, H, W, 3] to network inputs float32 [N, 3, H, W], channels last in memory."""
     import torch
 
     mean = torch.tensor(MEAN, device=batch.device).view(1, 3, 1, 1)

@@ -20,7 +20,6 @@ import torch
 from numpy._core.multiarray import scalar
 from torch import Tensor, nn
 
-from laurepro.backbones._resnet import ResNet
 from laurepro.errors import LaureproError
 from laurepro.network.model import Network
 from laurepro.spec import weights
@@ -79,7 +78,7 @@ def _state_dict(file: Path, content: bytes) -> dict[str, Tensor]:
     return dict(inner)
 
 
-def load_pretrained(backbone: ResNet, chosen: str, kind: str, root: Path) -> str:
+def load_pretrained(backbone: nn.Module, chosen: str, kind: str, root: Path) -> str:
     """Start a backbone from ImageNet weights, all of them.
 
     Args:
@@ -143,7 +142,7 @@ def load_released(network: Network, state_dict: Mapping[str, Any]) -> None:
     _load(network, named, homeless, "released checkpoint")
 
 
-def load_imagenet(backbone: ResNet, state_dict: Mapping[str, Tensor]) -> None:
+def load_imagenet(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Copy an ImageNet ResNet into a backbone: all of it except its classifier `fc`.
 
     With `stem: plain` these are torchvision's names, with `stem: deep` those of the EncNet authors' models.

@@ -1,6 +1,6 @@
 """Location-aware upsampling and its losses (arXiv 1911.05250, sections 3.1 and 3.2) as plain functions.
 
-The package needs nothing but torch, so that it can be used in any network.
+The package needs only torch and NumPy, so it can be used in any network.
 """
 
 from __future__ import annotations

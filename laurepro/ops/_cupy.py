@@ -1,4 +1,4 @@
-"""The CuPy kernels of `cupy_kernels` as functions to call: found, compiled once, launched on torch's current stream."""
+"""Access to the CuPy kernels of `cupy_kernels`: compiled once, launched on torch's current stream."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import cupy_kernels
 Backend = Literal["auto", "cupy", "torch"]
 
 BACKENDS = ("auto", "cupy", "torch")
-MAX_ELEMENTS = 2**31 - 2**20  # of one image: the kernels count within an image in 32 bits, and a grid overshoots a bit
-MAX_PIXELS = 2**28  # of one image before upsampling: within a plane the kernels count bytes
+MAX_ELEMENTS = 2**31 - 2**20  # per image: the kernels index an image with 32 bits, and a grid exceeds it slightly
+MAX_PIXELS = 2**28  # per image before upsampling: within a plane the kernels count bytes
 
-# The CUDA C++ names of the dtypes that a tensor may be stored in.
+# The CUDA C++ names of the dtypes in which a tensor may be stored.
 CTYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 class Kernel(Protocol):
-    """What `cupy.RawModule.get_function` returns, as far as it is used here."""
+    """The part of what `cupy.RawModule.get_function` returns that `launch` uses."""
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int, stream: Any
@@ -32,13 +32,13 @@ class Kernel(Protocol):
 
 
 class _Stream(NamedTuple):
-    """As much of a stream as CuPy reads."""
+    """The part of a stream that CuPy reads."""
 
     ptr: int
 
 
 def _compile(source: str, expression: str) -> Kernel:
-    """Compile for the current device. CuPy keeps the result on disk, so that a second process only loads it."""
+    """Compile for the current device. CuPy caches the result on disk, so a second process only loads it."""
     import cupy
 
     module = cupy.RawModule(
@@ -48,7 +48,7 @@ def _compile(source: str, expression: str) -> Kernel:
     return kernel
 
 
-# How a kernel comes to be, by the type of the device it runs on. Tests add "cpu" here: an emulator of CuPy's call.
+# What compiles a kernel, by the type of its device. Tests add "cpu": an emulator with CuPy's calling convention.
 LOADERS: dict[str, Callable[[str, str], Kernel]] = {"cuda": _compile}
 _kernels: dict[tuple[torch.device, str, str], Kernel] = {}
 
@@ -66,7 +66,7 @@ def launch(
     """Launch one instance of a kernel on torch's current stream of `device`; compile it the first time.
 
     Args:
-        device: where the tensors are; with an index.
+        device: the device of the tensors, with an index.
         source: name of a file of `cupy_kernels`, without `.cu`.
         expression: the instance, such as "lau_forward_nchw<float, 4>".
         grid: blocks, up to three numbers; a launch with a 0 among them does nothing.
@@ -89,7 +89,7 @@ def launch(
                     "call laurepro.ops.warmup first"
                 )
             kernel = _kernels[key] = LOADERS[device.type](source, expression)
-        # Asked for at each launch: a stream that is kept would not be the one that a CUDA graph records.
+        # Queried at each launch: a stored stream would not be the one that a CUDA graph records.
         stream = _Stream(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else None
         kernel(tuple(grid), (block,), args, shared_mem=shared_mem, stream=stream)
 
@@ -100,7 +100,7 @@ def _devices() -> int:
 
 
 def _guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """`device` as torch's and CuPy's current device. With one GPU it cannot be another."""
+    """Make `device` the current device of torch and CuPy. With one GPU it already is."""
     if device.type != "cuda" or _devices() == 1:
         return contextlib.nullcontext()
     import cupy
@@ -140,10 +140,10 @@ _ADVICE = "pip install 'laurepro[cuda13]' (or cuda12) brings it"
 
 
 def _usable() -> bool:
-    """Whether CuPy can be used; the first "no" comes with a warning."""
+    """Whether CuPy can be used. Warns the first time that it cannot."""
     problem = _problem()
-    if problem and problem not in _told:
-        _told.add(problem)
+    if problem and problem not in _warned:
+        _warned.add(problem)
         warnings.warn(
             f"{problem}: location-aware upsampling and its losses run as plain torch, which is slower; {_ADVICE}",
             stacklevel=4,
@@ -152,7 +152,7 @@ def _usable() -> bool:
 
 
 def _problem() -> str:
-    """Why CuPy cannot be used, or nothing."""
+    """Why CuPy cannot be used; empty if it can."""
     return _import_problem()
 
 
@@ -162,13 +162,13 @@ def _import_problem() -> str:
         return "the kernels are for CUDA, and this torch is for ROCm"
     try:
         import cupy  # noqa: F401
-    except Exception as error:  # a broken installation raises what it likes
+    except Exception as error:  # a broken installation may raise anything
         return f"CuPy cannot be imported ({error})"
     return ""
 
 
-# torch.compile asks these while it traces, and takes the answer as a constant. The mark is all that
-# torch.compiler.assume_constant_result sets, but that imports the compiler, which takes seconds.
+# torch.compile calls these while it traces, and treats the result as a constant. torch.compiler.assume_constant_result
+# would set the same mark, but it imports the compiler, which takes seconds.
 _usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_told: set[str] = set()
+_warned: set[str] = set()

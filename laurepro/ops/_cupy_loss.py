@@ -1,8 +1,8 @@
 """The fused losses through the CuPy kernels: `laurepro::location_aware_loss`, one op for autograd and torch.compile.
 
-No tensor of the size of the upsampled scores exists. The forward pass keeps two numbers per pixel: the log-sum-exp of
-its logits, and what was found about it. The backward pass lists the pixels by the cell of the input that they read, as
-LaU's does, and makes the gradient of each logit where it is used.
+No tensor has the size of the upsampled scores. The forward pass keeps two numbers per pixel: the log-sum-exp of its
+logits, and its verdict (which candidate is best, see loss.cuh). The backward pass lists the pixels by the cell of the
+input that they read, as LaU's does, and computes the gradient of each logit where it is used.
 """
 
 from __future__ import annotations
@@ -15,8 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _cupy_upsample as lau
+from . import _cupy_layout
 from ._cupy import CTYPES, MAX_ELEMENTS, launch
+from ._cupy_layout import (
+    Shape,
+    accumulator,
+    blocks_of,
+    memory_format_of,
+    pointer,
+    reciprocals,
+    shape_of,
+    sizes,
+    vector_width,
+)
+from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, list_samples, slabs
 
 RULES = ("paper", "code", "regression")  # TIE_LOSES, TIE_WINS and REGRESSION of loss.cuh
 
@@ -26,12 +38,12 @@ class Lanes(NamedTuple):
 
     vec: int  # channels per access
     lanes: int  # lanes per pixel
-    vectors: int  # accesses per lane; if that is too few, the lanes take turns
+    vectors: int  # accesses per lane; with more channels than these cover, the lanes take turns
 
 
 def lanes_of(channels: int, dtype: torch.dtype, *addresses: int) -> Lanes:
-    """The fewest lanes whose registers can hold the channels of a pixel; more would not fit without spilling."""
-    vec = lau.vector_width(channels, dtype, *addresses)
+    """The fewest lanes whose registers can hold the channels of a pixel without spilling."""
+    vec = vector_width(channels, dtype, *addresses)
     choices = {1: (1, 2, 3, 4, 6), 2: (1, 2, 3), 4: (1, 2)}[vec]
     if dtype == torch.float64:  # for tests: few instances
         vec, choices = 1, (1,)
@@ -43,14 +55,14 @@ def lanes_of(channels: int, dtype: torch.dtype, *addresses: int) -> Lanes:
 
 
 def takes(input: Tensor, k_h: int, k_w: int) -> bool:
-    """Whether the kernels take an input of this dtype and size; `_check` says what is wrong with one."""
+    """Whether the kernels take an input of this dtype and size; `_check` raises where they do not."""
     n, _, h, w = input.shape
-    return lau.takes(input, k_h, k_w) and 32 * n * h * w <= MAX_ELEMENTS
+    return _cupy_layout.takes(input, k_h, k_w) and 32 * n * h * w <= MAX_ELEMENTS
 
 
-def _check(input: Tensor, offset: Tensor, target: Tensor, k_h: int, k_w: int, rule: int) -> lau.Shape:
-    """The sizes, after checking what the public functions leave to the kernels."""
-    s = lau.shape_of(input, offset, k_h, k_w)
+def _check(input: Tensor, offset: Tensor, target: Tensor, k_h: int, k_w: int, rule: int) -> Shape:
+    """The sizes, after the checks that the public functions leave to the kernels."""
+    s = shape_of(input, offset, k_h, k_w)
     if target.dtype != torch.int64 or tuple(target.shape) != (s.n, s.h * k_h, s.w * k_w):
         raise ValueError(
             f"the CuPy kernels take int64 labels {(s.n, s.h * k_h, s.w * k_w)} for input {tuple(input.shape)} and "
@@ -66,8 +78,8 @@ def _check(input: Tensor, offset: Tensor, target: Tensor, k_h: int, k_w: int, ru
     return s
 
 
-def _layout(s: lau.Shape) -> torch.memory_format:
-    """What the kernels read: the channels of a pixel together, unless each of them is sampled elsewhere."""
+def _layout(s: Shape) -> torch.memory_format:
+    """The layout that the kernels read: channels last, unless each channel has its own offsets."""
     return torch.channels_last if s.m == 1 else torch.contiguous_format
 
 
@@ -84,7 +96,7 @@ def forward(
     ignore_index: int,
     code: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of a loss over all pixels, and per pixel, (N, H, W), the log-sum-exp and what was found (loss.cuh).
+    """The sum of a loss over all pixels, and per pixel, (N, H, W), the log-sum-exp and the verdict (loss.cuh).
 
     Args:
         input: (N, C, h, w), float32, float64, bfloat16 or float16.
@@ -96,11 +108,11 @@ def forward(
         offset_weight: the paper's lambda.
         regression_weight: its gamma.
         beta: of SmoothL1.
-        ignore_index: the label that counts nothing.
+        ignore_index: the label of pixels that contribute nothing.
         code: the rule for the gradient on integers; not used here.
     """
     s = _check(input, offset, target, k_h, k_w, rule)
-    wide = lau.accumulator(input.dtype)
+    wide = accumulator(input.dtype)
     input = input.contiguous(memory_format=_layout(s))
     offset, target = offset.contiguous(), target.contiguous()
     loss = torch.empty(target.shape, dtype=wide, device=input.device)
@@ -110,21 +122,21 @@ def forward(
     nodes = loss.new_empty(s.n, s.h, s.w) if regression else None
     if loss.numel():
         ctype, real, run = CTYPES[input.dtype], _real(wide), functools.partial(launch, input.device, "loss_forward")
-        scale = lau.reciprocals(k_h, k_w, wide)
-        per_pixel = (lau.blocks_of(s.pixels, 256), min(s.n, 65535))
-        sums = (input.data_ptr(), offset.data_ptr(), lse.data_ptr(), lau.pointer(plain))
-        numbers = (*lau.sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
+        scale = reciprocals(k_h, k_w, wide)
+        per_pixel = (blocks_of(s.pixels, 256), min(s.n, 65535))
+        sums = (input.data_ptr(), offset.data_ptr(), lse.data_ptr(), pointer(plain))
+        numbers = (*sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
         if s.m > 1:
             run(f"log_sums_channels<{ctype}>", per_pixel, 256, (*sums, *numbers))
         else:
             division = lanes_of(s.c, input.dtype, input.data_ptr())
             kernel = f"log_sums_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
-            grid = (lau.blocks_of(s.n * s.h * s.w * division.lanes, 256),)
-            run(kernel, grid, 256, (*sums, lau.pointer(nodes), *numbers))
-        rivals = lau.pointer(nodes if regression else plain)
+            grid = (blocks_of(s.n * s.h * s.w * division.lanes, 256),)
+            run(kernel, grid, 256, (*sums, pointer(nodes), *numbers))
+        rivals = pointer(nodes if regression else plain)
         tensors = (*(t.data_ptr() for t in (input, offset, target, lse)), rivals, loss.data_ptr(), choice.data_ptr())
         strides = (s.c, 1) if s.m == 1 else (1, s.h * s.w)
-        numbers = (*lau.sizes(s.n, s.m, s.c, s.h, s.w, k_h, k_w), *scale, *lau.sizes(*strides, rule))
+        numbers = (*sizes(s.n, s.m, s.c, s.h, s.w, k_h, k_w), *scale, *sizes(*strides, rule))
         settings = (real(1 + offset_weight), real(regression_weight), real(beta), np.int64(ignore_index))
         run(f"judge<{ctype}>", per_pixel, 256, (*tensors, *numbers, *settings))
     return loss.sum(), lse, choice
@@ -171,24 +183,22 @@ def backward(
     s = _check(input, offset, target, k_h, k_w, rule)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    wide, wanted = lau.accumulator(input.dtype), lau.memory_format_of(input)
+    wide, wanted = accumulator(input.dtype), memory_format_of(input)
     input = input.contiguous(memory_format=_layout(s))
     offset, target = offset.contiguous(), target.contiguous()
     grad_offset = torch.empty_like(offset) if need_offset else None
     grad_input = None
     if need_input:
-        # By reductions in memory: in the accumulator's dtype, from 0. By parts: each value is written once.
+        # By reductions in memory: in the accumulator's dtype, starting at 0. By parts: each value is written once.
         by_parts = deterministic or s.m > 1
         make = torch.empty_like if by_parts else torch.zeros_like
         grad_input = make(input, dtype=input.dtype if by_parts else wide)
     if s.n and (need_input or need_offset):
-        maps = s.n * s.m
-        at_once = max(1, lau.LIST_SAMPLES // s.pixels)
         real = _real(wide)
         numbers = (real(1 + offset_weight), real(regression_weight), real(beta), np.int32(code))
         kept = (scale.to(wide), input, offset, target, lse, choice)
-        for first in range(0, maps, at_once):
-            _backward_maps(kept, grad_input, grad_offset, s, first, min(at_once, maps - first), deterministic, numbers)
+        for first, maps in slabs(s):
+            _backward_maps(kept, grad_input, grad_offset, s, first, maps, deterministic, numbers)
     if grad_input is not None:
         grad_input = grad_input.to(input.dtype).contiguous(memory_format=wanted)
     return input.new_empty(0) if grad_input is None else grad_input, (
@@ -200,36 +210,36 @@ def _backward_maps(
     kept: tuple[Tensor, ...],
     grad_input: Tensor | None,
     grad_offset: Tensor | None,
-    s: lau.Shape,
+    s: Shape,
     first: int,
     maps: int,
     deterministic: bool,
     numbers: tuple[Any, ...],
 ) -> None:
-    """The gradients of the maps `first` ... `first + maps - 1`. `kept`: scale, input, offset, target, lse, choice."""
+    """The gradients of maps `first` to `first + maps - 1`. `kept`: scale, input, offset, target, lse, choice."""
     input, offset, wide = kept[1], kept[2], kept[2].dtype
     ctype, channels = CTYPES[input.dtype], s.c // s.m
-    capacity = lau.WARP_CHUNK if s.m == 1 else lau.THREAD_CHUNK
-    lists = lau.list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
+    capacity = WARP_CHUNK if s.m == 1 else THREAD_CHUNK
+    lists = list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
     parts = None
     if grad_input is not None and (deterministic or s.m > 1):
         parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
     pointers = (*(t.data_ptr() for t in kept), lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
-    pointers = (*pointers, lau.pointer(parts))
-    sizes = (*lau.sizes(first, s.c, s.h, s.w, s.k_h, s.k_w), *lau.reciprocals(s.k_h, s.k_w, wide))
+    pointers = (*pointers, pointer(parts))
+    geometry = (*sizes(first, s.c, s.h, s.w, s.k_h, s.k_w), *reciprocals(s.k_h, s.k_w, wide))
     if s.m > 1:
         punished, _, _, code = numbers
-        args = (*pointers, lau.pointer(grad_offset), *sizes, punished, code, np.int32(lists.max_chunks))
-        grid, block, kernel = (lau.blocks_of(lists.max_chunks, 128),), 128, f"loss_gather_channels<{ctype}>"
+        args = (*pointers, pointer(grad_offset), *geometry, punished, code, np.int32(lists.max_chunks))
+        grid, block, kernel = (blocks_of(lists.max_chunks, 128),), 128, f"loss_gather_channels<{ctype}>"
     else:
-        sums = lau.pointer(grad_input if parts is None else None)
-        args = (*pointers, sums, lau.pointer(grad_offset), *sizes, *numbers)
+        sums = pointer(grad_input if parts is None else None)
+        args = (*pointers, sums, pointer(grad_offset), *geometry, *numbers)
         division = lanes_of(s.c, input.dtype, input.data_ptr())
         kernel = f"loss_gather_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
-        grid, block = (lau.blocks_of(lists.max_chunks, 8),), 256
+        grid, block = (blocks_of(lists.max_chunks, 8),), 256
     launch(input.device, "loss_backward", kernel, grid, block, args)
     if grad_input is not None and parts is not None:
-        lau.combine(lists, parts, grad_input, s, first, maps, s.m == 1)
+        combine(lists, parts, grad_input, s, first, maps, s.m == 1)
 
 
 def _real(dtype: torch.dtype) -> Any:
@@ -253,7 +263,7 @@ def backward_instances(dtype: torch.dtype) -> list[str]:
     return [*_nhwc_instances("loss_gather_nhwc", dtype), f"loss_gather_channels<{CTYPES[dtype]}>"]
 
 
-# By file, every instance for a dtype of the input: what the tests compile.
+# Per source file, a function that lists every instance for a dtype of the input; the tests compile them all.
 INSTANCES = {"loss_forward": forward_instances, "loss_backward": backward_instances}
 
 # --------------------------------------------------------------------------------------------------------- the op
@@ -286,7 +296,7 @@ def _forward_fake(input: Tensor, offset: Tensor, target: Tensor, *_: Any) -> tup
 @torch.library.register_fake("laurepro::location_aware_loss_backward")  # type: ignore[untyped-decorator]
 def _backward_fake(scale: Tensor, input: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     need_input, need_offset = rest[-2:]
-    grad_input = input.new_empty(input.shape).contiguous(memory_format=lau.memory_format_of(input))
+    grad_input = input.new_empty(input.shape).contiguous(memory_format=memory_format_of(input))
     grad_offset = offset.new_empty(offset.shape)
     return (grad_input if need_input else input.new_empty(0)), (grad_offset if need_offset else offset.new_empty(0))
 

@@ -1,123 +1,33 @@
 """LaU through the CuPy kernels: `laurepro::location_aware_upsample`, one op for autograd, torch.compile and profilers.
 
-The functions of this file are what the op runs; they know nothing about CuPy. The emulator of the tests runs them too.
+The op runs the functions of this file. They do not depend on CuPy, and the tests also run them on an emulator.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ._cupy import CTYPES, MAX_ELEMENTS, MAX_PIXELS, launch
+from ._cupy import CTYPES, launch
+from ._cupy_layout import (
+    Shape,
+    accumulator,
+    blocks_of,
+    memory_format_of,
+    pointer,
+    reciprocals,
+    shape_of,
+    sizes,
+    vector_width,
+)
+from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, entry_bytes, list_samples, slabs
 
 _NHWC_LANES = 8  # lanes that share a pixel in lau_forward_nhwc
 _NCHW_CHANNELS = 32  # channels per block of lau_forward_nchw: the taps, found once per block, cost a tenth of these
-LIST_SAMPLES = 2**24  # samples that the backward lists at a time: 256 MiB of entries
-WARP_CHUNK = 32  # samples of a chunk in gather_nhwc: one per lane
-THREAD_CHUNK = 16  # and in gather_nchw: what 128 threads can hold in 48 KiB of shared memory
-
-
-class Shape(NamedTuple):
-    """Sizes of one call; H and W are of the output."""
-
-    n: int
-    c: int
-    h: int
-    w: int
-    k_h: int
-    k_w: int
-    m: int
-
-    @property
-    def pixels(self) -> int:
-        """H W."""
-        return self.h * self.w * self.k_h * self.k_w
-
-
-def takes(input: Tensor, k_h: int, k_w: int) -> bool:
-    """Whether the kernels take an input of this dtype and size; `shape_of` says what is wrong with one."""
-    _, c, h, w = input.shape
-    return input.dtype in CTYPES and c * h * w * k_h * k_w <= MAX_ELEMENTS and h * w <= MAX_PIXELS
-
-
-def shape_of(input: Tensor, offset: Tensor | None, k_h: int, k_w: int) -> Shape:
-    """The sizes, after checking what the public functions leave to the kernels."""
-    n, c, h, w = input.shape
-    shape = Shape(n, c, h, w, k_h, k_w, 1 if offset is None else offset.shape[1] // 2)
-    if input.dtype not in CTYPES:
-        names = ", ".join(str(dtype) for dtype in CTYPES)
-        raise TypeError(f"the CuPy kernels take {names}; input {tuple(input.shape)} is {input.dtype}")
-    if offset is not None:
-        wanted = accumulator(input.dtype)
-        fits = tuple(offset.shape) in ((n, 2, h * k_h, w * k_w), (n, 2 * c, h * k_h, w * k_w))
-        if not fits or offset.dtype != wanted or offset.device != input.device:
-            raise ValueError(
-                f"the CuPy kernels take offsets (N, 2M, h*k_h, w*k_w), M in {{1, C}}, of {wanted} on {input.device} "
-                f"for input {tuple(input.shape)} and scale factor {(k_h, k_w)}, got {tuple(offset.shape)} of "
-                f"{offset.dtype} on {offset.device}"
-            )
-    if c * shape.pixels > MAX_ELEMENTS or h * w > MAX_PIXELS:
-        raise ValueError(
-            f"the CuPy kernels take at most {MAX_ELEMENTS} output elements and {MAX_PIXELS} input pixels per image, "
-            f"got {c * shape.pixels} and {h * w} for input {tuple(input.shape)} and scale factor {(k_h, k_w)}; "
-            "use backend='torch'"
-        )
-    return shape
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What the kernels compute in, and the dtype of their offsets."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the kernels read the tensor as NHWC; what is both (C = 1, or one pixel) counts as NCHW."""
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
-def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    return torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
-
-
-@functools.lru_cache(maxsize=256)
-def sizes(*values: int) -> tuple[np.int32, ...]:
-    return tuple(np.int32(v) for v in values)
-
-
-@functools.lru_cache(maxsize=256)
-def reciprocals(k_h: int, k_w: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    scalar = np.float64 if dtype == torch.float64 else np.float32
-    return scalar(1) / scalar(k_h), scalar(1) / scalar(k_w)
-
-
-def blocks_of(n: int, size: int) -> int:
-    return -(-n // size)
-
-
-def vector_width(channels: int, dtype: torch.dtype, *addresses: int) -> int:
-    """Channels per memory access of the NHWC kernels: at most four and 16 bytes, always at a multiple of their size."""
-    width = min(4, 16 // dtype.itemsize)
-    while channels % width or any(address % (width * dtype.itemsize) for address in addresses):
-        width //= 2
-    return width
-
-
-def pixel_width(pixels: int, w: int, dtype: torch.dtype) -> int:
-    """Pixels per thread of the NCHW forward kernel: one store of at most 16 bytes, or one pixel."""
-    width = min(4, 16 // dtype.itemsize)
-    return width if pixels % width == 0 and w > 1 else 1
-
-
-def pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-# ------------------------------------------------------------------------------------------------------ forward
 
 
 def forward(input: Tensor, offset: Tensor | None, k_h: int, k_w: int, code: bool) -> Tensor:
@@ -133,7 +43,7 @@ def forward(input: Tensor, offset: Tensor | None, k_h: int, k_w: int, code: bool
     s = shape_of(input, offset, k_h, k_w)
     size = (s.n, s.c, s.h * k_h, s.w * k_w)
     wanted = memory_format_of(input)
-    # Offsets of one channel each are a sample per element: nothing is shared along the channels, NCHW serves them best.
+    # With one offset per channel each element is a sample: channels share nothing, so NCHW is best.
     last = wanted == torch.channels_last and s.m == 1
     layout = torch.channels_last if last else torch.contiguous_format
     input = input.contiguous(memory_format=layout)
@@ -149,7 +59,7 @@ def forward(input: Tensor, offset: Tensor | None, k_h: int, k_w: int, code: bool
         args = (*pointers, *sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
         launch(input.device, "lau_forward", kernel, (blocks_of(s.pixels, 256), min(s.n, 65535)), 256, args)
         return output
-    width = pixel_width(s.pixels, s.w, input.dtype)
+    width = _pixel_width(s.pixels, s.w, input.dtype)
     maps, channels = s.n * s.m, s.c // s.m
     channel_blocks = blocks_of(channels, _NCHW_CHANNELS)
     per_block = blocks_of(channels, channel_blocks)
@@ -159,15 +69,18 @@ def forward(input: Tensor, offset: Tensor | None, k_h: int, k_w: int, code: bool
     return output.contiguous(memory_format=wanted)
 
 
+def _pixel_width(pixels: int, w: int, dtype: torch.dtype) -> int:
+    """Pixels per thread of the NCHW forward kernel: one store of at most 16 bytes, or one pixel."""
+    width = min(4, 16 // dtype.itemsize)
+    return width if pixels % width == 0 and w > 1 else 1
+
+
 def forward_instances(dtype: torch.dtype) -> list[str]:
     """Every instance that `forward` can launch for inputs of this dtype."""
     ctype, widest = CTYPES[dtype], min(4, 16 // dtype.itemsize)
     nchw = [f"lau_forward_nchw<{ctype}, {which}>" for which in ("1, 0", "1, 1", f"{widest}, 1")]
     widths = [v for v in (1, 2, 4) if v <= widest]
     return nchw + [f"lau_forward_nhwc<{ctype}, {v}, {_NHWC_LANES}>" for v in widths]
-
-
-# ----------------------------------------------------------------------------------------------------- backward
 
 
 def backward(
@@ -206,97 +119,18 @@ def backward(
     grad_offset = torch.empty_like(offset) if need_offset and offset is not None else input.new_empty(0)
     if s.n and (need_input or need_offset):
         target = grad_offset if need_offset else None
-        maps, per_map = s.n * s.m, (s.c // s.m) * s.pixels
-        at_once = max(1, min(LIST_SAMPLES // s.pixels, MAX_ELEMENTS // per_map))
-        for first in range(0, maps, at_once):
+        for first, maps in slabs(s):
             _backward_maps(
-                grad, input, offset, grad_input if need_input else None, target, s,
-                first, min(at_once, maps - first), last, deterministic,
-            )  # fmt: skip
+                grad, input, offset, grad_input if need_input else None, target, s, first, maps, last, deterministic
+            )
         if code and target is not None:
+            maps = s.n * s.m
             numbers = (*sizes(maps, s.m, s.c // s.m, s.h, s.w, k_h, k_w), *reciprocals(k_h, k_w, target.dtype))
             pointers = (grad.data_ptr(), input.data_ptr(), pointer(offset), target.data_ptr())
             grid = (blocks_of(s.pixels, 256), min(maps, 65535))
             kernel = f"integer_rule<{CTYPES[input.dtype]}>"
             launch(input.device, "lau_backward", kernel, grid, 256, (*pointers, *numbers, np.int32(last)))
     return (grad_input.contiguous(memory_format=wanted) if need_input else input.new_empty(0)), grad_offset
-
-
-class Lists(NamedTuple):
-    """Samples sorted by the cell that they read; see `cupy_kernels/lau_backward.cu`."""
-
-    counts: Tensor  # samples per cell, then the numbers of entries and of chunks
-    first_chunk: Tensor
-    chunks: Tensor
-    entries: Tensor
-    capacity: int  # samples of a chunk, at most
-    max_chunks: int
-
-    @property
-    def totals(self) -> int:
-        """The address of the numbers of entries and of chunks."""
-        return self.counts.data_ptr() + 4 * (len(self.counts) - 2)
-
-
-def list_samples(
-    offset: Tensor | None,
-    grad_offset: Tensor | None,
-    s: Shape,
-    first: int,
-    maps: int,
-    capacity: int,
-    deterministic: bool,
-    like: Tensor,
-) -> Lists:
-    """List the samples of the maps `first` ... `first + maps - 1`, on the device of `like` and for its dtype.
-
-    The gradients of NaN offsets, which are in no list, are set to 0 in `grad_offset`, unless that is None.
-    """
-    device, wide = like.device, accumulator(like.dtype)
-    atype, cells, samples = CTYPES[wide], maps * s.h * s.w, maps * s.pixels
-    max_chunks = min(cells, samples) + samples // capacity
-    integers: dict[str, Any] = {"dtype": torch.int32, "device": device}
-    run = functools.partial(launch, device, "lau_backward")
-
-    geometry = (*sizes(first, maps, s.m, s.h, s.w, s.k_h, s.k_w), *reciprocals(s.k_h, s.k_w, wide))
-    count = torch.zeros(cells + 2, **integers)
-    totals = count.data_ptr() + 4 * cells
-    key = torch.empty(samples, **integers)
-    per_sample, per_cell = (blocks_of(samples, 256),), (blocks_of(cells, 256),)
-    ranked = "false" if deterministic else "true"
-    args = (pointer(offset), key.data_ptr(), count.data_ptr(), *geometry)
-    run(f"count_cells<{atype}, {ranked}>", per_sample, 256, args)
-    if deterministic:
-        cell, permutation = torch.sort(key, stable=True)
-        before = torch.cumsum(count[:cells], 0, dtype=torch.int32)
-        pointers = tuple(t.data_ptr() for t in (cell, permutation, count, before, key))
-        run("rank_sorted", per_sample, 256, (*pointers, *sizes(samples, cells)))
-
-    start, first_chunk = torch.empty(cells, **integers), torch.empty(cells, **integers)
-    chunks = torch.empty(max_chunks * 3, **integers)
-    pointers = (count.data_ptr(), totals, start.data_ptr(), first_chunk.data_ptr(), chunks.data_ptr())
-    run("list_cells", per_cell, 256, (*pointers, *sizes(cells, capacity)))
-
-    entries = torch.empty(samples * entry_bytes(wide) // wide.itemsize, dtype=wide, device=device)
-    lists = (pointer(offset), key.data_ptr(), start.data_ptr(), entries.data_ptr(), pointer(grad_offset))
-    run(f"scatter_cells<{atype}>", per_sample, 256, (*lists, *geometry))
-    return Lists(count, first_chunk, chunks, entries, capacity, max_chunks)
-
-
-def combine(lists: Lists, parts: Tensor, grad_input: Tensor, s: Shape, first: int, maps: int, last: bool) -> None:
-    """Sum what the chunks hold for the corners of their cells into the maps `first` ... of `grad_input`."""
-    channels, dtype = s.c // s.m, grad_input.dtype
-    values = maps * channels * s.h * s.w
-    output = grad_input.data_ptr() + first * channels * s.h * s.w * dtype.itemsize
-    pointers = (parts.data_ptr(), lists.counts.data_ptr(), lists.first_chunk.data_ptr(), output)
-    numbers = sizes(maps, channels, s.h, s.w, lists.capacity, lists.max_chunks)
-    kernel = f"combine<{CTYPES[dtype]}, {'true' if last else 'false'}>"
-    launch(grad_input.device, "lau_backward", kernel, (blocks_of(values, 256),), 256, (*pointers, *numbers))
-
-
-def entry_bytes(wide: torch.dtype) -> int:
-    """Of one entry of a list."""
-    return 32 if wide == torch.float64 else 16
 
 
 def _backward_maps(
@@ -311,7 +145,7 @@ def _backward_maps(
     last: bool,
     deterministic: bool,
 ) -> None:
-    """The gradients of the maps `first` ... `first + maps - 1`, from lists of their samples sorted by cell."""
+    """The gradients of the maps from `first` to `first + maps - 1`, from lists of their samples sorted by cell."""
     dtype, wide = input.dtype, accumulator(input.dtype)
     ctype, channels = CTYPES[dtype], s.c // s.m
     capacity = WARP_CHUNK if last else THREAD_CHUNK
@@ -331,10 +165,8 @@ def _backward_maps(
     else:
         block = 128 if wide == torch.float32 else 64
         kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
-        blocks, shared = (
-            blocks_of(lists.max_chunks, block),
-            block * THREAD_CHUNK * (entry_bytes(wide) + 2 * wide.itemsize),
-        )
+        blocks = blocks_of(lists.max_chunks, block)
+        shared = block * THREAD_CHUNK * (entry_bytes(wide) + 2 * wide.itemsize)
         numbers = sizes(first, s.m, channels, s.h, s.w, s.pixels, lists.max_chunks)
     launch(input.device, "lau_backward", kernel, (blocks,), block, (*pointers, *numbers), shared_mem=shared)
 
@@ -344,15 +176,14 @@ def _backward_maps(
 
 def gather_lanes(channels: int, dtype: torch.dtype, *addresses: int) -> tuple[int, int, int]:
     """(channels per access, lanes per sample, accesses per lane) of `gather_nhwc`."""
-    width = (
-        1 if dtype == torch.float64 else vector_width(channels, dtype, *addresses)
-    )  # float64 is for tests: few instances
+    # float64 is for tests: few instances.
+    width = 1 if dtype == torch.float64 else vector_width(channels, dtype, *addresses)
     vectors = channels // width
     if vectors <= 16:
         return width, 16, 1
     per_lane = blocks_of(vectors, 32)
-    most = 2 if width == 4 else 3  # more would not fit into the registers
-    return width, 32, blocks_of(per_lane, blocks_of(per_lane, most))
+    limit = 2 if width == 4 else 3  # what fits into the registers
+    return width, 32, blocks_of(per_lane, blocks_of(per_lane, limit))
 
 
 def backward_instances(dtype: torch.dtype) -> list[str]:
@@ -368,7 +199,7 @@ def backward_instances(dtype: torch.dtype) -> list[str]:
     return [*shared, *nhwc, f"gather_nchw<{ctype}, {THREAD_CHUNK}>"]
 
 
-# By file, every instance for a dtype of the input: what the tests compile.
+# Per source file, a function that lists every instance for a dtype of the input; the tests compile them all.
 INSTANCES = {"lau_forward": forward_instances, "lau_backward": backward_instances}
 
 # --------------------------------------------------------------------------------------------------------- the op

@@ -1,8 +1,8 @@
-"""The operator in the form in which one reads it: four gathers, explicit weights, explicit masks.
+"""The operator in its most readable form: four gathers, explicit weights, explicit masks.
 
-Slow (about six times the time of the fast path, see `laurepro.ops.upsample`) and independent of it. Tests and the
-checks of other backends compare with this file. Autograd never sees a `clamp` here: the derivative of `clamp` at
-its bound differs between torch versions, and the bound is where a zero offset puts the first row and column.
+It is slow (about six times as slow as `laurepro.ops.upsample`) and independent of the fast path. Tests and the checks
+of other backends compare with this file. Autograd never differentiates a `clamp` in it: the derivative of `clamp` at
+its bound differs between torch versions, and a zero offset puts the first row and column exactly on the bound.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Axis:
-    """Where the samples of one axis read: cell, weight of the cell's far side, and where a derivative exists."""
+    """The samples along one axis: their cell, the weight of its far side, and where a derivative exists."""
 
     def __init__(self, offset: Tensor, n: int, k: int, position_shape: tuple[int, int]) -> None:
         # (N, M, H, W) offsets; output index Y lies at Y // k plus one of the k fractions, never at a rounded Y / k.
@@ -29,8 +29,8 @@ class _Axis:
         cell = clamped.floor()
         self.weight = clamped - cell
         self.near = cell.to(torch.int64)
-        self.far = (self.near + 1).clamp(max=n - 1)  # its weight is 0 where the clamp acts
-        # Comparisons with NaN are false, hence a NaN position has neither.
+        self.far = (self.near + 1).clamp(max=n - 1)  # its weight is 0 where this clamps
+        # Comparisons with NaN are false, so both masks exclude a NaN position.
         self.inside = (position >= 0) & (position < n - 1)
         self.on_integer = (position >= 0) & (position <= n - 1) & (self.weight == 0)
 

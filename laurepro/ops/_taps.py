@@ -1,7 +1,7 @@
-"""Sampling on a CPU: a sample is a weighted sum of four input pixels, each a row of a table with its channels in a row.
+"""Sampling on a CPU: a sample is a weighted sum of four input pixels, and each pixel is a row of a table.
 
 `embedding_bag` computes such sums several times faster than `grid_sample`, which goes through memory once for each
-channel. The gradient of the table is such a sum again: over the output pixels, sorted by the cell that they lie in.
+channel. The gradient of the table is also such a sum: over the output pixels, sorted by the cell that they lie in.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LEAST_CHANNELS = 32  # of a row: with fewer, torch's sampler is as fast, and its logarithm of a softmax faster
+LEAST_CHANNELS = 32  # per row: with fewer, torch's sampler is as fast, and its log-softmax faster
 _INT32 = 2**31  # rows that 32 bits can number
-_BLOCK = 2**18  # elements of a temporary map: what stays in a core's cache
+_BLOCK = 2**18  # elements of a temporary map: what fits into a core's cache
 
 
 class Axis(NamedTuple):
-    """Where samples lie along one axis."""
+    """The positions of the samples along one axis."""
 
-    fraction: Tensor  # of the way from the input line at or before the position to the next one, (N, H, W)
-    moves: Tensor  # whether a sample moves with its offset: not where it is clamped, or at the last line
+    fraction: Tensor  # distance from the input line at or before the position, in lines, (N, H, W)
+    moves: Tensor  # whether a sample moves with its offset: False where it is clamped, and at the last line
 
 
 class Taps(NamedTuple):
     """The four rows of each sample: (low, low), (low, next), (next, low), (next, next), line first."""
 
     rows: Tensor  # int32 or int64, (4 N H W,)
-    starts: Tensor  # where each sample's rows begin, and the end, (N H W + 1,)
+    starts: Tensor  # the index at which each sample's rows begin, then the end, (N H W + 1,)
     axes: tuple[Axis, Axis]
 
 
 def takes(input: Tensor, groups: int) -> bool:
-    """Whether maps of an (N, C, h, w) are sampled here: eager, on a CPU, at one point for all channels, side by side.
+    """Whether an (N, C, h, w) is sampled by this file: eager, on a CPU, channels last, one position for all channels.
 
-    A map whose channels lie apart is as fast with torch's sampler as it would be to bring them together.
+    Otherwise torch's sampler takes no longer than a conversion to channels last would.
     """
     return eligible(input, groups) and input.is_contiguous(memory_format=torch.channels_last)
 
 
 def eligible(input: Tensor, groups: int) -> bool:
-    """Whether they would be, were they channels last."""
+    """As `takes`, for the same map in channels last."""
     wide = input.shape[1] >= LEAST_CHANNELS
     return input.device.type == "cpu" and groups == 1 and wide and not torch.compiler.is_compiling()
 
@@ -50,9 +50,9 @@ def eligible(input: Tensor, groups: int) -> bool:
 class Sample(torch.autograd.Function):
     """See `laurepro.ops.upsample.sample`; a channels_last `input` gives a channels_last output.
 
-    No sum depends on the number of threads, so that neither do the bits of value and gradients.
+    No sum depends on the number of threads, so neither do the bits of value and gradients.
 
-    `lines`, `columns`: positions of zero offsets, (H, 1) and (W,). `code`: the derivative on whole coordinates.
+    `lines`, `columns`: positions of zero offsets, (H, 1) and (W,). `code`: the rule at integer positions.
     """
 
     @staticmethod
@@ -72,7 +72,7 @@ class Sample(torch.autograd.Function):
         value = _sums(table, taps, weights)
         down, right = taps.axes
         kept = (weights, taps.rows, taps.starts, down.fraction, right.fraction, down.moves, right.moves)
-        # The map's values are for the offset's gradient alone: without one, the map may be changed in place.
+        # Only the offset's gradient needs the map's values: without one, the map may be changed in place.
         ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, offset, lines, columns, *kept)
         ctx.sizes, ctx.code, ctx.shape = sizes, code, input.shape
         return value.view(n, len(lines), len(columns), c).permute(0, 3, 1, 2)
@@ -104,7 +104,7 @@ class Sample(torch.autograd.Function):
 def _taps(
     offset: Tensor | None, lines: Tensor, columns: Tensor, sizes: tuple[int, int], shape: tuple[int, int, int]
 ) -> Taps:
-    """Of the samples of an input of that (N, h, w)."""
+    """The taps of the samples of an input of shape (N, h, w)."""
     n, h, w = shape
     height, width = len(lines), len(columns)
     samples = n * height * width
@@ -129,7 +129,7 @@ def _taps(
 
 
 def _weights(taps: Taps) -> Tensor:
-    """Of the four rows, (N, H, W, 4)."""
+    """The weights of the four rows, (N, H, W, 4)."""
     down, right = (axis.fraction for axis in taps.axes)
     up, left = 1 - down, 1 - right
     return torch.stack((up * left, up * right, down * left, down * right), -1)
@@ -154,7 +154,7 @@ def _bags(rows: Tensor, table: Tensor, starts: Tensor, weights: Tensor) -> Tenso
 
 
 def _grad_input(grad: Tensor, taps: Taps, weights: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """(N, C, h, w), channels last: sums over the samples of each cell, which then go to the cell's corners."""
+    """(N, C, h, w), channels last: sums over the samples of each cell, then added to the cell's corners."""
     n, c, h, w = shape
     cells, order = taps.rows[::4].sort(stable=True)
     starts = torch.zeros(n * h * w + 1, dtype=torch.int64)
@@ -162,7 +162,7 @@ def _grad_input(grad: Tensor, taps: Taps, weights: Tensor, shape: tuple[int, int
     sorted_weights = weights.view(-1, 4)[order].t().contiguous()
     corners = (_bags(order, grad, starts, weight).view(n, h, w, c) for weight in sorted_weights)
     total, right, down, both = corners
-    # What lies in a last line has weight 0 at the next one, which is not there.
+    # Samples in a last line have weight 0 at the next one, which does not exist.
     total[:, :, 1:] += right[:, :, :-1]
     total[:, 1:] += down[:, :-1]
     total[:, 1:, 1:] += both[:, :-1, :-1]
@@ -170,26 +170,26 @@ def _grad_input(grad: Tensor, taps: Taps, weights: Tensor, shape: tuple[int, int
 
 
 def _grad_offset(grad: Tensor, table: Tensor, taps: Taps) -> Tensor:
-    """(N, 2, H, W): the gradient times the map's slope, nothing where the position is clamped."""
+    """(N, 2, H, W): the gradient times the map's slope, 0 where the position is clamped."""
     samples, c = grad.shape
     slopes = [_slopes(taps, axis) for axis in (0, 1)]
-    found = grad.new_empty(2, samples)
+    products = grad.new_empty(2, samples)
     step = max(1, _BLOCK // c)
     for first in range(0, samples, step):
         last = first + step
         for axis in (0, 1):
             slope = _sums(table, taps, slopes[axis], first, last)
-            torch.linalg.vecdot(grad[first:last], slope, out=found[axis, first:last])
+            torch.linalg.vecdot(grad[first:last], slope, out=products[axis, first:last])
     shape = taps.axes[0].moves.shape
-    return torch.stack([torch.where(a.moves, f.view(shape), 0.0) for a, f in zip(taps.axes, found, strict=True)], 1)
+    return torch.stack([torch.where(a.moves, p.view(shape), 0.0) for a, p in zip(taps.axes, products, strict=True)], 1)
 
 
 def _table(map: Tensor) -> Tensor:
-    """(N, C, H, W) as (N H W, C), without a copy where the channels are side by side."""
+    """(N, C, H, W) as (N H W, C), without a copy if it is channels last."""
     n, c, h, w = map.shape
     if map.permute(0, 2, 3, 1).is_contiguous():
         return map.permute(0, 2, 3, 1).reshape(n * h * w, c)
     table = map.new_empty(n, h * w, c)
     for image, flat in zip(table, map.flatten(2), strict=True):
-        image.copy_(flat.t())  # of two dimensions: blocks of it are transposed in the cache
+        image.copy_(flat.t())  # two-dimensional, so that torch transposes it in blocks that fit the cache
     return table.view(n * h * w, c)

@@ -1,4 +1,4 @@
-"""What a CUDA graph needs to have happened before it is recorded."""
+"""The warm-up that a CUDA graph needs before it is recorded."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 def warmup(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> None:
     """Call `function` once, forward and backward, so that all its kernels are compiled and loaded.
 
-    Neither may happen while a CUDA graph is recorded. Call it with the arguments that will be recorded, or others of
-    the same shapes, dtypes, memory formats and backend:
+    Neither may happen while a CUDA graph is recorded. Call it with the arguments that will be recorded, or with
+    others of the same shapes, dtypes, memory formats and backend:
 
         warmup(offset_guided_cross_entropy, logits, offset, target, 4)
 
-    Runs on a stream of its own, as `torch.cuda.graph` asks of a warm-up, and waits for it. Gradients of the arguments
-    are neither read nor written. Not needed after `torch.cuda.make_graphed_callables`, which does its own.
+    Runs on a separate stream, as `torch.cuda.graph` requires of a warm-up, and waits for it. Gradients of the
+    arguments are neither read nor written. Not needed with `torch.cuda.make_graphed_callables`, which warms up itself.
 
     Args:
         function: one of `laurepro.ops`, or any other function of tensors.
-        args: its arguments.
-        kwargs: its arguments.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
     """
     args = tuple(_copy(a) for a in args)
     kwargs = {name: _copy(a) for name, a in kwargs.items()}

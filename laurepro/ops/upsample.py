@@ -1,14 +1,14 @@
 """Location-aware upsampling (LaU, section 3.1 of the paper) and its zero-offset form.
 
 On a CUDA device with CuPy the kernels of `cupy_kernels` compute both, as one op (`laurepro.ops._cupy_upsample`).
-Elsewhere it is torch's own bilinear sampler, fed so that it is exact. The sampler takes normalised coordinates
-g = 2 p / (n - 1) - 1, and undoes that in floating point: for most n a sample on an integer position comes back
-slightly beside it, and the derivative is then that of the wrong cell, wrong by as much as the values differ.
-Two measures mend this:
+Elsewhere it is torch's bilinear sampler, called so that it is exact. The sampler takes normalised coordinates
+g = 2 p / (n - 1) - 1 and inverts that in floating point: for most n a sample at an integer position comes back
+slightly off it, and the derivative is then that of the wrong cell, wrong by as much as the values differ.
+Two measures fix this:
 
-* the map is padded until n - 1 is a power of two, which makes both conversions exact for every position that matters
-  (integers, and fractions with a power of two below), and lets h = 1 and w = 1 work. No sample reads the
-  padding with a weight other than 0, because positions are clamped to the true map before;
+* the map is padded until n - 1 is a power of two. Both conversions are then exact for every position that matters
+  (integers, and fractions whose denominator is a power of two), and h = 1 and w = 1 work. No sample reads the
+  padding with a weight other than 0, because positions are clamped to the original map first;
 * for the gradient, positions are moved by at most n eps within the cell floor(p) .. floor(p) + 1, to where both
   conversions are exact for all of them. The derivative with respect to p is constant there, hence exact.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _cupy_upsample, _taps
+from . import _cupy_layout, _cupy_upsample, _taps
 from ._cupy import Backend, selected
 
 IntegerGradient = Literal["right", "code"]
@@ -39,16 +39,16 @@ def location_aware_upsample(
     integer_gradient: IntegerGradient = "right",
     backend: Backend = "auto",
 ) -> Tensor:
-    """Upsample by bilinear samples at learned places: V[Y, X] = U(Y / k_h + dy[Y, X], X / k_w + dx[Y, X]).
+    """Upsample by bilinear samples at learned positions: V[Y, X] = U(Y / k_h + dy[Y, X], X / k_w + dx[Y, X]).
 
-    Equations 1 and 2 of the paper (section 3.1). Positions are clamped to the map, so that the border is replicated.
-    With zero offsets every k-th sample is an input value and the last k - 1 rows and columns repeat the border; this
-    is neither setting of `align_corners` of `torch.nn.functional.interpolate`.
+    Equations 1 and 2 of the paper (section 3.1). Positions are clamped to the map, so the border is replicated.
+    With zero offsets every k-th sample is an input value and the last k - 1 rows and columns repeat the border; that
+    matches neither setting of `align_corners` in `torch.nn.functional.interpolate`.
 
     Gradients. With respect to `input`: the bilinear weights, also where the position is clamped. With respect
-    to `offset`: the derivative of the cell floor(p) .. floor(p) + 1, thus the right-hand one on an integer; 0 where
-    the position before clamping is outside [0, n - 1], and at n - 1. An infinite offset clamps (derivative 0); a NaN
-    offset gives NaN in V, 0 in both offset gradients of that sample, and adds nothing to the gradient of `input`.
+    to `offset`: the derivative within the cell floor(p) .. floor(p) + 1, so the right-hand one at an integer; 0 where
+    the position before clamping is outside [0, n - 1], and at n - 1. An infinite offset is clamped (derivative 0). A
+    NaN offset gives NaN in V, 0 in both offset gradients of that sample, and adds nothing to the gradient of `input`.
     First derivatives only.
 
     Args:
@@ -56,28 +56,28 @@ def location_aware_upsample(
         offset: (N, 2M, h k_h, w k_w), M in {1, C}, in input pixels: M row offsets dy, then M column offsets dx.
             M = 1 shares one offset among the channels.
         scale_factor: k, or (k_h, k_w).
-        integer_gradient: "right", or "code" for the rule of the authors' released code: the derivative on an integer
+        integer_gradient: "right", or "code" for the rule of the authors' released code: the derivative at an integer
             position in [0, n - 1] is -V (their far tap drops out there).
         backend: "cupy", "torch", or "auto": "cupy" on a CUDA device where CuPy is installed (`laurepro[cuda13]`), else
             "torch", with one warning if the device is a CUDA device; "torch" also for a dtype or a size that the
-            kernels do not take. Both compute the same function; they differ by rounding. With "cupy", and on a CPU
-            with 32 channels or more and M = 1, a channels_last `input` gives a channels_last output.
+            kernels do not take. Both compute the same function up to rounding. With "cupy", and on a CPU with 32
+            channels or more and M = 1, a channels_last `input` gives a channels_last output.
 
     Returns:
-        V, (N, C, h k_h, w k_w), in the dtype of `input`. Half types are computed in float32; otherwise
-        the wider dtype of the two.
+        V, (N, C, h k_h, w k_w), in the dtype of `input`. Half types are computed in float32, others in the wider of
+        the two dtypes.
 
     Raises:
-        ValueError: shapes or devices do not fit, an option has no such value, or `backend="cupy"` with tensors that are
-            not on a CUDA device, or with 2^31 or more output elements per image.
-        TypeError: an argument is no tensor, or not floating point, or the scale factor is no integer; or the kernels
-            do not take the dtype.
+        ValueError: shapes or devices do not match, an option has no such value, or `backend="cupy"` with tensors that
+            are not on a CUDA device, or with 2^31 or more output elements per image.
+        TypeError: an argument is not a tensor, or not floating point, or the scale factor is not an integer; or the
+            kernels do not take the dtype.
         RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
     scale = check_operands(input, offset, scale_factor)
     check_choice("integer_gradient", integer_gradient, ("right", "code"))
     dtype = compute_dtype(input, offset)
-    if selected(backend, input.device) and (backend == "cupy" or _cupy_upsample.takes(input, *scale)):
+    if selected(backend, input.device) and (backend == "cupy" or _cupy_layout.takes(input, *scale)):
         wide = input.to(dtype) if dtype == torch.float64 else input
         return _cupy_upsample.upsample(wide, offset.to(dtype), *scale, integer_gradient == "code").to(input.dtype)
     wide = input.to(dtype)
@@ -89,14 +89,14 @@ def bilinear_upsample(
 ) -> Tensor:
     """Upsample on the grid of LaU with zero offsets: V'[Y, X] = U(Y / k_h, X / k_w), clamped to the border.
 
-    The L' of the paper's equation 3 is the loss of this map. The values are, bit for bit, those of
-    `location_aware_upsample` with zero offsets, `groups` of them: that makes "no better than bilinear" an exact tie.
+    L' in the paper's equation 3 is the loss of this map. The values are, bit for bit, those of
+    `location_aware_upsample` with `groups` zero offsets per pixel, so "no better than bilinear" is an exact tie.
 
     Args:
         input: (N, C, h, w), floating point.
         scale_factor: k, or (k_h, k_w).
         backend: as in `location_aware_upsample`.
-        groups: M of the map that this is compared with. It changes no more than rounding.
+        groups: M of the map that this one is compared with. It changes only the rounding.
 
     Returns:
         (N, C, h k_h, w k_w) in the dtype of `input`; half types are computed in float32.
@@ -104,26 +104,26 @@ def bilinear_upsample(
     Raises:
         ValueError: `input` is not (N, C, h, w) with C, h, w >= 1, or the scale factor is below 1; or as in
             `location_aware_upsample` for the backend.
-        TypeError: `input` is no floating-point tensor, or the scale factor is no integer.
+        TypeError: `input` is not a floating-point tensor, or the scale factor is not an integer.
         RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
     check_input(input)
     scale = scale_pair(scale_factor)
-    if selected(backend, input.device) and (backend == "cupy" or _cupy_upsample.takes(input, *scale)):
+    if selected(backend, input.device) and (backend == "cupy" or _cupy_layout.takes(input, *scale)):
         return _cupy_upsample.upsample(input, None, *scale, False)
     wide = input.to(compute_dtype(input))
     return sample(wide, None, base_grid(wide, scale), groups=groups).to(input.dtype)
 
 
 class Grid(NamedTuple):
-    """Where samples lie before their offsets."""
+    """The positions of the samples before their offsets."""
 
     rows: Tensor  # (H, 1), of the map's dtype
     columns: Tensor  # (W,)
-    sizes: tuple[int, int]  # h, w: what positions are clamped to
+    sizes: tuple[int, int]  # h, w of the map to which positions are clamped
 
     def window(self, rows: slice) -> Grid:
-        """Some of its rows."""
+        """Some rows of the grid."""
         return self._replace(rows=self.rows[rows])
 
 
@@ -143,11 +143,11 @@ def sample(
     """The fast path in plain torch, for any window of the output.
 
     Args:
-        input: (N, C, h, w), or what `pad` made of it; float32 or float64.
+        input: (N, C, h, w), or the result of `pad`; float32 or float64.
         offset: (N, 2M, H, W) for the samples of `grid`, of the dtype of `input`; None for zero offsets.
         grid: of the map before padding.
         integer_gradient: see `location_aware_upsample`.
-        groups: without offsets, M of the map that this one is to tie with bit for bit.
+        groups: without offsets, M of the map that this one must equal bit for bit.
 
     Returns:
         (N, C, H, W), H and W those of `grid`.
@@ -161,7 +161,7 @@ def sample(
 
 
 def pad(input: Tensor, groups: int) -> Tensor:
-    """`input` as `sample` needs it, channels last or with zeros below and at the right; for who samples it often."""
+    """`input` as `sample` reads it, channels last or zero-padded below and at the right; for sampling it repeatedly."""
     if _taps.eligible(input, groups):
         return input.contiguous(memory_format=torch.channels_last)
     h, w = input.shape[2:]
@@ -195,9 +195,9 @@ class _LocationAwareUpsample(torch.autograd.Function):
             grid = grid.expand(n, -1, -1, -1, -1)
         else:
             grid = _exact_grid(offset, base, sizes, spans)
-            # A NaN must not reach the sampler, whose answer to one is not defined. Everything else in the grid is
-            # finite, so its sum tells. Reading that would stall a GPU and break a graph that is traced; both therefore
-            # always take the mask.
+            # A NaN must not reach the sampler, which does not define its result. All other values in the grid are
+            # finite, so the sum is NaN only if one of them is. Reading the sum would stall a GPU and break a traced
+            # graph; both therefore always use the mask.
             if torch.compiler.is_compiling() or grid.device.type != "cpu" or math.isnan(grid.sum().item()):
                 nan = grid.isnan().any(-1)
                 grid = grid.masked_fill(nan[..., None], 0.0)
@@ -218,17 +218,17 @@ class _LocationAwareUpsample(torch.autograd.Function):
         if nan is not None:
             grad = _by_group(grad, m).masked_fill(nan[:, :, None], 0.0).flatten(1, 2)
 
-        exact_grid, inside = grid, []  # per axis 1, or 0 where there is no cell to the right
+        exact_grid, inside = grid, []  # per axis: 1, or 0 where no cell lies to the right
         if need_offset:
             grid = _empty_grid(offset, m)
             for axis, size in enumerate(ctx.sizes):
                 position = offset[:, axis * m : (axis + 1) * m] + ctx.base[axis]
                 eps = torch.finfo(position.dtype).eps
-                # Up to the last number below size - 1: a cell starts there, but none at size - 1.
+                # Up to the last number below size - 1, because no cell starts at size - 1.
                 clamped = position.clamp(0, (size - 1) * (1 - eps / 2))
-                # Into floating point: a boolean result takes several times as long.
+                # As floating point: a boolean result takes several times as long.
                 inside.append(torch.eq(position, clamped, out=position))
-                # To the middle of a step of eps span: inside of the same cell, and what the sampler recovers exactly.
+                # To the middle of a step of eps span: inside the same cell, and recovered exactly by the sampler.
                 step = clamped.mul_(1 / (eps * ctx.spans[axis])).floor_()
                 torch.add(grid.new_full((), eps - 1), step, alpha=2 * eps, out=grid[..., 1 - axis])
             if nan is not None:
@@ -283,7 +283,7 @@ def _exact_grid(offset: Tensor, base: tuple[Tensor, Tensor], sizes: tuple[int, i
 
 
 def _normalise(position: Tensor, span: int, out: Tensor | None = None) -> Tensor:
-    """2 p / span - 1 in one pass; the product is exact, so that this rounds once however it is fused."""
+    """2 p / span - 1 in one pass; the product is exact, so this rounds once however it is fused."""
     minus_one = position.new_full((), -1.0)
     return torch.add(minus_one, position, alpha=2 / span, out=out)
 
@@ -295,13 +295,13 @@ def _by_group(maps: Tensor, m: int) -> Tensor:
 
 
 def _empty_grid(offset: Tensor, m: int) -> Tensor:
-    """(N, M, H, W, 2), with each coordinate's plane contiguous: quicker to fill, and as quick to sample with."""
+    """(N, M, H, W, 2), each coordinate's plane contiguous: faster to fill, and as fast to sample with."""
     n, _, height, width = offset.shape
     return offset.new_empty(2, n, m, height, width).permute(1, 2, 3, 4, 0)
 
 
 def _sample(padded: Tensor, grid: Tensor, batch: tuple[int, int]) -> Tensor:
-    """Sample each of the M groups of channels at its own positions; the groups become images of the batch."""
+    """Sample each of the M groups of channels at its positions; the groups become images of the batch."""
     n, c = batch
     m = grid.shape[1]
     value: Tensor = torch.ops.aten.grid_sampler_2d(
@@ -316,7 +316,7 @@ def _span(n: int) -> int:
 
 
 def _pad(input: Tensor, spans: tuple[int, int]) -> Tensor:
-    """`input`, zeros added below and at the right, (N, C, spans[0] + 1, spans[1] + 1)."""
+    """`input`, zero-padded below and at the right to (N, C, spans[0] + 1, spans[1] + 1)."""
     missing = (spans[0] + 1 - input.shape[2], spans[1] + 1 - input.shape[3])
     return torch.nn.functional.pad(input, (0, missing[1], 0, missing[0])) if any(missing) else input
 
@@ -344,7 +344,7 @@ def check_input(input: Tensor) -> None:
 
 
 def check_operands(input: Tensor, offset: Tensor, scale_factor: ScaleFactor) -> tuple[int, int]:
-    """(k_h, k_w), after checking `input` and `offset` against each other."""
+    """(k_h, k_w), after checking that `input` and `offset` match."""
     check_input(input)
     _check_floating("offset", offset)
     k_h, k_w = scale_pair(scale_factor)

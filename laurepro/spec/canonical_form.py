@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from laurepro.errors import LaureproError
 from laurepro.spec import parts, weights
-from laurepro.spec.fields import Eval, Experiment, Loss, Op, Part
+from laurepro.spec.fields import Backbone, Eval, Experiment, Loss, Op, Part
+from laurepro.spec.sources import sources_of
 
 
 def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
@@ -14,6 +15,9 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     location-aware loss is the offset-guided loss of weight 0.
     """
     model, loss = experiment.model, experiment.loss
+    backbone = model.backbone
+    given = parts.bind("backbones", backbone.kind, backbone.options, where)
+    backbone = Backbone(kind=backbone.kind, **given)
     head = Part(kind=model.head.kind, **parts.bind("heads", model.head.kind, model.head.options, where))
     up = model.upsampler
     up = Part(kind=up.kind, **parts.bind("upsamplers", up.kind, up.options, where))
@@ -63,7 +67,7 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     if "se" not in parts.features_of("heads", head.kind) or head.options.get("se") is False:
         idle |= {"se_weight"}
     loss = loss.model_copy(update={name: getattr(default, name) for name in idle})
-    model = model.model_copy(update={"head": head, "upsampler": up})
+    model = model.model_copy(update={"backbone": backbone, "head": head, "upsampler": up})
     if not model.aux:
         model = model.model_copy(update={"aux_lau": False, "aux_channels": 256})
     op = experiment.op if point_sampling else Op()
@@ -75,6 +79,7 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     evaluation = experiment.eval
     if not evaluation.multi_scale:
         evaluation = evaluation.model_copy(update={"factors": Eval().factors})
-    return experiment.model_copy(
+    experiment = experiment.model_copy(
         update={"model": model, "loss": loss, "op": op, "data": data, "train": train, "eval": evaluation},
     )
+    return experiment.model_copy(update={"sources": sources_of(experiment)})

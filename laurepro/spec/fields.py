@@ -1,4 +1,4 @@
-"""The typed fields of an experiment: everything that can change a number. Files and keys are elsewhere."""
+"""The typed fields of an experiment: everything that can change a number. `job.py` hashes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 
 
 class Strict(BaseModel):
-    """Frozen; an unknown key is an error, and so is true or false where a number is meant."""
+    """Frozen. An unknown key is an error, and so is true or false where a number is expected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -29,14 +29,14 @@ class Strict(BaseModel):
 
 @cache
 def _is_number(model: type[BaseModel], field: str) -> bool:
-    """Whether a field takes numbers, and not true and false too. Asked for every value of every table."""
+    """Whether a field takes numbers but not booleans. Cached: it is asked for every value of every table."""
     kinds = _kinds(model.model_fields[field].annotation)
     numeric = {int, float} & {kind if isinstance(kind, type) else type(kind) for kind in kinds}
     return bool(numeric) and bool not in kinds
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types and literals that an annotation is made of."""
+    """The types and literals in an annotation."""
     inner = get_args(annotation)
     return set().union(*map(_kinds, inner)) if inner else {annotation}
 
@@ -53,13 +53,27 @@ class Part(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Backbone(Strict):
-    """A dilated ResNet. `blocks` and `width` None: the depth that `kind` names, at full width (64)."""
+class Backbone(Part):
+    """The backbone by file name, `backbones/<kind>.py`; its options are flat beside `kind`.
 
-    kind: Literal["resnet50", "resnet101"] = "resnet50"
-    stem: Literal["deep", "plain"] = "deep"
-    width: int = Field(64, ge=1)
-    blocks: tuple[int, int, int, int] | None = None
+    Options at their defaults are left out, since older records state them: one backbone has one form, and one key.
+    """
+
+    kind: str = "resnet50"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_defaults(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not value.keys() - {"kind"}:
+            return value
+        from laurepro.spec import parts  # which imports this module
+
+        kind = value.get("kind", "resnet50")
+        file = parts.path("backbones", kind) if isinstance(kind, str) else None
+        if file is None:  # `canonical_form` reports it, and a record may outlive its plug-in
+            return value
+        defaults = {name: field.default for name, field in parts.options("backbones", file).model_fields.items()}
+        return {k: v for k, v in value.items() if k not in defaults or v != defaults[k] or isinstance(v, bool)}
 
 
 class Model(Strict):
@@ -78,10 +92,10 @@ class Model(Strict):
 class Loss(Strict):
     """Section 3.2 of the paper; `offset_weight` is its lambda, `regression_weight` its gamma.
 
-    `fused` False: the location-aware losses are composed of operators, the upsampled scores among them, which autograd
-    differentiates. The same numbers up to rounding, more memory.
-    `normalize`: by all pixels (as released), by the valid ones, or by the sum of the weights that the offset-guided
-    loss gives the valid ones, so that it is a weighted mean and not also a longer step.
+    `fused` False: the location-aware losses are composed of torch's operators on the upsampled scores, and autograd
+    differentiates them. The same numbers up to rounding, more memory.
+    `normalize`: divide by all pixels (as released), by the valid ones, or by the sum of the weights that the
+    offset-guided loss gives the valid ones. The last is a weighted mean, which does not also lengthen the step.
     """
 
     kind: Literal["cross_entropy", "offset_guided", "offset_regression"] = "cross_entropy"
@@ -113,7 +127,7 @@ class Augment(Strict):
 
 
 class Data(Strict):
-    """The data set and how training pictures are drawn from it. `options` go to the data set's class."""
+    """The data set and how training images are drawn from it. `options` go to the data set's class."""
 
     name: str = "pascal_context"
     train_split: str = "train"
@@ -131,20 +145,21 @@ class Phase(Strict):
 
 
 class Train(Strict):
-    """SGD with the poly schedule (facts: section 4.1 of the paper). `batch_size` is global, over all ranks.
+    """SGD with the poly schedule (section 4.1 of the paper). `batch_size` is global, over all ranks.
 
-    `lr_multiplier` multiplies every rate: for a row whose steps are to be longer than the others', at any scale.
+    `lr_multiplier` multiplies every rate: for a row with longer steps than the others, at any scale.
     `pretrained`: what the backbone starts from, a name of `laurepro.spec.weights` or FILE@SHA256; None: random weights.
 
-    The rest is how a step is computed (docs/speed.md), in the key because each can change the last digits or more:
+    The other fields set how a step is computed (docs/speed.md). They are in the key, since each can change at least the
+    last digits:
     `precision`: below float32 the network runs under autocast; weights, optimiser and losses stay float32, and float16
-    has its gradients scaled. `tf32`: on a GPU, convolutions of float32 round their factors to TF32, as torch has it.
+    has its gradients scaled. `tf32`: on a GPU, convolutions of float32 round their factors to TF32, torch's default.
     `compile`: torch.compile's mode; "reduce-overhead" replays CUDA graphs. `fused_optimizer`: SGD in one kernel.
-    `accumulate`: each process splits its share of a batch into so many micro-batches and adds up their gradients. The
-    loss is that of the whole batch, but batch normalisation sees one micro-batch at a time: its statistics are over
-    fewer pictures, its running averages move so many times a step.
-    `checkpoint_activations`: keep only what goes into each residual block, and compute the block again for its
-    gradient; the same numbers, and the running averages of batch normalisation move once.
+    `accumulate`: each process splits its share of a batch into this many micro-batches and adds up their gradients. The
+    loss is that of the whole batch, but batch normalisation sees one micro-batch at a time: its statistics cover fewer
+    images, and its running averages are updated this many times a step.
+    `checkpoint_activations`: keep only the input of each residual block and recompute the block for its gradient. The
+    numbers are the same, and the running averages of batch normalisation are updated once.
     """
 
     epochs: int | None = Field(None, ge=1)
@@ -192,9 +207,9 @@ class Train(Strict):
 class Eval(Strict):
     """The evaluation protocol. `factors` (and the flip) are used when `multi_scale` is true.
 
-    `oracle_radius`: no network's score but a ceiling for moving samples about: a pixel counts as right where its
-    label is predicted anywhere within so many pixels (the larger coordinate). None: predictions as they are.
-    `precision`: with bfloat16 the network runs under autocast, and classes whose scores nearly tie can change places.
+    `oracle_radius`: not a network's score but a ceiling for moving samples: a pixel counts as right where its label is
+    predicted anywhere within this many pixels (the larger coordinate). None: predictions as they are.
+    `precision`: with bfloat16 the network runs under autocast, and classes with nearly equal scores can swap.
     """
 
     split: str = "val"
@@ -209,11 +224,11 @@ class Eval(Strict):
 
 
 class Profile(Strict):
-    """The cost measurements: the picture's size, and forwards timed in so many groups after a warm-up.
+    """The cost measurements: the image's size, and forward passes timed in `groups` groups after a warm-up.
 
-    `seconds`: on a CPU, what the timed forwards of one row may take; fewer are made where they would take longer.
-    `dtype`: below float32, forwards are under autocast, channels last. `compile`: torch.compile's mode; the warm-up
-    compiles. Both are the row's and its bilinear twin's alike.
+    `seconds`: on a CPU, the time limit of one row's timed forward passes; fewer are made where they would take longer.
+    `dtype`: below float32, forward passes run under autocast, channels last. `compile`: torch.compile's mode; the
+    warm-up compiles. Both apply to the row and to its bilinear twin.
     """
 
     height: int = Field(480, ge=1)
@@ -235,7 +250,10 @@ class InitFrom(Strict):
 
 
 class Experiment(Strict):
-    """Everything that can change a number, and nothing else."""
+    """Everything that can change a number, and nothing else.
+
+    `sources`: the code of its parts, see `laurepro.spec.sources`; filled in, never given.
+    """
 
     version: int = 1
     model: Model = Model()
@@ -246,3 +264,4 @@ class Experiment(Strict):
     eval: Eval = Eval()
     profile: Profile = Profile()
     init_from: InitFrom | None = None
+    sources: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Reading YAML, and saying what is wrong with it: file, line, key, value and what was expected."""
+"""Read YAML and report what is wrong with it: file, line, key, value and what was expected."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def experiments_dir() -> Path:
 
 
 def invalid(error: ValidationError, where: str, model: type[BaseModel]) -> LaureproError:
-    """The first of pydantic's complaints as ours: the key's path, the value seen and what was expected."""
+    """Convert pydantic's first error: the path of the key, the value seen and what was expected."""
     first = error.errors()[0]
     loc = [str(k) for k in first["loc"]]
     key = ".".join(loc)

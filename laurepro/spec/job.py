@@ -6,6 +6,8 @@ import hashlib
 import json
 from functools import cached_property
 
+from pydantic import field_validator
+
 from laurepro.spec.fields import Experiment, Raw, Strict
 from laurepro.spec.metrics import STAGES
 
@@ -17,6 +19,13 @@ class Job(Strict):
     scale: str
     seed: int
     experiment: Experiment
+
+    @field_validator("stage")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in STAGES:
+            raise ValueError(f"unknown stage {value!r}; available: {', '.join(STAGES)}")
+        return value
 
     @property
     def meaning(self) -> Raw:

@@ -1,7 +1,7 @@
-"""Laying one mapping over another, such that each value still knows which file it came from.
+"""Merge mappings while each value keeps track of the file it came from.
 
-A layer is wrapped by `sourced` before it is merged; `plain` takes the wrapping off for validation, and `origins` lists
-it for `laurepro explain`. There is one merge, so that what is explained is what was run.
+`sourced` wraps the values of a layer before it is merged, `plain` unwraps them for validation, and `origins` lists them
+for `laurepro explain`. One merge serves both, so that what is explained is what was run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from laurepro.spec.fields import Raw
 
 
 class Layer(NamedTuple):
-    """A mapping of one file that is laid over others.
+    """A mapping of one file that is merged over others.
 
-    `name`: what it is to the reader, as "recipe" or "row". `file` is None for --set. `keys`: where the mapping stands
-    in the file; `at`: which part of the experiment it is laid over.
+    `name`: how a reader knows it, as "recipe" or "row". `file` is None for --set. `keys`: the path of the mapping in
+    the file; `at`: the part of the experiment that it is merged over.
     """
 
     name: str
@@ -27,37 +27,37 @@ class Layer(NamedTuple):
 
 
 class Sourced(NamedTuple):
-    """A value that is no mapping, and the layer that gave it."""
+    """A value (not a mapping) and the layer that set it."""
 
     value: Any
     layer: Layer
 
 
 def sourced(raw: Raw, layer: Layer) -> Raw:
-    """A layer with every value that is no mapping wrapped. Mappings stay, so that `merge` sees them."""
+    """A layer with its values wrapped. Mappings are not wrapped, so that `merge` sees them."""
     return {k: sourced(v, layer) if isinstance(v, dict) else Sourced(v, layer) for k, v in raw.items()}
 
 
 def plain(tree: Any) -> Any:
-    """A merged tree without the wrapping."""
+    """A merged tree with its values unwrapped."""
     if isinstance(tree, dict):
         return {k: plain(v) for k, v in tree.items()}
     return tree.value if isinstance(tree, Sourced) else tree
 
 
 def origins(tree: Raw, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Sourced]:
-    """Every value of a merged tree by its path. A mapping that is empty has none."""
-    found: dict[tuple[str, ...], Sourced] = {}
+    """Every value of a merged tree by its path. An empty mapping has no values."""
+    values: dict[tuple[str, ...], Sourced] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            found |= origins(value, (*path, key))
+            values |= origins(value, (*path, key))
         else:
-            found[(*path, key)] = value
-    return found
+            values[(*path, key)] = value
+    return values
 
 
 def merge(below: Raw, above: Raw) -> Raw:
-    """Lay `above` over `below`: mappings merge, a mapping with `kind` replaces, anything else replaces."""
+    """Merge `above` over `below`: mappings merge, a mapping with `kind` replaces, anything else replaces."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -69,9 +69,9 @@ def merge(below: Raw, above: Raw) -> Raw:
 
 
 def adapt(tree: Raw, by_slot: Mapping[Any, Mapping[str, Raw]], file: Path) -> Raw:
-    """Lay a scale's `adapt` over a merged tree: fields for each part of the network, by the kind that it is."""
+    """Merge a scale's `adapt` over a tree: options of each part of the network, by its kind."""
     if not isinstance(tree.get("model"), dict):
-        return tree  # nothing to adapt, or a fault that validation will name
+        return tree  # nothing to adapt, or an error that validation will report
     model = dict(tree["model"])
     for slot, by_kind in by_slot.items():
         part = model.get(slot)

@@ -55,12 +55,13 @@ METRICS: dict[str, Metric] = {
     "peak_bytes": Metric("Peak memory", "MB", "profile", 1, "lower", "CUDA memory of one forward, weights too", 1e6),
 }
 
-# The parts of an experiment, or single fields, that can change what a stage measures; its key covers these and no
-# others. A profile needs no data, but the classifier has as many outputs as the data set has classes.
+# The parts of an experiment, or single fields, that can change what a stage measures. A job's key covers these, the
+# stage, the scale and the seed (a profile has none), and nothing else. A profile needs no data, but the classifier has
+# as many outputs as the data set has classes.
 STAGES: dict[str, tuple[str, ...]] = {
-    "train": ("model", "loss", "op", "data", "train", "init_from"),
-    "evaluate": ("model", "loss", "op", "data", "train", "init_from", "eval"),
-    "profile": ("model", "op", "data.name", "data.options.background", "train.threads", "profile"),
+    "train": ("model", "loss", "op", "data", "train", "init_from", "sources"),
+    "evaluate": ("model", "loss", "op", "data", "train", "init_from", "eval", "sources"),
+    "profile": ("model", "op", "data.name", "data.options.background", "train.threads", "profile", "sources"),
 }
 
 

@@ -1,8 +1,9 @@
 """The folder is the registry: `kind: lau` is the file `upsamplers/lau.py`.
 
-A plug-in's options are the keyword-only arguments of its class; they are read from the source with `ast`, so
-that a misspelt option is an error in milliseconds, before torch is imported. More folders of the same layout
-(`upsamplers/ heads/ datasets/ launchers/ stages/`) are searched where `$LAUREPRO_PLUGINS` names them.
+A plug-in's options are the keyword-only arguments of its class. They are read from the source with `ast`, so that a
+misspelt option is an error within milliseconds, before torch is imported, and nothing of a plug-in runs before it is
+used. More folders of the same layout (`backbones/ heads/ upsamplers/ datasets/ launchers/ stages/`) are searched where
+`$LAUREPRO_PLUGINS` names them.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import ast
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union
 
+import annotated_types
 from pydantic import BaseModel, ValidationError, create_model
 
 from laurepro.errors import LaureproError, unknown
-from laurepro.spec.fields import Strict
+from laurepro.spec.fields import Part, Strict
 
 PACKAGE = Path(__file__).parents[1]
-CLASS_OF = {"upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
+CLASS_OF = {"backbones": "Backbone", "upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
+_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 def folders(folder: str) -> list[Path]:
@@ -34,17 +38,20 @@ def folders(folder: str) -> list[Path]:
 
 def names(folder: str) -> list[str]:
     """The plug-ins of a kind, sorted."""
-    found = {f.stem for d in folders(folder) if d.is_dir() for f in d.glob("*.py") if not f.stem.startswith("_")}
-    return sorted(found)
+    stems = {f.stem for d in folders(folder) if d.is_dir() for f in d.glob("*.py") if not f.stem.startswith("_")}
+    return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
 
 def path(folder: str, name: str) -> Path | None:
-    """The file of a plug-in, or None."""
-    for directory in folders(folder):
-        file = directory / f"{name}.py"
-        if file.is_file() and not name.startswith("_"):
-            return file
-    return None
+    """The file of a plug-in, or None. A name that could lead out of the folder has no file."""
+    if _NAME.fullmatch(name) is None or name.startswith("_"):
+        return None
+    return next((file for directory in folders(folder) if (file := directory / f"{name}.py").is_file()), None)
+
+
+def is_built_in(file: Path) -> bool:
+    """Whether a plug-in's file is one of this package."""
+    return file.parent.parent == PACKAGE
 
 
 def load(folder: str, name: str) -> ModuleType:
@@ -52,14 +59,18 @@ def load(folder: str, name: str) -> ModuleType:
     file = path(folder, name)
     if file is None:
         raise unknown(folder[:-1], name, names(folder))
-    if file.parent == PACKAGE / folder:
+    if is_built_in(file):
         return importlib.import_module(f"laurepro.{folder}.{name}")
     module_name = f"laurepro_plugins.{folder}.{name}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, file)
         assert spec is not None and spec.loader is not None
         sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]  # half a module must not pass for the plug-in later
+            raise
     return sys.modules[module_name]
 
 
@@ -67,26 +78,37 @@ def load(folder: str, name: str) -> ModuleType:
 def syntax(file: Path) -> ast.Module:
     """A plug-in's source, parsed. Raises LaureproError with file and line where it is not Python."""
     try:
-        return ast.parse(file.read_text())
+        return ast.parse(file.read_bytes())
     except SyntaxError as error:
         raise LaureproError(f"{file}, line {error.lineno}: not valid Python: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise LaureproError(f"{file}: not valid Python: {error}") from None
+    except OSError as error:
+        raise LaureproError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def declared(file: Path, name: str, default: Any) -> Any:
+    """A plain constant that a plug-in declares at its top level, read without importing it.
+
+    Raises:
+        LaureproError: it is not a literal.
+    """
+    for node in syntax(file).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            try:
+                return ast.literal_eval(node.value)
+            except (ValueError, TypeError):
+                raise LaureproError(f"{file}, line {node.lineno}: {name} cannot be read", "use a literal") from None
+    return default
 
 
 @cache
 def features(file: Path) -> frozenset[str]:
-    """What a plug-in declares of itself in a plain `FEATURES = (...)`, read without importing it."""
-    for node in syntax(file).body:
-        named = isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "FEATURES" for t in node.targets
-        )
-        if named and isinstance(node, ast.Assign):
-            try:
-                return frozenset(ast.literal_eval(node.value))
-            except (ValueError, TypeError):
-                raise LaureproError(
-                    f"{file}, line {node.lineno}: FEATURES cannot be read", "it is a plain tuple of strings"
-                ) from None
-    return frozenset()
+    """What a plug-in declares in `FEATURES = (...)`, read without importing it."""
+    value = declared(file, "FEATURES", ())
+    if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+        raise LaureproError(f"{file}: FEATURES: expected a tuple of strings, got {value!r}")
+    return frozenset(value)
 
 
 def features_of(folder: str, name: str) -> frozenset[str]:
@@ -105,17 +127,50 @@ def options(folder: str, file: Path) -> type[BaseModel]:
             fields: dict[str, Any] = {}
             if init is not None:
                 for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
-                    annotation = ast.unparse(arg.annotation) if arg.annotation else "Any"
                     try:
-                        kind = eval(annotation, {"Literal": Literal, "Any": Any})  # the plug-in's own source
+                        kind = _type(arg.annotation) if arg.annotation else Any
                         fields[arg.arg] = (kind, ... if default is None else ast.literal_eval(default))
-                    except (NameError, ValueError, TypeError, AttributeError):
+                    except (ValueError, TypeError):
                         raise LaureproError(
                             f"{file}, line {arg.lineno}: option {ast.unparse(arg)!r} cannot be read",
-                            "an option has a type of builtins, Literal or Any, and a literal default",
+                            "an option has a type of builtins, Literal, Annotated[..., Ge(1)] or Any, "
+                            "and a literal default",
                         ) from None
             return create_model(f"{folder}/{file.stem}", __base__=Strict, **fields)
     raise LaureproError(f"{file}: no class {class_name} in it", f"a plug-in of {folder}/ defines class {class_name}")
+
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "Any": Any}
+_GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
+_BOUNDS = {name: getattr(annotated_types, name) for name in ("Ge", "Gt", "Le", "Lt")}
+
+
+def _type(node: ast.expr) -> Any:
+    """The type that an annotation spells, which is not evaluated. Raises ValueError for any other form."""
+    match node:
+        case ast.Name(id=name) if name in _TYPES or name in _GENERIC:
+            return _TYPES.get(name) or _GENERIC[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return Union[_type(left), _type(right)]  # noqa: UP007 - the operands are values here
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            values = ast.literal_eval(inner)
+            return Literal[values if isinstance(values, tuple) else (values,)]
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *bounds])):
+            return Annotated[(_type(kind), *map(_bound, bounds))]
+        case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in _GENERIC:
+            arguments = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            dots = [isinstance(a, ast.Constant) and a.value is Ellipsis for a in arguments]
+            return _GENERIC[name][tuple(... if d else _type(a) for d, a in zip(dots, arguments, strict=True))]
+    raise ValueError(ast.unparse(node))
+
+
+def _bound(node: ast.expr) -> Any:
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=[value], keywords=[]) if name in _BOUNDS:
+            return _BOUNDS[name](ast.literal_eval(value))
+    raise ValueError(ast.unparse(node))
 
 
 def bind(folder: str, kind: str, given: dict[str, Any], where: str) -> dict[str, Any]:
@@ -138,3 +193,9 @@ def bind(folder: str, kind: str, given: dict[str, Any], where: str) -> dict[str,
         raise LaureproError(
             f"{where}: {folder[:-1]} {kind!r}, option {key}: {first['msg']}, got {first.get('input')!r}"
         ) from None
+
+
+def all_options(folder: str, part: Part) -> dict[str, Any]:
+    """A part's options, those left at their defaults included; only those given where the plug-in is absent."""
+    file = path(folder, part.kind)
+    return part.options if file is None else options(folder, file)(**part.options).model_dump()

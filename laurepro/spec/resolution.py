@@ -1,10 +1,14 @@
 """A row at a scale becomes an Experiment: which layer lies over which.
 
-Merge order, whole: recipe (or the scale's own `base`), the table's `defaults`, the row's `set`, the scale's
-`adapt` and `set`, then `--set`. Mappings merge, a mapping with `kind` replaces, anything else replaces.
+Merge order: recipe (or the scale's own `base`), the table's `defaults`, the row's `set`, the scale's `adapt` and `set`,
+then `--set`. Mappings merge, a mapping with `kind` replaces, anything else replaces. Where `--set` changes the kind of
+a part of the network, the scale's `adapt` for the new kind is applied below the other `--set` values: the part has the
+size that rows of that kind have at this scale.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -16,6 +20,8 @@ from laurepro.spec.files import Loader, experiments_dir, invalid, read_mapping
 from laurepro.spec.layers import Layer, adapt, merge, plain, sourced
 from laurepro.spec.protocols import expanded
 from laurepro.spec.table import Row, Scale, Table, table_ids, tables
+
+SLOTS = ("backbone", "head", "upsampler")
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> Raw:
@@ -38,8 +44,15 @@ def parse_overrides(pairs: tuple[str, ...]) -> Raw:
     return result
 
 
-def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) -> tuple[Raw, Raw]:
-    """What a row's layers make together, without --set and with it: trees of `layers.Sourced` values.
+class Layers(NamedTuple):
+    """A row's layers merged: trees of `layers.Sourced` values."""
+
+    experiment: Raw  # with --set
+    pretraining: Raw  # what the scale's pretraining starts from: of --set only the backbone
+
+
+def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) -> Layers:
+    """What a row's layers make together.
 
     Raises:
         LaureproError: a row without anything to run, a recipe or protocol that does not exist, a section that is none.
@@ -50,8 +63,7 @@ def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
     index = next(i for i, r in enumerate(table.rows) if r.id == row.id)
     defaults = sourced(expanded(table.defaults, str(table.file)), Layer("table, defaults", table.file, ("defaults",)))
     layer = Layer("row", row.file, ("set",)) if row.file else Layer("row", table.file, ("rows", index, "set"))
-    own = sourced(expanded(row.set, where), layer)
-    layers = merge(defaults, own)
+    layers = merge(defaults, sourced(expanded(row.set, where), layer))
     recipe = plain(layers.pop("recipe", None))
     base: Raw = {}
     if scale.base is not None:
@@ -61,16 +73,39 @@ def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
         if not file.is_file():
             raise unknown("recipe", recipe, (f.stem for f in file.parent.glob("*.yaml")), str(table.file))
         base = sourced(expanded(read_mapping(file, "data, train, eval, model"), where), Layer("recipe", file))
-    for section, value in layers.items():  # said here, for the scale's own mapping would cover it up
+    for section, value in layers.items():  # reported here, since the scale's own mapping would hide it
         if section != "version" and not isinstance(value, dict):
             raise LaureproError(f"{where}: {section}: expected a mapping, got {plain(value)!r}")
-    below = adapt(merge(base, layers), scale.adapt, scale.file)
-    below = merge(below, sourced(expanded(scale.set, str(scale.file)), Layer("scale, set", scale.file, ("set",))))
-    if not overrides:
-        return below, below
+    tree = merge(base, layers)
+    overrides = expanded(overrides or {}, "--set")
     if "init_from" in overrides:
-        raise LaureproError("--set init_from: what a row starts from is the row's own, and cannot be set")
-    return below, merge(below, sourced(expanded(overrides, "--set"), Layer("--set", None)))
+        raise LaureproError("--set init_from: a row's own file says what it starts from; it cannot be set")
+    if "sources" in overrides:
+        raise LaureproError("--set sources: digests of code are computed, and cannot be set")
+    backbone_only = _of_model(overrides, ("backbone",))
+    return Layers(_at_scale(tree, scale, overrides), _at_scale(tree, scale, backbone_only))
+
+
+def _of_model(overrides: Raw, slots: tuple[str, ...]) -> Raw:
+    """What --set says of some parts of the network."""
+    model = overrides.get("model")
+    chosen = {slot: model[slot] for slot in slots if slot in model} if isinstance(model, dict) else {}
+    return {"model": chosen} if chosen else {}
+
+
+def _at_scale(tree: Raw, scale: Scale, overrides: Raw) -> Raw:
+    """The scale's layers over a row's, and --set over them."""
+    layer = Layer("--set", None)
+    parts = _of_model(overrides, SLOTS).get("model", {})
+    kinds = {slot: part["kind"] for slot, part in parts.items() if isinstance(part, dict) and "kind" in part}
+    for slot, kind in kinds.items():  # the kind first, then the scale's sizes for it, then the other values
+        tree = merge(tree, sourced({"model": {slot: {"kind": kind}}}, layer))
+    tree = adapt(tree, scale.adapt, scale.file)
+    tree = merge(tree, sourced(expanded(scale.set, str(scale.file)), Layer("scale, set", scale.file, ("set",))))
+    if not kinds:
+        return merge(tree, sourced(overrides, layer))
+    rest = {slot: {k: v for k, v in part.items() if k != "kind"} for slot, part in parts.items() if slot in kinds}
+    return merge(tree, sourced({**overrides, "model": {**overrides["model"], **rest}}, layer))
 
 
 def resolve(
@@ -82,22 +117,25 @@ def resolve(
         LaureproError: a field that does not exist or a value it cannot take, with file, row and key.
     """
     where = f"{row.file or table.file}, row {row.id!r} (scale {scale.name})"
-    below, tree = layered(table, row, scale, overrides)
-    experiment = _build(plain(tree), f"--set (over {where})" if overrides else where)
+    layers = layered(table, row, scale, overrides)
+    experiment = _build(plain(layers.experiment), f"--set (over {where})" if overrides else where)
     address = f"{table.id}/{row.id}"
     if row.init_from is not None:
         table_id, _, row_id = row.init_from.partition("/")
         if table_id not in tables():
             raise unknown("table", table_id, table_ids(), f"{where}, init_from")
         if row.init_from in (*chain, address):
-            raise LaureproError(f"{where}: init_from goes in a circle: {' -> '.join([*chain, address, row.init_from])}")
+            raise LaureproError(f"{where}: init_from is circular: {' -> '.join([*chain, address, row.init_from])}")
         parent = tables()[table_id]
         start = resolve(parent, parent.row(row_id), scale, overrides, (*chain, address))
         return canonical(experiment.model_copy(update={"init_from": InitFrom(experiment=start)}), where)
     if scale.pretrain is not None:
-        # From what is below --set: one backbone serves a row and its variations.
+        # Of --set only the backbone reaches it: one pretraining serves a row and its variations.
         layer = Layer("scale, pretrain", scale.file, ("pretrain", "set"))
-        tree = adapt(merge(below, sourced(scale.pretrain.set, layer)), scale.adapt, scale.file)
+        tree = adapt(merge(layers.pretraining, sourced(scale.pretrain.set, layer)), scale.adapt, scale.file)
+        backbone = plain(layers.pretraining).get("model", {}).get("backbone")
+        if backbone is not None:  # its options by --set lie above the scale's
+            tree = {**tree, "model": {**tree["model"], "backbone": layers.pretraining["model"]["backbone"]}}
         pretrain = _build(plain(tree), f"{scale.file}, pretrain")
         init = InitFrom(experiment=pretrain, part="backbone", seed=scale.pretrain.seed)
         return canonical(experiment.model_copy(update={"init_from": init}), where)

@@ -20,7 +20,7 @@ from laurepro.spec.metrics import METRICS
 
 
 class Source(Strict):
-    """Where the published numbers stand."""
+    """Where the published numbers are printed."""
 
     paper: str
     where: str
@@ -92,17 +92,17 @@ class Table(Strict):
 
 
 class Pretrain(Strict):
-    """A scale without ImageNet weights: one shared backbone, trained once per depth by this experiment."""
+    """The pretraining of a scale without ImageNet weights: each backbone is trained once, by this experiment."""
 
     seed: int
     set: Raw
 
 
 class Scale(Strict):
-    """How big an experiment is run. `base` takes the place of the table's recipe; `adapt` sets fields by kind.
+    """At what size experiments are run. `base` replaces the table's recipe; `adapt` sets options by kind.
 
-    `evidence`: whether it says anything about the paper's statements (real photographs); `comparable`: whether its
-    numbers may stand beside published ones.
+    `evidence`: whether its results bear on the paper's statements (real photographs). `comparable`: whether its numbers
+    may be compared with published ones.
     """
 
     name: str

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from laurepro.errors import LaureproError, unknown
+from laurepro.spec import parts
 
 if TYPE_CHECKING:
     from laurepro.spec.fields import Backbone, Experiment
@@ -102,17 +103,25 @@ def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
         )
     if pretrained not in WEIGHTS:
         raise unknown("weights", pretrained, WEIGHTS, f"{where}, train.pretrained")
-    stem = WEIGHTS[pretrained].stem
-    fit = ", ".join(name for name, w in WEIGHTS.items() if w.stem == backbone.stem)
-    if stem != backbone.stem:
+    chosen = WEIGHTS[pretrained]
+    if backbone.kind not in chosen.files:
         raise LaureproError(
-            f"{where}: train.pretrained {pretrained!r} has the {stem} stem, model.backbone.stem is {backbone.stem!r}",
+            f"{where}: train.pretrained {pretrained!r} has weights of {', '.join(chosen.files)}, "
+            f"model.backbone.kind is {backbone.kind!r}",
+            "weights of your own are FILE@SHA256; for random weights set train.pretrained to null",
+        )
+    options = parts.all_options("backbones", backbone)
+    fit = ", ".join(name for name, w in WEIGHTS.items() if w.stem == options["stem"])
+    if chosen.stem != options["stem"]:
+        raise LaureproError(
+            f"{where}: train.pretrained {pretrained!r} has the {chosen.stem} stem, "
+            f"model.backbone.stem is {options['stem']!r}",
             f"with this stem: {fit}",
         )
-    if backbone.width != 64 or backbone.blocks is not None:
+    if options["width"] != 64 or options["blocks"] is not None:
         raise LaureproError(
             f"{where}: train.pretrained {pretrained!r} is a full {backbone.kind}, "
-            f"model.backbone has width {backbone.width} and blocks {backbone.blocks}",
+            f"model.backbone has width {options['width']} and blocks {options['blocks']}",
             "a smaller backbone starts from random weights: train.pretrained null",
         )
 

@@ -1,4 +1,4 @@
-"""CuPy's `RawModule` and kernels, on a CPU: the same sources through g++, the same call, checked more strictly."""
+"""CuPy's `RawModule` and kernels on a CPU: the same sources through g++, the same calls, stricter checks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _reversed = False
 
 
 class EmulationError(RuntimeError):
-    """What a GPU would not have reported: a deadlock, diverged lanes, an argument of the wrong width."""
+    """A fault that a GPU would not report: a deadlock, diverged lanes, an argument of the wrong width."""
 
 
 @contextmanager
 def reversed_order() -> Iterator[None]:
-    """Blocks, warps and lanes run in reverse order: what depends on the order comes out differently."""
+    """Run blocks, warps and lanes in reverse order: results that depend on the order change."""
     global _reversed
     _reversed = True
     try:
@@ -36,7 +36,7 @@ def reversed_order() -> Iterator[None]:
 
 
 def cache() -> Path:
-    """Where the compiled sources lie, named by a hash of what went in; `make clean` removes them."""
+    """The folder of the compiled sources, named by a hash of their inputs; `make clean` removes it."""
     folder = HEADER.parents[2] / ".pytest_cache" / "emulator"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -78,8 +78,8 @@ class Loader:
     """An entry for `laurepro.ops._cupy.LOADERS`: compiles kernels when they are first asked for.
 
     Args:
-        groups: files of `cupy_kernels` with instances of which all are compiled as soon as one of them is needed;
-            that is quicker than one by one, which is what happens to instances that are in no group.
+        groups: files of `cupy_kernels` with instances that are compiled together as soon as one of them is needed;
+            that is faster than one by one, as instances in no group are compiled.
         flags: for g++, in addition to `FLAGS`.
     """
 
@@ -133,7 +133,7 @@ class Kernel:
             raise EmulationError(f"{self.expression}: {error.decode()}")
 
     def _pack(self, i: int, argument: Any) -> np.ndarray:
-        """The argument's bytes as CuPy packs them: a Python int in 8 bytes, a NumPy scalar in its own size."""
+        """The argument's bytes as CuPy packs them: a Python int in 8 bytes, a NumPy scalar in its size."""
         size, kind = self.parameters[i]
         if type(argument) is int and kind == "p":
             return np.array([argument], dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""The device that a kernel test runs on. A test module takes it with `device = fixtures.device`."""
+"""Fixtures of the kernel tests. A test module takes one with `device = fixtures.device`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUPS = [
     for source, instances in module.INSTANCES.items()
     for dtype in (torch.float64, torch.float32)
 ]
-# The half types differ from float32 in their loads and stores only: the few instances that the tests of these need.
+# Half types differ from float32 only in their loads and stores: the few instances that their tests need.
 for ctype in ("bfloat16", "float16"):
     gathers = ("gather_nchw<{}, 16>", "gather_nhwc<{}, 4, 16, 1>", "combine<{}, false>", "combine<{}, true>")
     GROUPS.append(("lau_backward", tuple(name.format(ctype) for name in gathers)))
@@ -32,7 +32,7 @@ LOADER = emulator.Loader(GROUPS)
     ],
 )
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """A device on which `backend="cupy"` works: a CPU, by way of the emulator, and the first GPU."""
+    """A device on which `backend="cupy"` works: the CPU, through the emulator, or the first GPU."""
     if request.param == "cuda":
         yield torch.device("cuda", 0)
         return
@@ -44,3 +44,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     for key in [key for key in _cupy._kernels if key[0].type == "cpu"]:
         del _cupy._kernels[key]
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def deterministic_flag() -> Iterator[None]:
+    """Reset torch's deterministic mode after each test."""
+    yield
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)

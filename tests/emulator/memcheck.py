@@ -1,6 +1,6 @@
 """Run kernels under the address sanitizer: `python -m emulator.memcheck`, with libasan preloaded (see `environment`).
 
-What compute-sanitizer's memcheck does on a GPU: any access outside of a tensor ends the process and names the line.
+Like compute-sanitizer's memcheck on a GPU: an access outside of a tensor aborts the process and names the line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def environment() -> dict[str, str]:
     """For a Python process that loads kernels compiled with FLAGS."""
     libraries = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so")  # the second: exceptions thrown before it is loaded would abort
+        for name in ("libasan.so", "libstdc++.so")  # libstdc++: exceptions thrown before it is loaded would abort
     ]
     return {
         **os.environ,
@@ -62,7 +62,7 @@ def main() -> None:
             v = _cupy_upsample.forward(u, d, *k, False)
             for deterministic in (False, True):
                 _cupy_upsample.backward(v, u, d, *k, True, True, True, deterministic)
-            target = torch.randint(-2, c + 1, (n, h * k[0], w * k[1]))  # labels that are none, too
+            target = torch.randint(-2, c + 1, (n, h * k[0], w * k[1]))  # including labels that are not classes
             one = torch.ones(())
             for rule in range(len(_cupy_loss.RULES) if m == 1 else 2):
                 numbers = (*k, rule, 0.3, 0.1, 1.0)

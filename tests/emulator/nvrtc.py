@@ -1,4 +1,4 @@
-"""NVRTC through ctypes: compile for a GPU that need not be there, and what the assembler says about the result."""
+"""NVRTC through ctypes: compile for a GPU that need not be present, and read the assembler's report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CompileError(RuntimeError):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The NVRTC that torch's wheels bring, or one that the dynamic linker finds; None without."""
+    """The NVRTC that torch's wheels bring, or one that the dynamic linker finds; None if neither exists."""
     for package in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
         try:
             files = importlib.metadata.files(package) or []
@@ -55,7 +55,7 @@ def compile(code: str, expressions: Iterable[str], architecture: str) -> tuple[d
     expressions = tuple(expressions)
     for expression in expressions:
         _check(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
-    # -ftz=true is what CuPy always adds; -v makes the assembler speak.
+    # CuPy always adds -ftz=true; -v makes the assembler report registers and spills.
     options = [b"-std=c++17", f"-arch={architecture}".encode(), b"-ftz=true", b"--ptxas-options=-v"]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
@@ -85,7 +85,7 @@ def _check(status: int) -> None:
 
 
 def _parse(log: str) -> dict[str, Usage]:
-    found = {}
+    usage = {}
     for block in log.split("Compiling entry function '")[1:]:
         name = block.split("'", 1)[0]
         stack, stores, loads = map(
@@ -94,5 +94,5 @@ def _parse(log: str) -> dict[str, Usage]:
         )
         registers = int(re.search(r"Used (\d+) registers", block)[1])
         shared = re.search(r"(\d+) bytes smem", block)
-        found[name] = Usage(registers, stores + loads, stack, int(shared[1]) if shared else 0)
-    return found
+        usage[name] = Usage(registers, stores + loads, stack, int(shared[1]) if shared else 0)
+    return usage
