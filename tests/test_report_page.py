@@ -348,7 +348,27 @@ def test_a_chart_is_drawn_where_its_numbers_are() -> None:
     assert "s: 1 at 0, 3 at 10" in drawn
 
 
-# ------------------------------------------------------------------------------------------------- pictures
+@pytest.mark.parametrize(
+    ("ends", "drawn"),
+    [
+        ((1.0, 0.5, 2.0), (56.0, 74.0, 62.0)),  # low, high, mean: right of the line at 50
+        ((-1.0, -2.0, -0.5), (26.0, 44.0, 38.0)),
+        ((0.0, -4.0, 4.0), (2.0, 98.0, 50.0)),
+        ((-12.0, -30.0, 6.0), (2.0, 98.0, 2.0)),
+    ],
+)
+def test_an_interval_is_drawn_on_its_side_of_zero(
+    ends: tuple[float, float, float], drawn: tuple[float, float, float]
+) -> None:
+    bar = svg.interval(ends, 4.0)
+    found = re.search(r'd="M([\d.]+) 5H([\d.]+)"/>.*class="mean" cx="([\d.]+)"', bar)
+    assert found and tuple(map(float, found.groups())) == drawn
+    assert 'class="zero" d="M50 0V10"' in bar
+    beyond = [end for end in ends[1:] if abs(end) > 4]
+    assert bar.count('class="beyond"') == len(beyond), "an end that is not shown has an arrowhead"
+
+
+# --------------------------------------------------------------------------------------------------- images
 
 
 def picture(sources: Sources, file: Path, size: int = 16) -> None:
