@@ -102,7 +102,7 @@ def _place(layer: Layer, path: tuple[str, ...]) -> tuple[int | None, str | None]
     if not keys:
         return None, None
     line = lines[keys]
-    text = layer.file.read_text().splitlines()[line - 1]
+    text = layer.file.read_text(encoding="utf-8").splitlines()[line - 1]
     comment = re.search(r"\s#\s*(.*)$", text)
     return line, comment[1] if comment and exact else None
 
@@ -121,5 +121,5 @@ def _lines(file: Path) -> dict[Keys, int]:
             for index, value in enumerate(node.value):
                 walk(value, (*keys, index))
 
-    walk(yaml.compose(file.read_text(), yaml.SafeLoader), ())
+    walk(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader), ())
     return line_of

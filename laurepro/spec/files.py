@@ -41,7 +41,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+01234567
 def read_yaml(file: Path) -> Any:
     """Read one YAML file. Raises LaureproError with file and line."""
     try:
-        with open(file) as stream:
+        with open(file, encoding="utf-8") as stream:
             return yaml.load(stream, Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -71,7 +71,7 @@ def experiments_dir() -> Path:
     here = Path("experiments")
     package = Path(__file__).parents[1]
     for candidate in (here, package.parent / "experiments", package / "_experiments"):
-        if any(candidate.glob("table*.yaml")):
+        if any(candidate.glob("table*.yaml")) and (candidate / "scales").is_dir():  # not another project's folder
             return candidate
     raise LaureproError("no experiments found", "run inside a checkout, or give --experiments DIR")
 
