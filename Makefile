@@ -1,9 +1,10 @@
-# `make help` lists the targets. PYTHON chooses the interpreter, SCALE, LAUNCHER and SEEDS what reproduce-all runs.
+# `make help` lists the targets. PYTHON selects the interpreter; SCALE, LAUNCHER and SEEDS what reproduce-all runs.
 PYTHON ?= python3
 SCALE ?= paper
 LAUNCHER ?= local
 SEEDS ?=
 CLUSTER ?=
+NPROC ?=
 CUDA ?= 13
 TIME_LIMIT ?= 600
 JOBS_PER_GPU ?= 4
@@ -18,12 +19,12 @@ help: ## This list
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is not one. Choose with: make PYTHON=python3.12 ..."; exit 2; }
+	  || { echo "Python 3.11 or newer is required, and $(PYTHON) is older or absent. Try: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
-	  || { echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
+	  || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp per set of requirements: nothing is installed again until they change.
+# One stamp per set of requirements: nothing is reinstalled until they change.
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
@@ -32,22 +33,30 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-install: $(VENV)/.dev ## Make .venv with everything that running and testing need
+install: $(VENV)/.dev ## Create .venv with everything needed to run and test
 
-demo: $(VENV)/.run ## Install, run table 3a at scale smoke on a CPU, show the report
-	$(BIN)/laurepro table3a --scale smoke --results runs/demo/results --runs runs/demo --data runs/demo/data
+DEMO := --scale smoke --results runs/demo/results --runs runs/demo
 
-test: $(VENV)/.dev ## Install and run the tests
+demo: $(VENV)/.run ## Install, run table 3a at scale smoke on a CPU, print the report
+	$(BIN)/laurepro table3a $(DEMO) --data runs/demo/data
+	@printf '%s\n' '' 'Records: runs/demo/results. The images are generated and the networks small and briefly trained, so these' \
+	  'numbers check the installation; they say nothing about the paper.' 'Next:' \
+	  '  source $(BIN)/activate' \
+	  '  laurepro report table3a $(DEMO) --format html --output demo.html' \
+	  '  laurepro explain table3a/encnet-os8-lau4x-off --scale smoke' \
+	  '  laurepro new upsampler my_upsampler'
+
+test: $(VENV)/.dev ## Install, then run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-gpu: $(VENV)/.dev ## The kernels on a GPU, with CuPy (CUDA=12|13); fails where there is none
+test-gpu: $(VENV)/.dev ## Test the kernels on a GPU with CuPy (CUDA=12|13); fails without a GPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 	LAUREPRO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu
 
-# BENCH_OPTIONS="--device cpu --shapes small --rounds 1" is a dry run. Pictures are read on a CPU whatever the device.
+# BENCH_OPTIONS="--device cpu --shapes small --rounds 1" is a dry run. Images are read on a CPU whatever the device.
 BENCH_OPTIONS ?= --device cuda --shapes full
 
-bench-gpu: $(VENV)/.run ## Every benchmark on a GPU, into results/bench/
+bench-gpu: $(VENV)/.run ## Run every benchmark on a GPU, into results/bench/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 	mkdir -p results/bench
 	@failed=0; \
@@ -58,32 +67,33 @@ bench-gpu: $(VENV)/.run ## Every benchmark on a GPU, into results/bench/
 	  --output results/bench/data.json || failed=1; \
 	exit $$failed
 
-lint: $(VENV)/.dev ## Lint, format, type and import checks
+lint: $(VENV)/.dev ## Check lint, format, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.run ## The pages and the API reference as a site, site/index.html
+docs: $(VENV)/.run ## Write docs/commands.md and build the site, site/index.html
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/_commands.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-check: lint ## All that can be verified without running tests
+check: lint ## Everything that can be verified without running tests
 	@report=$$($(BIN)/laurepro check) || { echo "$$report"; exit 1; }; tail -n 1 <<< "$$report"
 
-acceptance: $(VENV)/.dev ## What takes hours: five seeds at scale smoke, twenty kills, every mutation, simulations
+acceptance: $(VENV)/.dev ## Tests that take hours: seeds at scale smoke, kills, every mutation, simulations
 	$(BIN)/laurepro run table3a table4/encnet-os8-lau4x --scale smoke --seeds 5 \
 	  --results runs/acceptance/results --runs runs/acceptance --data runs/acceptance/data
 	rm -f runs/acceptance/junit.xml
-	$(BIN)/python -m pytest -m acceptance --timeout 1800 --junit-xml runs/acceptance/junit.xml; found=$$?; \
-	  $(BIN)/python tests/acceptance_report.py runs/acceptance/junit.xml results/acceptance.json && exit $$found
+	$(BIN)/python -m pytest -m acceptance --timeout 1800 --junit-xml runs/acceptance/junit.xml; code=$$?; \
+	  $(BIN)/python tests/acceptance_report.py runs/acceptance/junit.xml results/acceptance.json && exit $$code
 
-# What decides most comes first; a step that has its records costs a second. Without a GPU the pictures are halved.
+# The most decisive steps come first; a step that has its records takes a second. Without a GPU, images have half the size.
 EVIDENCE_SCALE ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),camvid,camvid-cpu)
 EVIDENCE = "table3a --seeds 3" "tablec --seeds 3" "table2 --seeds 3" "table1 table4 table7 --seeds 3" \
   "table3a table2 --seeds 5" "table1 table4 table7 --seeds 5"
 
-evidence: $(VENV)/.run ## Train on CamVid for TIME_LIMIT minutes at most and pack the records; again goes on
+evidence: $(VENV)/.run ## Train on CamVid for at most TIME_LIMIT minutes, pack the records; resumes
 	@end=$$(( $$(date +%s) + 60 * $(TIME_LIMIT) )); failed=0; \
 	for step in $(EVIDENCE); do \
 	  left=$$(( end - $$(date +%s) )); [ $$left -gt 5 ] || break; \
@@ -95,26 +105,24 @@ evidence: $(VENV)/.run ## Train on CamVid for TIME_LIMIT minutes at most and pac
 	    && echo "packed: runs/evidence-$(EVIDENCE_SCALE).tar.gz"; \
 	fi; exit $$failed
 
-report: $(VENV)/.run ## Write results/REPORT.md from results/records anew
+report: $(VENV)/.run ## Rewrite results/REPORT.md from results/records
 	$(BIN)/laurepro report --format markdown --results-only --output results/REPORT.md
 
-# An honest contradiction is no failure: `claims` and `report` judge, and only a job or a data set can fail here.
-DATASETS_paper := pascal_context ade20k voc2012_aug
-DATASETS_camvid := camvid
-DATASETS_camvid-cpu := camvid
+# A contradicted claim is a result and no failure: only a job or a data set can fail here.
 OF_SCALE = --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS))
+JOBS = $(if $(NPROC),--nproc-per-node $(NPROC)) $(if $(CLUSTER),--cluster $(CLUSTER))
 
-reproduce-all: $(VENV)/.run ## Every table: LAUNCHER=local|slurm|dry SCALE=paper|camvid|smoke SEEDS=N CLUSTER=NAME
+reproduce-all: $(VENV)/.run ## Run every table: LAUNCHER=local|slurm|dry SCALE=NAME SEEDS=N CLUSTER=NAME NPROC=N
 ifeq ($(LAUNCHER),dry)
-	$(BIN)/laurepro run --all $(OF_SCALE) --launcher dry $(if $(CLUSTER),--cluster $(CLUSTER))
+	$(BIN)/laurepro run --all $(OF_SCALE) --launcher dry $(JOBS)
 else
 	$(BIN)/laurepro plan --all $(OF_SCALE)
-	@for name in $(DATASETS_$(SCALE)); do $(BIN)/laurepro data verify $$name || exit $$?; done
-	$(BIN)/laurepro run --all $(OF_SCALE) --launcher $(LAUNCHER) $(if $(CLUSTER),--cluster $(CLUSTER))
+	$(BIN)/laurepro data verify --scale $(SCALE)
+	$(BIN)/laurepro run --all $(OF_SCALE) --launcher $(LAUNCHER) $(JOBS)
 	$(BIN)/laurepro report --scale $(SCALE)
 	$(BIN)/laurepro report --scale $(SCALE) --format html --output results/report-$(SCALE).html
 	$(BIN)/laurepro claims --scale $(SCALE)
 endif
 
-clean: ## Remove the environment and caches; runs/ and results/ stay
+clean: ## Remove the environment and caches; keeps runs/ and results/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
-"""What the site needs besides docs/: the pages at the repository's root, and links that leave the site.
+"""The mkdocs hook (mkdocs.yml): adds the pages at the repository's root to the site, and rewrites links.
 
-A hook of mkdocs (mkdocs.yml). README.md becomes the front page; a link to a file that is no page, such as a table of
-experiments, becomes its name.
+README.md becomes the front page. A link to a file that is not a page, such as a table of experiments, becomes plain
+text.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point every relative link at the site's own page, or leave its text alone."""
+    """Point every relative link at the page of the site, or replace it by its text."""
     at_root = page.file.src_uri in PAGES.values()
 
-    def moved(found: re.Match[str]) -> str:
-        image, text, target, anchor = found.groups(default="")
+    def rewritten(link: re.Match[str]) -> str:
+        image, text, target, anchor = link.groups(default="")
         if not target or re.match(r"[a-z]+:", target):
-            return found.group()
+            return link.group()
         from_root = normpath(target if at_root else f"docs/{target}")
         name = PAGES.get(from_root, from_root.removeprefix("docs/"))
         if files.get_file_from_path(name) is None:
             return text
         return f"{image}[{text}]({name}{anchor})"
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(rewritten, markdown)

@@ -1,7 +1,7 @@
-"""The command line. Data goes to stdout, progress to stderr; torch is never imported here.
+"""The command line. Data goes to stdout, progress to stderr; this module never imports torch.
 
-Exit codes: 0 fine; 1 a job, a check or a verification failed, or `--strict` found a row without its numbers;
-2 usage, spec or data error; 130 interrupted.
+Exit codes: 0 fine; 1 a job, a check or a verification failed, or `--strict` saw a row without numbers; 2 usage, spec or
+data error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -69,12 +71,23 @@ class Commands(click.Group):
         return run.table_command(name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does it, but a name that does not exist is answered with the nearest."""
+        """Resolve as click does, but name the nearest command if there is none of that name."""
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from laurepro import spec
 
             raise click.UsageError(str(unknown("command", args[0], [*self.commands, *spec.table_ids()])))
         return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the tables, which are commands too."""
+        from laurepro import spec
+
+        tables: list[str] = []
+        with suppress(LaureproError):  # help is for everyone, with experiments or without
+            tables = spec.table_ids()
+        if tables:
+            with formatter.section("Tables, each of them a command too"):
+                formatter.write_text(", ".join(tables))
 
     def invoke(self, ctx: click.Context) -> Any:
         """The one place where a LaureproError becomes a message and exit code 2."""
@@ -106,28 +119,62 @@ def _experiments(folder: str | None) -> None:
 def main(ctx: click.Context, experiments: str | None) -> None:
     """Reproduce "Location-aware Upsampling for Semantic Segmentation" (arXiv 1911.05250), table by table.
 
-    A table's id is a command: `laurepro table3a` runs what is missing of it and reports.
+    A table's id is a command too: `laurepro table3a` runs whatever is missing of table 3a, then prints its report.
     """
     _experiments(experiments)
     if ctx.invoked_subcommand is None:
         list_.overview()
 
 
-# In the order in which they are used; `laurepro --help` lists them so.
-main.add_command(list_.command)
-main.add_command(show.command)
-main.add_command(check.command)
-main.add_command(data.command)
-main.add_command(plan.command)
-main.add_command(run.command)
-main.add_command(status.command)
-main.add_command(report.command)
-main.add_command(claims.command)
-main.add_command(explain.command)
-main.add_command(figure.command)
-main.add_command(verify.command)
-main.add_command(predict.command)
-main.add_command(submit.command)
-main.add_command(bench.command)
-main.add_command(new.command)
-main.add_command(doctor.command)
+# One line for each command, short enough for 80 columns; `--help` and docs/commands.md list them in this order.
+SHORT = {
+    "list": "Tables, scales and plug-ins, and where they come from",
+    "show": "The published rows of a table, and who measured them",
+    "check": "What can be verified without training; your own plug-ins too",
+    "check plugin": "Test a plug-in of yours against its contract",
+    "data": "Data sets: what they need; prepare, verify, decode",
+    "data list": "What each data set needs, and which are usable",
+    "data prepare": "Copy a data set's originals into the layout used here",
+    "data verify": "Read every file of a data set and report every problem",
+    "data decode": "Decode a data set once, for all later runs",
+    "plan": "The jobs that are missing, and what they will cost",
+    "run": "Train and evaluate what is missing; resumes",
+    "status": "Jobs that are running, done, failed (and why) or missing",
+    "report": "Your numbers beside the published ones",
+    "claims": "A verdict on each claim that your records can decide",
+    "explain": "Where each value of a row comes from",
+    "figure": "The paper's figures, drawn from your trained jobs",
+    "verify": "Recompute digests, keys and metrics of records",
+    "predict": "Segment your own images with a trained network",
+    "submit": "Write and check a test server's archive",
+    "bench": "Speed and memory, as ratios to other implementations",
+    "bench ops": "The op, forward and backward, against other samplers",
+    "bench loss": "The location-aware losses against unfused versions",
+    "bench data": "Training images per second of one worker",
+    "bench eval": "The evaluator against a loop over windows",
+    "bench step": "A training step under each option",
+    "bench epoch": "An epoch against the same steps on one batch",
+    "bench table": "Table 3a at scale smoke through the command",
+    "bench fps": "The paper's Table 8: speed of LaU against bilinear",
+    "bench prompt": "How long commands take that compute nothing",
+    "new": "Start your own plug-in from a working template",
+    "new upsampler": "An upsampler, its row of table 9 and its test",
+    "doctor": "Versions, GPU, data, weights, disk, each with its fix",
+}
+for _module in (
+    *(list_, show, check, data, plan, run, status, report, claims, explain),
+    *(figure, verify, predict, submit, bench, new, doctor),
+):
+    main.add_command(_module.command)
+
+
+def walk(group: click.Group = main, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command below a group with its full name, as "data prepare", in order."""
+    for name, command in group.commands.items():
+        yield prefix + name, command
+        if isinstance(command, click.Group):
+            yield from walk(command, f"{prefix}{name} ")
+
+
+for _name, _command in walk():
+    _command.short_help = SHORT.get(_name, _command.short_help)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from laurepro import record
-from laurepro.errors import LaureproError
+from laurepro.errors import LaureproError, install
 from laurepro.spec import parts, weights
 
 
@@ -61,7 +61,7 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
         gpus = ", ".join(found["gpus"])
         yield Line("GPU", bool(gpus), gpus or "none", "scale smoke runs on a CPU; paper needs a CUDA GPU", True)
     cupy = next((f"{p} {v}" for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := record.version_of(p))), None)
-    yield Line("CuPy", cupy is not None, cupy or "not installed", "with a GPU: pip install 'laurepro[cuda13]'", True)
+    yield Line("CuPy", cupy is not None, cupy or "not installed", f"with a GPU, {install('cuda13')}", True)
     slurm = shutil.which("sbatch")
     yield Line("Slurm", slurm is not None, slurm or "no sbatch here", "only needed on a cluster", True)
     for name in parts.names("datasets"):

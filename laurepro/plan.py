@@ -70,6 +70,22 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
     return list(chosen.values())
 
 
+def datasets(scale_name: str) -> list[str]:
+    """The data sets that the rows of every table train on and are scored on at a scale, sorted.
+
+    Raises:
+        LaureproError: a scale that does not exist, or a row that cannot be resolved.
+    """
+    scale = spec.scale(scale_name)
+    names = set()
+    for table, row in select((), scale, everything=True):
+        experiment = None if row.set is None else spec.resolve(table, row, scale)
+        while experiment is not None:
+            names.add(experiment.data.name)
+            experiment = experiment.init_from.experiment if experiment.init_from else None
+    return sorted(names)
+
+
 def row_plan(table: Table, row: Row, scale: Scale, seeds: int, overrides: Raw | None = None) -> RowPlan:
     """The final jobs of one row (evaluate, profile); `build` adds the jobs that they need."""
     if row.set is None:

@@ -1,8 +1,7 @@
-"""What a finished job leaves: one small JSON in `results/records/`. Written whole or not at all."""
+"""What a finished job leaves: one small JSON file in `results/records/`, written atomically."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -18,6 +17,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from laurepro import __version__
+from laurepro.atomic import remove_unfinished
+from laurepro.atomic import write_atomic as write_atomic
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
 
@@ -25,7 +26,7 @@ CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "di
 
 
 class Environment(Strict):
-    """Where a number was measured. None: could not be known."""
+    """Where a number was measured. None: unknown."""
 
     laurepro: str
     python: str
@@ -59,8 +60,10 @@ class Record(Strict):
     curve: tuple[tuple[int, float], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
-    data_sha256: str | None = None  # of the data set's manifest; None: it has none, or a record from before there was
-    idle_share: float | None = None  # of a training's steps, see `stages.train.IdleClock`; None: not measured
+    data_sha256: str | None = (
+        None  # of the data set's manifest; None: it has none, or the record is older than manifests
+    )
+    idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
     environment: Environment
     started: str
     seconds: float
@@ -70,7 +73,7 @@ class Record(Strict):
 
 @cache
 def provenance() -> tuple[str | None, bool | None]:
-    """Commit of the running code, and whether the code differs from it. (None, None) where nothing can tell."""
+    """Commit of the running code, and whether the code differs from it; (None, None) if unknown."""
     root = Path(__file__).resolve().parent.parent
     try:
         if not (root / ".git").exists():
@@ -112,29 +115,13 @@ def environment(device: str, threads: int | None) -> Environment:
     )
 
 
-def write_atomic(file: Path, text: str) -> None:
-    """Replace a file so that a reader, or a kill, sees the old one or the new one, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:  # that of a full disk does not say which file
-        raise OSError(error.errno, error.strerror, str(file)) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def records_dir(results: Path) -> Path:
-    """Where the records of a results folder are."""
+    """The folder of a results folder's records."""
     return results / "records"
 
 
 def writable(folder: Path, option: str) -> None:
-    """Raise LaureproError, before any work, where a folder cannot be made. Nothing is created."""
+    """Raise LaureproError, before any work, if a folder cannot be made. Nothing is created."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -149,8 +136,7 @@ def write(results: Path, record: Record) -> Path:
     folder = records_dir(results)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record.job}.json"
-    for left in folder.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+    remove_unfinished(file)
     write_atomic(file, dump(record))
     return file
 
@@ -158,7 +144,7 @@ def write(results: Path, record: Record) -> Path:
 def dump(record: Record) -> str:
     """The record as JSON: keys sorted, matrices one line a row, so that a diff reads well.
 
-    The last line, `sha256`, is the digest of every byte above it, so that no byte of the file can change unnoticed.
+    The last line, `sha256`, is the digest of every byte above it: no byte of the file can change unnoticed.
     """
     raw = record.model_dump(mode="json")
     body = "{\n" + ",\n".join(f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)) + ","
@@ -180,7 +166,7 @@ _LAST_BYTES = 80
 def read(file: Path) -> Record:
     """Read a record. Raises LaureproError naming the file and what is wrong with it.
 
-    One without a checksum, from before records had one, is read; `laurepro verify` complains of it.
+    A record without a checksum, older than checksums, is read; `laurepro verify` reports it.
     """
     try:
         content = file.read_bytes()
@@ -188,7 +174,7 @@ def read(file: Path) -> Record:
         if "sha256" in raw:
             last = _LAST.fullmatch(content[-_LAST_BYTES:])
             if last is None or hashlib.sha256(content[:-_LAST_BYTES]).hexdigest() != last[1].decode():
-                raise ValueError("it is not what was written, its checksum differs")
+                raise ValueError("its checksum differs: it was changed after it was written")
             del raw["sha256"]
         record = Record(**raw)
     except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
@@ -217,11 +203,11 @@ def find(results: Path, name: str) -> Record:
     """The record of a training or an evaluation, by its job's name or its key, which may be cut short.
 
     Raises:
-        LaureproError: there is none, or more than one; with the jobs there are.
+        LaureproError: none matches (the message lists the jobs), or more than one.
     """
     records, _ = read_all(results)
-    jobs = {job: found for job, found in records.items() if found.stage != "profile"}
-    fitting = [job for job, found in jobs.items() if name and (job == name or found.key.startswith(name))]
+    jobs = {job: record for job, record in records.items() if record.stage != "profile"}
+    fitting = [job for job, record in jobs.items() if name and (job == name or record.key.startswith(name))]
     if len(fitting) > 1:
         raise LaureproError(f"job {name!r} could be {', '.join(sorted(fitting))}", "give more of the key")
     if not fitting:
@@ -238,12 +224,12 @@ def run_folder(runs: Path, job: Job | str) -> Path:
 
 
 def has_weights(runs: Path, job: Job) -> bool:
-    """Whether a training's final weights are at hand."""
+    """Whether a training's final weights are available."""
     return (run_folder(runs, job) / "weights.pt").is_file()
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """A small state file (progress, failure), or None where there is none or it is torn."""
+    """A small state file (progress, failure), or None if it is missing or damaged."""
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Certificates: whether a record is what was written, and says what its counts say. `laurepro verify`.
+"""Certificates: whether a record is unchanged and agrees with its own counts. `laurepro verify`.
 
-Without torch, unless weights are evaluated again.
+Imports torch only to evaluate weights again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from laurepro.record import Record
 from laurepro.spec import Job
 
 CLOSE = 1e-9  # of recomputed metrics: a mean's last bits may differ between versions of numpy
-OTHER_DEVICE = 1e-3  # share of labelled pixels that another device, or version of torch, may decide otherwise
+OTHER_DEVICE = 1e-3  # share of labelled pixels that another device, or version of torch, may classify differently
 
 
 class Certificate(NamedTuple):
-    """What was found of one file. `metrics`: how many were recomputed; `notes`: what is worth knowing and no fault."""
+    """What was found in one file. `metrics`: how many were recomputed; `notes`: what is worth knowing but no fault."""
 
     file: Path
     problems: tuple[str, ...]
@@ -32,10 +32,10 @@ class Certificate(NamedTuple):
 
 
 def files(results: Path, targets: tuple[str, ...]) -> list[Path]:
-    """The record files that are named: by path, by job or key, or with `all` (or nothing) every one.
+    """The record files named by path, job or key; all of them for `all` or no name.
 
     Raises:
-        LaureproError: a name that is neither, with the nearest.
+        LaureproError: a name that matches nothing, with the nearest ones.
     """
     folder = record.records_dir(results)
     every = sorted(folder.glob("*.json"))
@@ -56,94 +56,94 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
 
     Args:
         file: `results/records/<job>.json`.
-        others: Records by job name. The training among them that an evaluation's weights came from must have left
-            those very weights.
+        others: Records by job name. If the training that an evaluation belongs to is among them, it must have left
+            the same weights.
     """
     try:
-        found = record.read(file)
+        stored = record.read(file)
     except LaureproError as error:
         return Certificate(file, (str(error).removeprefix(f"{file}: "),))
     problems = []
     if b'\n"sha256": "' not in file.read_bytes()[-100:]:
-        problems.append("it has no checksum: written before records had one")
-    problems += _identity(found)
-    problems += _plausible(found)
+        problems.append("it has no checksum: it is older than checksums")
+    problems += _identity(stored)
+    problems += _plausible(stored)
     try:
-        metrics = _metrics(found)
+        metrics = _metrics(stored)
     except ValueError as error:
         metrics = {}
         problems.append(str(error))
     for name, expected in metrics.items():
-        value = found.metrics[name]
+        value = stored.metrics[name]
         if not _same(value, expected):
             problems.append(f"metric {name} is {value}, its counts give {expected}")
-    need = _job(found).needs if found.stage == "evaluate" else None
+    need = _job(stored).needs if stored.stage == "evaluate" else None
     training = (others or {}).get(need.name) if need else None
-    if training is not None and training.weights_sha256 != found.weights_sha256:
-        problems.append(f"it is of weights {_short(found)}, {training.job} left {_short(training)}")
-    notes = ["from code that differs from its commit"] if found.environment.dirty else []
-    copies = [r.data_sha256 for r in (found, training) if r is not None and r.data_sha256 is not None]
-    if training is not None and training.dataset == found.dataset and len(set(copies)) > 1:
-        notes.append(f"of another copy of {found.dataset} ({copies[0][:12]}) than its training ({copies[1][:12]})")
+    if training is not None and training.weights_sha256 != stored.weights_sha256:
+        problems.append(f"it is of weights {_short(stored)}, {training.job} left {_short(training)}")
+    notes = ["made by code that differs from its commit"] if stored.environment.dirty else []
+    copies = [r.data_sha256 for r in (stored, training) if r is not None and r.data_sha256 is not None]
+    if training is not None and training.dataset == stored.dataset and len(set(copies)) > 1:
+        notes.append(f"of another copy of {stored.dataset} ({copies[0][:12]}) than its training ({copies[1][:12]})")
     return Certificate(file, tuple(problems), tuple(notes), len(metrics))
 
 
-def _job(found: Record) -> Job:
-    return Job(stage=found.stage, scale=found.scale, seed=found.seed, experiment=found.experiment)
+def _job(stored: Record) -> Job:
+    return Job(stage=stored.stage, scale=stored.scale, seed=stored.seed, experiment=stored.experiment)
 
 
-def _short(found: Record) -> str:
-    return (found.weights_sha256 or "unknown")[:12]
+def _short(stored: Record) -> str:
+    return (stored.weights_sha256 or "unknown")[:12]
 
 
-def _identity(found: Record) -> list[str]:
+def _identity(stored: Record) -> list[str]:
     """Key, name, data set and split must be those of the experiment inside."""
-    job = _job(found)
-    data = found.experiment.data
-    split = found.experiment.eval.split if found.stage == "evaluate" else data.train_split
+    job = _job(stored)
+    data = stored.experiment.data
+    split = stored.experiment.eval.split if stored.stage == "evaluate" else data.train_split
     expected = {"key": job.key, "job": job.name, "dataset": data.name, "split": split}
     return [
-        f"{field} is {getattr(found, field)!r}, that of its experiment is {value!r}"
+        f"{field} is {getattr(stored, field)!r}, its experiment gives {value!r}"
         for field, value in expected.items()
-        if getattr(found, field) != value
+        if getattr(stored, field) != value
     ]
 
 
-def _plausible(found: Record) -> list[str]:
-    """What no job can have left."""
+def _plausible(stored: Record) -> list[str]:
+    """What no job can have written."""
     problems = []
-    n = len(found.class_names)
+    n = len(stored.class_names)
     for name in ("confusion", "boundary_confusion"):
-        matrix = getattr(found, name)
+        matrix = getattr(stored, name)
         if matrix is None:
             continue
         if {len(matrix), *map(len, matrix)} != {n}:
-            problems.append(f"{name} is not {n} x {n}, and there are {n} class names")
+            problems.append(f"{name} is not {n} x {n}, although there are {n} class names")
         if any(count < 0 for row in matrix for count in row):
             problems.append(f"{name} has a negative count")
-    whole, edges = found.confusion, found.boundary_confusion
+    whole, edges = stored.confusion, stored.boundary_confusion
     if whole and edges and any(e > w for pair in zip(edges, whole, strict=False) for e, w in zip(*pair, strict=False)):
         problems.append("boundary_confusion has more pixels than confusion")
-    for name, counts in found.boundary_counts.items():
+    for name, counts in stored.boundary_counts.items():
         if {len(part) for part in counts} != {n} or any(not 0 <= i <= u for i, u in zip(*counts, strict=False)):
-            problems.append(f"boundary_counts of {name} are no intersections and unions of {n} classes")
-    if found.seconds < 0 or found.world_size < 1 or found.seed < 0:
-        problems.append(f"seconds {found.seconds}, world_size {found.world_size}, seed {found.seed}: not possible")
-    steps = [step for step, _ in found.curve]
+            problems.append(f"boundary_counts of {name} are not intersections and unions of {n} classes")
+    if stored.seconds < 0 or stored.world_size < 1 or stored.seed < 0:
+        problems.append(f"seconds {stored.seconds}, world_size {stored.world_size}, seed {stored.seed}: not possible")
+    steps = [step for step, _ in stored.curve]
     if steps != sorted(set(steps)):
-        problems.append("the steps of its curve do not rise")
+        problems.append("the steps of its curve do not increase")
     return problems
 
 
-def _metrics(found: Record) -> dict[str, float | None]:
-    """What the metrics must be, from what was counted. Raises ValueError where one cannot be had."""
-    if found.stage != "evaluate":
-        fps, latency = found.metrics.get("fps"), found.metrics.get("latency_ms")
+def _metrics(stored: Record) -> dict[str, float | None]:
+    """What the metrics must be, by what was counted. Raises ValueError if they cannot be recomputed."""
+    if stored.stage != "evaluate":
+        fps, latency = stored.metrics.get("fps"), stored.metrics.get("latency_ms")
         return {"fps": 1000 / latency} if fps is not None and latency else {}
-    if found.confusion is None:
+    if stored.confusion is None:
         raise ValueError("an evaluation without a confusion matrix: its metrics cannot be recomputed")
-    expected = scores.recomputed(found)
-    odd = sorted(set(expected) ^ set(found.metrics))
+    expected = scores.recomputed(stored)
+    odd = sorted(set(expected) ^ set(stored.metrics))
     if odd:
         raise ValueError(f"metrics {', '.join(odd)}: not both in the record and from its counts")
     return expected
@@ -158,22 +158,22 @@ def _same(value: float | None, expected: float | None) -> bool:
 # ------------------------------------------------------------------------------------------- evaluate again
 
 
-def rerun(found: Record, runs: Path, data: Path, progress: Callable[[dict[str, Any]], None]) -> tuple[bool, str]:
-    """Evaluate the weights that a record is of once more.
+def rerun(stored: Record, runs: Path, data: Path, progress: Callable[[dict[str, Any]], None]) -> tuple[bool, str]:
+    """Evaluate the weights of a record once more.
 
     Returns:
-        Whether all is as recorded, and what was found. On the device and versions of the record every pixel must be
-        the same; elsewhere one in a thousand may differ.
+        Whether the result is as recorded, and a description. On the device and versions of the record every pixel must
+        be the same; elsewhere one in a thousand may differ.
 
     Raises:
-        LaureproError: the weights are not at hand, or are not those that the record is of.
+        LaureproError: the weights are not available, or differ from those of the record.
     """
-    job = _job(found)
-    if found.stage != "evaluate" or job.needs is None:
-        raise LaureproError(f"{found.job}: only an evaluation can be run again, this is a {found.stage}")
+    job = _job(stored)
+    if stored.stage != "evaluate" or job.needs is None:
+        raise LaureproError(f"{stored.job}: only an evaluation can be run again, this is a {stored.stage}")
     folder = record.run_folder(runs, job.needs)
     if not record.has_weights(runs, job.needs):
-        raise LaureproError(f"{found.job}: no weights at hand in {folder}")
+        raise LaureproError(f"{stored.job}: no weights in {folder}")
 
     import torch
 
@@ -182,27 +182,27 @@ def rerun(found: Record, runs: Path, data: Path, progress: Callable[[dict[str, A
     from laurepro.stages import Context
 
     digest = checkpoint.weights_sha256(checkpoint.load_weights(folder))
-    if digest != found.weights_sha256:
-        raise LaureproError(f"{folder}: weights {digest[:12]}, the record is of {_short(found)}")
-    if found.environment.threads is not None:
-        torch.set_num_threads(found.environment.threads)  # the order of sums decides the last bits
+    if digest != stored.weights_sha256:
+        raise LaureproError(f"{folder}: weights {digest[:12]}, the record is of {_short(stored)}")
+    if stored.environment.threads is not None:
+        torch.set_num_threads(stored.environment.threads)  # the order of sums decides the last bits
     context = Context(record.run_folder(runs, job), data, folder, progress, lambda: False)
     result = parts.load("stages", "evaluate").run(job, context)
-    assert found.confusion is not None
-    pixels = sum(map(sum, found.confusion))
+    assert stored.confusion is not None
+    pixels = sum(map(sum, stored.confusion))
     if sum(map(sum, result.confusion)) != pixels:
         return False, f"{sum(map(sum, result.confusion)):,} labelled pixels, recorded {pixels:,}: other data"
     moved = sum(
-        abs(a - b) for rows in zip(found.confusion, result.confusion, strict=True) for a, b in zip(*rows, strict=True)
+        abs(a - b) for rows in zip(stored.confusion, result.confusion, strict=True) for a, b in zip(*rows, strict=True)
     )
-    here = record.environment(result.device, result.threads)
-    exact = all(getattr(here, f) == getattr(found.environment, f) for f in ("device", "torch", "threads"))
+    current = record.environment(result.device, result.threads)
+    exact = all(getattr(current, f) == getattr(stored.environment, f) for f in ("device", "torch", "threads"))
     if moved == 0:
         return True, "every pixel as recorded"
     text = f"{moved // 2:,} of {pixels:,} pixels differ"
     if exact:
         return False, f"{text}, on the device and versions of the record"
-    return moved / 2 <= OTHER_DEVICE * pixels, f"{text} (on {here.device}, recorded on {found.environment.device})"
+    return moved / 2 <= OTHER_DEVICE * pixels, f"{text} (on {current.device}, recorded on {stored.environment.device})"
 
 
 # ---------------------------------------------------------------------------------------------------- output

@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from laurepro import failures, record
+from laurepro.atomic import write_atomic
 from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent
 from laurepro.spec import Job, parts
@@ -62,10 +63,8 @@ class Progress:
         now = time.monotonic()
         if now - self.last > 0.5 or values.get("step") == values.get("steps"):
             self.last = now
-            temporary = self.file.with_suffix(".tmp")
             with contextlib.suppress(OSError):  # only shown; a full disk is told where something would be lost
-                temporary.write_text(json.dumps({**values, "time": time.time()}))
-                os.replace(temporary, self.file)
+                write_atomic(self.file, json.dumps({**values, "time": time.time()}), durable=False)
 
 
 def main(argv: list[str] | None = None) -> int:

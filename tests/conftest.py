@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,17 +86,17 @@ NEEDS = {
             _program("chromium", "chromium-browser", "google-chrome")
             and _modules("playwright", "axe_playwright_python")
         ),
-        "no Chromium, or no playwright (pip install 'laurepro[browser]')",
+        "no Chromium, or no playwright (pip install -e '.[browser]')",
     ),
     "latex": (lambda: _program("pdflatex", "lualatex", "tectonic"), "no LaTeX"),
-    "tensorboard": (lambda: _modules("tensorboard"), "no tensorboard (pip install 'laurepro[tensorboard]')"),
+    "tensorboard": (lambda: _modules("tensorboard"), "no tensorboard (pip install -e '.[tensorboard]')"),
     "site": (
         lambda: _modules("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python"),
-        "no mkdocs (pip install 'laurepro[docs]')",
+        "no mkdocs (pip install -e '.[docs]')",
     ),
     "layer": (
         lambda: _modules("onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch"),
-        "no ONNX or segmentation_models_pytorch (pip install 'laurepro[layer]')",
+        "no ONNX or segmentation_models_pytorch (pip install -e '.[layer]')",
     ),
     "extras": (lambda: importlib.util.find_spec("matplotlib") is not None, "no optional libraries"),
 }
@@ -214,6 +215,18 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "scales" / "tiny.yaml").write_text(TINY)
     monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(folder))
     return folder
+
+
+@pytest.fixture
+def torch_settings() -> Iterator[None]:
+    """One thread for torch; what a test sets of threads and determinism ends with it."""
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 class Finished(NamedTuple):

@@ -166,7 +166,7 @@ def test_one_pretraining_serves_a_row_and_its_variations() -> None:
 
 
 def test_every_part_that_is_built_in_is_a_file() -> None:
-    assert parts.names("backbones") == ["resnet101", "resnet50"]
+    assert parts.names("backbones") == ["resnet101", "resnet50", "timm"]
 
 
 # --------------------------------------------------------------------------------------------- initial weights

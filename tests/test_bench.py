@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import oracle
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import run_cli
+from conftest import ROOT, run_cli
 from torch import Tensor
 
-from laurepro import bench
-from laurepro.bench import _measure, _sampling, loss, ops
+from laurepro import bench, record
+from laurepro.bench import _measure, _problems, _sampling, loss, ops
 from laurepro.bench import data as loading
 from laurepro.bench import eval as evaluation
-from laurepro.bench._sampling import Inputs, Problem, Variant
+from laurepro.bench._problems import Inputs, Problem
+from laurepro.bench._sampling import Variant
 from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.spec.protocols import PROTOCOLS
@@ -29,10 +31,14 @@ SMALL = Problem("T", 2, 3, 4, 5, 4)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call a round, and a made-up bandwidth: the copies take a second."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One call a round, one thread for maps this small, and a made-up bandwidth: the copies take a second."""
     monkeypatch.setattr(_measure, "BLOCK", 0.0)
     monkeypatch.setattr(_measure, "copy_bandwidth", lambda device: 1e9)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -48,6 +54,7 @@ def test_rows_of_the_contract(name: str, tmp_path: Path) -> None:
     assert set(document) == {"schema", "environment", "rows"} and document["schema"] == 1
     environment = document["environment"]
     assert environment["device"] == "cpu" and environment["copy_bytes_per_second"] == 1e9
+    assert (environment["commit"], environment["dirty"]) == record.provenance()
     assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
     passes = {"ops": 3, "loss": 2 * 2}[name] * 2  # in two layouts
     assert len({row["case"] for row in document["rows"]}) == passes
@@ -67,9 +74,19 @@ def test_rows_of_the_contract(name: str, tmp_path: Path) -> None:
         assert row["variant"] in ran.output
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "results" / "bench").glob("*.json")), ids=lambda f: f.stem)
+def test_committed_records_state_their_origin(file: Path) -> None:
+    """A clean commit and a device, as for every number that is shown."""
+    document = json.loads(file.read_text())
+    environment = document["environment"]
+    assert set(document) == {"schema", "environment", "rows"} and document["rows"]
+    assert len(environment["commit"]) == 40 and environment["dirty"] is False
+    assert environment["device"] and environment["threads"] and environment["torch"]
+
+
 def test_bad_requests_are_named() -> None:
     for arguments, code, words in (
-        (["data", "--only", "*/blur-half/*"], 2, "there are data/480/blur-off/files"),
+        (["data", "--only", "*/blur-half/*"], 2, "the cases are data/480/blur-off/files"),
         (["eval", "--device", "cpu", "--only", "eval/whole/121"], 2, "eval/whole/120"),
         (["data", "--device", "cpu"], 2, "--device"),
         (["ops", "--only", "*/Q/*"], 2, r"no such case"),
@@ -96,8 +113,8 @@ def small_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["data", "eval"])
-def test_rows_of_what_is_done_for_pictures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.PICTURES, "small", 4)
+def test_rows_of_what_is_done_for_images(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loading.IMAGES, "small", 4)
     small_evaluation(monkeypatch)
     file = tmp_path / "bench.json"
     threads = torch.get_num_threads()
@@ -118,14 +135,14 @@ def test_rows_of_what_is_done_for_pictures(name: str, tmp_path: Path, monkeypatc
             assert row["ratio"] == 1
     ours = sum(row["ours"] for row in document["rows"])
     assert ours == len(cases) + sum(case.endswith("/files") for case in cases)  # from files in two ways
-    assert " pictures/s" in ran.output
+    assert " images/s" in ran.output
 
 
 # ---------------------------------------------------------------------------------------- checked, then timed
 
 
-def test_training_pictures_of_another_value_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.PICTURES, "small", 4)
+def test_training_images_of_another_value_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loading.IMAGES, "small", 4)
     right = loading.training_sample
     options = OPTIONS._replace(only=("data/480/blur-off/decoded",), rounds=1)
     brighter = lambda image, *rest: (right(image, *rest)[0] // 2 * 2, right(image, *rest)[1])  # noqa: E731
@@ -145,12 +162,12 @@ def test_an_evaluator_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch
     assert ours.wrong and ours.ratio is None and peer.milliseconds
 
 
-def test_the_pictures_have_the_sizes_and_bytes_of_vocs(tmp_path: Path) -> None:
-    pictures = loading.generate(tmp_path, 4)
-    sizes = [len(image.read_bytes()) for image, _ in pictures.paths]
+def test_the_images_have_the_sizes_and_bytes_of_vocs(tmp_path: Path) -> None:
+    images = loading.generate(tmp_path, 4)
+    sizes = [len(image.read_bytes()) for image, _ in images.paths]
     assert 80_000 < sum(sizes) / 4 < 130_000
-    assert [pictures.files[i][0].shape[:2] for i in range(4)] == list(loading.SIZES)
-    assert all(pictures.files[i][1].min() == -1 for i in range(4))
+    assert [images.files[i][0].shape[:2] for i in range(4)] == list(loading.SIZES)
+    assert all(images.files[i][1].min() == -1 for i in range(4))
 
 
 def test_a_wrong_variant_is_not_timed_and_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -184,12 +201,12 @@ def test_a_peer_that_fails_is_skipped_with_the_reason(monkeypatch: pytest.Monkey
 # --------------------------------------------------------------------------------------------------- the inputs
 
 
-@pytest.mark.parametrize("distribution", _sampling.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", _problems.DISTRIBUTIONS)
 def test_offsets(distribution: str) -> None:
     problem = Problem("P", 2, 1, 60, 40, 4, distribution)
-    offset = _sampling.make_offsets(problem, torch.Generator().manual_seed(0))
+    offset = _problems.make_offsets(problem, torch.Generator().manual_seed(0))
     assert offset.shape == (2, 2, 240, 160)
-    steps = offset / _sampling.DEFINITION
+    steps = offset / _problems.DEFINITION
     assert torch.equal(steps, steps.round())
     at = offset + torch.stack(
         torch.meshgrid(torch.arange(240) / 4, torch.arange(160) / 4, indexing="ij")

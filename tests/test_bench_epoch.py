@@ -43,8 +43,8 @@ def test_an_epoch_and_the_same_steps_without_a_loader(tmp_path: Path) -> None:
         bench.run("epoch", OPTIONS._replace(only=("epoch/nothing",)))
 
 
-def test_on_a_gpu_it_is_the_scale_camvid_with_its_pictures() -> None:
+def test_on_a_gpu_it_is_the_scale_camvid_with_its_images() -> None:
     e = epoch.experiment(epoch.SIZES["full"])
-    assert epoch.SIZES["full"].pictures == 367 and e.data.crop_size == 320 and e.data.options["width"] == 512
+    assert epoch.SIZES["full"].images == 367 and e.data.crop_size == 320 and e.data.options["width"] == 512
     assert (e.train.precision, e.train.fused_optimizer, e.train.batch_size) == ("bfloat16", True, 16)
     assert e.model.upsampler.kind == "lau" and e.loss.kind == "offset_guided"

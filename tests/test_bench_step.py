@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from laurepro import bench
-from laurepro.bench import _measure, step
+from laurepro.bench import _measure, _steps, step
 from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.training import step as training_step
@@ -60,7 +60,7 @@ def test_options_and_upsamplers(tmp_path: Path) -> None:
     plain = rows[f"step/options/{size}", "plain loop"]
     assert plain["ratio"] == 1 and plain["error"] == 0
     ours = rows[f"step/options/{size}", "float32"]
-    assert ours["error"] <= ours["tolerance"] == step.TOLERANCE["float32"]
+    assert ours["error"] <= ours["tolerance"] == _steps.TOLERANCE["float32"]
     assert rows[f"step/upsampler/{size}", "lau"]["peer"] == "bilinear"
     losses = {
         variant: row["details"]["losses"] for (case, variant), row in rows.items() if "loss" in case and row["details"]
@@ -89,8 +89,8 @@ def test_peers_and_their_absence(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stride = {"blocks": (1, 1, 1, 1), "width": 4}
     parts = {"head": {"kind": "deeplabv3plus", "channels": 8, "low_channels": 4}, "aux": False}
-    small = step.spec.Model.model_validate({"backbone": stride, "output_stride": 16, **parts}), step.spec.Loss()
-    monkeypatch.setattr(step, "row", lambda name, size: small)
+    small = _steps.spec.Model.model_validate({"backbone": stride, "output_stride": 16, **parts}), _steps.spec.Loss()
+    monkeypatch.setattr(_steps, "row", lambda name, size: small)
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", SimpleNamespace(DeepLabV3Plus=network))
     rows = report(only=("step/deeplabv3plus",))
     assert all(row.milliseconds and row.ratio and row.error is None for row in rows.values())
@@ -122,16 +122,18 @@ def test_our_rows_are_the_peers_networks(name: str, peer: str) -> None:
     """As many parameters, the auxiliary heads included."""
     if peer != "torchvision":
         pytest.importorskip("segmentation_models_pytorch")
-    model, loss = step.row(name, step.SIZES["full"])
+    model, loss = _steps.row(name, _steps.SIZES["full"])
     with torch.device("meta"):
-        ours, theirs = step.model.build(model, step.spec.Op(), 21), step.PEERS[peer](21)[0]
+        ours, theirs = _steps.model.build(model, _steps.spec.Op(), 21), _steps.PEERS[peer](21)[0]
     assert loss.kind == "cross_entropy" and parameters(ours) == parameters(theirs)
 
 
 def test_memory_is_that_of_a_step_in_a_process_of_its_own() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory of a CPU is read from Linux's /proc")
-    peak = _measure.peak_bytes(CPU, step.build, "step/upsampler", "lau", step.SIZES["tiny"]._replace(crop=64), "cpu")
+    peak = _measure.peak_bytes(
+        CPU, _steps.build, "step/upsampler", "lau", _steps.SIZES["tiny"]._replace(crop=64), "cpu"
+    )
     assert isinstance(peak, int) and 2**18 < peak < 2**27
 
 

@@ -41,7 +41,7 @@ def test_a_row_from_the_command_to_its_records(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LaureproError, match="no such row"):
+    with pytest.raises(LaureproError, match="no such case"):
         bench.run("table", OPTIONS._replace(only=("table/nothing",)))
     monkeypatch.setattr(table, "bare_seconds", lambda job, data: 1.0)
     monkeypatch.setattr(table, "OVERRIDES", ("train.iterations=6", "data.options.train_images=2"))

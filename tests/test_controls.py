@@ -15,9 +15,9 @@ from laurepro.errors import LaureproError
 from laurepro.evaluation.counting import within_reach
 from laurepro.network.model import Output
 from laurepro.spec import Loss, Train
-from laurepro.stages.train import learning_rates
 from laurepro.training import losses
 from laurepro.training.losses import segmentation_loss
+from laurepro.training.schedule import learning_rates
 from laurepro.upsamplers import PointSampling, SamplingGrid, grid, grid_offset, lau
 
 GRIDS: list[SamplingGrid] = ["corner", "align_corners", "half_pixel"]
@@ -54,7 +54,7 @@ def test_a_grid_without_learned_offsets_is_that_of_interpolate(kind: SamplingGri
     else:
         expected = F.interpolate(input, scale_factor=k, mode="bilinear", align_corners=kind == "align_corners")
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(sampling.unlearned(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sampling.at_zero_offset(), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", GRIDS)
@@ -81,7 +81,7 @@ def test_the_reference_of_the_offset_guided_loss_is_on_the_same_grid(kind: Sampl
     sampling = PointSampling(input, offset, k, base=base)
     loss = Loss(kind="offset_guided", offset_weight=0.3, normalize="valid")
     found = segmentation_loss(Output(None, sampling, None, None, None), target, loss)["loss"]
-    ours, plain = nll(sampling.materialize(), target), nll(sampling.unlearned(), target)
+    ours, plain = nll(sampling.materialize(), target), nll(sampling.at_zero_offset(), target)
     assert 0.05 < (ours < plain).double().mean() < 0.95, "both sides of the comparison occur"
     expected = (ours * (1 + 0.3 * (ours >= plain))).sum() / (target >= 0).sum()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0)
@@ -117,7 +117,7 @@ def test_over_ranks_a_mean_by_weight_is_one_mean() -> None:
     loss = Loss(kind="offset_guided", normalize="weight")
     sampling = PointSampling(input, offset, k)
     whole = segmentation_loss(Output(None, sampling, None, None, None), target, loss)["loss"]
-    weight = 1 + 0.3 * (nll(sampling.materialize(), target) >= nll(sampling.unlearned(), target))
+    weight = 1 + 0.3 * (nll(sampling.materialize(), target) >= nll(sampling.at_zero_offset(), target))
     total = weight[target >= 0].sum()
     parts = []
     for i in (slice(0, 2), slice(2, 4)):

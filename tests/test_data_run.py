@@ -23,7 +23,7 @@ PLUGIN = """
 from laurepro.datasets import Info, _files, _prepare
 
 NAMES = {"train": ("a", "b", "c", "d"), "val": ("e",)}
-INFO = Info("blocks", ("left", "right"), "five pictures", "none", tuple(NAMES))
+INFO = Info("blocks", ("left", "right"), "five images", "none", tuple(NAMES))
 LAYOUT = _files.Layout(
     "blocks", INFO.classes, {"": {"train": 4, "val": 1}}, first=0, ignored=(255,), disjoint=(("train", "val"),)
 )
@@ -39,8 +39,8 @@ def problems(root, splits):
 
 
 def originals(source):
-    pictures = lambda names: [_prepare.Picture(n, source / f"{n}.jpg", source / f"{n}.png") for n in names]
-    return _prepare.Originals({split: pictures(names) for split, names in NAMES.items()}, [])
+    images = lambda names: [_prepare.Original(n, source / f"{n}.jpg", source / f"{n}.png") for n in names]
+    return _prepare.Originals({split: images(names) for split, names in NAMES.items()}, [])
 """
 SCALE = TINY.replace("name: shapes", "name: blocks").replace("    options: {train_images: 32, val_images: 8}\n", "")
 QUICK = ("--scale", "blocks", "--set", "train.iterations=2")
@@ -100,7 +100,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated JPEG": (truncate, "images/b.jpg"),
     "label map of another size": (shrink, "masks/b.png"),
     "a split of the wrong size": (shorten, "train.txt"),
-    "a picture of val in train": (overlap, "train.txt"),
+    "an image of val in train": (overlap, "train.txt"),
 }
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from conftest import NEEDS, ROOT, environment
 
-from laurepro import cli, plan, spec
+from laurepro import claims, cli, plan, record, spec
 from laurepro.errors import LaureproError
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +36,8 @@ def tracked() -> list[Path]:
 def blocks(page: str) -> list[str]:
     """Lines of the page's code blocks."""
     text = (ROOT / page).read_text()
-    return [line for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+    blocks = re.findall(r"^```(?!text)[^\n]*\n(.*?)^```", text, re.M | re.S)  # ```text is a command's syntax
+    return [line for block in blocks for line in block.splitlines()]
 
 
 def anchors(page: Path) -> set[str]:
@@ -58,25 +62,20 @@ def test_relative_links_exist(page: str) -> None:
             assert anchor in anchors(file), f"{page}: {link}"
 
 
-def test_the_readme_names_every_command() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert [c for c in cli.main.commands if not re.search(rf"\blaurepro {c}\b", text)] == []
-
-
 @pytest.mark.parametrize("page", NAMES)
 def test_every_command_of_a_page_exists(page: str) -> None:
     """In code blocks: command, options, and the tables and rows they name."""
     known = set(cli.main.commands) | set(spec.tables()) | {"table3"}
     for line in blocks(page):
-        found = re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?laurepro( [^#]*)?$", line.split("   ")[0])
-        if not found:
+        typed = re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?laurepro( [^#]*)?$", line.split("   ")[0])
+        if not typed:
             continue
-        words = shlex.split(found.group(1) or "")
+        words = shlex.split(typed.group(1) or "")
         if not words or words[0].startswith("-"):
             continue
         assert words[0] in known, f"{page}: {line}"
         command = cli.main.commands["run" if words[0].startswith("table") else words[0]]
-        if isinstance(command, click.Group):
+        if isinstance(command, click.Group) and not (command.invoke_without_command and words[1:2] != ["plugin"]):
             assert words[1] in command.commands, f"{page}: {line}"
             command = command.commands[words[1]]
         options = {o for p in command.params for o in p.opts} | {"--help", "-h"}
@@ -98,19 +97,65 @@ def test_every_make_target_of_a_page_exists(page: str) -> None:
     assert page != "README.md" or {"demo", "test", "install"} <= set(named)
 
 
-def test_the_readme_shows_the_files_that_there_are() -> None:
-    """The tree of laurepro/ names every module."""
-    text = (ROOT / "README.md").read_text()
-    modules = {f.name for f in (ROOT / "laurepro").glob("[!_]*.py")}
-    folders = {f"{f.name}/" for f in (ROOT / "laurepro").iterdir() if (f / "__init__.py").exists()}
-    assert sorted(n for n in modules | folders if n not in text) == []
+BASES = [ROOT, ROOT / "laurepro", ROOT / "experiments"]
+FILE = re.compile(r"`((?:[\w.<>\-]+/)*[\w.<>\-]+(?:\.(?:py|yaml|md|cu|json)|/))`")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    """In the text, and in the README's layout: from the root, or below laurepro/ or experiments/."""
+    text = (ROOT / page).read_text()
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    named = [n for n in FILE.findall(prose) if "<" not in n and n.split("/")[0] not in ("plugins", "runs")]
+    tree = re.search(r"^```\n(experiments/ .*?)^```", text, re.M | re.S)
+    named += re.findall(r"(?<![\w/.])[\w./]+(?:\.py|/)(?=[ :)\n])", tree.group(1).replace("runs/", "")) if tree else []
+    assert [n for n in named if not any((base / n).exists() for base in BASES)] == []
+    assert page != "README.md" or {"spec/job.py", "laurepro/record.py", "worker.py", "evaluation/"} <= set(named)
 
 
 def test_the_readme_names_scales_and_an_example_row() -> None:
     text = (ROOT / "README.md").read_text()
-    assert [s for s in spec.scale_names() if f"`{s}`" not in text] == []
+    assert [s for s in re.findall(r"^\| `([a-z\-]+)` \|", text, re.M) if s not in spec.scale_names()] == []
     for address in re.findall(r"`(table\w+/[\w.\-]+)`", text):
         plan.select([address], spec.scale("smoke"))
+
+
+def test_the_status_in_the_readme_is_that_of_the_records() -> None:
+    """A record from a GPU or of another scale, or a decided claim, makes it false: then rewrite it."""
+    (status,) = re.findall(r"^> \*\*Status\.\*\*.*?\n\n", (ROOT / "README.md").read_text(), re.M | re.S)
+    status = " ".join(status.replace("\n> ", " ").split())
+    records, problems = record.read_all(ROOT / "results")
+    assert not problems and {r.scale for r in records.values()} == {"camvid-cpu"}
+    assert {r.environment.device.split(" ")[0] for r in records.values()} == {"cpu"}
+    verdicts = claims.judge(spec.scale("camvid-cpu"), records)
+    paper = [v for v in verdicts if v.claim.family == "paper"]
+    assert not {"supported", "contradicted"} & {v.verdict for v in paper}
+    assert f"the paper's {len(paper)} claims" in status and "decide none of them" in status
+    (gain,) = re.findall(r"scores (\d\.\d\d) points of mIoU above", status)
+    row = "| `table3a/encnet-os8-lau4x-off` − `table3a/encnet-os8-bilinear` |"
+    assert f"{row} +{gain} |" in (ROOT / "docs" / "evidence.md").read_text()
+
+
+# ---------------------------------------------------------------------------------------------- the commands
+
+
+def test_the_page_of_all_commands_is_up_to_date() -> None:
+    """docs/_commands.py writes it."""
+    made = runpy.run_path(str(ROOT / "docs" / "_commands.py"))["page"]()
+    assert (ROOT / "docs" / "commands.md").read_text() == made, "run: python docs/_commands.py"
+
+
+@pytest.mark.parametrize("group", ["", *(name for name, command in cli.walk() if isinstance(command, click.Group))])
+def test_the_help_of_every_command_fits_80_columns(group: str) -> None:
+    ran = CliRunner().invoke(cli.main, [*group.split(), "--help"], terminal_width=80)
+    lines = ran.output.splitlines()
+    listed = lines[lines.index("Commands:") + 1 :]
+    assert ran.exit_code == 0 and len(listed) > 0
+    assert [line for line in listed if len(line) > 80 or line.rstrip().endswith(("...", "…"))] == []
+
+
+def test_every_command_has_its_line() -> None:
+    assert [name for name, _ in cli.walk()] and set(cli.SHORT) == {name for name, _ in cli.walk()}
 
 
 def test_no_file_is_large() -> None:
@@ -135,3 +180,17 @@ def test_every_marker_has_its_check_and_can_be_required(tmp_path: Path) -> None:
         env = environment(PATH="", LAUREPRO_REQUIRE=required)
         ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert ran.returncode == code and said in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_every_extra_that_is_named_can_be_installed() -> None:
+    """The project is on no package index: a hint is for the checkout, and names an extra of pyproject.toml."""
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    texts = {
+        f: f.read_text() for f in tracked() if f.suffix in (".py", ".md", ".toml") or f.name in ("Makefile", "run")
+    }
+    assert [str(f) for f, text in texts.items() if re.search(r"pip install ['\"]?laurepro", text)] == []
+    named = {
+        name for text in texts.values() for name in re.findall(r"-e '?\.\[(\w+)\]|install\([\"'](\w+)[\"']\)", text)
+    }
+    assert {extra for pair in named for extra in pair if extra} - declared == set()
+    assert {"cuda13", "tensorboard", "layer"} <= {extra for pair in named for extra in pair}

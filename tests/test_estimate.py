@@ -15,17 +15,18 @@ from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
 from laurepro import plan, record, spec
-from laurepro.cost import budget, estimate, machines, probe, work
-from laurepro.cost.estimate import Estimator, Span
+from laurepro.cost import budget, estimate, estimator, machines, probe, trial, work
+from laurepro.cost.estimator import Estimator, Span
 from laurepro.cost.machines import GPUS, Machine
 from laurepro.cost.probe import Measured, Point, Probe
 from laurepro.datasets import num_classes
 from laurepro.errors import LaureproError
 from laurepro.evaluation import inference
 from laurepro.launchers import LaunchContext, local
+from laurepro.launchers._schedule import demand
 from laurepro.network import costs, model
 from laurepro.spec import Job
-from laurepro.stages.train import learning_rates
+from laurepro.training.schedule import learning_rates
 
 CONTEXT = LaunchContext(Path("results"), Path("runs"), Path("data"))
 
@@ -56,17 +57,17 @@ def test_steps_are_those_of_the_trainer() -> None:
     for job in planned().jobs:
         if job.stage == "train":
             e = job.experiment
-            count = work.pictures(e.data, e.data.train_split)
+            count = work.images(e.data, e.data.train_split)
             assert count is not None
             assert work.train_steps(e) == len(learning_rates(e.train, count)), job.name
 
 
-def test_pictures_are_those_of_the_edition() -> None:
+def test_images_are_those_of_the_edition() -> None:
     data = job_of("table3a/encnet-os8-bilinear", "train").experiment.data
-    assert work.pictures(data, "train") == 4998
+    assert work.images(data, "train") == 4998
     other = data.model_copy(update={"options": {"edition": "detail"}})
-    assert (work.pictures(other, "train"), work.pictures(other, "nowhere")) == (4996, None)
-    assert work.pictures(data.model_copy(update={"name": "shapes"}), "train") is None
+    assert (work.images(other, "train"), work.images(other, "nowhere")) == (4996, None)
+    assert work.images(data.model_copy(update={"name": "shapes"}), "train") is None
 
 
 @settings(max_examples=40)
@@ -132,7 +133,7 @@ def test_seconds_follow_the_arithmetic() -> None:
     job = job_of("table3a/encnet-os8-lau4x-off", "train")
     operations = on_paper(sheet()).about(job)[2]
     assert operations is not None
-    start = estimate.START_SECONDS
+    start = estimator.START_SECONDS
 
     def middle(machine: Machine) -> float:
         seconds = on_paper(machine).cost(job).seconds
@@ -170,8 +171,8 @@ def test_a_network_that_was_not_counted_is_not_guessed() -> None:
 # --------------------------------------------------------------------------------------------------------- the queue
 
 
-def timed(jobs: list[Job], seconds: list[float]) -> list[tuple[Job, str, Span]]:
-    return [(j, j.name, Span(s, s, s)) for j, s in zip(jobs, seconds, strict=True)]
+def timed(jobs: list[Job], seconds: list[float]) -> list[tuple[Job, Span]]:
+    return [(j, Span(s, s, s)) for j, s in zip(jobs, seconds, strict=True)]
 
 
 def stub(stage: str, number: int) -> Job:
@@ -224,8 +225,8 @@ def test_records_of_another_seed_tell(tmp_path: Path) -> None:
     records = recorded(job_of(ROW, "train"), 1000) | recorded(job_of(ROW, "train", seed=1), 1200)
     records |= recorded(job_of(ROW, "train", seed=2), 50, world_size=4)  # another number of processes
     cost = measured(records, tmp_path).cost(job_of(ROW, "train", seed=3))
-    assert cost.basis == estimate.RECORDS and cost.seconds is not None
-    assert cost.seconds.middle == 1100 + estimate.START_SECONDS.middle
+    assert cost.basis == estimator.RECORDS and cost.seconds is not None
+    assert cost.seconds.middle == 1100 + estimator.START_SECONDS.middle
     assert cost.seconds.low < 1000 and cost.seconds.high > 1200
 
 
@@ -245,10 +246,10 @@ def test_the_speed_of_other_experiments_tells(tmp_path: Path) -> None:
     works = [found.about(job)[2] for job in (trained, asked)]
     assert works[0] is not None and works[1] is not None and works[1] < works[0]
     cost = found.cost(asked)
-    assert cost.basis == estimate.SPEED and cost.seconds is not None
-    whole = (10_000 + estimate.START_SECONDS.middle) * works[1] / works[0]
+    assert cost.basis == estimator.SPEED and cost.seconds is not None
+    whole = (10_000 + estimator.START_SECONDS.middle) * works[1] / works[0]
     assert cost.seconds.middle == pytest.approx(whole)
-    assert cost.seconds.high / cost.seconds.middle == pytest.approx(estimate.FEW)
+    assert cost.seconds.high / cost.seconds.middle == pytest.approx(estimator.FEW)
     evaluate = found.cost(job_of("table3a/encnet-os32-bilinear", "evaluate"))
     assert evaluate.seconds is None and evaluate.basis == "no evaluate was measured on H"
 
@@ -277,13 +278,13 @@ def a_probe(job: Job, **changes: Any) -> Probe:
 def test_the_probe_tells_of_every_seed_under_its_conditions(tmp_path: Path) -> None:
     found = a_probe(job_of(ROW, "train"))
     cost = measured({}, tmp_path, found).cost(job_of(ROW, "train", seed=4))
-    assert (cost.basis, cost.seconds, cost.disk) == (estimate.PROBE, Span(90, 100, 120), 7)
+    assert (cost.basis, cost.seconds, cost.disk) == (estimator.PROBE, Span(90, 100, 120), 7)
     other = measured({}, tmp_path, found, jobs_per_gpu=2)
     assert other.unused is not None and "--jobs-per-gpu 1, not 2" in other.unused
     assert other.cost(job_of(ROW, "train")).seconds is None
     # a data sheet does not listen to it
     named = machines.machine("t4", 1, CONTEXT, planned(ROW), [], found)
-    assert Estimator(named, {}, found, tmp_path).cost(job_of(ROW, "train")).basis == estimate.SHEET
+    assert Estimator(named, {}, found, tmp_path).cost(job_of(ROW, "train")).basis == estimator.SHEET
 
 
 def test_probes_of_the_same_code_complete_each_other(tmp_path: Path) -> None:
@@ -322,13 +323,13 @@ def test_an_unsteady_speed_widens_the_band() -> None:
 def test_what_nothing_else_tells_of_is_measured_first() -> None:
     jobs = planned("table3a").jobs
     counted = {j.name: None if "deformable" in j.name or "encnet" in j.name else 1.0 for j in jobs}
-    tasks = probe.varied(probe.Task(j, counted[j.name]) for j in jobs)
-    order = [t.job.name for t in tasks]
-    flags = [t.counted for t in tasks]
+    trials = trial.varied(trial.Trial(j, counted[j.name]) for j in jobs)
+    order = [t.job.name for t in trials]
+    flags = [t.counted for t in trials]
     assert flags == sorted(flags) and True in flags and False in flags
-    for task in tasks:
-        assert task.job.needs is None or order.index(task.job.needs.name) < order.index(task.job.name)
-    alike = probe.varied(probe.Task(j, 1.0) for j in jobs)
+    for one in trials:
+        assert one.job.needs is None or order.index(one.job.needs.name) < order.index(one.job.name)
+    alike = trial.varied(trial.Trial(j, 1.0) for j in jobs)
     first = {(t.job.experiment.model.head.kind, t.job.experiment.model.output_stride) for t in alike[:6]}
     assert first == {("encnet", 8), ("encnet", 32), ("aspp", 8)}
 
@@ -363,7 +364,7 @@ def test_the_probe_runs_and_stops_real_jobs(tiny: Path, tmp_path: Path) -> None:
 def test_a_probe_that_cannot_run_says_why(tiny: Path, tmp_path: Path) -> None:
     few = ("--set", "data.options.train_images=2")
     ran = run_cli("plan", ROW, *SHORT, *few, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    assert ran.code == 2 and "2 training pictures" in ran.err and "Traceback" not in ran.err
+    assert ran.code == 2 and "2 training images" in ran.err and "Traceback" not in ran.err
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -389,10 +390,10 @@ def test_this_machines_gpus_are_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     records |= recorded(job_of(ROW, "evaluate"), 1, device="Fast")
     here = machines.machine(None, None, CONTEXT, planned(ROW), records.values(), None)
     assert (here.device, here.units) == ("Fast", 2)  # this machine's own, although another has more records
-    queue = probe.Queue([], CONTEXT, tmp_path, 4)
-    task = probe.Task(job_of(ROW, "train"), None, seats=(1,))
+    queue = trial.Queue([], CONTEXT, tmp_path, 4)
+    task = trial.Trial(job_of(ROW, "train"), None, seats=(1,))
     task.process = local.Process(["true"])
-    assert len(queue.seats.taken) == 2 and queue._memory(task) == 1234 * 2**20
+    assert queue.units == 2 and queue._memory(task) == 1234 * 2**20
     task.process.wait()
 
 
@@ -401,15 +402,14 @@ def test_a_job_with_more_threads_takes_more_seats_and_is_measured(
 ) -> None:
     """The pretraining of scale smoke: two threads, where the others have one."""
     monkeypatch.setattr(local, "gpus", list)
-    monkeypatch.setattr(local, "cores", lambda: 2)
-    queue = probe.Queue([], CONTEXT, tmp_path, 2)
+    monkeypatch.setattr(machines, "cores", lambda: 2)
+    queue = trial.Queue([], CONTEXT, tmp_path, 2)
     job = job_of(ROW, "train", scale="smoke")
     assert job.starts_from is not None
-    found = [local.core_seats_of(j, CONTEXT, 2) for j in (job, job.starts_from)]
-    assert found == [1, 2]
+    assert [demand(j, CONTEXT, 2, 2).seats for j in (job, job.starts_from)] == [1, 2]
     machine = Machine("cpu", None, 2, CONTEXT)
-    assert [estimate._together(j, machine) for j in (job, job.starts_from)] == [2, 1]
-    task = probe.Task(job.starts_from, None, seats=(0, 1))
+    assert [estimator._together(j, machine) for j in (job, job.starts_from)] == [2, 1]
+    task = trial.Trial(job.starts_from, None, seats=(0, 1))
     task.process = local.Process(["sleep", "5"])
     assert (queue._memory(task) or 0) > 0
     task.process.kill()
@@ -424,7 +424,7 @@ def chosen(hours: float, scale: str = "paper", records: Any = None, **options: A
 
 
 def test_a_budget_is_kept_and_what_it_names_is_what_runs() -> None:
-    estimator = on_paper(sheet())
+    on_h100 = on_paper(sheet())
     counts = []
     for hours in (0.01, 3.0, 30.0, 1e6):
         choice = chosen(hours)
@@ -438,9 +438,9 @@ def test_a_budget_is_kept_and_what_it_names_is_what_runs() -> None:
         assert set(choice.jobs) == set(jobs)
         total = 0.0
         for job in jobs.values():
-            seconds = estimator.cost(job).seconds
+            seconds = on_h100.cost(job).seconds
             assert seconds is not None
-            total += estimate.device_hours(job, seconds, estimator.machine).middle
+            total += estimate.device_hours(job, seconds, on_h100.machine).middle
         assert total == pytest.approx(choice.hours)
         if hours < 1e6:
             assert choice.cheapest is not None
@@ -480,8 +480,8 @@ def test_an_open_claim_takes_the_seeds_that_its_verdict_asks_for(experiments: Pa
             records[train.name] = make_record(train, {})
             profile = next(j for j in planned(address, scale="camvid").jobs if j.stage == "profile")
             records[profile.name] = make_record(profile, {})
-    estimator = Estimator(Machine("cpu", None, 2, CONTEXT), records, None, Path("none"))
-    found, _ = budget.candidates(scale, records, lambda job: True, estimator, 3, None, rows)
+    on_cpu = Estimator(Machine("cpu", None, 2, CONTEXT), records, None, Path("none"))
+    found, _ = budget.candidates(scale, records, lambda job: True, on_cpu, 3, None, rows)
     claim = next(c for c in found if c.claim == "C2.4x-over-bilinear")
     assert claim.seeds > 3 and all(f"-s{n}-" not in name for name in claim.hours for n in range(3))
 

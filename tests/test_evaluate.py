@@ -24,15 +24,7 @@ from laurepro.network import checkpoint, model
 from laurepro.network.model import normalise
 from laurepro.stages import Stopped, evaluate, train
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 CLASSES = 4
 
@@ -184,7 +176,7 @@ def test_pictures_are_read_when_they_are_needed() -> None:
 def test_scores_that_are_not_finite_are_an_error(mode: Any, bad: float) -> None:
     network = Strided()
     network.weight[0, 0, 0, 0] = bad
-    with pytest.raises(RuntimeError, match="picture 0 are not finite"):
+    with pytest.raises(RuntimeError, match="image 0 are not finite"):
         list(inference.predict(network, [picture(40, 40)], CLASSES, spec.Eval(mode=mode, base_size=40, crop_size=40)))
 
 

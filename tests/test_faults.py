@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(
     small_disk("64m")
     again = run_cli(*RUN, *options, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert again.code == 0, again.err
-    assert "goes on after step" in next(runs.glob("train-*/log.txt")).read_text()
+    assert "resumes after step" in next(runs.glob("train-*/log.txt")).read_text()
     assert_same_bits(tmp_path, finished)
 
 
@@ -139,7 +139,7 @@ def test_a_clock_that_goes_back(finished: Finished, tiny: Path, tmp_path: Path) 
     command = [sys.executable, "-m", "laurepro", *RUN]
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "goes on after step" in (tmp_path / "runs" / folder.name / "log.txt").read_text()
+    assert "resumes after step" in (tmp_path / "runs" / folder.name / "log.txt").read_text()
     state = json.loads((tmp_path / "runs" / folder.name / "progress.json").read_text())
     assert state["time"] < 1_000_000_000  # the clock was patched where it matters, in the worker
     assert_same_bits(tmp_path, finished)

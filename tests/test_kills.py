@@ -77,7 +77,7 @@ def moment(folder: Path, kill: Kill) -> Callable[[], bool]:
     """Whether it is the moment to kill."""
     conditions = {
         "step": at_step(folder, 1 + int(kill.at * (STEPS if kill.processes == 1 else 60) * 0.9)),
-        "checkpoint": there(folder, "runs/train-*/checkpoint-*.tmp"),
+        "checkpoint": there(folder, "runs/train-*/.checkpoint-*.tmp"),
         "record": there(folder, "results/records/.*.tmp"),
         "evaluation": there(folder, "runs/evaluate-*/lock"),
     }

@@ -146,7 +146,7 @@ def test_a_stop_checkpoints_and_the_same_command_goes_on(
     assert "1 stopped (will go on)" in status.out and "0 failed" in status.out
     again = run_cli(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert again.code == 0, again.err
-    assert "goes on after step" in (folder / "log.txt").read_text()
+    assert "resumes after step" in (folder / "log.txt").read_text()
     assert_same_bits(tmp_path, finished)
 
 
@@ -166,7 +166,7 @@ def test_a_killed_worker_is_a_failure_and_is_gone_on_with(finished: Finished, ti
     assert f"| {last}" in status.out and "log.txt" in status.out
     again = run_cli(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert again.code == 0, again.err
-    assert "goes on after step" in (train_folder(tmp_path) / "log.txt").read_text()
+    assert "resumes after step" in (train_folder(tmp_path) / "log.txt").read_text()
     assert not (train_folder(tmp_path) / "failure.json").exists()
     assert_same_bits(tmp_path, finished)
 
@@ -232,7 +232,7 @@ def test_two_processes_train_and_evaluate_one_job(tiny: Path, tmp_path: Path) ->
     assert found["train"].weights_sha256 == found["evaluate"].weights_sha256 is not None
     assert found["evaluate"].confusion is not None
     log = (train_folder(tmp_path) / "log.txt").read_text()
-    assert "goes on after step" in log and log.count("step 75/75") == 1
+    assert "resumes after step" in log and log.count("step 75/75") == 1
 
 
 # ------------------------------------------------------------------------------------------------ damage
@@ -267,7 +267,7 @@ def test_force_runs_again_from_the_start(finished: Finished, tiny: Path, tmp_pat
     assert again.code == 0 and "2 jobs to run" in again.err, again.err
     assert {r.command for r in records(tmp_path / "copy").values()} == {f"laurepro {' '.join(RUN)} --force"}
     log = (train_folder(tmp_path / "copy") / "log.txt").read_text()
-    assert log.count(f"step 20/{STEPS}") == 2 and "goes on after step" not in log
+    assert log.count(f"step 20/{STEPS}") == 2 and "resumes after step" not in log
     assert_same_bits(tmp_path / "copy", finished)
 
 

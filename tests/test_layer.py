@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 PAGE = (ROOT / "docs" / "use-the-layer.md").read_text()
 BLOCKS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", PAGE, re.M | re.S))
-LIBRARIES = ("onnxruntime", "segmentation_models_pytorch")  # of laurepro[layer]
+LIBRARIES = ("onnxruntime", "segmentation_models_pytorch")  # of the extra `layer`
 CASES = [
     pytest.param(name, marks=pytest.mark.layer if any(lib in code for lib in LIBRARIES) else ())
     for name, code in BLOCKS.items()

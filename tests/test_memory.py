@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,7 @@ from laurepro.training import try_out
 CLASSES = 8
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def job(**changes: Any) -> spec.Job:
@@ -134,18 +126,18 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch: pytest.MonkeyPat
     assert not try_out.blank_step(ours, 16, 32) and try_out.blank_step(ours, 2, 32)
     error = try_out.does_not_fit(ours, 16, 32, 24e9)
     assert tried == [16, 2, 8, 4, 2]
-    assert "a step of 16 pictures of 32x32 in one process does not fit into the GPU's 24 GB; 2 would" in str(error)
+    assert "a step of 16 images of 32x32 in one process does not fit into the GPU's 24 GB; 2 would" in str(error)
     assert "train.accumulate=8 or train.checkpoint_activations=true or train.precision=bfloat16" in str(error)
 
 
 def test_the_trainer_asks_before_its_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[int, int]] = []
 
-    def refuse(stepper: training_step.Stepper, pictures: int, crop: int) -> None:
-        asked.append((pictures, crop))
+    def refuse(stepper: training_step.Stepper, images: int, crop: int) -> None:
+        asked.append((images, crop))
         raise LaureproError("too much")
 
-    monkeypatch.setattr(memory, "try_out", refuse)
+    monkeypatch.setattr(train, "try_out", refuse)
     monkeypatch.setattr(training_step, "step", lambda *_: pytest.fail("a step was made"))
     with pytest.raises(LaureproError, match="too much"):
         train.run(make_job(), make_context(tmp_path / "job"))

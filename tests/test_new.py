@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -49,20 +50,60 @@ def new(folder: Path, monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int,
 
 
 def test_the_page_until_its_training(tmp_path: Path) -> None:
-    """The quick half: what is written passes its own test, and the row is planned."""
+    """The quick half: the written plug-in keeps its contract, passes its test, and its row is planned."""
     quick = [s for s in steps() if not re.match(r"laurepro (run|report|explain)", s)]
-    assert quick[0].startswith("laurepro new upsampler") and len(quick) == 4
-    written, tested, planned = follow(tmp_path, quick)
+    assert quick[0].startswith("laurepro new upsampler") and len(quick) == 5
+    written, checked, planned, tested = follow(tmp_path, quick)
     assert len(written.splitlines()) == 3 and all((tmp_path / f).is_file() for f in written.splitlines())
-    assert "3 passed" in tested
+    assert checked.count("\nok ") == 8 and "failed" not in checked
+    assert "2 passed" in tested
     assert planned.count("my_upsampler") == 3 and "1 row (0 quoted)" in planned
+
+
+SUM = "self.smooth.weight.sum()"
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "passes"),
+    [
+        ("another", f"F.interpolate(input.tanh(), scale_factor=self.scale_factor, mode='bilinear') * {SUM}", True),
+        ("cut_off", f"F.interpolate(input.detach(), scale_factor=self.scale_factor) * {SUM}", False),
+    ],
+)
+def test_the_generated_test_judges_the_method_and_not_the_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, forward: str, passes: bool
+) -> None:
+    """Replacing `forward`, which the page asks for, keeps the test green; a broken method turns it red."""
+    assert new(tmp_path, monkeypatch, name)[0] == 0
+    file = tmp_path / "plugins" / "upsamplers" / f"{name}.py"
+    text = file.read_text()
+    file.write_text(text.replace(text[text.index("        out: Tensor = ") :], f"        return {forward}\n"))
+    monkeypatch.setenv("LAUREPRO_PLUGINS", "plugins")
+    tests = runpy.run_path(f"plugins/tests/test_{name}.py")
+    if passes:
+        tests["test_it_keeps_the_contract"]()
+        tests["test_its_derivatives"]()
+    else:
+        with pytest.raises(AssertionError):
+            tests["test_it_keeps_the_contract"]()
+
+
+def test_a_shell_without_the_export_is_told_of_it(tmp_path: Path) -> None:
+    """The page's export is lost in a new shell: the error names it, but only where there is such a folder."""
+    follow(tmp_path, ["laurepro new upsampler another"])
+    args = ["plan", "table9/encnet-another", "--scale", "smoke"]
+    ran = run_cli(*args, cwd=tmp_path)
+    assert ran.code == 2 and "unknown row" in ran.err and "export LAUREPRO_PLUGINS=plugins" in ran.err
+    (tmp_path / "elsewhere").mkdir()
+    assert "export" not in run_cli(*args, cwd=tmp_path / "elsewhere").err
+    assert run_cli(*args, cwd=tmp_path, LAUREPRO_PLUGINS="plugins").code == 0
 
 
 @pytest.mark.acceptance
 def test_the_whole_page(tmp_path: Path) -> None:
     """To the row with its interval."""
     *_, report, explained = follow(tmp_path, steps())
-    (line,) = [x for x in report.splitlines() if x.strip().startswith("EncNet, my")]  # the label may go on below
+    (line,) = [x for x in report.splitlines() if x.strip().startswith("EncNet, my")]  # the label may continue below
     assert re.search(r"\[[+-]\d+\.\d+, [+-]\d+\.\d+\]", report) and " 3 " in line
     assert "plugins/rows/table9/my_upsampler.yaml" in explained
 
@@ -85,12 +126,12 @@ def test_the_row_is_trained_and_reported(tiny: Path, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert new(tmp_path, monkeypatch, "mine")[0] == 0
     before = {f: f.read_bytes() for f in tmp_path.rglob("*.*")}
-    for name, said in (("mine", "mine.py is there"), ("lau", "lau.py is there"), ("lau4x_off", "'encnet-lau4x-off'")):
+    for name, said in (("mine", "mine.py exists"), ("lau", "lau.py exists"), ("lau4x_off", "'encnet-lau4x-off'")):
         code, text = new(tmp_path, monkeypatch, name)
         assert code == 2 and said in text, text
     (tmp_path / "plugins" / "upsamplers" / "mine.py").unlink()
     code, text = new(tmp_path, monkeypatch, "mine")  # its row and its test are still there
-    assert code == 2 and "mine.yaml is there" in text
+    assert code == 2 and "mine.yaml exists" in text
     for name in ("My", "2nd", "a-b", "a__b", "../x", ""):
         code, text = new(tmp_path, monkeypatch, name)
         assert code == 2 and repr(name) in text, text

@@ -36,7 +36,8 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes only: every option that selects a 
         "sapa": {"bottleneck_channels": 4},
     },
 }
-PARTS = [(folder, name) for folder in SMALL for name in parts.names(folder)]
+# Numbers of "timm" are that library's.
+PARTS = [(folder, name) for folder in SMALL for name in parts.names(folder) if name != "timm"]
 
 
 def filled(shape: tuple[int, ...], phase: float, dtype: torch.dtype) -> Tensor:

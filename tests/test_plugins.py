@@ -1,18 +1,18 @@
-"""Adding a part is adding one file: tables, scales, recipes, heads, upsamplers, data sets, launchers."""
+"""Plug-in folders: one file adds a table, scale, recipe, claim, head, upsampler, data set or launcher."""
 
 from __future__ import annotations
 
 import ast
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, environment, run_cli
+from conftest import ROOT, environment, run_cli
 
-from laurepro import record
+from laurepro import record, spec
+from laurepro.errors import LaureproError
 
 UPSAMPLER = """
 from typing import Literal
@@ -112,21 +112,33 @@ set:
 """
 
 
+CLAIMS = """
+title: A question of one's own
+source: nobody 2026
+statements:
+  - id: Z1
+    what: Two rows differ
+    where: nowhere
+    metric: miou
+    test: {kind: ordering}
+    comparisons: [{id: one, row: table90/first, than: table90/broken}]
+"""
+
+
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one file of each kind, and the experiments beside it. Not to be changed."""
+    """A plug-in folder with one file of each kind; the experiments are the checkout's. Not to be changed."""
     folder = tmp_path_factory.mktemp("plugins")
-    shutil.copytree(ROOT / "experiments", folder / "experiments")
     files = {
         "upsamplers/nearest2.py": UPSAMPLER,
         "upsamplers/explodes.py": UPSAMPLER.replace("super().__init__()", "raise RuntimeError('built to break')"),
         "heads/flat.py": HEAD,
         "datasets/stripes.py": DATASET,
         "launchers/shout.py": LAUNCHER,
-        "experiments/table90.yaml": TABLE,
-        "experiments/recipes/own.yaml": RECIPE,
-        "experiments/scales/three.yaml": SCALE,
-        "experiments/scales/tiny.yaml": TINY,
+        "table90.yaml": TABLE,
+        "recipes/own.yaml": RECIPE,
+        "scales/three.yaml": SCALE,
+        "claims/own.yaml": CLAIMS,
     }
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -135,13 +147,35 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def around(plugins: Path) -> dict[str, str | Path]:
-    return {"LAUREPRO_PLUGINS": plugins, "LAUREPRO_EXPERIMENTS": plugins / "experiments"}
+    return {"LAUREPRO_PLUGINS": plugins}
 
 
 def test_each_file_is_listed(plugins: Path, tmp_path: Path) -> None:
     new = {"table90", "three", "nearest2", "flat", "stripes", "shout"}
     assert new <= set(run_cli("list", cwd=tmp_path, **around(plugins)).out.replace(",", "").split())
     assert not new & set(run_cli("list", cwd=tmp_path).out.replace(",", "").split())
+
+
+def test_a_claim_of_a_file_beside_the_tree_is_judged(plugins: Path, tmp_path: Path) -> None:
+    ran = run_cli("claims", "--scale", "three", "--format", "json", cwd=tmp_path, **around(plugins))
+    assert ran.code == 0, ran.err
+    verdicts = {c["id"]: c for c in json.loads(ran.out)["items"]}
+    assert (verdicts["Z1.one"]["verdict"], verdicts["Z1.one"]["family"]) == ("not run", "own")
+
+
+@pytest.mark.parametrize("name", ["table3a.yaml", "scales/smoke.yaml", "recipes/ade20k.yaml", "claims/paper.yaml"])
+def test_a_name_of_the_experiments_cannot_be_taken(
+    name: str, plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one name, and one key, would mean two things. The same file, found twice, is no second one."""
+    monkeypatch.setenv("LAUREPRO_PLUGINS", f"{ROOT / 'experiments'}:{plugins}")
+    pattern = name.replace(Path(name).stem, "*")
+    spec.files.experiment_files(pattern)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("title: another\n")
+    monkeypatch.setenv("LAUREPRO_PLUGINS", str(tmp_path))
+    with pytest.raises(LaureproError, match=r"the name '.*' is taken by .*experiments"):
+        spec.files.experiment_files(pattern)
 
 
 def test_they_train_evaluate_and_report(plugins: Path, tmp_path: Path) -> None:

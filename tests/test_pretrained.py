@@ -366,7 +366,7 @@ def test_a_file_of_ones_own_is_found_by_name_and_digest_and_loads_strictly(
     before = {k: v.clone() for k, v in target.state_dict().items()}
     with pytest.raises(LaureproError) as error:
         load_pretrained(target, f"own.pth@{digest}", "resnet50", no_caches)
-    for word in (str(file), "1 keys without a place: layer5.0.conv1.weight", "1 not in it: layer4.0.conv1.weight"):
+    for word in (str(file), "1 unexpected keys: layer5.0.conv1.weight", "1 missing keys: layer4.0.conv1.weight"):
         assert word in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
 
@@ -420,7 +420,7 @@ def test_a_training_starts_from_its_weights_and_the_record_says_which(no_caches:
     trained = checkpoint.load_weights(no_caches.parent / "job")
     assert float(trained["backbone.layer1.0.conv1.weight"].std()) < 1e-6
     file.unlink()
-    with pytest.raises(LaureproError, match="is not there"):
+    with pytest.raises(LaureproError, match="is missing"):
         train.run(job, make_context(no_caches.parent / "again"))
 
 
@@ -442,5 +442,5 @@ def test_the_doctor_says_which_weights_are_there(no_caches: Path, monkeypatch: p
 def test_a_run_without_its_weights_ends_before_any_work(tmp_path: Path) -> None:
     own = "train.pretrained=own.pth@" + "0" * 64
     ran = run_cli("run", "table3a/encnet-os8-bilinear", "--scale", "paper", "--set", own, cwd=tmp_path, HOME=tmp_path)
-    assert ran.code == 2 and "data/pretrained/own.pth is not there" in ran.err and "Traceback" not in ran.err
+    assert ran.code == 2 and "data/pretrained/own.pth is missing" in ran.err and "Traceback" not in ran.err
     assert not (tmp_path / "runs").exists()

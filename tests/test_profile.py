@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,7 @@ CLASSIFIER_OF_IMAGENET = 2_049_000  # 2048 x 1000 + 1000: counted by the paper, 
 ENCNET_LINEARS = 512 * 512 + 512 * 59  # the gate and the SE logits, once a picture
 PAPER = spec.scale("paper")
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 @cache
@@ -229,7 +221,7 @@ def test_class_counts() -> None:
 
 
 def test_costs_are_read_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; from laurepro import costs; print(len(costs.read()), 'torch' in sys.modules)"
+    code = "import sys; from laurepro.network import costs; print(len(costs.read()), 'torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == [str(len(costs.read())), "False"]
     assert costs.read()[costs.network_name(experiment("table1/encnet-os8-lau4x-off"))].params == 33_672_854 + 167_936

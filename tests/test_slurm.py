@@ -288,7 +288,7 @@ def test_told_to_stop_on_two_nodes_it_is_requeued_and_goes_on(
     assert ran.code == 0, ran.err
     assert int(shows(slurm_or_skip, number, "Restarts")) == 1
     log = (train_folder(tmp_path) / "log.txt").read_text()
-    assert "stopped by a signal; the checkpoint is written" in log and "goes on after step" in log
+    assert "stopped by a signal; the checkpoint is written" in log and "resumes after step" in log
     assert_same_bits(tmp_path, finished_by_two)
 
 
@@ -307,7 +307,7 @@ def test_pre_empted_it_goes_on(
     ran = finish(process, 500)
     assert ran.code == 0, ran.err
     assert int(shows(slurm_or_skip, number, "Restarts")) == 1
-    assert "goes on after step" in (train_folder(tmp_path) / "log.txt").read_text()
+    assert "resumes after step" in (train_folder(tmp_path) / "log.txt").read_text()
     assert_same_bits(tmp_path, finished)
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,13 @@ from laurepro.network import checkpoint, model
 from laurepro.network.model import MEAN, STD, normalise
 from laurepro.stages import Context, Result, Stopped, evaluate, train
 from laurepro.training.batches import Batches
-from laurepro.training.clock import BEHIND, IdleClock
+from laurepro.training.clock import STEPS_IN_FLIGHT, IdleClock
+from laurepro.training.progress import agree
+from laurepro.training.schedule import learning_rates
 
 STEPS = 8
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def make_job(stage: str = "train", seed: int = 0, scale: str = "test", **changes: dict[str, Any]) -> spec.Job:
@@ -125,14 +120,14 @@ def test_an_epoch_is_a_permutation_shared_by_the_ranks(tmp_path: Path) -> None:
 
 
 def test_poly_schedule_and_phases() -> None:
-    rates = train.learning_rates(spec.Train(epochs=3, batch_size=4, lr=0.5), 18)
+    rates = learning_rates(spec.Train(epochs=3, batch_size=4, lr=0.5), 18)
     assert rates == pytest.approx([0.5 * (1 - t / 12) ** 0.9 for t in range(12)])
-    assert len(train.learning_rates(spec.Train(iterations=7), 100)) == 7
+    assert len(learning_rates(spec.Train(iterations=7), 100)) == 7
     phases = ({"iterations": 2, "lr": 1.0}, {"iterations": 4, "lr": 0.1})
-    rates = train.learning_rates(spec.Train(phases=phases, power=1.0), 100)
+    rates = learning_rates(spec.Train(phases=phases, power=1.0), 100)
     assert rates == pytest.approx([1.0, 0.5, 0.1, 0.075, 0.05, 0.025])
     with pytest.raises(LaureproError, match="more than the 15"):
-        train.learning_rates(spec.Train(epochs=1, batch_size=16), 15)
+        learning_rates(spec.Train(epochs=1, batch_size=16), 15)
 
 
 def test_each_group_has_its_rate_and_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +171,7 @@ def test_losses_that_are_read_later_change_nothing(
     expected = train.run(make_job(), make_context(tmp_path / "at once"))
     seen: list[dict[str, Any]] = []
 
-    monkeypatch.setitem(BEHIND, "cpu", 1)
+    monkeypatch.setitem(STEPS_IN_FLIGHT, "cpu", 1)
     context = make_context(tmp_path / "later")._replace(progress=seen.append)
     if stop is not None:
         asked = iter(range(100))
@@ -233,7 +228,7 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
     with pytest.raises(LaureproError, match="do not fit"):
         other = model.build(make_job(model={"backbone": {"width": 8}}).experiment.model, job.experiment.op, 8)
         train.start_from(other, "backbone", make_context(tmp_path / "child", weights=tmp_path / "parent"))
-    with pytest.raises(LaureproError, match="no such weights"):
+    with pytest.raises(LaureproError, match="no such file"):
         train.start_from(network, "model", make_context(tmp_path / "child", weights=tmp_path / "nowhere"))
 
 
@@ -250,7 +245,7 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 3):
-        (tmp_path / f"checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
+        (tmp_path / f".checkpoint-{step:08d}.ckpt.1.tmp").write_text("left by a killed process")
         checkpoint.save(tmp_path, step, {"key": "k", "x": torch.arange(1000), "step": step})
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["checkpoint-00000002.ckpt", "checkpoint-00000003.ckpt"]
@@ -381,7 +376,7 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     with pytest.raises(LaureproError, match="cannot be divided over 2"):
         train.run(make_job(train={"batch_size": 3}), make_context(folder / "odd"))
     with pytest.raises(RuntimeError, match="not finite at step 4, rank 1"):
-        train._agree(math.nan if rank == 1 else 1.0, False, 4)
+        agree(math.nan if rank == 1 else 1.0, False, 4)
     told: list[float] = []
     context = make_context(folder / "two", stop=after(5 if rank == 1 else 10**6))
     with pytest.raises(Stopped):  # rank 1 alone is told to stop, and both do
@@ -391,14 +386,14 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     out["train"] = tuple(train.run(together_job(), context))
     assert len(told) == (STEPS - 5 if rank == 0 else 0)
     out["straight"] = tuple(train.run(together_job(), make_context(folder / "straight")))
-    BEHIND["cpu"] = 1  # as GPUs, whose losses are read while the next step is under way
+    STEPS_IN_FLIGHT["cpu"] = 1  # as GPUs, whose losses are read while the next step is under way
     with pytest.raises(Stopped):
         train.run(together_job(), make_context(folder / "behind", stop=after(3 if rank == 1 else 10**6)))
     assert (folder / "behind" / "checkpoint-00000004.ckpt").is_file()
     out["behind"] = tuple(train.run(together_job(), make_context(folder / "behind")))
-    BEHIND["cpu"] = 0
+    STEPS_IN_FLIGHT["cpu"] = 0
     out["sampled"] = tuple(train.run(sampled_job(), make_context(folder / "sampled")))
-    with pytest.raises(LaureproError, match="the 4 pictures of each of 2 processes cannot be split"):
+    with pytest.raises(LaureproError, match="the 4 images of each of 2 processes cannot be split"):
         train.run(make_job(train={"batch_size": 8, "accumulate": 8}), make_context(folder / "odd"))
     out["micro"] = tuple(train.run(micro_job(), make_context(folder / "micro")))
     context = make_context(folder / f"evaluate{rank}", weights=folder / "one")

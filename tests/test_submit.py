@@ -78,10 +78,10 @@ def _jpeg(values: Any) -> bytes:
 TWO = [[1, 2, 3], [3, 2, 1]]
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda f: (f / "b.png").unlink(), "1 file missing: b.png"),
-    "one too many": (lambda f: (f / "d.png").write_bytes(_png(TWO)), "1 file not asked for: d.png"),
+    "one too many": (lambda f: (f / "d.png").write_bytes(_png(TWO)), "1 file unexpected: d.png"),
     "transposed": (
         lambda f: (f / "b.png").write_bytes(_png(np.array(TWO).T)),
-        "of another size than the picture: b.png",
+        "of another size than the image: b.png",
     ),
     "0-based": (lambda f: (f / "b.png").write_bytes(_png(np.array(TWO) - 1)), "with values outside 1 to 3: b.png"),
     "too high": (lambda f: (f / "b.png").write_bytes(_png(np.array(TWO) + 1)), "with values outside 1 to 3: b.png"),
@@ -89,8 +89,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "palette": (lambda f: (f / "b.png").write_bytes(_png(TWO, "P")), "a PNG of mode P"),
     "one bit": (lambda f: (f / "b.png").write_bytes(_png(TWO, "1")), "a PNG of mode 1"),
     "a jpeg": (lambda f: (f / "b.png").write_bytes(_jpeg(TWO)), "a JPEG of mode L"),
-    "empty": (lambda f: (f / "b.png").write_bytes(b""), "not a picture"),
-    "cut short": (lambda f: (f / "a.png").write_bytes((f / "a.png").read_bytes()[:45]), "damaged or of another form"),
+    "empty": (lambda f: (f / "b.png").write_bytes(b""), "not an image"),
+    "cut short": (lambda f: (f / "a.png").write_bytes((f / "a.png").read_bytes()[:45]), "damaged or in another format"),
 }
 
 
@@ -117,7 +117,7 @@ def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in str(error.value).splitlines()[1:]] == [
         "1 file missing",
         "1 file with values outside 1 to 3",
-        "1 file of another size than the picture",
+        "1 file of another size than the image",
     ]
 
 
@@ -130,7 +130,7 @@ def test_zips_of_others(tmp_path: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         for name in ("a", "b", "c", "c"):
             archive.write(folder / f"{name}.png", f"{name}.png")
-    assert problems(file, EXPECTED) == ["1 file there twice: c.png"]
+    assert problems(file, EXPECTED) == ["1 file twice in the zip: c.png"]
     with zipfile.ZipFile(file, "w") as archive:
         for name in ("a", "b", "c"):
             archive.write(folder / f"{name}.png", f"pictures/{name}.png")
@@ -235,7 +235,7 @@ def test_submission_from_the_predictions_that_the_evaluation_kept(fine: Fine) ->
     test = fine.records["test"]
     ran = fine.cli("submit", "shapes", "--job", test.key, "--output", "out/x.zip")
     assert ran.code == 0, ran.err
-    assert "taking the 8 predictions" in ran.err and "8 label maps, values 1 to 8, checked" in ran.out
+    assert "using the 8 predictions" in ran.err and "8 label maps, values 1 to 8, checked" in ran.out
     _, pictures = open_split(test.experiment.data, fine.folder / "data", "test")
     confusion = np.zeros((8, 8), int)
     for (name, predicted), i in zip(read(fine.folder / "out" / "x.zip"), range(8), strict=True):
@@ -358,11 +358,11 @@ def test_predicting_with_a_released_checkpoint(photographs: list[Path], tiny: Pa
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("none.jpg",), "no such picture: none.jpg"),
-        (("{a}", "{a}"), "several pictures would be written as turned"),
+        (("none.jpg",), "no such image: none.jpg"),
+        (("{a}", "{a}"), "several images would be written as turned"),
         (("{a}", "--protocol", "encnetms"), "nearest: encnet-ms"),
         (("{a}", "--job", "zzz"), "unknown job 'zzz'"),
-        (("{text}",), "cannot be read as a picture: not a picture"),
+        (("{text}",), "cannot be read as an image: not an image"),
         (("{a}", "--output", "{a}"), "--output"),
     ],
 )
@@ -382,7 +382,7 @@ def test_a_picture_cut_short(photographs: list[Path]) -> None:
     cut = photographs[0].with_name("y.jpg")
     cut.write_bytes(photographs[0].read_bytes()[:800])
     check([cut, photographs[1]])
-    with pytest.raises(LaureproError, match=r"y\.jpg: cannot be read as a picture"):
+    with pytest.raises(LaureproError, match=r"y\.jpg: cannot be read as an image"):
         prediction.read(cut)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "bilinear": {"model": {"upsampler": {"kind": "bilinear"}}, "loss": {"kind": "cross_entropy"}},
 }
 
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def batch(n: int = 4, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -129,7 +121,7 @@ def test_what_the_machine_lacks_is_refused_before_any_work(tmp_path: Path, monke
         with pytest.raises(LaureproError, match="reduce-overhead: replays CUDA graphs"):
             train.run(make_job(train={"compile": "reduce-overhead"}), make_context(tmp_path / "graphs"))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(LaureproError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):
+    with pytest.raises(LaureproError, match="needs a C\\+\\+ compiler, and no-such-compiler was not found"):
         training_step.check(spec.Train(epochs=1, compile="default"), 1, CPU)
 
 

@@ -121,7 +121,7 @@ def test_a_record_without_a_checksum_is_read_and_complained_of(tmp_path: Path) -
         ({"class_names": ("a", "b")}, ["not 2 x 2"]),
         ({"boundary_confusion": ((51, 2, 1), *EDGES[1:])}, ["boundary_confusion has more pixels"]),
         ({"boundary_counts": {"boundary_iou": ((1, 1, 1), (0, 2, 2))}}, ["boundary_counts of boundary_iou"]),
-        ({"dataset": "ade20k"}, ["dataset is 'ade20k', that of its experiment is 'shapes'"]),
+        ({"dataset": "ade20k"}, ["dataset is 'ade20k', its experiment gives 'shapes'"]),
         ({"split": "train"}, ["split is 'train'"]),
         ({"seed": 7}, ["key is", "job is"]),
         ({"scale": "paper"}, ["key is"]),
@@ -202,9 +202,9 @@ def test_evaluating_again_finds_a_forged_matrix(finished: Finished, tmp_path: Pa
 def test_without_the_weights(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "results", tmp_path / "results")
     ran = run_cli("verify", "--rerun", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    assert ran.code == 0 and "not evaluated again" in ran.out and "no weights at hand" in ran.out
+    assert ran.code == 0 and "not evaluated again" in ran.out and "no weights in" in ran.out
     named = run_cli("verify", finished.evaluate.job, "--rerun", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    assert named.code == 2 and "no weights at hand" in named.err and "Traceback" not in named.err
+    assert named.code == 2 and "no weights in" in named.err and "Traceback" not in named.err
     other = finished.evaluate.model_copy(update={"weights_sha256": "0" * 64})
     with pytest.raises(LaureproError, match="the record is of 000000000000"):
         verify.rerun(other, finished.folder / "runs", tmp_path, lambda state: None)

@@ -1,8 +1,9 @@
 """Speeds and memory as ratios to peers, measured in one process: `laurepro bench NAME` is `bench/NAME.py`.
 
-A file here defines `run(options: Options) -> list[Row]`. It checks first and times then: a variant of ours that is
-wrong is never timed. Everything that is compared takes turns within one process (`bench/_measure.py`), so that a busy
-or throttled machine slows all of it alike; milliseconds are of this machine, ratios travel.
+A file in this folder defines `run(options: Options, bandwidth: float) -> list[Row]`; the bandwidth is that of a plain
+copy, in bytes a second. It checks first and times then: a variant of this project that is wrong is never timed.
+Everything that is compared takes turns within one process (`bench/_measure.py`), so that a busy or throttled machine
+slows all of it alike. Milliseconds belong to the machine; ratios can be compared between machines.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from laurepro import record
-from laurepro.errors import unknown
+from laurepro.errors import LaureproError, unknown
 from laurepro.spec.fields import Precision
 
 SCHEMA = 1
 
 
 class Options(NamedTuple):
-    """What the command line chose."""
+    """The choices of the command line."""
 
     device: str  # "cpu" or "cuda"
     shapes: Literal["tiny", "small", "full"]
@@ -35,33 +37,45 @@ class Options(NamedTuple):
         """Whether a case is to be measured."""
         return not self.only or any(fnmatch.fnmatchcase(case, glob) for glob in self.only)
 
+    def chosen(self, cases: Iterable[str]) -> list[str]:
+        """The cases that are to be measured.
+
+        Raises:
+            LaureproError: none of them.
+        """
+        cases = list(cases)
+        chosen = [case for case in cases if self.wants(case)]
+        if not chosen:
+            raise LaureproError(f"--only {' '.join(self.only)}: no such case", f"the cases are {', '.join(cases)}")
+        return chosen
+
 
 class Row(NamedTuple):
-    """One variant of one case. What was not measured is None, and `note` says why."""
+    """One variant of one case. What was not measured is None, and `note` has the reason."""
 
     case: str
     variant: str
-    ours: bool
-    milliseconds: float | None  # of one call, in the fastest round
-    spread: float | None  # how far the median round is above the fastest, as a fraction of it
-    peak_bytes: int | None  # memory that one call needs on top of its inputs
-    peer: str  # what the ratios are to
-    ratio: float | None  # this variant's time / the peer's
-    peak_ratio: float | None  # this variant's peak / the peer's
-    floor_share: float | None  # time to move the case's bytes once at copy bandwidth / this variant's time
-    error: float | None  # largest relative error (2-norms) of what it computes, as the benchmark says
-    tolerance: float | None  # what `error` had to stay below; None: a peer, shown as it is
+    ours: bool  # this project's, not a peer's
+    peer: str  # the variant that the ratios refer to
+    milliseconds: float | None = None  # of one call, in the fastest round
+    spread: float | None = None  # how far the median round is above the fastest, as a fraction of it
+    peak_bytes: int | None = None  # memory that one call needs on top of its inputs
+    ratio: float | None = None  # this variant's time / the peer's
+    peak_ratio: float | None = None  # this variant's peak / the peer's
+    floor_share: float | None = None  # time to move the case's bytes once at copy bandwidth / this variant's time
+    error: float | None = None  # largest relative error (2-norms) of what it computes, as the benchmark defines it
+    tolerance: float | None = None  # bound of `error`; None: a peer, whose error is shown and not judged
     note: str | None = None
-    details: dict[str, Any] | None = None  # what else was measured, by name
+    details: dict[str, Any] | None = None  # further measurements, by name
 
     @property
     def wrong(self) -> bool:
-        """A variant of ours whose error is too large, or not a number."""
+        """Whether it is a variant of this project whose error is too large, or not a number."""
         return self.tolerance is not None and self.error is not None and not self.error <= self.tolerance
 
 
 class Report(NamedTuple):
-    """What a benchmark found, and where."""
+    """The rows of a benchmark, and the environment in which they were measured: commit, dirty, device, libraries."""
 
     environment: dict[str, Any]
     rows: list[Row]
@@ -72,7 +86,7 @@ class Report(NamedTuple):
 
 
 def names() -> list[str]:
-    """The benchmarks there are."""
+    """The benchmarks: files in this folder without an underscore."""
     return sorted(f.stem for f in Path(__file__).parent.glob("*.py") if not f.stem.startswith("_"))
 
 
@@ -128,7 +142,7 @@ def render(report: Report) -> str:
         wrong = f"  WRONG: above {row.tolerance:g}" if row.wrong else ""
         note = f"  {row.note}" if row.note else ""
         lines.append(f"  {row.variant + (' *' if row.ours else ''):32}{''.join(cells)}{wrong}{note}")
-    return "\n".join([*lines, "* ours; floor: share of the time that moving each tensor once would take"])
+    return "\n".join([*lines, "* laurepro; floor: time to move each tensor once, as a share of the time taken"])
 
 
 def _number(value: float | None, form: str) -> str:

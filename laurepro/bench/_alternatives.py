@@ -1,58 +1,31 @@
-"""Rows of a benchmark whose variants do one thing for many pictures: checked by the caller, timed here in turns."""
+"""Rows of a benchmark whose variants do the same thing for many images: the caller checks them, here they are timed."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from laurepro.bench import Options, Row, _measure
-from laurepro.errors import LaureproError
+from laurepro.bench import Row, _measure
 
 
 class Alternative(NamedTuple):
-    """One way to do it. `error` is of its result; only ours has a `tolerance`, and is not timed above it."""
+    """One way to do it. Only variants of this project have a `tolerance`; above it they are not timed."""
 
     name: str
     call: _measure.Call
-    error: float | None
+    error: float | None  # of the result
     tolerance: float | None = None
 
 
-def wanted(options: Options, cases: list[str]) -> list[str]:
-    """Those of the cases that `options.only` asks for.
-
-    Raises:
-        LaureproError: none of them.
-    """
-    chosen = [case for case in cases if options.wants(case)]
-    if not chosen:
-        raise LaureproError(f"--only {' '.join(options.only)}: no such case", f"there are {', '.join(cases)}")
-    return chosen
-
-
-def rows(case: str, alternatives: list[Alternative], peer: str, pictures: int, rounds: int) -> list[Row]:
-    """Time what is not wrong. Milliseconds are of one picture; a call takes `pictures` of them."""
+def rows(case: str, alternatives: list[Alternative], peer: str, images: int, rounds: int) -> list[Row]:
+    """Time what is not wrong. Milliseconds are of one image; a call processes `images` of them."""
     right = [a for a in alternatives if a.tolerance is None or (a.error is not None and a.error <= a.tolerance)]
     times = _measure.interleave({a.name: a.call for a in right}, rounds)
-    base = times[peer].best
-    found = []
+    timed = []
     for a in alternatives:
-        timed = times.get(a.name)
-        found.append(
-            Row(
-                case=case,
-                variant=a.name,
-                ours=a.tolerance is not None,
-                milliseconds=1e3 * timed.best / pictures if timed else None,
-                spread=timed.spread if timed else None,
-                peak_bytes=None,
-                peer=peer,
-                ratio=timed.best / base if timed else None,
-                peak_ratio=None,
-                floor_share=None,
-                error=a.error,
-                tolerance=a.tolerance,
-                note=f"{pictures / timed.best:.1f} pictures/s" if timed else None,
-                details={"pictures_per_second": pictures / timed.best} if timed else None,
-            )
-        )
-    return found
+        ours = a.tolerance is not None
+        row = _measure.row(case, a.name, ours, peer, times, calls=images, error=a.error, tolerance=a.tolerance)
+        if row.milliseconds is not None:
+            speed = 1e3 / row.milliseconds
+            row = row._replace(note=f"{speed:.1f} images/s", details={"pictures_per_second": speed})
+        timed.append(row)
+    return timed

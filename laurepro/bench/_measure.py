@@ -1,4 +1,4 @@
-"""Times that take turns, memory at its peak, and the bandwidth that both are held against."""
+"""Times that take turns, peak memory, the bandwidth of a copy, and the rows made from them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from laurepro.bench import Row
+
 Call = Callable[[], object]
-BLOCK = 0.02  # seconds: a call is repeated until one reading of the clock covers about that much
+BLOCK = 0.02  # seconds: a call is repeated until one reading of the clock covers about this time
 
 
 class Times(NamedTuple):
@@ -40,7 +42,7 @@ def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, Times]:
     """Time calls in turns, the order reversed every other round; the device is idle whenever the clock is read."""
     repeats = {}
     for name, call in calls.items():
-        call()  # whatever happens once: allocations, compilation, autotuning
+        call()  # absorbs what happens once: allocations, compilation, autotuning
         repeats[name] = max(1, min(10_000, math.ceil(BLOCK / _block(call, 1))))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
@@ -50,7 +52,7 @@ def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, Times]:
 
 
 def seconds(call: Call) -> float:
-    """Of one call, whatever it is the first of."""
+    """Of one call, without a warm-up."""
     return _block(call, 1)
 
 
@@ -67,8 +69,48 @@ def _now() -> float:
     return time.perf_counter()
 
 
+def row(
+    case: str,
+    variant: str,
+    ours: bool,
+    peer: str,
+    times: Mapping[str, Times],
+    peaks: Mapping[str, int | str] | None = None,
+    calls: int = 1,
+    **others: Any,
+) -> Row:
+    """A variant's row: its time and memory beside those of its peer, which may both be missing.
+
+    Args:
+        case: of the row.
+        variant: by its name in `times` and `peaks`.
+        ours: see `Row`.
+        peer: by its name in `times` and `peaks`.
+        times: of what was timed.
+        peaks: from `peak_bytes`; a reason becomes the note where there is no other.
+        calls: what the milliseconds are divided by.
+        others: further fields of the row.
+    """
+    timed, base = times.get(variant), times.get(peer)
+    peak, base_peak = (peaks or {}).get(variant), (peaks or {}).get(peer)
+    measured = Row(case, variant, ours, peer, **others)
+    if timed:
+        ratio = timed.best / base.best if base else None
+        measured = measured._replace(milliseconds=1e3 * timed.best / calls, spread=timed.spread, ratio=ratio)
+    if isinstance(peak, int):
+        peak_ratio = peak / base_peak if isinstance(base_peak, int) and base_peak > 0 else None
+        measured = measured._replace(peak_bytes=peak, peak_ratio=peak_ratio)
+    return measured if measured.note or not isinstance(peak, str) else measured._replace(note=peak)
+
+
+def reason(error: Exception) -> str:
+    """Why a peer was not measured, from the error with which it failed."""
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"not measured: {type(error).__name__}: {first:.100}"
+
+
 def announced(cases: Sequence[str]) -> Iterator[str]:
-    """The cases one after the other, each told on stderr before it begins."""
+    """The cases one after the other, each printed on stderr before it begins."""
     for count, case in enumerate(cases, 1):
         print(f"[{count}/{len(cases)}] {case}", file=sys.stderr, flush=True)
         yield case
@@ -83,14 +125,14 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def peak_bytes(device: torch.device, build: Callable[..., tuple[Call, Call]], *arguments: Any) -> int | str:
-    """Memory that one call takes at its peak beyond what was there before it, results included; or why not known.
+    """Memory that one call takes at its peak beyond what was allocated before, results included; or why not known.
 
-    On a GPU what torch's allocator says. On a CPU the resident memory of a process forked for this one call, whose
-    high-water mark is reset just before the call: it sees every allocation, those inside of torch's operators too.
+    On a GPU as torch's allocator counts it. On a CPU the resident memory of a process forked for this one call, whose
+    high-water mark is reset just before the call: it covers every allocation, those inside torch's operators too.
 
     Args:
         device: where the call runs.
-        build: importable by name; given `arguments` makes (warm-up, call).
+        build: importable by name; makes (warm-up, call) from `arguments`.
         arguments: picklable.
     """
     if device.type == "cuda":
@@ -107,7 +149,7 @@ def peak_bytes(device: torch.device, build: Callable[..., tuple[Call, Call]], *a
         return "peak memory of a CPU is read from Linux's /proc"
     # A server that has imported torch but never used it forks the child in milliseconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["laurepro.bench.loss"])  # which imports all that any benchmark does
+    context.set_forkserver_preload(["laurepro.bench.loss"])  # which imports everything that a benchmark needs
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             return pool.submit(_resident_peak, build, arguments, torch.get_num_threads()).result()
@@ -120,7 +162,7 @@ def _resident_peak(build: Callable[..., tuple[Call, Call]], arguments: tuple[Any
     warm_up, call = build(*arguments)
     warm_up()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # what the allocator keeps of freed memory would be used again, unseen
+        trim(0)  # else the call could reuse memory that the allocator keeps, which would not be counted
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
     before = _status("VmRSS")
     result = call()

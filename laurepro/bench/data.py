@@ -1,8 +1,8 @@
-"""How fast one worker makes training pictures, beside torchvision's transforms doing the same to the same files.
+"""How fast one worker makes training images, beside torchvision's transforms doing the same to the same files.
 
-Scale paper's sample (short side 260 to 1040, padded and cut to 480, blurred or not) from generated JPEGs and label
-maps of PASCAL Context's sizes and of about its bytes. `files` begins with the files, `decoded` with decoded pictures.
-All variants are given the same draws, and one thread. The reference is Pillow, which resizes whole pictures.
+The samples are those of scale paper (short side 260 to 1040, padded and cropped to 480, blurred or not), from generated
+JPEGs and label maps of PASCAL Context's sizes and of about its bytes. `files` begins with the files, `decoded` with
+decoded images. All variants get the same draws, and one thread. The reference is Pillow, which resizes whole images.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from torchvision.transforms.v2 import functional as F
 
 from laurepro import spec
 from laurepro.bench import Options, Row
-from laurepro.bench._alternatives import Alternative, rows, wanted
+from laurepro.bench._alternatives import Alternative, rows
 from laurepro.datasets import _files, _prepare
 from laurepro.training.augment import draw_corner, draw_flips, short_side_at, training_sample
 
 SIZES = ((375, 500), (375, 500), (333, 500), (500, 375))  # height and width: the most frequent of PASCAL VOC's
-QUALITY = 95  # of the JPEGs: with the noise below 100 kB a picture, as VOC's are
+QUALITY = 95  # of the JPEGs: with the noise 100 kB an image, as VOC's are
 CLASSES = 59
-PICTURES = {"small": 16, "full": 64}
+IMAGES = {"small": 16, "full": 64}
 TOLERANCE = 1e-3
 PEER = "torchvision v2, tensors"
-MAPPED = "training_sample, data decode"  # only from files: decoded pictures lie in memory
+MAPPED = "training_sample, data decode"  # only from files: decoded images lie in memory
 CASES = [f"data/480/blur-{blur}/{begin}" for blur in ("off", "on") for begin in ("files", "decoded")]
 
 Made = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # colours uint8 [480, 480, 3], labels int64 [480, 480]
-Pair = tuple[Any, Any]  # a picture and its label map, as a variant has them decoded
+Pair = tuple[Any, Any]  # an image and its label map, decoded as a variant needs them
 
 
 class Draws(NamedTuple):
-    """What chance decides for one picture; `blur` is the radius, or None."""
+    """The random draws of one image; `blur` is the radius, or None."""
 
     flip: bool
     size: tuple[int, int]
@@ -53,14 +53,10 @@ class Draws(NamedTuple):
 
 def run(options: Options, bandwidth: float) -> list[Row]:
     """All cases; see `laurepro.bench`."""
-    chosen = wanted(options, CASES)
-    count = PICTURES[options.shapes]
-    found: list[Row] = []
+    chosen = options.chosen(CASES)
     with tempfile.TemporaryDirectory() as folder, _one_thread():
-        pictures = generate(Path(folder), count)
-        for case in chosen:
-            found += _rows(case, pictures, options.rounds)
-    return found
+        images = generate(Path(folder), IMAGES[options.shapes])
+        return [row for case in chosen for row in _rows(case, images, options.rounds)]
 
 
 @contextmanager
@@ -73,8 +69,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def generate(folder: Path, count: int) -> Pictures:
-    """Pictures of smooth colours and noise, and label maps of blocks, prepared as a data set of files."""
+def generate(folder: Path, count: int) -> Images:
+    """Images of smooth colours and noise, and label maps of blocks, prepared as a data set of files."""
     rng = np.random.default_rng(0)
     listed = []
     for index in range(count):
@@ -86,7 +82,7 @@ def generate(folder: Path, count: int) -> Pictures:
         blocks = rng.integers(0, CLASSES + 1, (height // 25, width // 25), dtype=np.uint8)
         mask = PIL.Image.fromarray(blocks).resize((width, height), PIL.Image.Resampling.NEAREST)
         mask.save(folder / f"{name}.png")
-        listed.append(_prepare.Picture(name, folder / f"{name}.jpg", folder / f"{name}.png"))
+        listed.append(_prepare.Original(name, folder / f"{name}.jpg", folder / f"{name}.png"))
     layout = _files.Layout(
         name="generated",
         classes=tuple(f"class {n}" for n in range(1, CLASSES + 1)),
@@ -97,14 +93,14 @@ def generate(folder: Path, count: int) -> Pictures:
     made = folder / layout.name
     if faults := _prepare.prepare(layout, _prepare.Originals({"train": listed}, []), made, lambda done, total: None):
         raise RuntimeError("\n".join(faults))
-    pairs = [(folder / f"{picture.name}.jpg", folder / f"{picture.name}.png") for picture in listed]
+    pairs = [(folder / f"{entry.name}.jpg", folder / f"{entry.name}.png") for entry in listed]
     files = _files.Files(layout, folder, "train")
     _files.decode(layout, made, "train", lambda done, total: None)
-    return Pictures(files, _files.Files(layout, folder, "train"), pairs)
+    return Images(files, _files.Files(layout, folder, "train"), pairs)
 
 
-class Pictures(NamedTuple):
-    """The same pictures opened as a data set, as one that was decoded once, and by their paths."""
+class Images(NamedTuple):
+    """The same images opened as a data set of files, as one that was decoded once, and by their paths."""
 
     files: _files.Files
     mapped: _files.Files
@@ -112,7 +108,7 @@ class Pictures(NamedTuple):
 
 
 def draws(data: spec.Data, height: int, width: int, rng: np.random.Generator) -> Draws:
-    """What `training_sample` draws for a picture of that size, in its order."""
+    """What `training_sample` draws for an image of that size, in its order."""
     hflip, _ = draw_flips(data.augment, rng)
     assert data.augment.short_side is not None
     low, high = (int(factor * data.base_size) for factor in data.augment.short_side)
@@ -126,15 +122,15 @@ def draws(data: spec.Data, height: int, width: int, rng: np.random.Generator) ->
 
 
 class Variant(NamedTuple):
-    """`read` decodes a picture by its index, `make` goes on from there."""
+    """`read` decodes an image by its index, `make` turns it into a sample."""
 
     name: str
     read: Callable[[int], Pair]
     make: Callable[[Pair, int], Made]
 
 
-def variants(pictures: Pictures, data: spec.Data) -> list[Variant]:
-    """Ours, torchvision's on tensors and on Pillow's pictures, and the reference."""
+def variants(images: Images, data: spec.Data) -> list[Variant]:
+    """This project's, torchvision's on tensors and on Pillow's images, and the reference."""
     crop = data.crop_size
     table = torch.arange(-1, CLASSES)  # class 0 is 1 in the label maps
 
@@ -142,7 +138,7 @@ def variants(pictures: Pictures, data: spec.Data) -> list[Variant]:
         return training_sample(*pair, data, _rng(index))
 
     def decoded(index: int) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-        image, mask = pictures.paths[index]
+        image, mask = images.paths[index]
         return PIL.Image.open(image), PIL.Image.open(mask)
 
     def tensors(index: int) -> Pair:
@@ -179,17 +175,17 @@ def variants(pictures: Pictures, data: spec.Data) -> list[Variant]:
         image = image.resize(drawn.size[::-1], PIL.Image.Resampling.BILINEAR)
         mask = mask.resize(drawn.size[::-1], PIL.Image.Resampling.NEAREST)
         box = (drawn.left, drawn.top, drawn.left + crop, drawn.top + crop)
-        image, mask = image.crop(box), mask.crop(box)  # what is beyond the picture becomes 0
+        image, mask = image.crop(box), mask.crop(box)  # pixels beyond the image become 0
         if drawn.blur is not None:
             image = image.filter(ImageFilter.GaussianBlur(drawn.blur))
         return np.asarray(image), np.asarray(mask).astype(np.int64) - 1
 
     return [
-        Variant("training_sample", pictures.files.__getitem__, ours),
-        Variant(MAPPED, pictures.mapped.__getitem__, ours),
+        Variant("training_sample", images.files.__getitem__, ours),
+        Variant(MAPPED, images.mapped.__getitem__, ours),
         Variant(PEER, tensors, torchvision),
         Variant("torchvision v2, Pillow", pillows, torchvision),
-        Variant("Pillow, whole pictures", decoded, reference),
+        Variant("Pillow, whole images", decoded, reference),
     ]
 
 
@@ -197,11 +193,11 @@ def _rng(index: int) -> np.random.Generator:
     return np.random.default_rng([0, 0, index])
 
 
-def _rows(case: str, pictures: Pictures, rounds: int) -> list[Row]:
+def _rows(case: str, images: Images, rounds: int) -> list[Row]:
     _, _, blur, begin = case.split("/")
     data = spec.Data(augment=spec.Augment(blur=blur == "blur-on"))
-    every = [v for v in variants(pictures, data) if begin == "files" or v.name != MAPPED]
-    indices = range(len(pictures.paths))
+    every = [v for v in variants(images, data) if begin == "files" or v.name != MAPPED]
+    indices = range(len(images.paths))
     expected = [every[-1].make(every[-1].read(i), i) for i in indices]
     alternatives = []
     for variant in every:
@@ -222,9 +218,9 @@ def _call(variant: Variant, indices: range, kept: list[Pair] | None) -> Callable
 
 
 def _error(made: list[Made], expected: list[Made], labels: bool) -> float:
-    """||colours - expected|| / ||expected||; NaN where labels are asked for and one is another.
+    """||colours - expected|| / ||expected||; NaN where `labels` are compared too and one differs.
 
-    torchvision's are not asked for: it rounds down where Pillow takes the middle.
+    Torchvision's are not compared: it rounds down where Pillow takes the middle.
     """
     if labels and not all(np.array_equal(a[1], b[1]) for a, b in zip(made, expected, strict=True)):
         return float("nan")

@@ -1,8 +1,8 @@
 """The evaluator, whose windows share forward passes, against a loop that gives the network one window at a time.
 
-`encnet-ss` and `encnet-ms` slide windows, `whole` and `whole-ms` give whole pictures; the last number of a case is the
-window's side. The loop is the released evaluator's arithmetic as one writes it, and is the reference too. Without a
-GPU the network is a small one, and all sizes but one are a quarter of the paper's.
+`encnet-ss` and `encnet-ms` slide windows, `whole` and `whole-ms` evaluate whole images; the last number of a case is
+the side of the window. The loop is the straightforward form of the released evaluator's arithmetic, and the reference
+too. Without a GPU the network is a small one, and all sizes but one are a quarter of the paper's.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 
 from laurepro import spec
 from laurepro.bench import Options, Row
-from laurepro.bench._alternatives import Alternative, rows, wanted
+from laurepro.bench._alternatives import Alternative, rows
 from laurepro.evaluation import inference
 from laurepro.network import model
 from laurepro.network.model import MEAN, STD
 from laurepro.spec.protocols import PROTOCOLS
 
 CLASSES = 59
-SIZES = ((375, 500),) * 4 + ((500, 333),) * 3 + ((333, 500),)  # of pictures, for windows of 480
+SIZES = ((375, 500),) * 4 + ((500, 333),) * 3 + ((333, 500),)  # of images, for windows of 480
 TOLERANCE = 1e-4
 LOOP = "a window at a time"
 PAPER = spec.Model(upsampler=spec.Part(kind="lau", scale_factor=4), aux=False)
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
     @property
     def evaluation(self) -> spec.Eval:
-        """The `eval` section of an experiment that says so."""
+        """The `eval` section of such an experiment."""
         return spec.Eval(**PROTOCOLS[self.protocol], base_size=self.crop * 520 // 480, crop_size=self.crop)
 
 
@@ -64,14 +64,14 @@ PROBLEMS = {
 def run(options: Options, bandwidth: float) -> list[Row]:
     """All cases; see `laurepro.bench`."""
     problems = {problem.name: problem for problem in PROBLEMS[options.shapes]}
-    chosen = wanted(options, list(problems))
+    chosen = options.chosen(problems)
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     network = model.build(SMALL if options.shapes == "small" else PAPER, spec.Op(), CLASSES)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.eval()
-    found: list[Row] = []
+    measured: list[Row] = []
     with torch.inference_mode():
         for name in chosen:
             problem = problems[name]
@@ -80,12 +80,12 @@ def run(options: Options, bandwidth: float) -> list[Row]:
                 torch.randn(3, *(side * problem.crop // 480 for side in size), generator=generator).to(device)
                 for size in sizes
             ]
-            found += _rows(problem, network, images, options.rounds)
-    return found
+            measured += _rows(problem, network, images, options.rounds)
+    return measured
 
 
 def loop(network: inference.Predictor, image: Tensor, evaluation: spec.Eval) -> Tensor:
-    """Scores [n, H, W] of a picture [3, H, W], a forward pass for each window, scale and mirror image."""
+    """Scores [n, H, W] of an image [3, H, W], with a forward pass for each window, scale and mirror image."""
     height, width = image.shape[1:]
     crop, stride = evaluation.crop_size, int(evaluation.crop_size * 2 / 3)
     black = -torch.tensor(MEAN, device=image.device) / torch.tensor(STD, device=image.device)
@@ -148,7 +148,7 @@ def _classes(scores: Callable[[], Iterator[Tensor]]) -> Callable[[], object]:
 
 @contextmanager
 def _exact() -> Iterator[None]:
-    """Float32 all through: TF32 would differ between batches."""
+    """Float32 throughout: TF32 would differ between batches."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -157,10 +157,10 @@ def _exact() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def _error(found: Iterator[Tensor], expected: Iterator[Tensor], probabilities: bool) -> float:
-    """||scores - expected|| / ||expected|| over all pictures; of scores that are exponentials, their shares."""
+def _error(scores: Iterator[Tensor], expected: Iterator[Tensor], probabilities: bool) -> float:
+    """||scores - expected|| / ||expected|| over all images; exponentials are first divided by their sum."""
     difference, size = 0.0, 0.0
-    for score, wanted_score in zip(found, expected, strict=True):
-        a, b = (s.double() / s.double().sum(0) if probabilities else s.double() for s in (score, wanted_score))
+    for pair in zip(scores, expected, strict=True):
+        a, b = (s.double() / s.double().sum(0) if probabilities else s.double() for s in pair)
         difference, size = difference + float(((a - b) ** 2).sum()), size + float((b**2).sum())
     return math.sqrt(difference / size)

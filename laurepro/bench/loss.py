@@ -1,8 +1,8 @@
-"""The location-aware losses against the same losses written without care for memory: every map upsampled.
+"""The location-aware losses against the same losses unfused, which upsample every map.
 
-`guided` is equation 3, `regression` equation 4. The unfused regression loss has six terms, as the authors' released
-code has them: LaU, bilinear (whose loss it computes and does not use) and the four corners, each a map of its own;
-`five-term` leaves the unused one out.
+`guided` is equation 3, `regression` equation 4. The unfused regression loss has six terms, as in the authors' released
+code: LaU, bilinear (whose loss it computes and does not use) and the four corners, each a separate map; `five-term`
+omits the unused one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laurepro.bench import Options, Row, _sampling, ops
-from laurepro.bench._sampling import Inputs, Pass, Problem, Variant
+from laurepro.bench._problems import Inputs, Problem
+from laurepro.bench._sampling import Pass, Variant
 from laurepro.ops import _reference, offset_guided_cross_entropy, offset_regression_loss
 
 LAMBDA, GAMMA, IGNORED = 0.3, 0.1, -1
 TIE = 1e-9  # in float64, losses nearer than this are equal
-UNDECIDED = 1e-4  # and labels whose candidates are nearer than this, without being equal, are left out: float32 guesses
+UNDECIDED = 1e-4  # labels whose losses are nearer than this, but not equal, are ignored: rounding would decide
 
 Sample = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -32,7 +33,7 @@ def run(options: Options, bandwidth: float) -> list[Row]:
 
 
 class Candidate(NamedTuple):
-    """A corner's loss at every pixel, (N, H, W), and its place minus the pixel's, (H, 1) and (W,)."""
+    """A corner's loss at every pixel, (N, H, W), and its position minus the pixel's, (H, 1) and (W,)."""
 
     nll: Tensor
     row: Tensor
@@ -40,7 +41,7 @@ class Candidate(NamedTuple):
 
 
 def corners(input: Tensor, target: Tensor, k: int) -> Iterator[Candidate]:
-    """The four corners of each pixel's cell, each upsampled to a map of its own."""
+    """The four corners of each pixel's cell, each upsampled to a separate map."""
     h, w = input.shape[2:]
     rows, columns = (torch.arange(n * k, device=input.device) / k for n in (h, w))
     for column in (columns.floor(), columns.ceil()):
@@ -96,7 +97,7 @@ def unfused_regression(
 
 @functools.cache
 def _compiled(rule: str, k: int) -> Callable[..., Tensor]:
-    """One compilation for each shape, whatever the offsets."""
+    """Compiled once for each shape, for all offsets."""
     unfused = unfused_guided if rule == "guided" else functools.partial(unfused_regression, bilinear=True)
     return torch.compile(functools.partial(unfused, k=k), dynamic=False)
 
@@ -132,7 +133,7 @@ def _regression(problem: Problem) -> list[Variant]:
 
 
 def _decidable(rule: str) -> Callable[[Problem, Inputs], Inputs]:
-    """Ignore the labels whose candidates are nearly equal: which is the smaller would be rounding's choice."""
+    """Ignore the labels whose losses are nearly equal: rounding would decide which is smaller."""
 
     def prepare(problem: Problem, inputs: Inputs) -> Inputs:
         for i in range(problem.n):
@@ -160,8 +161,8 @@ def _float64(unfused: Callable[..., Tensor]) -> Callable[[Problem, Inputs], dict
             return unfused(i.input, i.offset, i.target, problem.k, _reference.location_aware_upsample, TIE)
 
         images = list(_sampling.by_image(problem, inputs, value))
-        found = {name: torch.cat([image[name] for image in images]) / problem.n for name in _sampling.OUTPUTS[1:]}
-        return {"value": torch.stack([image["value"] for image in images]).mean(), **found}
+        grads = {name: torch.cat([image[name] for image in images]) / problem.n for name in _sampling.OUTPUTS[1:]}
+        return {"value": torch.stack([image["value"] for image in images]).mean(), **grads}
 
     return reference
 

@@ -1,4 +1,4 @@
-"""LaU itself against what else samples or upsamples: `F.grid_sample`, `F.interpolate`, `deform_conv2d`."""
+"""LaU itself against other ways to sample or upsample: `F.grid_sample`, `F.interpolate`, `deform_conv2d`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from laurepro.bench import Options, Row, _sampling
-from laurepro.bench._sampling import Inputs, Pass, Problem, Variant
+from laurepro.bench._problems import Inputs, Problem
+from laurepro.bench._sampling import Pass, Variant
 from laurepro.ops import _reference, location_aware_upsample
 
 
@@ -18,9 +19,9 @@ def run(options: Options, bandwidth: float) -> list[Row]:
 
 
 def grid_sample(input: Tensor, offset: Tensor, k: int) -> Tensor:
-    """The same map by `F.grid_sample`, its grid built from the offsets as one writes it.
+    """The same map by `F.grid_sample`, its grid built from the offsets in the obvious way.
 
-    In float32 at least, as autocast would have it: a bfloat16 grid is off by tenths of a pixel.
+    In float32 at least, as under autocast: a bfloat16 grid is off by tenths of a pixel.
     """
     n, c, h, w = input.shape
     m = offset.shape[1] // 2
@@ -33,7 +34,7 @@ def grid_sample(input: Tensor, offset: Tensor, k: int) -> Tensor:
 
 
 def deformable(input: Tensor, offset: Tensor, k: int) -> Tensor:
-    """The nearest that a deformable convolution comes: upsample, then resample with a 1x1 identity kernel."""
+    """The closest that a deformable convolution comes: upsample, then resample with a 1x1 identity kernel."""
     full = F.interpolate(input, scale_factor=k, mode="bilinear", align_corners=False)
     identity = torch.eye(input.shape[1], device=input.device, dtype=input.dtype)[:, :, None, None]
     value: Tensor = deform_conv2d(full, (k * offset).to(input.dtype), identity)
@@ -41,12 +42,12 @@ def deformable(input: Tensor, offset: Tensor, k: int) -> Tensor:
 
 
 def variants(problem: Problem) -> list[Variant]:
-    """Ours, then the peers."""
+    """LaU, then its peers."""
     k = problem.k
-    found = _sampling.ours(
+    compared = _sampling.ours(
         "location_aware_upsample", problem.device, lambda u, d, _, **o: location_aware_upsample(u, d, k, **o)
     )
-    found += [
+    compared += [
         Variant("grid_sample", lambda u, d, _: grid_sample(u, d, k), compares=_sampling.NO_OFFSETS),
         Variant(
             "interpolate",
@@ -57,7 +58,7 @@ def variants(problem: Problem) -> list[Variant]:
         ),
     ]
     if not problem.per_channel:
-        found.append(
+        compared.append(
             Variant(
                 "deform_conv2d",
                 lambda u, d, _: deformable(u, d, k),
@@ -66,7 +67,7 @@ def variants(problem: Problem) -> list[Variant]:
                 every_distribution=False,
             )
         )
-    return found
+    return compared
 
 
 def _float64(problem: Problem, inputs: Inputs) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
-"""At the prompt: what commands that compute nothing take from start to end, against a bare start of the interpreter.
+"""At the prompt: the time of commands that compute nothing, from start to end, against a bare start of the interpreter.
 
-`warm`: started a moment before. `cold`: without compiled bytecode, and, where the system lets a process ask for it,
-with the program's and its libraries' files out of the page cache: as on the first start after an installation.
+`warm`: started a moment before. `cold`: without compiled bytecode and, where the system lets a process ask for it, with
+the files of the program and its libraries evicted from the page cache, as on the first start after an installation.
 
-Checked first: the command ends well, and imports none of HEAVY. `error` is the number of those that it imports.
+Checked first: the command succeeds, and imports none of HEAVY. `error` is the number of those that it imports.
 """
 
 from __future__ import annotations
@@ -32,17 +32,14 @@ PEER = "python -c pass"
 
 
 def run(options: Options, bandwidth: float) -> list[Row]:
-    """A case for each command; see `laurepro.bench`. Results and runs are those of the folder it is started in.
+    """A case for each command; see `laurepro.bench`. Results and runs are those of the working directory.
 
     Raises:
         LaureproError: no case matches `options.only`, or a command fails.
     """
-    wanted = {f"prompt/{name}": name for name in COMMANDS if options.wants(f"prompt/{name}")}
-    if not wanted:
-        raise LaureproError(f"--only {' '.join(options.only)}: no such case", f"they are prompt/{', '.join(COMMANDS)}")
     rows = []
-    for case in _measure.announced(list(wanted)):
-        arguments = COMMANDS[wanted[case]]
+    for case in _measure.announced(options.chosen(f"prompt/{name}" for name in COMMANDS)):
+        arguments = COMMANDS[case.removeprefix("prompt/")]
         imported = heavy_imports(arguments)
         warm = {PEER: functools.partial(_start, "-c", "pass")}
         if not imported:
@@ -51,19 +48,13 @@ def run(options: Options, bandwidth: float) -> list[Row]:
         if not imported:
             times["cold"] = _measure.Times([_cold(arguments) for _ in range(options.rounds)])
         for variant in (PEER, "warm", "cold"):
-            timed = times.get(variant)
             rows.append(
-                Row(
-                    case=case,
-                    variant=variant,
-                    ours=variant != PEER,
-                    milliseconds=timed.best * 1e3 if timed else None,
-                    spread=timed.spread if timed else None,
-                    peak_bytes=None,
-                    peer=PEER,
-                    ratio=timed.best / times[PEER].best if timed else None,
-                    peak_ratio=None,
-                    floor_share=None,
+                _measure.row(
+                    case,
+                    variant,
+                    variant != PEER,
+                    PEER,
+                    times,
                     error=None if variant == PEER else float(len(imported)),
                     tolerance=None if variant == PEER else 0.0,
                     note=f"imports {', '.join(imported)}" if imported and variant != PEER else None,
@@ -74,7 +65,7 @@ def run(options: Options, bandwidth: float) -> list[Row]:
 
 
 def heavy_imports(arguments: tuple[str, ...]) -> list[str]:
-    """Which of HEAVY a command imports.
+    """The packages of HEAVY that a command imports.
 
     Raises:
         LaureproError: the command fails.
@@ -84,8 +75,8 @@ def heavy_imports(arguments: tuple[str, ...]) -> list[str]:
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
         raise LaureproError(f"laurepro {' '.join(arguments)}: ended with {ran.returncode}: {last}")
-    found = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if line.startswith("import time:")}
-    return [name for name in HEAVY if name in found]
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if line.startswith("import time:")}
+    return [name for name in HEAVY if name in imported]
 
 
 def _start(*arguments: str, **environment: str) -> None:
@@ -94,13 +85,13 @@ def _start(*arguments: str, **environment: str) -> None:
 
 
 def _cold(arguments: tuple[str, ...]) -> float:
-    """Seconds of one start without bytecode and, on Linux, with the files evicted that nobody else has mapped."""
-    with tempfile.TemporaryDirectory() as nothing:
+    """Seconds of one start without bytecode and, on Linux, with the files evicted that no other process has mapped."""
+    with tempfile.TemporaryDirectory() as no_bytecode:
         if hasattr(os, "posix_fadvise"):
             for file in _files():
                 with open(file, "rb") as stream:
                     os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        start = functools.partial(_start, "-m", "laurepro", *arguments, PYTHONPYCACHEPREFIX=nothing)
+        start = functools.partial(_start, "-m", "laurepro", *arguments, PYTHONPYCACHEPREFIX=no_bytecode)
         return _measure.seconds(start)
 
 

@@ -1,10 +1,10 @@
 """The command on a CPU, from its start to the last record, against the bare arithmetic of its jobs on all cores.
 
-The rows of Table 3a at scale smoke, through `laurepro run` in an empty folder. What it is held against is the sum over
-the trainings of their steps, and over the evaluations of their blocks of pictures, timed in this process with one
-thread on batches that lie in memory, divided by the cores: no process is started there, nothing read, augmented,
-counted or written.
-`--only 'table/ROW'` chooses rows; the pretraining that they share is among the jobs. Minutes for the whole table.
+The rows of Table 3a at scale smoke, through `laurepro run` in an empty folder. The peer is the sum over the trainings
+of their steps, and over the evaluations of their blocks of images, timed in this process with one thread on batches
+that lie in memory, divided by the number of cores: it starts no process, and reads, augments, counts and writes
+nothing.
+`--only 'table/ROW'` chooses rows; the pretraining that they share is among the jobs. The whole table takes minutes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from laurepro.launchers import cores
 from laurepro.network import model
 from laurepro.network.model import normalise
 from laurepro.spec import Job
-from laurepro.stages.train import learning_rates
 from laurepro.training import step as training_step
 from laurepro.training.batches import Batches
+from laurepro.training.schedule import learning_rates
 
 TABLE, SCALE = "table3a", "smoke"
 OVERRIDES: tuple[str, ...] = ()  # as --set has them
@@ -47,14 +47,10 @@ def run(options: Options, bandwidth: float) -> list[Row]:
     """
     scale = spec.scale(SCALE)
     rows = [row for _, row in plan.select([TABLE], scale) if row.set is not None]
-    wanted = [row for row in rows if options.wants(f"table/{row.id}")]
-    if not wanted:
-        raise LaureproError(
-            f"--only {' '.join(options.only)}: no such row", f"they are {', '.join(r.id for r in rows)}"
-        )
+    chosen = options.chosen(f"table/{row.id}" for row in rows)
     table = spec.tables()[TABLE]
     overrides = spec.parse_overrides(OVERRIDES)
-    plans = [plan.row_plan(table, row, scale, 1, overrides) for row in wanted]
+    plans = [plan.row_plan(table, r, scale, 1, overrides) for r in rows if f"table/{r.id}" in chosen]
     jobs = plan.build(plans, set(), lambda job: False).jobs
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     bare: dict[str, float] = {}
@@ -68,24 +64,10 @@ def run(options: Options, bandwidth: float) -> list[Row]:
         torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(mode)
     ideal = sum(bare.values()) / cores()
-    case = f"table/{TABLE}" if len(wanted) == len(rows) else f"table/{'+'.join(row.id for row in wanted)}"
+    case = f"table/{TABLE}" if len(plans) == len(rows) else f"table/{'+'.join(p.row.id for p in plans)}"
     peer = f"bare steps on {cores()} cores"
     return [
-        Row(
-            case=case,
-            variant=variant,
-            ours=variant != peer,
-            milliseconds=seconds * 1e3,
-            spread=None,
-            peak_bytes=None,
-            peer=peer,
-            ratio=seconds / ideal,
-            peak_ratio=None,
-            floor_share=None,
-            error=None,
-            tolerance=None,
-            details=details,
-        )
+        Row(case, variant, variant != peer, peer, seconds * 1e3, ratio=seconds / ideal, details=details)
         for variant, seconds, details in (
             (peer, ideal, {"seconds_of_jobs": bare}),
             (f"laurepro run --scale {SCALE}", taken, {"jobs": len(jobs)}),
@@ -94,31 +76,29 @@ def run(options: Options, bandwidth: float) -> list[Row]:
 
 
 def bare_seconds(job: Job, data: Path) -> float:
-    """What the arithmetic of a job takes by itself, on one core: the median of a few, times their number."""
+    """Seconds of the arithmetic of a job on one core: the median of a few steps, times their number."""
     e = job.experiment
     prepare(1)
     torch.manual_seed(job.seed)
     split = e.data.train_split if job.stage == "train" else e.eval.split
-    info, pictures = open_split(e.data, data, split)
+    info, images = open_split(e.data, data, split)
     network = model.build(e.model, e.op, len(info.classes))
     if job.stage == "train":
         stepper = training_step.set_up(network, e.train, e.loss, CPU)
-        batches = Batches(pictures, e.data, job.seed, e.train.batch_size, 0, 1)
-        images, target = next(batches.tensors(0, 1, 1, CPU))
+        batches = Batches(images, e.data, job.seed, e.train.batch_size, 0, 1)
+        batch, target = next(batches.tensors(0, 1, 1, CPU))
         for group in stepper.optimizer.param_groups:
-            group["lr"] = 0.0  # one batch over and over: the weights stay where they are
-        return len(learning_rates(e.train, len(pictures))) * _median(
-            lambda: training_step.step(stepper, images, target)
-        )
+            group["lr"] = 0.0  # one batch over and over, which must not change the weights
+        return len(learning_rates(e.train, len(images))) * _median(lambda: training_step.step(stepper, batch, target))
     network.to(CPU, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    size = min(inference.BLOCK[e.eval.mode], len(pictures))
-    block = [normalise(torch.from_numpy(pictures[i][0])[None])[0] for i in range(size)]
+    size = min(inference.BLOCK[e.eval.mode], len(images))
+    block = [normalise(torch.from_numpy(images[i][0])[None])[0] for i in range(size)]
 
     def predicted() -> object:
         with torch.inference_mode():
             return list(inference.predict(network, iter(block), len(info.classes), e.eval))
 
-    return len(pictures) / size * _median(predicted)
+    return len(images) / size * _median(predicted)
 
 
 def _median(call: _measure.Call) -> float:
@@ -136,7 +116,7 @@ def _command_seconds(targets: list[str], folder: Path) -> float:
     changes = [word for pair in OVERRIDES for word in ("--set", pair)]
     command = [sys.executable, "-m", "laurepro", "run", *targets, "--scale", SCALE, *changes, *places]
     began = time.perf_counter()
-    # It dies with this process: nothing trains on for a measurement that was stopped.
+    # It dies with this process: no training continues for a measurement that was stopped.
     ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent)
     taken = time.perf_counter() - began
     if ran.returncode:

@@ -207,17 +207,17 @@ def row_of(address: str) -> tuple[spec.Table, Row]:
 
 
 def load() -> tuple[Claim, ...]:
-    """Every claim of `experiments/claims/`, `paper` first, in the files' order.
+    """Every claim of `claims/*.yaml` of the experiments and of plug-in folders, `paper` first, in the files' order.
 
     Raises:
         LaureproError: an unknown key, row, metric or claim, with file and claim.
     """
-    return _load(spec.experiments_dir() / "claims")
+    files = spec.files.experiment_files("claims/*.yaml")
+    return _load(tuple(files[name] for name in sorted(files, key=lambda name: (name != "paper", name))))
 
 
 @cache
-def _load(folder: Path) -> tuple[Claim, ...]:
-    files = sorted(folder.glob("*.yaml"), key=lambda f: (f.stem != "paper", f.stem))
+def _load(files: tuple[Path, ...]) -> tuple[Claim, ...]:
     return tuple(claim for file in files for claim in read(file))
 
 

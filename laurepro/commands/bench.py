@@ -16,13 +16,13 @@ def command() -> None:
 
 
 _OUTPUT = click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON to this file.")
-_ROUNDS = click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns that are timed.")
+_ROUNDS = click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timed rounds.")
 _SIZES = ("small", "full")
 _DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 
 
 def _only(example: str) -> Callable[..., Any]:
-    return click.option("--only", metavar="GLOB", multiple=True, help=f"Only cases that match, as in '{example}'.")
+    return click.option("--only", metavar="GLOB", multiple=True, help=f"Only matching cases, as in '{example}'.")
 
 
 def _shapes(*choices: str, what: str) -> Callable[..., Any]:
@@ -45,13 +45,13 @@ _sampling = _measuring(
         "--compile/--no-compile",
         "compiled",
         default=None,
-        help="Time what torch.compile makes of it too (default: on a GPU only; a CPU compiles for minutes).",
+        help="Time torch.compile too (default: on a GPU only; a CPU compiles for minutes).",
     ),
     _only("*/P/white/*/forward"),
     _ROUNDS,
     _shapes(
         *("tiny", "small", "full"),
-        what="The paper's sizes at batch 16, smaller ones, a dry run's (default: full on a GPU, small on a CPU).",
+        what="full: the paper's sizes at batch 16; tiny: a dry run (default: full on a GPU, small on a CPU).",
     ),
     _DEVICE,
 )
@@ -80,10 +80,10 @@ def step(**options: Any) -> None:
 
 @command.command("data")
 @_measuring(
-    _OUTPUT, _only("*/blur-off/*"), _ROUNDS, _shapes(*_SIZES, what="16 generated pictures or 64 (default: small).")
+    _OUTPUT, _only("*/blur-off/*"), _ROUNDS, _shapes(*_SIZES, what="16 generated images, or 64 (default: small).")
 )
 def data(shapes: str | None, **options: Any) -> None:
-    """Training pictures a second of one worker, with reading and without, against torchvision's transforms."""
+    """Training images a second of one worker, from files and decoded, against torchvision's transforms."""
     _run("data", device="cpu", shapes=shapes or "small", **options)
 
 
@@ -92,11 +92,11 @@ def data(shapes: str | None, **options: Any) -> None:
     _OUTPUT,
     _only("*/encnet-ms/*"),
     _ROUNDS,
-    _shapes(*_SIZES, what="The paper's network and sizes, or small ones (default: full on a GPU, small on a CPU)."),
+    _shapes(*_SIZES, what="full: the paper's network and sizes (default: full on a GPU, small on a CPU)."),
     _DEVICE,
 )
 def evaluation(**options: Any) -> None:
-    """The evaluator against a loop that gives the network one window at a time."""
+    """The evaluator against a loop that evaluates one window at a time."""
     _run("eval", **options)
 
 
@@ -156,7 +156,7 @@ def _run(
     memory: bool = False,
     **others: Any,
 ) -> None:
-    """Measure, print, write. Raises click.exceptions.Exit(1) where a variant of ours is wrong."""
+    """Measure, print, write. Raises click.exceptions.Exit(1) if a variant of this project is wrong."""
     from laurepro import bench, record
     from laurepro.errors import LaureproError
 
@@ -167,7 +167,7 @@ def _run(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise LaureproError("--device cuda: torch sees no CUDA GPU", "leave --device away to measure the CPU")
+        raise LaureproError("--device cuda: torch sees no CUDA GPU", "omit --device to measure the CPU")
     gpu = device == "cuda"
     chosen: Any = shapes or ("full" if gpu else "small")
     options = bench.Options(device, chosen, rounds, only, gpu if compiled is None else compiled, memory, **others)

@@ -1,4 +1,4 @@
-"""`laurepro data`: what each data set needs, its originals in one form, what is wrong with a copy, and it decoded."""
+"""`laurepro data`: list, prepare, verify and decode data sets."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _root = click.option(
 
 @click.group("data")
 def command() -> None:
-    """The data sets: what each needs, prepare them from their originals, verify a copy, decode it once."""
+    """List the data sets, prepare them from their originals, verify a copy, decode it once."""
 
 
 @command.command("list")
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @_root
 def list_(root: Path, form: str) -> None:
-    """What each data set is, needs, and where it comes from; and what is found below --root."""
+    """List the data sets: contents, requirements, source and licence, and what is below --root."""
     import json
 
     from laurepro.spec import parts
 
-    found = []
+    listed = []
     for name in parts.names("datasets"):
         module = parts.load("datasets", name)
         optional = module.LAYOUT.optional if hasattr(module, "LAYOUT") else ()
         needed = tuple(split for split in module.INFO.splits if split not in optional)
-        found.append({**module.INFO._asdict(), "problems": module.problems(root, needed)})
+        listed.append({**module.INFO._asdict(), "problems": module.problems(root, needed)})
     if form == "json":
-        click.echo(json.dumps({"schema": 1, "root": str(root), "datasets": found}, indent=1))
+        click.echo(json.dumps({"schema": 1, "root": str(root), "datasets": listed}, indent=1))
         return
-    for info in found:
+    for info in listed:
         click.echo(f"{info['name']}: {info['description']}")
         click.echo(f"  splits:   {_splits(parts.load('datasets', info['name']))}")
         for key in ("source", "needs", "licence"):
@@ -73,20 +73,20 @@ def _splits(module: ModuleType) -> str:
     "--source",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The originals, as their owners publish them.",
+    help="Folder of the originals, as their owners publish them.",
 )
 @_root
 def prepare(name: str, source: Path | None, root: Path) -> None:
     """Copy the originals of data set NAME to --root, check every file, and write a manifest with checksums.
 
-    Nothing is downloaded or linked. Stopped at any moment, the same command goes on; where all is there it changes
-    nothing. What is wrong with the originals is said all at once, and then there is no manifest: exit code 2.
+    Nothing is downloaded or linked. If it is stopped, the same command resumes; if everything is in place, it changes
+    nothing. All problems of the originals are reported together, and then no manifest is written: exit code 2.
     """
     from laurepro.datasets import _prepare
 
     module = _module(name)
     if not hasattr(module, "LAYOUT"):
-        click.echo(f"{name}: {module.INFO.description}; there is nothing to prepare")
+        click.echo(f"{name}: {module.INFO.description}; nothing to prepare")
         return
     if source is None:
         raise LaureproError(f"--source DIR is missing: {name} is prepared from {module.INFO.needs}", module.INFO.source)
@@ -95,55 +95,66 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
     originals = module.originals(source)
     with progress("prepare") as report:
         problems = _prepare.prepare(module.LAYOUT, originals, root / name, report)
-    counts = ", ".join(f"{split} {len(pictures)}" for split, pictures in originals.splits.items())
-    _answer(problems, f"{root / name}: prepared, {counts} pictures")
+    counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())
+    _report(problems, f"{root / name}: prepared, {counts} images")
 
 
 @command.command()
 @click.argument("name")
-@click.option("--split", "splits", multiple=True, metavar="SPLIT", help="Only these (default: all that are there).")
+@click.option("--split", "splits", multiple=True, metavar="SPLIT", help="Only these splits (default: all).")
 @_root
 def decode(name: str, splits: tuple[str, ...], root: Path) -> None:
-    """Decode the pictures of data set NAME once, into files that all runs then read instead.
+    """Decode the images of data set NAME once, into files that all runs then read instead.
 
-    Four bytes a pixel, which all processes of a machine share. Numbers do not change; to undo it, remove the folder
-    `decoded` of the data set. A set that fits into 1 GiB is kept in memory in any case, and gains nothing.
+    Takes four bytes a pixel; all processes of a machine share them. Numbers do not change. To undo it, remove the
+    folder `decoded` of the data set. A data set that fits into 1 GiB is kept in memory anyway and gains nothing.
     """
     from laurepro.datasets import _files
 
     module = _module(name)
     if not hasattr(module, "LAYOUT"):
-        click.echo(f"{name}: {module.INFO.description}; there is nothing to decode")
+        click.echo(f"{name}: {module.INFO.description}; nothing to decode")
         return
     layout, folder = module.LAYOUT, root / name
-    there = tuple(s for s in layout.splits if s not in layout.optional or (folder / f"{s}.txt").exists())
-    for split in splits or there:
+    available = tuple(s for s in layout.splits if s not in layout.optional or (folder / f"{s}.txt").exists())
+    for split in splits or available:
         with progress("decode") as report:
             size = _files.decode(layout, folder, split, report)
         click.echo(f"{folder}: {split} decoded, {size / 1e9:.2f} GB")
 
 
 @command.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--scale", metavar="NAME", help="Also every data set that the tables use at this scale.")
 @_root
-def verify(name: str, root: Path) -> None:
-    """Read every file of data set NAME and name everything that is wrong: exit code 2 if anything is.
+def verify(names: tuple[str, ...], scale: str | None, root: Path) -> None:
+    """Read every file of data sets NAME and report all problems: exit code 2 if there are any.
 
-    Lists, numbers of pictures, splits that overlap, pairing, sizes, labels out of range, classes that never occur,
-    checksums, files that do not belong there. Without a fault: the share of each class.
+    Checks lists, numbers of images, overlapping splits, pairing, sizes, labels out of range, classes that never occur,
+    checksums and unexpected files. Without problems it prints the share of each class.
     """
+    from laurepro import plan
+
+    chosen = dict.fromkeys((*names, *(plan.datasets(scale) if scale is not None else ())))
+    if not chosen:
+        raise click.UsageError("name a data set, as in `laurepro data verify camvid`, or give --scale")
+    for name in chosen:
+        _verify_one(name, root)
+
+
+def _verify_one(name: str, root: Path) -> None:
     from laurepro.datasets import _verify
 
     module = _module(name)
     if not hasattr(module, "LAYOUT"):
-        _answer(module.problems(root, module.INFO.splits), f"{name}: {module.INFO.description}")
+        _report(module.problems(root, module.INFO.splits), f"{name}: {module.INFO.description}")
         return
     with progress("verify") as report:
-        found = _verify.verify(module.LAYOUT, root / name, report)
-    _answer(found.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in found.pictures.items())} pictures")
-    click.echo(f"{'% of pixels':20}" + "".join(f"{split:>10}" for split in found.pixels))
+        verified = _verify.verify(module.LAYOUT, root / name, report)
+    _report(verified.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in verified.images.items())} images")
+    click.echo(f"{'% of pixels':20}" + "".join(f"{split:>10}" for split in verified.pixels))
     for index, label in enumerate([*module.LAYOUT.classes, "(ignored)"]):
-        shares = (100 * counts[index] / counts.sum() for counts in found.pixels.values())
+        shares = (100 * counts[index] / counts.sum() for counts in verified.pixels.values())
         click.echo(f"{label:20}" + "".join(f"{share:10.3f}" for share in shares))
 
 
@@ -156,10 +167,10 @@ def _module(name: str) -> ModuleType:
     return parts.load("datasets", name)
 
 
-def _answer(problems: list[str], fine: str) -> None:
+def _report(problems: list[str], summary: str) -> None:
     for problem in problems:
         click.echo(problem)
     if problems:
         click.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", err=True)
         raise click.exceptions.Exit(2)
-    click.echo(fine)
+    click.echo(summary)

@@ -1,8 +1,7 @@
-"""`laurepro new`: a working part of one's own, to start from."""
+"""`laurepro new`: write a working plug-in to start from."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -13,21 +12,21 @@ from laurepro.errors import LaureproError
 TABLE = "table9"
 
 UPSAMPLER = '''\
-"""{title}: SAY WHAT IT DOES, AND WHICH PAPER AND EQUATION IT IS FROM."""
+"""{title}: WHAT IT DOES, AND WHICH PAPER AND EQUATION IT COMES FROM."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEATURES = ()  # ("location_aware",) where forward gives a PointSampling, ("guided",) where it takes a guide too
+FEATURES = ()  # ("location_aware",) if forward returns a PointSampling, ("guided",) if it also takes a guide
 
 
 class Upsampler(nn.Module):
-    """Nearest-neighbour upsampling, then a 3x3 filter of each channel that starts as the identity.
+    """Nearest-neighbour upsampling, then a 3x3 filter per channel that starts as the identity.
 
     Args:
-        channels: channels of the map: the classes.
+        channels: channels of the map, the classes.
         feature_channels: channels of the feature that the classifier reads.
         scale_factor: k. Keyword-only arguments with a default are options of the YAML files.
     """
@@ -41,7 +40,7 @@ class Upsampler(nn.Module):
     def forward(self, input: Tensor, feature: Tensor) -> Tensor:
         """Class scores [N, channels, h, w], feature [N, feature_channels, h, w] to [N, channels, h*k, w*k].
 
-        The network brings any size to the picture's, bilinearly.
+        The network resizes the result to the image's size, bilinearly.
         """
         out: Tensor = self.smooth(F.interpolate(input, scale_factor=self.scale_factor, mode="nearest"))
         return out
@@ -57,7 +56,10 @@ set: {{model: {{upsampler: {{kind: {name}}}}}}}
 """
 
 TEST = '''\
-"""{title}: its identity, its derivatives, and a step of training."""
+"""{title}: the contract of an upsampler, and derivatives against finite differences.
+
+Add a case of your method whose result you know.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +68,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from laurepro import parts, spec
-from laurepro.training.losses import segmentation_loss
-from laurepro.network.model import build
+from laurepro.checks import plugin
+from laurepro.spec import parts
+from laurepro.upsamplers import PointSampling
 
 
 @pytest.fixture(autouse=True)
@@ -79,34 +80,27 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAUREPRO_PLUGINS", os.fspath(Path(__file__).parents[1]))
 
 
-def test_it_starts_as_nearest_neighbour() -> None:
-    upsampler = parts.load("upsamplers", "{name}").Upsampler(5, 8)
-    input, feature = torch.randn(2, 5, 4, 6), torch.randn(2, 8, 4, 6)
-    assert torch.equal(upsampler(input, feature), F.interpolate(input, scale_factor=4, mode="nearest"))
+def test_it_keeps_the_contract() -> None:
+    (part,) = plugin.find("{name}", Path("data"))
+    assert [outcome for outcome in plugin.run(part) if outcome.problem is not None] == []
 
 
 def test_its_derivatives() -> None:
     upsampler = parts.load("upsamplers", "{name}").Upsampler(2, 3, scale_factor=2).double()
-    shapes = (1, 2, 2, 3), (1, 3, 2, 3)
-    assert torch.autograd.gradcheck(
-        lambda input, feature, *_: upsampler(input, feature),
-        (*(torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes), *upsampler.parameters()),
-    )
+    shapes = (1, 2, 2, 3), (1, 3, 2, 3)  # input, feature; a guided upsampler also takes a guide
 
+    def run(input, feature, *parameters):
+        out = upsampler(input, feature)
+        return out.materialize() if isinstance(out, PointSampling) else out
 
-def test_a_step_of_training_reaches_every_parameter() -> None:
-    small = {{"width": 4, "blocks": (1, 1, 1, 1)}}
-    model = spec.Model(backbone=small, upsampler={{"kind": "{name}"}}, aux_channels=4)
-    network = build(model, spec.Op(), 5)
-    target = torch.randint(-1, 5, (2, 64, 64))
-    segmentation_loss(network(torch.randn(2, 3, 64, 64)), target, spec.Loss())["loss"].backward()
-    assert [n for n, p in network.upsampler.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(run, (*inputs, *upsampler.parameters()))
 '''
 
 
 @click.group("new")
 def command() -> None:
-    """Start a part of one's own: an upsampler."""
+    """Start your own plug-in from a working template: an upsampler."""
 
 
 @command.command("upsampler")
@@ -118,17 +112,17 @@ def command() -> None:
     help="Folder to write to (default: the first of $LAUREPRO_PLUGINS, else ./plugins).",
 )
 def upsampler(name: str, plugins: Path | None) -> None:
-    """Write an upsampler NAME that trains, its row of table 9, and its test; nothing is overwritten.
+    """Write an upsampler NAME that trains, its row of table 9, and its test; no file is overwritten.
 
-    NAME is that of the file and of the `kind` in YAML: small letters, digits and _.
+    NAME becomes the file's name and the `kind` in YAML: lowercase letters, digits and _.
     """
     from laurepro import spec
     from laurepro.spec import parts
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise LaureproError(f"NAME: expected small letters, digits and _, beginning with a letter, got {name!r}")
-    named = [p for p in os.environ.get("LAUREPRO_PLUGINS", "").split(os.pathsep) if p]
-    folder = plugins or Path(named[0] if named else "plugins")
+        raise LaureproError(f"NAME: expected lowercase letters, digits and _, starting with a letter, got {name!r}")
+    searched = spec.files.plugin_folders()
+    folder = plugins or (searched[0] if searched else Path("plugins"))
     words = {"name": name, "id": name.replace("_", "-"), "title": name.replace("_", " "), "table": TABLE}
     files = {
         folder / "upsamplers" / f"{name}.py": UPSAMPLER,
@@ -137,7 +131,7 @@ def upsampler(name: str, plugins: Path | None) -> None:
     }
     taken = [str(f) for f in (parts.path("upsamplers", name), *files) if f is not None and f.exists()]
     if taken:
-        raise LaureproError(f"NAME {name!r} is taken: {taken[0]} is there", "choose another, or remove that file")
+        raise LaureproError(f"NAME {name!r} is taken: {taken[0]} exists", "choose another, or remove that file")
     row = f"encnet-{words['id']}"
     if any(r.id == row for r in spec.tables()[TABLE].rows):
         raise LaureproError(f"NAME {name!r} is taken: {TABLE} has a row {row!r}", "choose another")
@@ -146,9 +140,9 @@ def upsampler(name: str, plugins: Path | None) -> None:
         file.write_text(text.format(**words))
         click.echo(file)
     rows = " ".join(f"{TABLE}/encnet-{r}" for r in ("bilinear", "lau4x-off", words["id"]))
-    steps = [] if str(folder) in named else [f"export LAUREPRO_PLUGINS={folder}"]
+    steps = [] if folder in searched else [f"export LAUREPRO_PLUGINS={folder}"]
     steps += [
-        f"python -m pytest {folder / 'tests' / f'test_{name}.py'}",
+        f"laurepro check plugin {name}",
         f"laurepro run {rows} --scale smoke --seeds 3",
         f"laurepro report {TABLE} --scale smoke",
     ]

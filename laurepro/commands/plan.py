@@ -72,6 +72,7 @@ def command(
 
     from laurepro import plan, record, spec
     from laurepro.cost import estimate, machines, probe
+    from laurepro.cost.estimator import Estimator
     from laurepro.launchers import LaunchContext
 
     chosen, rows = choose(targets, everything or not targets, scale, seeds, pairs)
@@ -84,7 +85,7 @@ def command(
         _measure(planned, context, probe_seconds, targets)
     found = probe.read(runs)
     machine = machines.machine(gpu, gpus, context, planned, records.values(), found)
-    estimator = estimate.Estimator(machine, records, found, runs)
+    estimator = Estimator(machine, records, found, runs)
     cost = estimate.estimate(planned, estimator, found)
     fits = _fits(planned, machine, nproc_per_node) if fitting else None
     selected = None
@@ -198,7 +199,7 @@ def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ..
     """Run the probe, and leave what it found in the runs' folder."""
     from laurepro import record
     from laurepro.commands.run import check_data
-    from laurepro.cost import machines, probe, work
+    from laurepro.cost import machines, probe, trial, work
     from laurepro.network import costs
 
     record.writable(context.runs, "--runs")
@@ -213,7 +214,7 @@ def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ..
 
     device = machines.local_device()
     with progress("probe") as report:
-        new = probe.measure(planned, operations, context, device, seconds, report)
+        new = trial.measure(planned, operations, context, device, seconds, report)
     for name, reason in new.missing.items():
         click.echo(f"not measured: {name}: {reason}", err=True)
     probe.write(context.runs, new)

@@ -1,4 +1,4 @@
-"""`laurepro predict`: what a trained job makes of one's own pictures."""
+"""`laurepro predict`: the classes of your own images, by a trained job."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from laurepro.errors import LaureproError, unknown
     "--checkpoint",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Instead of a job: a .pth.tar of the released code; with --row.",
+    help="Instead of a job: a .pth.tar of the released code; needs --row.",
 )
-@click.option("--row", metavar="TABLE/ROW", help="The row whose network the checkpoint is of.")
+@click.option("--row", metavar="TABLE/ROW", help="The row whose network the checkpoint holds.")
 @click.option("--scale", default="paper", show_default=True, metavar="NAME", help="The scale of --row.")
-@click.option("--protocol", metavar="NAME", help="How to evaluate: encnet-ss, encnet-ms, … (default: the job's).")
+@click.option("--protocol", metavar="NAME", help="Evaluation protocol: encnet-ss, encnet-ms, … (default: the job's).")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -42,10 +42,10 @@ def command(
     results: Path,
     runs: Path,
 ) -> None:
-    """Predict the classes of one's own pictures with the network of a trained job, or of a released checkpoint.
+    """Predict the classes of your own images with the network of a trained job, or of a released checkpoint.
 
-    For each IMAGE: NAME.png, a label map whose values are class indices; NAME-overlay.png, the picture under the
-    classes' colours. Once: legend.png. The shares of the classes go to stdout.
+    For each IMAGE: NAME.png, a label map whose values are class indices; NAME-overlay.png, the image with the classes'
+    colours laid over it. Once: legend.png. The shares of the classes go to stdout.
     """
     from laurepro import record, spec
     from laurepro.evaluation import prediction
@@ -58,11 +58,11 @@ def command(
         raise unknown("protocol", protocol, PROTOCOLS, "--protocol")
     absent = [str(file) for file in images if not file.is_file()]
     if absent:
-        raise LaureproError(f"no such picture: {', '.join(absent)}")
+        raise LaureproError(f"no such image: {', '.join(absent)}")
     stems = [file.stem for file in images]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
-        raise LaureproError(f"several pictures would be written as {', '.join(twice)}", "give them in several runs")
+        raise LaureproError(f"several images would be written as {', '.join(twice)}", "give them in several runs")
     prediction.check(images)
 
     if checkpoint is not None and row is not None:
@@ -79,9 +79,9 @@ def command(
         predicted = prediction.predict(trained, image)
         prediction.mask(predicted, colours).save(output / f"{file.stem}.png")
         prediction.overlay(image, predicted, colours).save(output / f"{file.stem}-overlay.png")
-        found = prediction.shares(predicted, trained.classes)
-        seen |= {name for name, _ in found}
-        click.echo(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in found))
+        shares = prediction.shares(predicted, trained.classes)
+        seen |= {name for name, _ in shares}
+        click.echo(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares))
     rows = [i for i, name in enumerate(trained.classes) if name in seen]
     prediction.legend([trained.classes[i] for i in rows], colours[rows]).save(output / "legend.png")
     click.echo(f"wrote {len(images)} label maps and overlays, and legend.png, to {output}", err=True)

@@ -1,4 +1,4 @@
-"""`laurepro submit`: a test server's zip, checked before it is written."""
+"""`laurepro submit`: the zip for a test server, checked before it is written."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import click
 from laurepro.commands.options import paths, progress
 from laurepro.errors import LaureproError, unknown
 
-DATASETS = ("ade20k", "shapes")  # ADE20K has the server; the generated scenes stand in for it at scale smoke
+DATASETS = ("ade20k", "shapes")  # ADE20K has a server; at scale smoke the generated scenes stand in for it
 
 
 @click.command("submit")
 @click.argument("dataset")
 @click.option("--job", "key", required=True, metavar="KEY", help="A training or evaluation: its name or key.")
 @click.option("--split", metavar="NAME", help="Split to predict (default: the evaluation's; test for a training).")
-@click.option("--score", is_flag=True, help="Score the zip too, where the split has labels (val).")
+@click.option("--score", is_flag=True, help="Score the zip too, if the split has labels (val).")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -29,10 +29,10 @@ DATASETS = ("ade20k", "shapes")  # ADE20K has the server; the generated scenes s
 def command(
     dataset: str, key: str, split: str | None, score: bool, output: Path | None, data: Path, results: Path, runs: Path
 ) -> None:
-    """Write what DATASET's test server takes, and check it: ade20k, or shapes as a stand-in at scale smoke.
+    """Write the zip that DATASET's test server takes, and check it: ade20k, or shapes as a stand-in at scale smoke.
 
-    A zip of label maps, one a picture: PNG of one channel, the picture's name and size, values 1 to the number of
-    classes. Predictions that an evaluation of a test split has kept are used; others are made now.
+    A zip of label maps, one per image: a PNG of one channel with the image's name and size, values 1 to the number of
+    classes. Predictions that an evaluation of a test split has kept are used; otherwise they are made now.
     """
     from laurepro import record
     from laurepro.datasets import open_split
@@ -42,35 +42,35 @@ def command(
 
     if dataset not in DATASETS:
         raise unknown("data set with a test server", dataset, DATASETS)
-    found = record.find(results, key)
-    if found.dataset != dataset:
-        raise LaureproError(f"{found.job} is of data set {found.dataset}, expected {dataset}")
-    job = _job(found, split)
+    stored = record.find(results, key)
+    if stored.dataset != dataset:
+        raise LaureproError(f"{stored.job} is of data set {stored.dataset}, expected {dataset}")
+    job = _job(stored, split)
     evaluation = job.experiment.eval
     problems = parts.load("datasets", dataset).problems(data, (evaluation.split,))
     if problems:
         raise LaureproError("\n".join(f"data set {dataset}: {p}" for p in problems), "give its folder with --data")
-    info, pictures = open_split(job.experiment.data, data, evaluation.split)
-    names = submission.names(pictures, evaluation.split)
+    info, images = open_split(job.experiment.data, data, evaluation.split)
+    names = submission.names(images, evaluation.split)
     file = output or Path("submissions") / f"{job.name}.zip"
     record.writable(file.parent, "--output")
 
     folder = record.run_folder(runs, job) / "predictions"
     kept = evaluation.split == "test" and job.name in record.read_all(results)[0]  # by the evaluation
     if kept and submission.complete(folder, names):
-        click.echo(f"taking the {len(names)} predictions in {folder}", err=True)
+        click.echo(f"using the {len(names)} predictions in {folder}", err=True)
     else:
-        _predict(prediction.load(found, runs)._replace(evaluation=evaluation), pictures, names, folder)
+        _predict(prediction.load(stored, runs)._replace(evaluation=evaluation), images, names, folder)
     with progress("read") as report:
         sizes = {}
         for index, name in enumerate(names):
-            sizes[name] = pictures[index][0].shape[:2]
+            sizes[name] = images[index][0].shape[:2]
             report(index + 1, len(names))
     submission.write(file, folder, submission.Submission(len(info.classes), sizes))
     click.echo(f"{file}: {len(names)} label maps, values 1 to {len(info.classes)}, checked")
     if score:
         index_of = {name: i for i, name in enumerate(names)}
-        scores = submission.score(file, lambda name: pictures[index_of[name]][1], len(info.classes), dataset)
+        scores = submission.score(file, lambda name: images[index_of[name]][1], len(info.classes), dataset)
         if scores["pixacc"] is None:
             raise LaureproError(f"{dataset} has no labels for {evaluation.split}", "score val: --split val --score")
         for metric, value in scores.items():
@@ -78,18 +78,18 @@ def command(
             click.echo(f"{evaluation.split} {metric}: {value:.{METRICS[metric].digits}f}{unit and ' ' + unit}")
 
 
-def _job(found: Any, split: str | None) -> Any:
-    """The evaluation that a record is of, or that its training would have on the split."""
+def _job(stored: Any, split: str | None) -> Any:
+    """The evaluation that a record belongs to, or that its training would have on the split."""
     from laurepro.evaluation import prediction
 
-    job = prediction.job_of(found, "evaluate")
-    wanted = split or (job.experiment.eval.split if found.stage == "evaluate" else "test")
+    job = prediction.job_of(stored, "evaluate")
+    wanted = split or (job.experiment.eval.split if stored.stage == "evaluate" else "test")
     evaluation = job.experiment.eval.model_copy(update={"split": wanted})
     return job.model_copy(update={"experiment": job.experiment.model_copy(update={"eval": evaluation})})
 
 
-def _predict(trained: Any, pictures: Any, names: list[str], folder: Path) -> None:
-    """Write the label map of each picture; those that are there already are of another run and go."""
+def _predict(trained: Any, images: Any, names: list[str], folder: Path) -> None:
+    """Write the label map of each image. Existing label maps are from another run and are removed."""
     import torch
 
     from laurepro.evaluation import submission
@@ -99,9 +99,7 @@ def _predict(trained: Any, pictures: Any, names: list[str], folder: Path) -> Non
     predictions_folder(folder.parent)
     indices = list(range(len(names)))
     with torch.inference_mode(), progress("predict") as report:
-        stream = predictions(
-            trained.network, pictures, indices, len(trained.classes), trained.evaluation, trained.device
-        )
+        stream = predictions(trained.network, images, indices, len(trained.classes), trained.evaluation, trained.device)
         for done, (index, _, predicted) in enumerate(stream, 1):
             submission.write_label_map(folder / f"{names[index]}.png", predicted.cpu().numpy())
             report(done, len(names))

@@ -1,1 +1,1 @@
-"""What a plan will take before it is run: GPU hours, memory, budgets."""
+"""What a plan will take: device-hours, finish time, memory, disk, budgets."""

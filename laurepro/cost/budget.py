@@ -1,4 +1,4 @@
-"""`laurepro plan --budget HOURS`: the rows whose numbers judge the most claims for so many hours."""
+"""`laurepro plan --budget HOURS`: the rows that judge the most claims in a number of device-hours."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from laurepro import claims, plan
 from laurepro.claims.model import Claim, row_of
-from laurepro.cost.estimate import Estimator, device_hours
+from laurepro.cost.estimate import device_hours
+from laurepro.cost.estimator import Estimator
 from laurepro.plan import RowPlan
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Scale
 from laurepro.spec.metrics import METRICS
 
-LEAST_SEEDS = 2  # no verdict comes from one
+LEAST_SEEDS = 2  # one seed gives no verdict
 OPEN = ("not run", "undecided")
 
 
@@ -26,11 +27,11 @@ class Choice(NamedTuple):
     seeds: dict[str, int]
     jobs: tuple[str, ...]
     hours: float
-    cheapest: float | None  # hours of the cheapest claim that was left out
+    cheapest: float | None  # hours of the cheapest claim that was not chosen
     not_estimated: int  # claims with a job whose time is not known
 
     def commands(self, scale: Scale, pairs: tuple[str, ...]) -> list[str]:
-        """What to type: a line for each number of seeds."""
+        """The commands to run: one for each number of seeds."""
         rows: dict[int, set[str]] = defaultdict(set)
         for address, seeds in self.seeds.items():
             rows[seeds].add(address)
@@ -40,22 +41,22 @@ class Choice(NamedTuple):
             words = []
             for table in sorted({address.partition("/")[0] for address in addresses}):
                 whole = {f"{t.id}/{r.id}" for t, r in plan.select([table], scale) if r.set is not None}
-                own = {address for address in addresses if address.startswith(f"{table}/")}
-                words += [table, *sorted(own - whole)] if whole <= own else sorted(own)
+                chosen = {address for address in addresses if address.startswith(f"{table}/")}
+                words += [table, *sorted(chosen - whole)] if whole <= chosen else sorted(chosen)
             lines.append(shlex.join(["laurepro", "run", *words, "--scale", scale.name, "--seeds", str(n), *sets]))
         return lines
 
     def statements(self) -> dict[str, list[str]]:
         """The claims by their statements."""
-        found: dict[str, list[str]] = defaultdict(list)
+        statements: dict[str, list[str]] = defaultdict(list)
         for claim in self.claims:
             statement, _, comparison = claim.partition(".")
-            found[statement].append(comparison)
-        return dict(found)
+            statements[statement].append(comparison)
+        return dict(statements)
 
 
 class Candidate(NamedTuple):
-    """A claim that is open: the rows it compares, at how many seeds, and the hours of each job that is missing."""
+    """An open claim: the rows that it compares, the number of seeds, and the hours of each job that is missing."""
 
     claim: str
     rows: tuple[str, ...]
@@ -76,32 +77,32 @@ def choose(
     """Take claims while they fit into the hours, the cheapest first; jobs that claims share count once.
 
     Args:
-        scale: Whose verdicts are wanted.
-        records: Those that are there; a claim that they decide is not open any more.
+        scale: Whose claims are judged.
+        records: That exist; a claim that they decide is not open any more.
         has_weights: As for `plan.build`.
-        estimator: What jobs take.
+        estimator: Of the jobs' seconds.
         hours: Of GPUs, or of cores on a CPU.
-        seeds: Of each row (default: the scale's), at least LEAST_SEEDS; as many as a verdict says are needed, where
-            those are there and it is undecided.
+        seeds: Of each row (default: the scale's), at least LEAST_SEEDS; where these exist and the claim is undecided,
+            as many as its verdict states.
         overrides: The --set of the runs.
-        within: Addresses of the only rows that may be run (default: all).
+        within: Addresses of the rows that may be run (default: all).
     """
-    found, unknown = candidates(scale, records, has_weights, estimator, seeds, overrides, within)
-    # Two orders, for neither is always the better: by a claim's own hours, and by its share of those of shared jobs.
-    best = max((_greedy(found, hours, shared) for shared in (False, True)), key=lambda c: (len(c[0]), -c[1]))
+    open_claims, unknown = candidates(scale, records, has_weights, estimator, seeds, overrides, within)
+    # Two orders, as neither is always better: by a claim's hours, and by its share of the hours of shared jobs.
+    best = max((_greedy(open_claims, hours, shared) for shared in (False, True)), key=lambda c: (len(c[0]), -c[1]))
     taken, spent = best
     names = {c.claim for c in taken}
-    left = [sum(c.hours.values()) for c in found if c.claim not in names]
+    others = [sum(c.hours.values()) for c in open_claims if c.claim not in names]
     rows: dict[str, int] = {}
     for candidate in taken:
         for address in candidate.rows:
             rows[address] = max(rows.get(address, 0), candidate.seeds)
     return Choice(
-        claims=tuple(c.claim for c in found if c.claim in names),
+        claims=tuple(c.claim for c in open_claims if c.claim in names),
         seeds=dict(sorted(rows.items())),
         jobs=tuple(dict.fromkeys(job for c in taken for job in c.hours)),
         hours=spent,
-        cheapest=min(left, default=None),
+        cheapest=min(others, default=None),
         not_estimated=unknown,
     )
 
@@ -115,11 +116,11 @@ def candidates(
     overrides: Raw | None,
     within: Iterable[str] | None,
 ) -> tuple[list[Candidate], int]:
-    """The open claims whose rows can be run and estimated, and how many cannot be estimated."""
+    """The open claims whose rows can be run and estimated, and the number of those that cannot be estimated."""
     allowed = None if within is None else set(within)
     wanted = max(LEAST_SEEDS, seeds or scale.seeds)
     plans: dict[tuple[str, int], RowPlan] = {}
-    found, unknown = [], 0
+    estimated, unknown = [], 0
     hours: dict[str, float | None] = {}
 
     def missing(claim: Claim, n: int) -> tuple[list[RowPlan], tuple[Job, ...]]:
@@ -146,42 +147,41 @@ def candidates(
             if name not in hours:
                 seconds = estimator.cost(job).seconds
                 hours[name] = None if seconds is None else device_hours(job, seconds, estimator.machine).middle
-        own = {job.name: hours[job.name] for job in jobs}
-        known = {name: value for name, value in own.items() if value is not None}
-        if len(known) < len(own):
+        known = {job.name: value for job in jobs if (value := hours[job.name]) is not None}
+        if len(known) < len(jobs):
             unknown += 1
         else:
-            found.append(Candidate(claim.id, tuple(r.address for r in rows), n, known))
-    return found, unknown
+            estimated.append(Candidate(claim.id, tuple(r.address for r in rows), n, known))
+    return estimated, unknown
 
 
 def _open(scale: Scale, records: Mapping[str, Record], overrides: Raw | None) -> Iterable[tuple[Claim, int | None]]:
-    """Claims of rows that are not decided at the scale, and the seeds that would decide them."""
-    own = {name: r for name, r in records.items() if r.scale == scale.name}
-    if scale.comparable and not own:  # judging there runs `laurepro check` too, with torch
+    """Claims about rows that are not decided at the scale, and the seeds that would decide them."""
+    at_scale = {name: r for name, r in records.items() if r.scale == scale.name}
+    if scale.comparable and not at_scale:  # judging runs `laurepro check` too, with torch
         yield from ((claim, None) for claim in claims.load() if claim.addresses)
         return
-    for verdict in claims.judge(scale, own, overrides):
+    for verdict in claims.judge(scale, at_scale, overrides):
         if verdict.claim.addresses and verdict.verdict in OPEN:
             yield verdict.claim, verdict.needed
 
 
-def _greedy(found: list[Candidate], hours: float, shared: bool) -> tuple[list[Candidate], float]:
+def _greedy(open_claims: list[Candidate], hours: float, shared: bool) -> tuple[list[Candidate], float]:
     """Take the cheapest claim, given what was taken before, until none fits."""
-    left, taken, chosen, spent = list(found), list[Candidate](), set[str](), 0.0
-    while left:
-        users = Counter(job for c in left for job in c.hours)
+    rest, taken, chosen, spent = list(open_claims), list[Candidate](), set[str](), 0.0
+    while rest:
+        users = Counter(job for c in rest for job in c.hours)
         prices = []
-        for index, candidate in enumerate(left):
+        for index, candidate in enumerate(rest):
             new = {job: h for job, h in candidate.hours.items() if job not in chosen}
-            own = sum(new.values())
-            if spent + own <= hours:
-                prices.append((sum(h / users[job] for job, h in new.items()) if shared else own, own, index))
+            added = sum(new.values())
+            if spent + added <= hours:
+                prices.append((sum(h / users[job] for job, h in new.items()) if shared else added, added, index))
         if not prices:
             break
-        _, own, index = min(prices)
-        spent += own
-        best = left.pop(index)
+        _, added, index = min(prices)
+        spent += added
+        best = rest.pop(index)
         chosen |= set(best.hours)
         taken.append(best)
     return taken, spent

@@ -1,4 +1,4 @@
-"""Where a plan is to run: GPUs by their data sheets, or the device that was measured. No torch here."""
+"""Where a plan will run: GPUs by their data sheets, or the device that was measured. No torch here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import NamedTuple
 from laurepro.cost.probe import Probe
 from laurepro.errors import LaureproError, unknown
 from laurepro.launchers import LaunchContext, cores
-from laurepro.launchers.local import core_seats, gpus
+from laurepro.launchers._schedule import core_seats
+from laurepro.launchers.local import gpus
 from laurepro.plan import Plan
 from laurepro.record import Record
 
 
 class Gpu(NamedTuple):
-    """What a maker prints: operations a second of dense matrices with float32 inputs, and memory in bytes."""
+    """What its data sheet states: operations a second of dense matrices with float32 inputs, and memory in bytes."""
 
     title: str
     flops: float
@@ -46,11 +47,11 @@ GPUS = {
 
 
 class Machine(NamedTuple):
-    """Where the plan is to run. `device` None: not said, and nothing was measured."""
+    """Where the plan will run. `device` None: not named, and nothing was measured."""
 
     device: str | None  # as records name it
-    sheet: Gpu | None  # where it is told by a data sheet
-    units: int  # GPUs, or jobs that the cores hold
+    sheet: Gpu | None  # None: estimates come from measurements
+    units: int  # GPUs, or seats of the cores
     context: LaunchContext
 
     @property
@@ -59,8 +60,13 @@ class Machine(NamedTuple):
         return self.device == "cpu"
 
     @property
+    def cores(self) -> int | None:
+        """CPU cores, where its units are shares of them."""
+        return cores() if self.is_cpu else None
+
+    @property
     def capacity(self) -> int:
-        """Jobs of one unit."""
+        """Jobs that share one unit."""
         return 1 if self.is_cpu else self.context.jobs_per_gpu
 
     @property
@@ -74,7 +80,7 @@ class Machine(NamedTuple):
 
 
 def local_device() -> str:
-    """This machine's GPU by the name that torch gives it, or "cpu"."""
+    """This machine's GPU by the name that torch reports, or "cpu"."""
     if not gpus():
         return "cpu"
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -96,12 +102,12 @@ def machine(
     """What `--gpu NAME --gpus COUNT` means.
 
     Args:
-        name: Of a data sheet; "measured", or None: the device that was measured, this machine's own if it was.
-        count: GPUs (default: those of this machine where it is the one measured, else 1).
+        name: Of a data sheet; "measured", or None: the device that was measured, preferably this machine's.
+        count: GPUs (default: this machine's where its device was measured, else 1).
         context: Processes a job, jobs a GPU.
-        planned: Its jobs' threads say how many of them the cores hold.
+        planned: On a CPU its jobs' threads determine how many of them run at a time.
         records: Of all devices.
-        probe: What was measured here.
+        probe: What was measured on this machine.
 
     Raises:
         LaureproError: A name that does not exist, or nothing was measured; or a job has more processes than GPUs.
@@ -110,26 +116,26 @@ def machine(
         raise unknown("GPU", name, [*GPUS, "measured"])
     if name in GPUS:
         assert name is not None
-        found = Machine(GPUS[name].title, GPUS[name], count or 1, context)
+        chosen = Machine(GPUS[name].title, GPUS[name], count or 1, context)
     else:
         device = _measured_device(records, probe)
         if device is None and name == "measured":
             raise LaureproError(
                 "--gpu measured: there are no records of trainings or evaluations, and no probe",
-                "laurepro plan ... --probe measures this machine; a name stands for a data sheet: " + ", ".join(GPUS),
+                "laurepro plan ... --probe measures this machine; a name selects a data sheet: " + ", ".join(GPUS),
             )
         if device == "cpu":
             if count is not None:
                 raise LaureproError("--gpus: what was measured is a CPU", "name a GPU: --gpu " + "|".join(GPUS))
-            return Machine(device, None, core_seats(planned, context), context)
+            return Machine(device, None, core_seats(planned.jobs, context, cores()), context)
         units = count or (max(1, len(gpus())) if device is not None else 1)
-        found = Machine(device, None, units, context)
-    if context.nproc_per_node > found.units:
+        chosen = Machine(device, None, units, context)
+    if context.nproc_per_node > chosen.units:
         raise LaureproError(
-            f"--nproc-per-node {context.nproc_per_node}: {found.units} GPU(s) are planned with",
-            "each process needs a GPU of its own; --gpus says how many there are",
+            f"--nproc-per-node {context.nproc_per_node}: {chosen.units} GPU(s) are planned with",
+            "each process needs its own GPU; --gpus is how many there are",
         )
-    return found
+    return chosen
 
 
 def _measured_device(records: Iterable[Record], probe: Probe | None) -> str | None:
@@ -138,5 +144,5 @@ def _measured_device(records: Iterable[Record], probe: Probe | None) -> str | No
         return probe.device
     if not devices:
         return None
-    here = local_device() if len(devices) > 1 else ""
-    return here if here in devices else devices.most_common(1)[0][0]
+    local = local_device() if len(devices) > 1 else ""
+    return local if local in devices else devices.most_common(1)[0][0]

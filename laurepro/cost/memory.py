@@ -1,13 +1,12 @@
-"""How much memory a training needs: predicted on shapes alone, and tried out on the GPU before the first step.
+"""How much memory a training needs, predicted from shapes alone.
 
 The prediction runs two steps of the training on the meta device, where tensors have shapes and no values, and adds up
-what is alive: weights, momentum, gradients, what autograd keeps, the loss's maps. What it does not see is what
-libraries take for themselves (cuDNN's workspaces, CUDA's context, the allocator's gaps).
+the live storages: weights, momentum, gradients, what autograd keeps, the loss's maps. It does not cover what libraries
+allocate for themselves (cuDNN's workspaces, CUDA's context, the allocator's gaps).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import weakref
 from pathlib import Path
@@ -24,58 +23,57 @@ from laurepro import spec
 from laurepro.network import model
 from laurepro.training import step as training_step
 
-# What libraries and the allocator add: assumed for a GPU; on a CPU small steps took 1.1 to 1.6 times the prediction.
+# What libraries and the allocator add: assumed for GPUs; on a CPU small steps took 1.1 to 1.6 times the prediction.
 GPU_MARGIN, CPU_MARGIN = 1.1, 1.6
-PROBES = (4, 8)  # pictures of the steps that are followed: memory is linear in their number
-_log = logging.getLogger(__name__)
+BATCHES = (4, 8)  # images of the steps that are followed; memory is linear in their number
 
 
 class Prediction(NamedTuple):
-    """Bytes at the peak of a step: `fixed + pictures * each`."""
+    """Bytes at the peak of a step: `fixed + images * each`."""
 
     fixed: float
     each: float
 
-    def peak(self, pictures: int) -> float:
-        """Of a micro-batch of so many pictures in one process."""
-        return self.fixed + pictures * self.each
+    def peak(self, images: int) -> float:
+        """Bytes with a micro-batch of this many images in one process."""
+        return self.fixed + images * self.each
 
     def largest(self, available: float, margin: float = GPU_MARGIN) -> int:
-        """The most pictures of a micro-batch that fit into so many bytes, with a margin; 0: not even one."""
+        """The largest micro-batch, in images, that fits into these bytes with a margin; 0: not even one image."""
         return max(0, math.floor((available / margin - self.fixed) / self.each))
 
 
 def predict(experiment: spec.Experiment, classes: int) -> Prediction:
     """Follow two steps of a training on the meta device, in one process, at two sizes of the micro-batch.
 
-    Compilation is left out: what it keeps is its own choice, usually less.
+    Compilation is left out: the compiler chooses what to keep, usually less.
 
     Raises:
-        NotImplementedError: the network has an operation without a form for the meta device.
+        NotImplementedError: the network has an operation that the meta device does not support.
     """
-    small, large = (_followed(experiment, classes, pictures) for pictures in PROBES)
-    each = (large - small) / (PROBES[1] - PROBES[0])
-    return Prediction(small - PROBES[0] * each, each)
+    small, large = (_followed(experiment, classes, images) for images in BATCHES)
+    each = (large - small) / (BATCHES[1] - BATCHES[0])
+    return Prediction(small - BATCHES[0] * each, each)
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that a new process could have there, or None where that is not known."""
+    """Memory that a new process could allocate on the device; None: not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * found[0] if found else None
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * kibibytes[0] if kibibytes else None
 
 
 class Fit(NamedTuple):
     """Whether a training fits into a process's share of the memory."""
 
-    pictures: int  # of one micro-batch of one process
+    pictures: int  # images of one micro-batch of one process
     peak_bytes: float
-    largest: int | None  # micro-batch that fits; None: how much memory there is is not known
+    largest: int | None  # micro-batch that fits; None: the available memory is not known
     fits: bool | None
 
 
@@ -85,26 +83,26 @@ def fit(job: spec.Job, classes: int, processes: int, available: float | None, ma
     Args:
         job: of the stage `train`.
         classes: of its data set.
-        processes: over which its batches are divided.
-        available: bytes of one process, or None.
-        margin: what the prediction is multiplied by.
+        processes: that share each batch.
+        available: bytes for one process, or None.
+        margin: a factor on the prediction.
 
     Raises:
-        LaureproError: its batches cannot be divided so.
+        LaureproError: its batches cannot be divided over the processes.
         NotImplementedError: see `predict`.
     """
     e = job.experiment
     training_step.check_batch(e.train, processes)
-    pictures = e.train.batch_size // processes // e.train.accumulate
-    prediction = _predict(_what_matters(e), classes)
+    images = e.train.batch_size // processes // e.train.accumulate
+    prediction = _predict(_essential(e), classes)
     if available is None:
-        return Fit(pictures, prediction.peak(pictures), None, None)
+        return Fit(images, prediction.peak(images), None, None)
     largest = prediction.largest(available, margin)
-    return Fit(pictures, prediction.peak(pictures), largest, pictures <= largest)
+    return Fit(images, prediction.peak(images), largest, images <= largest)
 
 
-def _what_matters(e: spec.Experiment) -> spec.Experiment:
-    """The same for all experiments that need the same memory for a picture."""
+def _essential(e: spec.Experiment) -> spec.Experiment:
+    """The same for all experiments that need the same memory for an image."""
     return spec.Experiment(
         model=e.model,
         op=e.op,
@@ -120,31 +118,31 @@ _predicted: dict[tuple[str, int], Prediction] = {}
 
 
 def _predict(experiment: spec.Experiment, classes: int) -> Prediction:
-    known = experiment.model_dump_json(), classes
-    if known not in _predicted:
-        _predicted[known] = predict(experiment, classes)
-    return _predicted[known]
+    key = experiment.model_dump_json(), classes
+    if key not in _predicted:
+        _predicted[key] = predict(experiment, classes)
+    return _predicted[key]
 
 
-def _followed(experiment: spec.Experiment, classes: int, pictures: int) -> float:
-    """Bytes at the peak of two steps: the second has the momentum that the first made."""
+def _followed(experiment: spec.Experiment, classes: int, images: int) -> float:
+    """Bytes at the peak of two steps, as the first one creates the momentum."""
     train = experiment.train.model_copy(update={"compile": "none", "accumulate": 1, "fused_optimizer": False})
     crop, meta = experiment.data.crop_size, torch.device("meta")
     autocast = _Autocast(training_step.DTYPES[train.precision])
     with torch.device(meta), _Alive() as alive, autocast:
         network = model.build(experiment.model, experiment.op, classes)
         stepper = training_step.set_up(network, train, experiment.loss, meta)
-        images = torch.empty(pictures, crop, crop, 3, dtype=torch.uint8)
-        target = torch.empty(pictures, crop, crop, dtype=torch.int64)
+        batch = torch.empty(images, crop, crop, 3, dtype=torch.uint8)
+        target = torch.empty(images, crop, crop, dtype=torch.int64)
         for _ in range(2):
-            training_step.accumulate_gradients(stepper, images, target)
+            training_step.accumulate_gradients(stepper, batch, target)
             stepper.optimizer.step()
             stepper.optimizer.zero_grad(set_to_none=True)
     return float(alive.peak)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of all storages that operations give out, as long as anything holds them."""
+    """Adds up the bytes of the storages that operations return, for as long as they are referenced."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -171,7 +169,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Autocast(TorchFunctionMode):
-    """What autocast does to the large operations, for the meta device, which has none."""
+    """Autocast of the large operations, for the meta device, which has none."""
 
     WIDE = frozenset({F.conv2d, F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__})
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a job: what its network costs, times how often it is used. No torch here."""
+"""The arithmetic of a job: the cost of its network, times how often it runs. No torch here."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from laurepro.spec import Data, Eval, Experiment, Job, parts
 from laurepro.spec.metrics import Cost
 
-PICTURE = (375, 500)  # height and width, where a data set's pictures have many sizes: PASCAL VOC's most frequent
+IMAGE = (375, 500)  # height and width of an image where a data set has many sizes: PASCAL VOC's most frequent
 
 
 def _layout(data: Data) -> Any:
-    """What the data set's files hold, or None: it is generated, or a plug-in without a `LAYOUT`."""
+    """The data set's description of its files; None: it is generated, or a plug-in without a `LAYOUT`."""
     if parts.path("datasets", data.name) is None:
         return None
     return getattr(parts.load("datasets", data.name), "LAYOUT", None)
 
 
-def pictures(data: Data, split: str) -> int | None:
-    """Pictures of a split, by the data set's own description."""
+def images(data: Data, split: str) -> int | None:
+    """The number of images of a split, by the data set's description; None: not known."""
     layout = _layout(data)
     if layout is None:
         return None
@@ -29,13 +29,13 @@ def pictures(data: Data, split: str) -> int | None:
 
 
 def train_steps(experiment: Experiment) -> int | None:
-    """Optimiser steps of a training, or None where they depend on a number of pictures that is not known."""
+    """Optimiser steps of a training, or None where they depend on a number of images that is not known."""
     train = experiment.train
     if train.phases is not None:
         return sum(phase.iterations for phase in train.phases)
     if train.iterations is not None:
         return train.iterations
-    count = pictures(experiment.data, experiment.data.train_split)
+    count = images(experiment.data, experiment.data.train_split)
     assert train.epochs is not None
     return None if count is None else train.epochs * (count // train.batch_size)
 
@@ -47,7 +47,7 @@ def _scaled(height: int, width: int, long: int) -> tuple[int, int]:
 
 
 def network_pixels(height: int, width: int, evaluation: Eval) -> int:
-    """Pixels that the network is given for one picture of that size; see `laurepro.evaluation.inference`."""
+    """Pixels of all network inputs for one image of that size; see `laurepro.evaluation.inference`."""
     factors = evaluation.factors if evaluation.multi_scale else (1.0,)
     flips = 2 if evaluation.multi_scale else 1
     if evaluation.mode == "whole" and not evaluation.multi_scale:
@@ -65,10 +65,10 @@ def network_pixels(height: int, width: int, evaluation: Eval) -> int:
 
 
 def work(job: Job, cost: Cost) -> float | None:
-    """Floating-point operations of a job: two a multiply-accumulate, three forwards' worth a training picture.
+    """Floating-point operations of a job: two for each multiply-accumulate, three forward passes a training image.
 
-    Those of the auxiliary head, losses and sampling are not in `costs.yaml` and so not in it. None: how many pictures
-    there are is not known, or the stage is another one.
+    Those of the auxiliary head, losses and sampling are not counted, as in `costs.yaml`. None: the number of images is
+    not known, or the stage is another one.
     """
     e = job.experiment
     per_pixel = 2 * cost.macs / (e.profile.height * e.profile.width)
@@ -76,10 +76,10 @@ def work(job: Job, cost: Cost) -> float | None:
         steps = train_steps(e)
         return None if steps is None else 3 * per_pixel * e.data.crop_size**2 * e.train.batch_size * steps
     if job.stage == "evaluate":
-        count = pictures(e.data, e.eval.split)
+        count = images(e.data, e.eval.split)
         if count is None:
             return None
-        width, height = _layout(e.data).size or PICTURE[::-1]
+        width, height = _layout(e.data).size or IMAGE[::-1]
         reduce = e.data.options.get("reduce", 1)
         return per_pixel * network_pixels(height // reduce, width // reduce, e.eval) * count
     return None

@@ -6,12 +6,12 @@ A file defines
 * `class Dataset` with `__init__(self, root: Path, split: str, *, <options with literal defaults>)`, `__len__`, and
   `__getitem__(i) -> (image uint8 [H, W, 3], label int64 [H, W])`, where a label is a class index or -1 (ignored),
 * `problems(root: Path, splits: tuple[str, ...]) -> list[str]`: why the data cannot be used, empty if it can. It is
-  cheap, and asked before any work.
+  cheap, and called before any work.
 
 Where options change what a data set is, a file also defines `info(*, <the same options>) -> Info`.
 
-A data set of files also has `LAYOUT` (`_files.py`) and `originals(source) -> Originals` (`_prepare.py`), which is all
-that `laurepro data prepare` and `verify` need of it.
+A data set of files also defines `LAYOUT` (`_layout.py`) and `originals(source) -> Originals` (`_prepare.py`):
+`laurepro data prepare` and `verify` need nothing more.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Info(NamedTuple):
     source: str = "this program"  # who publishes it
 
 
-class Pictures(Protocol):
-    """What the stages see of an opened split."""
+class Images(Protocol):
+    """The images and labels of an opened split, as the stages use them."""
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         ...
 
     def __getitem__(self, index: int) -> tuple[Image, Label]:
@@ -58,7 +58,7 @@ def info_of(data: spec.Data) -> Info:
     """What a data set is with the options given, whether or not its files are there.
 
     Raises:
-        LaureproError: there is no data set of that name.
+        LaureproError: No data set has that name.
     """
     module = parts.load("datasets", data.name)
     info: Info = module.info(**data.options) if hasattr(module, "info") else module.INFO
@@ -66,7 +66,7 @@ def info_of(data: spec.Data) -> Info:
 
 
 def num_classes(data: spec.Data) -> int:
-    """Classes that are scored. Raises LaureproError for no such data set."""
+    """The number of classes that are scored. Raises LaureproError where no data set has that name."""
     return len(info_of(data).classes)
 
 
@@ -75,19 +75,19 @@ def copy_sha256(data: spec.Data, root: Path) -> str | None:
     layout = getattr(parts.load("datasets", data.name), "LAYOUT", None)
     if layout is None:
         return None
-    from laurepro.datasets import _files
+    from laurepro.datasets import _manifest
 
-    return _files.manifest_sha256(root / layout.name)
+    return _manifest.manifest_sha256(root / layout.name)
 
 
-def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Pictures]:
+def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Images]:
     """Open one split of the data set that `data` names, with the options given there.
 
     Raises:
-        LaureproError: The split cannot be used; everything that is wrong with it.
+        LaureproError: The split cannot be used. All problems are reported together.
     """
     module = parts.load("datasets", data.name)
     if problems := module.problems(root, (split,)):
         raise LaureproError("\n".join(f"data set {data.name}: {problem}" for problem in problems))
-    pictures: Pictures = module.Dataset(root, split, **data.options)
-    return info_of(data), pictures
+    images: Images = module.Dataset(root, split, **data.options)
+    return info_of(data), images

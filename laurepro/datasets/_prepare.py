@@ -1,4 +1,4 @@
-"""From the originals of a data set, as its owners publish them, to a prepared folder. See `_files.py`."""
+"""Make a prepared folder from the originals of a data set, as its owners publish them. See `_files.py`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from laurepro.datasets._files import (
-    LOCK,
-    MANIFEST,
-    SCHEMA,
-    Layout,
-    Mask,
-    Report,
-    Stamps,
-    Unreadable,
-    check_lists,
-    check_picture,
-    image_stem,
-    parallel,
-    unexpected,
-    write,
-)
+from laurepro.datasets._files import Report, parallel
+from laurepro.datasets._image import check_image
+from laurepro.datasets._layout import Layout, Mask, Unreadable
+from laurepro.datasets._manifest import LOCK, MANIFEST, SCHEMA, Stamps, check_lists, image_stem, unexpected, write
 from laurepro.errors import LaureproError
 
-SAVE_SECONDS = 2.0  # of work at most are lost when `prepare` is killed
+SAVE_SECONDS = 2.0  # the most work that is lost when `prepare` is killed
 
 
-class Picture(NamedTuple):
-    """One picture of the originals. `draw` makes the label map from `mask`; None: that file is copied as it is."""
+class Original(NamedTuple):
+    """One image of the originals. `draw` makes the label map from `mask`; None: that file is copied unchanged."""
 
     name: str
     image: Path
@@ -46,23 +34,23 @@ class Picture(NamedTuple):
 
 
 class Originals(NamedTuple):
-    """What a data set's `originals(source)` found, by split; `problems`: what it could not make sense of."""
+    """The images that a data set's `originals(source)` found, by split; `problems`: what it could not interpret."""
 
-    splits: dict[str, list[Picture]]
+    splits: dict[str, list[Original]]
     problems: list[str]
 
 
 def first_folder(source: Path, inside: tuple[str, ...], places: tuple[str, ...], needs: str) -> Path:
-    """The first of `places` below the source that has all of `inside`. Raises LaureproError."""
+    """The first of `places` below the source that contains all of `inside`. Raises LaureproError."""
     for place in places:
         if all((source / place / name).exists() for name in inside):
             return source / place
     looked = ", ".join(str(source / place / inside[0]) for place in places)
-    raise LaureproError(f"--source {source}: none of these is there: {looked}", f"expected {needs}")
+    raise LaureproError(f"--source {source}: none of these exists: {looked}", f"expected {needs}")
 
 
 def stems(folder: Path, suffix: str) -> list[str]:
-    """Names of the folder's files with that suffix, sorted; a folder that does not exist has none."""
+    """Names of the folder's files with that suffix, without it, sorted; none if the folder does not exist."""
     return sorted(file.stem for file in folder.glob(f"*{suffix}"))
 
 
@@ -74,7 +62,7 @@ def read_mat(file: Path, variable: str) -> Any:
         return loadmat(file, variable_names=[variable])[variable]
     except KeyError:
         raise Unreadable(f"has no variable {variable}") from None
-    except Exception as error:  # whatever a damaged file makes of SciPy's reader
+    except Exception as error:  # whatever SciPy's reader raises on a damaged file
         raise Unreadable(f"is truncated or damaged ({error})") from None
 
 
@@ -89,26 +77,28 @@ def as_mask(values: npt.NDArray[Any], last: int) -> Mask:
 
 
 def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) -> list[str]:
-    """Copy or draw every file, check it, and write the manifest. Called again, it goes on where it stopped.
+    """Copy or draw every file, check it, and write the manifest. A later call resumes where this one stopped.
 
-    A file is made anew where it, or what it was made from, has changed.
+    A file is made again if it, or what it was made from, has changed.
 
     Args:
         layout: of the data set.
         originals: as the data set's owners publish them.
         folder: ROOT/<name>.
-        report: told how far it is.
+        report: called with the progress.
 
     Returns:
-        What is wrong with the originals, each with its file. Only without any is there a manifest afterwards, and
-        only with a manifest can anything be trained.
+        What is wrong with the originals, each with its file. The manifest is written only if nothing is wrong, and
+        nothing can be trained without it.
 
     Raises:
-        LaureproError: `folder` cannot be written, or is being prepared by another process.
+        LaureproError: `folder` cannot be written, or another process is preparing it.
     """
-    names = {split: [p.name for p in pictures] for split, pictures in originals.splits.items()}
+    names = {split: [o.name for o in listed] for split, listed in originals.splits.items()}
     faults = [*originals.problems, *check_lists(layout, names)[1]]
-    needed = (file for ps in originals.splits.values() for p in ps for file in (p.image, p.mask) if file is not None)
+    needed = (
+        file for listed in originals.splits.values() for o in listed for file in (o.image, o.mask) if file is not None
+    )
     faults += [f"{file}: is missing" for file in dict.fromkeys(needed) if not file.is_file()]
     if faults:
         return faults
@@ -117,36 +107,36 @@ def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) 
         with filelock.FileLock(folder / LOCK, timeout=0):
             return _make(layout, originals, names, folder, report)
     except filelock.Timeout:
-        raise LaureproError(f"{folder}: is being prepared by another process") from None
+        raise LaureproError(f"{folder}: another process is preparing it") from None
     except OSError as error:
         raise LaureproError(f"{error.filename or folder}: {error.strerror}") from None
 
 
 def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], folder: Path, report: Report) -> list[str]:
-    # Splits may share pictures; each is made once, as in the first split that has it.
-    todo: dict[str, tuple[str, Picture]] = {}
-    for split, pictures in originals.splits.items():
-        for picture in pictures:
-            todo.setdefault(image_stem(layout, split, picture.name), (split, picture))
+    # Splits may share images; each is made once, as in the first split that lists it.
+    todo: dict[str, tuple[str, Original]] = {}
+    for split, published in originals.splits.items():
+        for original in published:
+            todo.setdefault(image_stem(layout, split, original.name), (split, original))
     stamps, faults, files = Stamps(folder), [], {}
     begun = False
 
-    def one(job: tuple[str, Picture]) -> tuple[list[str], dict[str, tuple[str, bytes | None]]]:
-        """A picture's faults, else by path its origin and content; no content where the file stands already."""
-        split, picture = job
-        target = _targets(layout, split, picture)
+    def one(job: tuple[str, Original]) -> tuple[list[str], dict[str, tuple[str, bytes | None]]]:
+        """An image's faults, else by path its origin and content; content None: the file is already in place."""
+        split, original = job
+        target = _targets(layout, split, original)
         origins = {path: _origin(origin) for path, origin in target.items()}
         if all(stamps.made_from(path) == origin for path, origin in origins.items()):
             return [], {path: (origin, None) for path, origin in origins.items()}
-        content, labels, called = picture.image.read_bytes(), None, None
-        if picture.mask is not None:
-            called = str(picture.mask) if picture.draw is None else f"{picture.mask} ({picture.name})"
+        content, labels, called = original.image.read_bytes(), None, None
+        if original.mask is not None:
+            called = str(original.mask) if original.draw is None else f"{original.mask} ({original.name})"
             try:
-                labels = picture.mask.read_bytes() if picture.draw is None else _png(picture.draw())
+                labels = original.mask.read_bytes() if original.draw is None else _png(original.draw())
             except Unreadable as error:
                 return [f"{called}: {error}"], {}
-        known = layout.published.get(split, {}).get(picture.name)
-        wrong, _ = check_picture(layout, str(picture.image), content, called, labels, known)
+        known = layout.published.get(split, {}).get(original.name)
+        wrong, _ = check_image(layout, str(original.image), content, called, labels, known)
         if wrong:
             return wrong, {}
         return [], dict(zip(target, zip(origins.values(), (content, labels), strict=False), strict=True))
@@ -157,7 +147,7 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
         for path, (origin, data) in made.items():
             if data is not None:
                 if not begun:
-                    (folder / MANIFEST).unlink(missing_ok=True)  # what is half done must not look complete
+                    (folder / MANIFEST).unlink(missing_ok=True)  # an incomplete folder must not look complete
                     begun = True
                 write(folder / path, data)
                 stamps.put(path, hashlib.sha256(data).hexdigest(), origin)
@@ -182,11 +172,11 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
     return []
 
 
-def _targets(layout: Layout, split: str, picture: Picture) -> dict[str, Path]:
-    """By path in the folder what a picture's files are made from: first its image, then its label map if it has one."""
-    targets = {image_stem(layout, split, picture.name) + picture.image.suffix: picture.image}
-    if picture.mask is not None:
-        targets[layout.mask.format(split=split, name=picture.name)] = picture.mask
+def _targets(layout: Layout, split: str, original: Original) -> dict[str, Path]:
+    """By path in the folder, what an image's files are made from: the image, then its label map if it has one."""
+    targets = {image_stem(layout, split, original.name) + original.image.suffix: original.image}
+    if original.mask is not None:
+        targets[layout.mask.format(split=split, name=original.name)] = original.mask
     return targets
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a prepared folder: everything at once, each with its file. See `_files.py`."""
+"""What is wrong with a prepared folder: all problems together, each with its file. See `_files.py`."""
 
 from __future__ import annotations
 
@@ -8,38 +8,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from laurepro.datasets._files import (
-    Layout,
-    Pixels,
-    Report,
-    Stamps,
-    Unreadable,
-    check_lists,
-    check_picture,
-    decoded_problems,
-    parallel,
-    paths_of,
-    read_list,
-    read_manifest,
-    unexpected,
-)
+from laurepro.datasets._files import Report, decoded_problems, parallel
+from laurepro.datasets._image import Pixels, check_image
+from laurepro.datasets._layout import Layout, Unreadable
+from laurepro.datasets._manifest import Stamps, check_lists, paths_of, read_list, read_manifest, unexpected
 
 
-class Found(NamedTuple):
-    """What `verify` saw. `pixels` by split: int64 [classes + 1], of each class and, last, ignored."""
+class Verified(NamedTuple):
+    """The result of `verify`. `pixels` by split: int64 [classes + 1], of each class and, last, ignored."""
 
     problems: list[str]
     edition: str | None
-    pictures: dict[str, int]
+    images: dict[str, int]
     pixels: dict[str, Pixels]
 
 
-def verify(layout: Layout, folder: Path, report: Report) -> Found:
+def verify(layout: Layout, folder: Path, report: Report) -> Verified:
     """Everything that is wrong with a prepared folder, each with its file: see `laurepro data verify`."""
     empty: dict[str, Pixels] = {}
     if not folder.is_dir():
         hint = f"laurepro data prepare {layout.name} --source DIR makes it"
-        return Found([f"{folder}: is not there; {hint}"], None, {}, empty)
+        return Verified([f"{folder}: does not exist; {hint}"], None, {}, empty)
     faults: list[str] = []
     files: dict[str, tuple[int, str]] = {}
     try:
@@ -87,7 +76,7 @@ def verify(layout: Layout, folder: Path, report: Report) -> Found:
             called = None if mask is None else str(folder / mask)
             known = layout.published.get(split, {}).get(name)
             labels = None if mask is None else contents.get(mask)
-            more, pixels = check_picture(layout, str(folder / image), contents.get(image), called, labels, known)
+            more, pixels = check_image(layout, str(folder / image), contents.get(image), called, labels, known)
             wrong += more
         return wrong, digest, pixels
 
@@ -105,30 +94,30 @@ def verify(layout: Layout, folder: Path, report: Report) -> Found:
         for split, listed in names.items()
         if split not in layout.unlabelled
     }
-    if not faults:  # only of the first split, train: a small one may lack a class
+    if not faults:  # only in train, the first split: a small split may lack a class
         first = layout.splits[0]
         counts = zip(layout.classes, totals[first], strict=False)
         faults = [
-            f"{folder / f'{first}.txt'}: no pixel of class {label} in all its pictures" for label, n in counts if not n
+            f"{folder / f'{first}.txt'}: no pixel of class {label} in all its images" for label, n in counts if not n
         ]
     if not faults:
         stamps = Stamps(folder)
         for path, digest_ in digests.items():
             stamps.put(path, digest_, None)
         stamps.save()
-    return Found(faults, edition, {split: len(listed) for split, listed in names.items()}, totals)
+    return Verified(faults, edition, {split: len(listed) for split, listed in names.items()}, totals)
 
 
 def _of_checksums(folder: Path, files: dict[str, tuple[int, str]], digests: dict[str, str]) -> list[str]:
     changed = {path: digest for path, digest in digests.items() if path in files and files[path][1] != digest}
-    rightful = {files[path][1]: path for path in changed}
+    owner_of = {files[path][1]: path for path in changed}
     faults = []
     for path, digest in changed.items():
-        other = rightful.get(digest)
+        other = owner_of.get(digest)
         if other is None:
             faults.append(f"{folder / path}: is not the file that was prepared (checksum)")
-        elif rightful.get(digests.get(other, "")) != path:
-            faults.append(f"{folder / path}: holds what belongs in {folder / other}")
+        elif owner_of.get(digests.get(other, "")) != path:
+            faults.append(f"{folder / path}: holds the content of {folder / other}")
         elif path < other:
             faults.append(f"{folder / path}, {folder / other}: are swapped")
     return faults

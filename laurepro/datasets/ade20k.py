@@ -1,12 +1,13 @@
-"""ADE20K's scene-parsing benchmark: 150 classes; what belongs to none of them is ignored."""
+"""ADE20K's scene-parsing benchmark: 150 classes; pixels of no class are ignored."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from laurepro.datasets import Info, _files, _prepare
-from laurepro.datasets._files import Layout
-from laurepro.datasets._prepare import Originals, Picture
+from laurepro.datasets._layout import Layout, Unreadable
+from laurepro.datasets._manifest import read_list
+from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -29,8 +30,8 @@ INFO = Info(
         .replace("\n        ", " ")
         .split(", ")
     ),
-    description="indoor and outdoor scenes, 150 classes; 22,210 labelled pictures, and 3,352 for the test server",
-    licence="annotations: BSD 3-clause; pictures: research and education only",
+    description="indoor and outdoor scenes, 150 classes; 22,210 labelled images, and 3,352 for the test server",
+    licence="annotations: BSD 3-clause; images: research and education only",
     splits=("train", "val", "trainval", "test"),
     needs=(
         "the folder ADEChallengeData2016 with images/ and annotations/, each with training/ and validation/; "
@@ -51,7 +52,7 @@ LAYOUT = Layout(
 
 
 class Dataset(_files.Files):
-    """One split; labels are -1 throughout `test`, whose truth only the test server has."""
+    """One split. Labels are -1 throughout `test`, whose ground truth only the test server has."""
 
     def __init__(self, root: Path, split: str) -> None:
         super().__init__(LAYOUT, root, split)
@@ -63,24 +64,24 @@ def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
 
 
 def originals(source: Path) -> Originals:
-    """Find the pictures below ADEChallengeData2016, or in the folder that holds it."""
+    """Find the images below ADEChallengeData2016, or in the folder that holds it."""
     base = _prepare.first_folder(source, ("images/training",), ("", "ADEChallengeData2016"), INFO.needs)
-    splits: dict[str, list[Picture]] = {}
+    splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split, folder in (("train", "training"), ("val", "validation")):
         images, masks = base / "images" / folder, base / "annotations" / folder
         names = _prepare.stems(images, ".jpg")
-        splits[split] = [Picture(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
-        alone = sorted(set(_prepare.stems(masks, ".png")) - set(names))
-        faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no picture" for name in alone]
+        splits[split] = [Original(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
+        without_image = sorted(set(_prepare.stems(masks, ".png")) - set(names))
+        faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no image" for name in without_image]
     splits["trainval"] = splits["train"] + splits["val"]
     test = next((f for f in (base / "release_test", base.parent / "release_test") if f.is_dir()), None)
     if test is not None:
         try:
-            listed, wrong = _files.read_list(test / "list.txt")
-        except _files.Unreadable as error:
+            listed, wrong = read_list(test / "list.txt")
+        except Unreadable as error:
             raise LaureproError(str(error)) from None
         names = [name.removesuffix(".jpg") for name in listed]
         faults += wrong
-        splits["test"] = [Picture(name, test / "testing" / f"{name}.jpg", None) for name in names]
+        splits["test"] = [Original(name, test / "testing" / f"{name}.jpg", None) for name in names]
     return Originals(splits, faults)

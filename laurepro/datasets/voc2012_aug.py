@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 with the extra annotations of SBD: 20 classes and background; object borders are ignored.
 
-`trainaug` is VOC's train and whatever SBD annotates, without VOC's val; where both annotate a picture of VOC's
-train, VOC's own label map is taken, for it is the finer one and has the ignored borders.
+`trainaug` is VOC's train and all images that SBD annotates, without VOC's val. Where both annotate an image of VOC's
+train, VOC's label map is used: it is finer and has the ignored borders.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from laurepro.datasets import Info, _files, _prepare
-from laurepro.datasets._files import Layout, Mask
-from laurepro.datasets._prepare import Originals, Picture
+from laurepro.datasets._layout import Layout, Mask, Unreadable
+from laurepro.datasets._manifest import read_list
+from laurepro.datasets._prepare import Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -41,8 +42,8 @@ INFO = Info(
         "train",
         "tvmonitor",
     ),
-    description="pictures of objects, 20 classes and background; 12,031 pictures",
-    licence="pictures: Flickr's terms of use, as VOC's page says; SBD states none",
+    description="images of objects, 20 classes and background; 12,031 images",
+    licence="images: Flickr's terms of use, as VOC's page says; SBD states none",
     splits=("train", "trainaug", "val"),
     needs=(
         "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, and beside "
@@ -84,8 +85,8 @@ def originals(source: Path) -> Originals:
 
     def names(file: Path) -> list[str]:
         try:
-            listed, wrong = _files.read_list(file)
-        except _files.Unreadable as error:
+            listed, wrong = read_list(file)
+        except Unreadable as error:
             raise LaureproError(str(error), f"expected {INFO.needs}") from None
         faults.extend(wrong)
         return listed
@@ -94,14 +95,14 @@ def originals(source: Path) -> Originals:
     annotated = {*names(sbd / "train.txt"), *names(sbd / "val.txt")}
     more = sorted(annotated - {*train, *val})
 
-    def own(name: str) -> Picture:
-        return Picture(name, voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
+    def own(name: str) -> Original:
+        return Original(name, voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
 
-    def extra(name: str) -> Picture:
+    def extra(name: str) -> Original:
         file = sbd / "cls" / f"{name}.mat"
-        return Picture(name, voc / "JPEGImages" / f"{name}.jpg", file, partial(_draw, file))
+        return Original(name, voc / "JPEGImages" / f"{name}.jpg", file, partial(_draw, file))
 
-    trainaug = sorted([*map(own, train), *map(extra, more)], key=lambda picture: picture.name)
+    trainaug = sorted([*map(own, train), *map(extra, more)], key=lambda original: original.name)
     return Originals({"train": [*map(own, train)], "trainaug": trainaug, "val": [*map(own, val)]}, faults)
 
 
@@ -110,5 +111,5 @@ def _draw(file: Path) -> Mask:
     try:
         values = np.asarray(_prepare.read_mat(file, "GTcls")["Segmentation"].item())
     except (ValueError, IndexError, KeyError, TypeError):
-        raise _files.Unreadable("GTcls has no Segmentation") from None
+        raise Unreadable("GTcls has no Segmentation") from None
     return _prepare.as_mask(values, len(INFO.classes) - 1)

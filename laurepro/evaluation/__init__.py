@@ -1,1 +1,1 @@
-"""How a score is computed: inference, counts over pixels, metrics from them; and masks of a user's own images."""
+"""How a score is computed: inference, counts over pixels, metrics from them; and label maps of your own images."""

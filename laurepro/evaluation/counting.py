@@ -1,13 +1,13 @@
-"""Counts over pixels that every score is made of: confusion matrices, and what lies along the labels' edges.
+"""The counts over pixels that all scores are computed from: confusion matrices, of all pixels and near label edges.
 
-Two measures look at edges alone. In both, pixels of label -1 belong to no class, and are not counted.
+Two measures look at edges alone. In both, pixels of label -1 belong to no class and are not counted.
 
 * Band: intersection and union over the pixels that have another label within `width` pixels *in the label map*
   (the trimap of Kohli, Ladicky and Torr, 2009).
 * Boundary IoU (Cheng et al., "Boundary IoU", CVPR 2021): intersection and union of the boundary regions of both maps.
-  The region of a class is where it has another class, or the picture's border, within `width` pixels: what eroding
-  its mask by a square takes away. Where the label is -1 the prediction is taken as -1 too: ignored pixels cut both
-  maps alike, so that a prediction that is right everywhere scores 100.
+  The region of a class is its pixels that have another class, or the image's border, within `width` pixels: those
+  that eroding its mask by a square removes. Where the label is -1 the prediction counts as -1 too: ignored pixels
+  cut both maps alike, and a prediction that is right everywhere scores 100.
 
 Distances are of the larger coordinate: "within 3 pixels" is a window of 7 x 7.
 """
@@ -24,16 +24,16 @@ from torch import Tensor
 
 from laurepro.spec.metrics import BOUNDARY_SHARE, BOUNDARY_WIDTHS
 
-BAND = 3  # the width of `boundary_miou`, of which the whole matrix is kept
+BAND = 3  # the width of `boundary_miou`, whose whole matrix is stored
 
 
 class Counts(NamedTuple):
-    """What is counted of one or many pictures, int64.
+    """The counts of one or many images, int64.
 
     Attributes:
         confusion: [n, n] over labelled pixels: row = label, column = prediction.
-        boundary_confusion: the same of those within 3 pixels of another label.
-        boundary: intersection and union of each class, [2, n], of the other boundary measures, by metric.
+        boundary_confusion: [n, n] over those within 3 pixels of another label.
+        boundary: intersection and union of each class, [2, n], for each other boundary metric.
     """
 
     confusion: Tensor
@@ -42,7 +42,7 @@ class Counts(NamedTuple):
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """int64 [n, n]: row = label, column = prediction. Both int64 [N, H, W]; pixels of label -1 are left out.
+    """int64 [n, n]: row = label, column = prediction. Both int64 [N, H, W]; pixels of label -1 are skipped.
 
     Raises:
         RuntimeError: A label is out of range.
@@ -51,7 +51,7 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def count(labels: Tensor, predicted: Tensor, classes: int) -> Counts:
-    """Count pictures of one size.
+    """Count images of one size.
 
     Args:
         labels: int64 [N, H, W], -1 where ignored.
@@ -61,7 +61,7 @@ def count(labels: Tensor, predicted: Tensor, classes: int) -> Counts:
     Raises:
         RuntimeError: A label is out of range.
     """
-    labels, predicted = labels.int(), predicted.int()  # half the memory to walk through
+    labels, predicted = labels.int(), predicted.int()  # half the memory traffic
     near = edge_rank(labels, BOUNDARY_WIDTHS)
     matrices = _pairs(labels, predicted, near, len(BOUNDARY_WIDTHS) + 1, classes)
     within = dict(zip(BOUNDARY_WIDTHS, matrices.cumsum(0), strict=False))
@@ -74,16 +74,16 @@ def count(labels: Tensor, predicted: Tensor, classes: int) -> Counts:
     areas = [_by_rank(map_, rank, len(widths), classes) for map_, rank in zip((labels, predicted), ranks, strict=True)]
     agreed = torch.where(labels == predicted, labels, -1)
     both = _by_rank(agreed, torch.maximum(*ranks), len(widths), classes)
-    for width, found in zip(widths, torch.stack([both, sum(areas) - both], 1), strict=True):
+    for width, counts in zip(widths, torch.stack([both, sum(areas) - both], 1), strict=True):
         if width in BOUNDARY_WIDTHS:
-            boundary[f"boundary_iou_{width}px"] = found
+            boundary[f"boundary_iou_{width}px"] = counts
         if width == share:
-            boundary["boundary_iou"] = found
+            boundary["boundary_iou"] = counts
     return Counts(matrices.sum(0), within[BAND], boundary)
 
 
 def zero(classes: int) -> Counts:
-    """Counts of no picture, on the CPU."""
+    """Counts of no image, on the CPU."""
     empty = torch.zeros(1, 1, 1, dtype=torch.int64) - 1
     return each(count(empty, torch.zeros_like(empty), classes), torch.zeros_like)
 
@@ -96,25 +96,25 @@ def add(one: Counts, other: Counts) -> Counts:
 
 
 def each(counts: Counts, change: Callable[[Tensor], Tensor]) -> Counts:
-    """The same with something done to each tensor, always in the same order."""
+    """Apply a function to each tensor, always in the same order."""
     boundary = {metric: change(counts.boundary[metric]) for metric in sorted(counts.boundary)}
     return Counts(change(counts.confusion), change(counts.boundary_confusion), boundary)
 
 
 def within_reach(labels: Tensor, predicted: Tensor, radius: int, classes: int) -> Tensor:
-    """Predictions with the label in place of those that have it within `radius`: the best that moving them could do.
+    """Replace each prediction by its label where that is predicted within `radius`: the best that moving them could do.
 
     Args:
         labels: int64 [N, H, W], -1 where ignored; there the prediction stays.
         predicted: int64 [N, H, W], from 0 to n - 1.
-        radius: in pixels, of the larger coordinate: 3 is a window of 7 x 7. Nothing lies beyond the picture.
+        radius: in pixels, of the larger coordinate: 3 is a window of 7 x 7. Nothing lies beyond the image.
         classes: n.
 
     Returns:
-        int64 [N, H, W]. What is right stays right, and more is with a larger radius.
+        int64 [N, H, W]. Right predictions stay right, and a larger radius makes more of them right.
     """
-    there = F.one_hot(predicted, classes).movedim(-1, 1).float()
-    near = F.max_pool2d(there, 2 * radius + 1, stride=1, padding=radius)
+    mask = F.one_hot(predicted, classes).movedim(-1, 1).float()
+    near = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
     reached = near.gather(1, labels.clamp(min=0)[:, None])[:, 0].bool() & (labels >= 0)
     return torch.where(reached, labels, predicted)
 
@@ -125,19 +125,19 @@ def boundary_width(height: int, width: int) -> int:
 
 
 def edge_rank(labels: Tensor, widths: Sequence[int], border: bool = False) -> Tensor:
-    """How near another label is: the index of the first of `widths` within which there is one, integers [N, H, W].
+    """How near another label is: the index of the first of `widths` that reaches one, integers [N, H, W].
 
     Args:
-        labels: integers [N, H, W]. -1 is a label like any other here: ignored pixels line the objects' edges.
-        widths: in pixels, ascending, the first at least 1. Further away than the last gives their number.
-        border: whether what lies beyond the picture's border is another label.
+        labels: integers [N, H, W]. -1 counts as a label: ignored pixels line the objects' edges.
+        widths: in pixels, ascending, the first at least 1. Pixels beyond the last get the number of widths.
+        border: whether the outside of the image counts as another label.
     """
     near = _beside_another(labels)
     if border:
         for axis in (1, 2):
             near.select(axis, 0).fill_(True)
             near.select(axis, -1).fill_(True)
-    # A pixel that has another label within w is within w - 1 of one that is beside another, and the other way round.
+    # A pixel has another label within w exactly if it is within w - 1 of a pixel beside another label.
     rank, reached = torch.zeros_like(labels), 1
     for width in widths:
         while reached < width:
@@ -147,7 +147,7 @@ def edge_rank(labels: Tensor, widths: Sequence[int], border: bool = False) -> Te
 
 
 def _beside_another(labels: Tensor) -> Tensor:
-    """Whether one of the eight neighbours within the picture has another label, bool [N, H, W]."""
+    """Whether one of the eight neighbours within the image has another label, bool [N, H, W]."""
     labels = labels.short()
     near = torch.zeros_like(labels, dtype=torch.bool)
     rest, but_first, but_last = slice(None), slice(1, None), slice(None, -1)
@@ -164,7 +164,7 @@ def _beside_another(labels: Tensor) -> Tensor:
 
 
 def _grown(near: Tensor) -> Tensor:
-    """The mask, and every neighbour of it."""
+    """The mask and all of its neighbours."""
     rows = near.clone()
     rows[:, 1:] |= near[:, :-1]
     rows[:, :-1] |= near[:, 1:]
@@ -175,7 +175,7 @@ def _grown(near: Tensor) -> Tensor:
 
 
 def _pairs(labels: Tensor, predicted: Tensor, group: Tensor, groups: int, classes: int) -> Tensor:
-    """int64 [groups, n, n]: how often each label meets each prediction, by the pixels' group."""
+    """int64 [groups, n, n]: how often each pair of label and prediction occurs, by the pixels' group."""
     if labels.numel() and int(labels.max()) >= classes:
         raise RuntimeError(f"a label is {int(labels.max())}, but there are only {classes} classes")
     size = groups * classes**2

@@ -1,12 +1,12 @@
-"""From pictures to predicted classes, by the protocol that an `eval` section describes.
+"""From images to predicted classes, by the protocol that an `eval` section describes.
 
-`mode: slide` is the released code's evaluator. At each scale the picture is resized to a long side of
-ceil(base_size * factor), cut into windows of crop_size at steps of two thirds of that, and the exponentials of the
-windows' scores are averaged, resized back and summed over the scales. `mode: whole` gives the network whole pictures.
-`multi_scale` adds up the factors, and to each score that of the mirrored picture.
+`mode: slide` is the released code's evaluator. At each scale the image is resized to a long side of
+ceil(base_size * factor) and cut into windows of crop_size at steps of two thirds of that. The exponentials of the
+windows' scores are averaged, resized back and summed over the scales. `mode: whole` passes whole images to the
+network. `multi_scale` sums over the factors, and adds to each score that of the mirrored image.
 
-Windows of all scales, and of neighbouring pictures, share forward passes: a window has one size, and a GPU is not
-filled by one. On a CPU, which is, a forward takes no more than CPU_PIXELS at once.
+Windows of all scales, and of neighbouring images, share forward passes: all have one size, and one window does not
+fill a GPU. It does fill a CPU, where a forward pass takes at most CPU_PIXELS.
 """
 
 from __future__ import annotations
@@ -23,56 +23,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laurepro import spec
-from laurepro.datasets import Image, Label, Pictures
+from laurepro.datasets import Image, Images, Label
 from laurepro.evaluation import inference
 from laurepro.network import model
 from laurepro.network.model import MEAN, STD, normalise
 
-CPU_PIXELS = 32 * 96**2  # of one forward pass: memory that a cache does not hold makes larger ones slower
-GPU_BYTES = 2**30  # of one forward pass's scores; the layers before need a few times that
-MOST = 32  # windows or pictures of one forward pass
+CPU_PIXELS = 32 * 96**2  # of one forward pass: larger ones do not fit into a cache and are slower
+GPU_BYTES = 2**30  # of one forward pass's scores; earlier layers need a few times that
+MOST = 32  # windows or images of one forward pass
 
 
 class Predictor(Protocol):
-    """What inference asks of a network; `laurepro.network.model.Network` is one."""
+    """What inference needs of a network; `laurepro.network.model.Network` has it."""
 
     def predict(self, image: Tensor, *, align_corners: bool = True) -> Tensor:
-        """Class scores [N, n, H, W] of normalised pictures [N, 3, H, W]: a new tensor, which the caller may change."""
+        """Class scores [N, n, H, W] of normalised images [N, 3, H, W]: a new tensor, which the caller may change."""
         ...
 
 
 class Window(NamedTuple):
-    """A window of a resized picture, and where it belongs."""
+    """A window of a resized image, and its position."""
 
-    picture: int
+    image: int
     scale: int  # index of the factor
     top: int
     left: int
     pixels: Tensor  # [3, crop, crop]
-    last: bool  # of this picture at this scale
+    last: bool  # of this image at this scale
 
 
 def predict(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
-    """Yield the predicted class of each pixel, int64 [H, W], of normalised pictures [3, H, W], in their order.
+    """Yield the predicted class of each pixel, int64 [H, W], of normalised images [3, H, W], in their order.
 
     Args:
-        network: in evaluation mode, on the pictures' device. Call this under `torch.inference_mode()`.
+        network: in evaluation mode, on the images' device. Call this under `torch.inference_mode()`.
         images: read as they are needed; of any sizes.
         classes: n, the number of scores of a pixel.
         evaluation: the protocol.
 
     Raises:
-        RuntimeError: A score is infinite or NaN: what is largest then means nothing.
+        RuntimeError: A score is infinite or NaN: then the largest means nothing.
     """
     for index, score in enumerate(class_scores(network, images, classes, evaluation)):
         highest, predicted = score.max(0)
         if not highest.isfinite().all():
-            raise RuntimeError(f"the scores of picture {index} are not finite: the network's weights are broken")
+            raise RuntimeError(f"the scores of image {index} are not finite: the network's weights are broken")
         yield predicted
 
 
 def class_scores(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
-    """Yield the summed scores [n, H, W] that `predict` takes the largest of."""
+    """Yield the summed scores [n, H, W]; `predict` takes the class of the largest."""
     if evaluation.mode == "whole":
         return _whole(network, images, classes, evaluation)
     return _slide(network, images, classes, evaluation)
@@ -86,12 +86,12 @@ def scaled_size(height: int, width: int, long: int) -> tuple[int, int]:
 
 
 def at_once(device: torch.device, classes: int, pixels: int) -> int:
-    """How many windows or pictures of so many pixels share a forward pass."""
+    """How many windows or images of so many pixels share a forward pass."""
     fit = GPU_BYTES // (4 * classes * pixels) if device.type == "cuda" else CPU_PIXELS // pixels
     return max(1, min(MOST, fit))
 
 
-# ------------------------------------------------------------------------------------------------- whole pictures
+# ------------------------------------------------------------------------------------------------- whole images
 
 
 def _whole(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
@@ -125,9 +125,9 @@ def _whole_batch(network: Predictor, images: Tensor, evaluation: spec.Eval) -> T
 
 
 def _slide(network: Predictor, images: Iterable[Tensor], classes: int, evaluation: spec.Eval) -> Iterator[Tensor]:
-    sizes: dict[int, tuple[int, int]] = {}  # of the pictures that are under way
-    totals: dict[int, Tensor] = {}  # [n, H, W] over the scales that are done
-    sums: dict[int, Tensor] = {}  # [n, height, width] over the windows of the scale that is not
+    sizes: dict[int, tuple[int, int]] = {}  # of the images in progress
+    totals: dict[int, Tensor] = {}  # [n, H, W] over the finished scales
+    sums: dict[int, Tensor] = {}  # [n, height, width] over the windows of the unfinished scale
 
     def windows() -> Iterator[Window]:
         for index, image in enumerate(images):
@@ -138,22 +138,20 @@ def _slide(network: Predictor, images: Iterable[Tensor], classes: int, evaluatio
     for batch in _batches(windows(), classes):
         scores = _exponential(network, torch.stack([window.pixels for window in batch]), evaluation)
         for window, score in zip(batch, scores, strict=True):
-            picture, size = window.picture, sizes[window.picture]
+            index, size = window.image, sizes[window.image]
             scaled = _scaled_sizes(*size, evaluation)[window.scale]
-            if picture not in sums:
-                sums[picture] = score.new_zeros(classes, *scaled)
-            place = sums[picture][
-                :, window.top : window.top + score.shape[1], window.left : window.left + score.shape[2]
-            ]
+            if index not in sums:
+                sums[index] = score.new_zeros(classes, *scaled)
+            place = sums[index][:, window.top : window.top + score.shape[1], window.left : window.left + score.shape[2]]
             place += score[:, : place.shape[1], : place.shape[2]]
             if not window.last:
                 continue
-            mean = sums.pop(picture).div_(_times_seen(*scaled, evaluation.crop_size, score))
+            mean = sums.pop(index).div_(_times_seen(*scaled, evaluation.crop_size, score))
             resized = _resize(mean[None], size, evaluation)[0]
-            totals[picture] = totals[picture].add_(resized) if picture in totals else resized
+            totals[index] = totals[index].add_(resized) if index in totals else resized
             if window.scale == scales - 1:
-                del sizes[picture]
-                yield totals.pop(picture)
+                del sizes[index]
+                yield totals.pop(index)
 
 
 def _batches(windows: Iterator[Window], classes: int) -> Iterator[list[Window]]:
@@ -177,13 +175,13 @@ def _scaled_sizes(height: int, width: int, evaluation: spec.Eval) -> list[tuple[
 
 
 def _starts(size: int, crop: int) -> list[int]:
-    """Where the windows along one axis start. The last is not shifted back: it reaches beyond the picture."""
+    """Where the windows along one axis start. The last is not shifted back: it reaches beyond the image."""
     stride = int(crop * 2 / 3)
     return [i * stride for i in range(math.ceil((max(size, crop) - crop) / stride) + 1)]
 
 
 def _windows(index: int, image: Tensor, evaluation: spec.Eval) -> Iterator[Window]:
-    """The windows of one picture [3, H, W] at all scales, filled with black where they reach beyond it."""
+    """The windows of one image [3, H, W] at all scales, padded with black where they reach beyond it."""
     crop = evaluation.crop_size
     for scale, (height, width) in enumerate(_scaled_sizes(image.shape[1], image.shape[2], evaluation)):
         resized = _resize(image[None], (height, width), evaluation)[0]
@@ -194,7 +192,7 @@ def _windows(index: int, image: Tensor, evaluation: spec.Eval) -> Iterator[Windo
 
 
 def _times_seen(height: int, width: int, crop: int, like: Tensor) -> Tensor:
-    """How many windows hold each pixel, [height, width]."""
+    """How many windows contain each pixel, [height, width]."""
     rows, columns = (like.new_zeros(size) for size in (height, width))
     for axis in (rows, columns):
         for start in _starts(len(axis), crop):
@@ -203,7 +201,7 @@ def _times_seen(height: int, width: int, crop: int, like: Tensor) -> Tensor:
 
 
 def _pad(image: Tensor, crop: int) -> Tensor:
-    """Fill with black, which is -mean/std after normalisation, at the right and the bottom: [3, crop, crop]."""
+    """Pad with black, which is -mean/std after normalisation, at the right and the bottom: [3, crop, crop]."""
     if image.shape[1:] == (crop, crop):
         return image
     black = -torch.tensor(MEAN, dtype=image.dtype, device=image.device)
@@ -214,7 +212,7 @@ def _pad(image: Tensor, crop: int) -> Tensor:
 
 
 def _exponential(network: Predictor, images: Tensor, evaluation: spec.Eval) -> Tensor:
-    """exp(logits), with the multi-scale protocol exp(logits + those of the mirrored picture, mirrored back)."""
+    """exp(logits), in the multi-scale protocol exp(logits + those of the mirrored image, mirrored back)."""
     images = images.contiguous(memory_format=torch.channels_last)
     logits = network.predict(images, align_corners=evaluation.align_corners)
     if evaluation.multi_scale:
@@ -228,12 +226,12 @@ def _resize(images: Tensor, size: tuple[int, int], evaluation: spec.Eval) -> Ten
     return F.interpolate(images, size, mode="bilinear", align_corners=evaluation.align_corners)
 
 
-# Whole blocks of pictures go to a rank, so that a forward pass holds the same pictures or windows, and rounds alike,
-# over any number of ranks.
+# Images go to ranks in whole blocks. A forward pass then holds the same images or windows, and rounds alike, for any
+# number of ranks.
 BLOCK = {"whole": 32, "slide": 8}
 
 
-READERS = 4  # threads at most that read pictures ahead
+READERS = 4  # most threads that read images ahead
 
 
 def load_network(
@@ -246,7 +244,7 @@ def load_network(
 
 
 def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -> model.Network:
-    """The network as the evaluation wants it: on the device, in its precision, in evaluation mode."""
+    """Prepare a network for evaluation: on the device, in the evaluation's precision, in evaluation mode."""
     network.autocast = torch.bfloat16 if evaluation.precision == "bfloat16" else None
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
@@ -254,38 +252,38 @@ def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -
 
 def predictions(
     network: inference.Predictor,
-    pictures: Pictures,
+    images: Images,
     indices: list[int],
     classes: int,
     evaluation: spec.Eval,
     device: torch.device,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the index, the label int64 [H, W] and the prediction int64 [H, W] of pictures, both on the device."""
-    stream = iter(_read(pictures, indices, min(READERS, torch.get_num_threads())))
+    """Yield the index, the label int64 [H, W] and the prediction int64 [H, W] of each image, both on the device."""
+    stream = iter(_read(images, indices, min(READERS, torch.get_num_threads())))
     pending: deque[tuple[int, Label]] = deque()
 
-    def images(block: Iterable[tuple[int, tuple[Image, Label]]]) -> Iterator[Tensor]:
+    def normalised(block: Iterable[tuple[int, tuple[Image, Label]]]) -> Iterator[Tensor]:
         for index, (image, label) in block:
             pending.append((index, label))
             yield normalise(torch.from_numpy(image)[None].to(device))[0]
 
     for _ in range(0, len(indices), BLOCK[evaluation.mode]):
         block = islice(stream, BLOCK[evaluation.mode])
-        for predicted in inference.predict(network, images(block), classes, evaluation):
+        for predicted in inference.predict(network, normalised(block), classes, evaluation):
             index, label = pending.popleft()
             yield index, torch.from_numpy(label).to(device), predicted
 
 
-def _read(pictures: Pictures, indices: list[int], readers: int) -> Iterator[tuple[int, tuple[Image, Label]]]:
-    """Yield index and picture, read ahead by several threads; with one, as they are asked for."""
+def _read(images: Images, indices: list[int], readers: int) -> Iterator[tuple[int, tuple[Image, Label]]]:
+    """Yield index and image, read ahead by several threads, or on demand if there is one."""
     if readers == 1:
         for index in indices:
-            yield index, pictures[index]
+            yield index, images[index]
         return
     with ThreadPoolExecutor(readers) as pool:
         pending: deque[tuple[int, Future[tuple[Image, Label]]]] = deque()
         for index in indices:
-            pending.append((index, pool.submit(pictures.__getitem__, index)))
+            pending.append((index, pool.submit(images.__getitem__, index)))
             if len(pending) > 2 * readers:
                 first, future = pending.popleft()
                 yield first, future.result()

@@ -1,4 +1,4 @@
-"""What a trained job makes of pictures: its classes, as label maps and as something to look at.
+"""Predictions of a trained job for your own images: label maps, overlays and a legend.
 
 Importable without torch; the functions that need a network import it.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Image = npt.NDArray[np.uint8]
 Classes = npt.NDArray[np.int64]
 
-OPACITY = 0.55  # of the colours over a picture
+OPACITY = 0.55  # of the colours over an image
 ROW, SWATCH = 22, 16  # of the legend, in pixels
 
 
@@ -43,43 +43,43 @@ class Trained(NamedTuple):
     classes: tuple[str, ...]
 
 
-def job_of(found: Record, stage: str) -> spec.Job:
-    """The job of that stage that a record's experiment has."""
-    return spec.Job(stage=stage, scale=found.scale, seed=found.seed, experiment=found.experiment)
+def job_of(stored: Record, stage: str) -> spec.Job:
+    """The job of that stage of a record's experiment."""
+    return spec.Job(stage=stage, scale=stored.scale, seed=stored.seed, experiment=stored.experiment)
 
 
-def load(found: Record, runs: Path) -> Trained:
-    """Build a job's network from the weights that its training left.
+def load(stored: Record, runs: Path) -> Trained:
+    """Build a job's network with the final weights of its training.
 
     Args:
-        found: the record of a training or an evaluation.
+        stored: the record of a training or an evaluation.
         runs: where the weights are.
 
     Raises:
-        LaureproError: the weights are not at hand, or broken.
+        LaureproError: the weights are missing or broken.
     """
-    training = job_of(found, "train")
+    training = job_of(stored, "train")
     folder = record.run_folder(runs, training)
     if not record.has_weights(runs, training):
         raise LaureproError(
-            f"{found.job}: no weights in {folder}; a record alone cannot predict",
-            "train it again where runs/ is kept, or give that folder with --runs",
+            f"{stored.job}: no weights in {folder}; a record alone cannot predict",
+            "train it again and keep runs/, or name the folder that has them with --runs",
         )
     from laurepro.distributed import prepare
     from laurepro.evaluation.inference import load_network
     from laurepro.network import checkpoint
 
-    device = prepare(found.experiment.train.threads)
+    device = prepare(stored.experiment.train.threads)
     weights = checkpoint.load_weights(folder)
-    network = load_network(found.experiment, len(found.class_names), weights, device)
-    return Trained(network, device, found.experiment.eval, found.class_names)
+    network = load_network(stored.experiment, len(stored.class_names), weights, device)
+    return Trained(network, device, stored.experiment.eval, stored.class_names)
 
 
 def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
     """Build the network of TABLE/ROW with the weights of a checkpoint of the released code (`.pth.tar`).
 
     Raises:
-        LaureproError: no such row or nothing to run for it; the file is no checkpoint, or of another network.
+        LaureproError: no such row, or one that is only quoted; a file that is no checkpoint, or of another network.
     """
     table_id, _, row_id = address.partition("/")
     tables = spec.tables()
@@ -103,20 +103,20 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
 
 
 def check(files: Iterable[Path]) -> None:
-    """Raise LaureproError where a file is no picture by its first bytes. Cheap, and asked before any work."""
+    """Raise LaureproError if a file is no image by its first bytes. Cheap, to be called before any work."""
     for file in files:
         with _readable(file), PIL.Image.open(file):
             pass
 
 
 def read(file: Path) -> Image:
-    """A picture uint8 [H, W, 3], turned as its camera noted.
+    """An image uint8 [H, W, 3], rotated as its EXIF data say.
 
     Raises:
-        LaureproError: the file is no picture, or damaged.
+        LaureproError: the file is no image, or damaged.
     """
-    with _readable(file), PIL.Image.open(file) as picture:
-        return np.array(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
+    with _readable(file), PIL.Image.open(file) as image:
+        return np.array(PIL.ImageOps.exif_transpose(image).convert("RGB"))
 
 
 @contextmanager
@@ -124,12 +124,12 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        reason = "not a picture" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
-        raise LaureproError(f"{file}: cannot be read as a picture: {reason}") from None
+        reason = "not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+        raise LaureproError(f"{file}: cannot be read as an image: {reason}") from None
 
 
 def predict(trained: Trained, image: Image) -> Classes:
-    """The class of each pixel, int64 [H, W], of a picture uint8 [H, W, 3]."""
+    """The class of each pixel, int64 [H, W], of an image uint8 [H, W, 3]."""
     import torch
 
     from laurepro.evaluation import inference
@@ -146,19 +146,19 @@ def predict(trained: Trained, image: Image) -> Classes:
 
 
 def palette(classes: int) -> Image:
-    """The colour of each class, uint8 [n, 3]: those of the figures."""
+    """The colour of each class, uint8 [n, 3], as in the figures."""
     return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in class_colours(classes)], np.uint8)
 
 
 def mask(predicted: Classes, colours: Image) -> PIL.Image.Image:
-    """A label map to be saved as PNG: the values are the class indices, the colours those of the classes."""
-    picture = PIL.Image.fromarray(predicted.astype(np.uint8))
-    picture.putpalette(colours.ravel().tolist())
-    return picture
+    """A label map to save as PNG: its values are class indices, its palette the classes' colours."""
+    image = PIL.Image.fromarray(predicted.astype(np.uint8))
+    image.putpalette(colours.ravel().tolist())
+    return image
 
 
 def overlay(image: Image, predicted: Classes, colours: Image) -> PIL.Image.Image:
-    """The picture under the colours of its classes, each class's outline in full colour."""
+    """The image with the colours of its classes laid over it, each class's outline opaque."""
     blended = image * (1 - OPACITY) + colours[predicted] * OPACITY
     edge = np.zeros(predicted.shape, bool)
     edge[:, :-1] |= predicted[:, 1:] != predicted[:, :-1]
@@ -168,26 +168,26 @@ def overlay(image: Image, predicted: Classes, colours: Image) -> PIL.Image.Image
 
 
 def legend(names: list[str], colours: Image) -> PIL.Image.Image:
-    """Colour and name of each class, one a line."""
+    """Colour and name of each class, one per line."""
     font = PIL.ImageFont.load_default(13)
     width = ROW + SWATCH + int(max((font.getlength(name) for name in names), default=0))
-    picture = PIL.Image.new("RGB", (width, ROW * len(names) + 4), "white")
-    draw = PIL.ImageDraw.Draw(picture)
+    image = PIL.Image.new("RGB", (width, ROW * len(names) + 4), "white")
+    draw = PIL.ImageDraw.Draw(image)
     for row, (name, colour) in enumerate(zip(names, colours.tolist(), strict=True)):
         top = 4 + row * ROW
         draw.rectangle((4, top, 4 + SWATCH, top + SWATCH), fill=tuple(colour), outline="gray")
         draw.text((10 + SWATCH, top), name, fill="black", font=font)
-    return picture
+    return image
 
 
 def shares(predicted: Classes, names: tuple[str, ...]) -> list[tuple[str, float]]:
-    """The classes of a picture with their share of its pixels, the largest first."""
+    """The classes of an image with their share of its pixels, the largest first."""
     counts = np.bincount(predicted.ravel(), minlength=len(names))
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda c: -counts[c])
     return [(names[c], float(counts[c] / predicted.size)) for c in order]
 
 
-# Class colours: the ground light, the others of Paul Tol's muted scheme, which differ in lightness too.
+# Class colours: a light one for the ground, then Paul Tol's muted scheme, whose colours also differ in lightness.
 CLASSES = (
     "#e8e4da",
     "#332288",
@@ -205,7 +205,7 @@ CLASSES = (
 
 
 def class_colours(count: int) -> list[str]:
-    """A colour a class. Beyond those of the palette, hues by the golden angle at three lightnesses."""
+    """One colour per class. Beyond the palette, hues by the golden angle at three lightnesses."""
     if count <= len(CLASSES):
         return list(CLASSES[:count])
     colours = []

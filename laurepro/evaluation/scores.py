@@ -1,4 +1,4 @@
-"""Metrics from what was counted. No torch here."""
+"""Metrics from counts. Importable without torch."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def scores(
     boundary: Confusion | None = None,
     boundary_counts: Mapping[str, Sequence[Sequence[int]]] | None = None,
 ) -> Scores:
-    """Every accuracy the tables print, in percent; `final_score` a fraction, as ADE20K's server prints it.
+    """Every accuracy that the tables print, in percent; `final_score` is a fraction, as ADE20K's server prints it.
 
     Args:
         confusion: int64 [n, n] over the whole split: row = the label's class, column = the predicted one; ignored
-            pixels are not in it.
-        dataset: PASCAL Context has conventions of its own: `miou59` over the classes, and the paper's `miou60` =
-            59/60 of it, which counts background as wholly wrong. A network that predicts background too (n = 60,
-            background first) also has `miou60_background`, over all 60. Others have `miou`.
-        boundary: The same of the pixels near a label edge only, for `boundary_miou`.
+            pixels are not counted.
+        dataset: PASCAL Context has its own conventions: `miou59` over the classes, and the paper's `miou60` = 59/60 of
+            it, which counts background as wholly wrong. A network that predicts background too (n = 60, background
+            first) also has `miou60_background`, over all 60. Other data sets have `miou`.
+        boundary: The same over the pixels near a label edge only, for `boundary_miou`.
         boundary_counts: Intersection and union of each class, [2, n], of other boundary measures, by metric.
 
     Returns:
-        By metric's name. A number that does not exist (no labelled pixel) is None.
+        By metric. A value that does not exist (no labelled pixel) is None.
     """
     total = int(confusion.sum())
     mean = _mean(class_iou(confusion), total > 0)
@@ -47,17 +47,17 @@ def scores(
         result[metric] = _mean(_ratio(np.array(intersection), np.array(union)), any(union))
     if dataset == "pascal_context":
         background = len(confusion) == 60
-        # Without background's row, a pixel of a class that is taken for background is a miss, and nothing else.
+        # Without background's row, a pixel of a class that is predicted as background is a miss, and nothing else.
         iou = class_iou(np.vstack([np.zeros_like(confusion[:1]), confusion[1:]]))[1:] if background else None
-        own = mean if iou is None else _mean(iou, bool(confusion[1:].any()))
-        sixty = None if own is None else own * 59 / 60
-        return {"miou59": own, "miou60": sixty, "miou60_background": mean if background else None, **result}
+        fifty_nine = mean if iou is None else _mean(iou, bool(confusion[1:].any()))
+        sixty = None if fifty_nine is None else fifty_nine * 59 / 60
+        return {"miou59": fifty_nine, "miou60": sixty, "miou60_background": mean if background else None, **result}
     final = None if mean is None or pixacc is None else (pixacc + mean) / 200
     return {"miou": mean, "final_score": final, **result}
 
 
 def recomputed(record: Record) -> Scores:
-    """The scores of an evaluation's record from the counts stored in it. Raises ValueError where it has none."""
+    """The scores of an evaluation's record from the counts stored in it. Raises ValueError if it has none."""
     if record.confusion is None:
         raise ValueError(f"{record.job} has no confusion matrix")
     edges = None if record.boundary_confusion is None else np.array(record.boundary_confusion)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laurepro import plan, record, spec
-from laurepro.datasets import Info, Pictures, open_split
+from laurepro.datasets import Images, Info, open_split
 from laurepro.distributed import prepare
 from laurepro.errors import LaureproError, unknown
 from laurepro.evaluation import inference
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     network: Network
     device: torch.device
     info: Info
-    images: Pictures
+    images: Images
     job: str
 
     @property

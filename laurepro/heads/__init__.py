@@ -7,14 +7,14 @@ A head defines `class Head(nn.Module)`:
     forward(self, features) -> (feature, se_logits)
 
 `features` are the backbone's maps, finest first: one to four, `in_channels` their channels. A head that needs more
-than there are raises LaureproError (`need_maps`). `feature` [N, feature_channels, h, w] is what the classifier reads,
-before its dropout, and what the offset branch reads. `se_logits` [N, num_classes] or None.
+than there are raises LaureproError (`need_maps`). The classifier reads `feature` [N, feature_channels, h, w] after
+dropout, and the offset branch reads it before dropout. `se_logits` is [N, num_classes] or None.
 
-`FEATURES` is a plain tuple of strings, read without importing the file: "se" (it can give se_logits) and "decoder"
-(it upsamples features itself). The row's upsampler then works inside the head, on `feature_channels` channels, and
-the call is `forward(features, upsample)` with `upsample(input, feature, size, guide=None) -> Tensor`. A decoder with
-"guide" too gives a map [N, guide_channels, *size] of the encoder's with it, which upsamplers that are guided need, and
-has the attribute `guide_channels`.
+`FEATURES` is a plain tuple of strings, read without importing the file. "se" declares that the head can return
+se_logits. "decoder" declares that it upsamples features: the row's upsampler then works inside the head, on
+`feature_channels` channels, and the call is `forward(features, upsample)` with `upsample(input, feature, size,
+guide=None) -> Tensor`. A decoder that also declares "guide" passes the encoder's map [N, guide_channels, *size] as
+`guide`, which guided upsamplers need, and has the attribute `guide_channels`.
 """
 
 from __future__ import annotations

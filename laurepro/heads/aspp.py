@@ -40,11 +40,11 @@ class ASPP(nn.Module):
 
 
 class Head(nn.Module):
-    """ASPP and a 3x3 convolution; the SE loss is not used with it.
+    """ASPP and a 3x3 convolution, without SE logits.
 
     Args:
         in_channels: channels of the backbone's maps; the last one is read.
-        num_classes: not used; every head takes it.
+        num_classes: unused; every head takes it.
         channels: width of the head.
         rates: dilations of the 3x3 branches (at output stride 8).
     """

@@ -1,8 +1,8 @@
 """The decoder of DeepLabv3+, whose inner upsampling is done by the row's upsampler.
 
 Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, with
-ordinary convolutions. The paper replaces "the bilinear upsampling in the decoder"; which of the two is not said:
-here it is the one of the ASPP features, and the class scores are brought to the picture's size bilinearly.
+ordinary convolutions. The paper replaces "the bilinear upsampling in the decoder" without saying which of the two.
+This head replaces that of the ASPP features; the class scores are resized to the image bilinearly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Head(nn.Module):
 
     Args:
         in_channels: channels of the backbone's maps; the first and the last are read.
-        num_classes: not used; every head takes it.
+        num_classes: unused; every head takes it.
         channels: width of the ASPP and of the decoder.
         low_channels: channels that layer1 is reduced to.
         rates: dilations of the ASPP's 3x3 branches (at output stride 16).

@@ -31,10 +31,10 @@ class Encoding(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Encode. The squares are expanded: x - c itself would be [N, h*w, K, D].
 
-        Under autocast too in float32: the expanded squares cancel, and half types have no digits to lose.
+        In float32 under autocast too: the expanded squares cancel, and half precision has no digits to lose.
         """
         wide = torch.promote_types(input.dtype, torch.float32)
-        autocast = input.dtype != wide and not input.is_meta  # the meta device has none that could be left
+        autocast = input.dtype != wide and not input.is_meta  # the meta device has no autocast to leave
         with torch.autocast(input.device.type, enabled=False) if autocast else nullcontext():
             x = input.to(wide).flatten(2).transpose(1, 2)
             c = self.codewords
@@ -76,7 +76,7 @@ class Head(nn.Module):
         num_classes: classes of the SE logits.
         channels: width of the head.
         codewords: K of the encoding.
-        se: give SE logits.
+        se: return SE logits.
         lateral: fuse layer2 and layer3 (strides must be equal: output stride 8).
     """
 

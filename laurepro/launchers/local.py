@@ -20,6 +20,7 @@ from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, Failure, diagnose, die_with_parent, first_code, text_from
 from laurepro.launchers import LaunchContext, TimeIsUp, command, cores, job_threads
 from laurepro.launchers._display import Lines, display
+from laurepro.launchers._schedule import Seats, core_seats, demand, starts
 from laurepro.plan import Plan
 from laurepro.spec import Job
 
@@ -36,37 +37,9 @@ class Running(NamedTuple):
 
     job: Job
     process: Process
-    seats: tuple[int, ...]
+    seats: Seats
     started: float
     log_size: int
-
-
-class Seats:
-    """The GPUs, or the cores, and how many jobs each has."""
-
-    def __init__(self, units: int, capacity: int) -> None:
-        self.taken = [0] * units
-        self.capacity = capacity
-
-    def take(self, count: int, alone: bool) -> tuple[int, ...] | None:
-        """So many units, the emptiest first, never one twice; all of them for a job that runs alone."""
-        if alone:
-            if any(self.taken):
-                return None
-            seats = tuple(range(len(self.taken))) * self.capacity
-        else:
-            room = sorted((n, unit) for unit, n in enumerate(self.taken) if n < self.capacity)
-            if len(room) < count:
-                return None
-            seats = tuple(unit for _, unit in room[:count])
-        for unit in seats:
-            self.taken[unit] += 1
-        return seats
-
-    def free(self, seats: tuple[int, ...]) -> None:
-        """Give back what `take` gave."""
-        for unit in seats:
-            self.taken[unit] -= 1
 
 
 def gpus() -> list[str]:
@@ -153,9 +126,10 @@ class Queue:
                 f"--nproc-per-node {context.nproc_per_node}: this machine has {len(self.devices)} GPU(s)",
                 "each process needs a GPU of its own",
             )
-        units = len(self.devices) or core_seats(plan, context)
-        self.seats = Seats(units, context.jobs_per_gpu if self.devices else 1)
-        self.names = {job.name for job in plan.jobs}
+        on_cores = None if self.devices else cores()
+        self.units = len(self.devices) or core_seats(plan.jobs, context, cores())
+        self.capacity = context.jobs_per_gpu if self.devices else 1
+        self.demands = {job.name: demand(job, context, self.units, on_cores) for job in plan.jobs}
         self.waiting, self.running = list(plan.jobs), list[Running]()
         self.finished, self.failures = set[str](), dict[str, Failure]()
         self.attempts: Counter[str] = Counter()
@@ -166,19 +140,17 @@ class Queue:
         limit = self.context.time_limit
         end = math.inf if limit is None else time.monotonic() + limit
         while self.waiting or self.running:
-            for job in list(self.waiting):
-                if self.lost(job) or (self.ready(job) and self.begin(job)):
-                    self.waiting.remove(job)
+            self.waiting = [job for job in self.waiting if not self.lost(job)]
+            self.begin()
             for run in list(self.running):
                 code = run.process.poll()
                 if code is not None:
                     self.running.remove(run)
-                    self.seats.free(run.seats)
                     self.ended(run, code)
             self.show.update([(r.job, self.context.runs / r.job.name) for r in self.running])
             if time.monotonic() > end and (self.waiting or self.running):
                 self.show.line("time is up: each running job writes a checkpoint")
-                raise TimeIsUp(len(self.finished), len(self.names), list(self.failures.values()))
+                raise TimeIsUp(len(self.finished), len(self.demands), list(self.failures.values()))
             time.sleep(POLL_SECONDS)
 
     def lost(self, job: Job) -> bool:
@@ -190,30 +162,28 @@ class Queue:
         self.show.line(f"skipped  {job.name}: {need.job} failed")
         return True
 
-    def ready(self, job: Job) -> bool:
-        """Whether nothing has to end before it."""
-        need = job.needs
-        needed = need is None or need.name not in self.names or need.name in self.finished
-        return needed and self.ask_again.get(job.name, 0.0) <= time.monotonic()
+    def begin(self) -> None:
+        """Start the jobs for which there is room."""
+        held = {name for name, at in self.ask_again.items() if at > time.monotonic()}
+        demands = [self.demands[job.name] for job in self.waiting]
+        running = {run.job.name: run.seats for run in self.running}
+        for name, seats in starts(demands, running, self.units, self.capacity, held).items():
+            job = next(job for job in self.waiting if job.name == name)
+            self.start_on(job, seats)
+            self.waiting.remove(job)
 
-    def begin(self, job: Job) -> bool:
-        """Start the job if there is room for it."""
+    def start_on(self, job: Job, seats: Seats) -> None:
+        """Start the job."""
         context = self.context
-        alone = job.stage == "profile"  # a speed is measured with nothing beside it
-        processes = 1 if alone else context.nproc_per_node
-        wanted = processes if self.devices else core_seats_of(job, context, len(self.seats.taken))
-        taken = self.seats.take(wanted, alone)
-        if taken is None:
-            return False
-        # A job that is started again goes on from its checkpoint, also under --force.
+        processes = 1 if job.stage == "profile" else context.nproc_per_node  # a speed is that of one process
+        # A job that is started again resumes from its checkpoint, also under --force.
         fresh = context.fresh if self.attempts[job.name] == 0 else context.fresh - {job.name}
         log = context.runs / job.name / "log.txt"
         size = log.stat().st_size if log.exists() else 0
-        units = tuple(self.devices[unit] for unit in taken[:processes]) if self.devices else ()
+        units = tuple(self.devices[unit] for unit in seats[:processes]) if self.devices else ()
         process = self.start(job, context._replace(nproc_per_node=processes, fresh=fresh), units)
-        self.running.append(Running(job, process, taken, time.monotonic(), size))
+        self.running.append(Running(job, process, seats, time.monotonic(), size))
         self.show.line(f"started  {job.name}")
-        return True
 
     def ended(self, run: Running, code: int) -> None:
         """Take note of how a job ended, and whether it is tried again."""
@@ -238,18 +208,6 @@ class Queue:
         else:
             self.show.line(f"FAILED   {name}: {failure.reason}")
             self.failures[name] = failure
-
-
-def core_seats(plan: Plan, context: LaunchContext) -> int:
-    """Seats of this machine's cores: each holds the threads of a process of the job that has fewest."""
-    threads = min((job_threads(j, context) for j in plan.jobs if j.experiment.train.threads), default=cores())
-    return max(context.nproc_per_node, cores() // threads)
-
-
-def core_seats_of(job: Job, context: LaunchContext, seats: int) -> int:
-    """How many of them its processes take: as many as their threads fill, and no more than there are."""
-    each = math.ceil(job_threads(job, context) * seats / cores())
-    return min(seats, context.nproc_per_node * each)
 
 
 def _stop(running: list[Running]) -> None:

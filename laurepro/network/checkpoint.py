@@ -1,17 +1,15 @@
-"""Checkpoints and final weights that are either whole or noticed to be broken.
+"""Checkpoints and final weights, written atomically and checked when they are read.
 
-A checkpoint `checkpoint-00000100.ckpt` is one line of text (`head -n 1` shows it: key, step, sha256) and then
-what `torch.save` wrote. The final weights `weights.pt` are an ordinary torch file,
+A checkpoint `checkpoint-00000100.ckpt` is one line of text (`head -n 1` shows it: key, step, sha256), followed by
+the output of `torch.save`. The final weights `weights.pt` are an ordinary torch file,
 `{"sha256": ..., "state_dict": ...}`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laurepro.atomic import remove_unfinished, replacing
 from laurepro.errors import LaureproError
 
-KEPT = 2  # the last one, and the one before for when the last is broken
+KEPT = 2  # the last one, and the one before in case the last is broken
 WEIGHTS = "weights.pt"
 _MAGIC = "laurepro-checkpoint-1"
 _log = logging.getLogger(__name__)
@@ -33,26 +32,28 @@ class Broken(Exception):
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Write the state after `step` steps, whole or not at all, and drop all but the last two.
+    """Write the state after `step` steps atomically, and remove all but the last two.
 
     Args:
-        folder: The job's folder. Only one process may write there: files left half written are removed.
+        folder: The job's folder. Only one process may write there: partly written files are removed.
         step: The number of steps done.
-        state: What `torch.load(weights_only=True)` takes, with the job's key under "key".
+        state: What `torch.load(weights_only=True)` accepts, with the job's key under "key".
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     payload = buffer.getbuffer()
     key = str(state["key"])
     header = f"{_MAGIC} key={key} step={step} sha256={_checksum(key, step, payload)}\n"
-    _write(folder / f"checkpoint-{step:08d}.ckpt", header.encode(), payload)
-    _sweep(folder, "checkpoint-*.tmp")
+    with replacing(folder / f"checkpoint-{step:08d}.ckpt") as stream:
+        stream.write(header.encode())
+        stream.write(payload)
+    remove_unfinished(folder / "checkpoint-*.ckpt")
     for old in _newest_first(folder)[KEPT:]:
         old.unlink(missing_ok=True)
 
 
 def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
-    """The newest state that can be read, its tensors on the CPU, or None. A broken file is reported and passed over.
+    """The newest state that can be read, its tensors on the CPU, or None. A broken file is reported and skipped.
 
     Raises:
         LaureproError: The newest readable one belongs to another key.
@@ -60,14 +61,16 @@ def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
     files = _newest_first(folder)
     for older, file in enumerate(files, 1):
         try:
-            found, state = _read(file)
+            stored_key, state = _read(file)
         except Broken as error:
-            instead = f"{files[older].name} is used" if older < len(files) else "no other is there: from the beginning"
+            instead = (
+                f"{files[older].name} is used" if older < len(files) else "there is no other: starting from step 0"
+            )
             _log.warning("%s is broken (%s); %s", file, error, instead)
             continue
-        if found != key:
+        if stored_key != key:
             raise LaureproError(
-                f"{file}: is a checkpoint of key {found}, expected {key}",
+                f"{file}: is a checkpoint of key {stored_key}, expected {key}",
                 "it was trained with other settings; remove the folder, or use another --runs",
             )
         return state
@@ -75,13 +78,14 @@ def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def save_weights(folder: Path, state_dict: Mapping[str, Tensor]) -> str:
-    """Write `weights.pt` whole or not at all. Returns its `weights_sha256`."""
+    """Write `weights.pt` atomically. Returns its `weights_sha256`."""
     weights = {name: tensor.detach().cpu() for name, tensor in state_dict.items()}
     digest = weights_sha256(weights)
     buffer = io.BytesIO()
     torch.save({"sha256": digest, "state_dict": weights}, buffer)
-    _write(folder / WEIGHTS, b"", buffer.getbuffer())
-    _sweep(folder, f"{WEIGHTS}.*.tmp")
+    with replacing(folder / WEIGHTS) as stream:
+        stream.write(buffer.getbuffer())
+    remove_unfinished(folder / WEIGHTS)
     return digest
 
 
@@ -89,12 +93,12 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     """Read `weights.pt`, on the CPU, and check its checksum.
 
     Raises:
-        LaureproError: There is none, or it is not what was written.
+        LaureproError: It is missing, or not what was written.
     """
     file = folder / WEIGHTS
     hint = "train that job again: laurepro run ... --force"
     if not file.is_file():
-        raise LaureproError(f"{file}: no such weights", hint)
+        raise LaureproError(f"{file}: no such file", hint)
     try:
         content = _load(file.read_bytes())
         state_dict: dict[str, Tensor] = content["state_dict"]
@@ -146,30 +150,3 @@ def _load(payload: bytes | memoryview) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise Broken(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     return state
-
-
-def _write(file: Path, header: bytes, payload: memoryview) -> None:
-    """Write beside the file, onto the disk, and move into place: a crash leaves the old file or the new one."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(header)
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:  # a full disk: the part written must not go on filling it
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(error.errno, error.strerror, str(file)) from None
-    descriptor = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(folder: Path, pattern: str) -> None:
-    """Remove what a killed process left half written."""
-    for left in folder.glob(pattern):
-        left.unlink(missing_ok=True)

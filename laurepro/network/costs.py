@@ -1,6 +1,6 @@
-"""What every network of the paper's tables costs: `experiments/costs.yaml`, read without torch.
+"""The cost of every network of the paper's tables: `experiments/costs.yaml`, read without torch.
 
-python -m laurepro.network.costs        counts anew and writes the file, after a table or a network was changed
+After a table or a network was changed, `python -m laurepro.network.costs` counts anew and writes the file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from laurepro.spec.metrics import Cost
 FILE = "costs.yaml"
 HEADER = """\
 # What each network of the tables costs, at scale paper. Do not edit: `python -m laurepro.network.costs` writes it.
-# Network: head, backbone, output stride, upsampler, classes, size of the picture (height x width).
+# Network: head, backbone, output stride, upsampler, classes, size of the image (height x width).
 #   params: learnable parameters, without the auxiliary head and without ImageNet's classification layer
-#   macs: multiply-accumulates of convolutions and linear layers for one picture
-#   activation_bytes: outputs of the layers for one picture, float32
+#   macs: multiply-accumulates of convolutions and linear layers for one image
+#   activation_bytes: outputs of the layers for one image, float32
 """
 
 
@@ -51,7 +51,7 @@ def _plain(value: Any) -> str:
 
 
 def _with_defaults(folder: str, part: spec.Part) -> dict[str, Any]:
-    """What was given, and every size; of words and switches those that are not the default."""
+    """The given options, and the default of every number: a name shows all sizes of a part."""
     file = parts.path(folder, part.kind)
     if file is None:
         return part.options
@@ -65,7 +65,7 @@ def read() -> dict[str, Cost]:
     """The costs written beside the tables, by `network_name`; empty where there is no such file.
 
     Raises:
-        LaureproError: the file is no such list of counts.
+        LaureproError: the file is not such a list of counts.
     """
     file = spec.experiments_dir() / FILE
     if not file.exists():
@@ -85,16 +85,16 @@ def count() -> dict[str, Cost]:
     from laurepro.network.counted import counts
 
     scale = spec.scale("paper")
-    found: dict[str, Cost] = {}
+    counted: dict[str, Cost] = {}
     for table in spec.tables().values():
         for row in table.rows:
             if row.set is None or row.file is not None:
                 continue
             e = spec.resolve(table, row, scale)
             name = network_name(e)
-            if name not in found:
-                found[name] = counts(e.model, e.op, num_classes(e.data), e.profile.height, e.profile.width)
-    return dict(sorted(found.items()))
+            if name not in counted:
+                counted[name] = counts(e.model, e.op, num_classes(e.data), e.profile.height, e.profile.width)
+    return dict(sorted(counted.items()))
 
 
 def render() -> str:

@@ -31,15 +31,15 @@ def bilinear_twin(row: spec.Model) -> spec.Model:
 
 
 def counts(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -> Cost:
-    """Count one forward of one picture [1, 3, height, width] in evaluation, on the meta device: no arithmetic is done.
+    """Count one forward of one image [1, 3, height, width] in evaluation, on the meta device: without arithmetic.
 
     Returns:
-        `params`: learnable parameters. `macs`: multiply-accumulates of convolutions and linear layers and of nothing
-        else, as the paper's Table 1 counts its "FLOPs" (a deformable convolution counts as the convolution it is, its
-        offset convolution by itself; biases, normalisations, activations, sampling, resizing and the encoding's
-        matrix products are left out). `activation_bytes`: the outputs of all modules without submodules as float32,
-        where a module gives out a new tensor: one that hands its input on, or overwrites it, adds nothing, and
-        operations outside such modules (sums, concatenations, sampling, the final resize) are not in it.
+        `params`: learnable parameters. `macs`: multiply-accumulates of convolutions and linear layers only, as the
+        paper's Table 1 counts its "FLOPs" (a deformable convolution counts as the convolution it is, its offset
+        convolution separately; biases, normalisations, activations, sampling, resizing and the encoding's matrix
+        products are left out). `activation_bytes`: the outputs of all modules without submodules as float32. A module
+        that returns or overwrites its input adds nothing, and operations outside of such modules (sums,
+        concatenations, sampling, the final resize) are not included.
     """
     return count(on_meta(evaluated(row), op, classes), height, width)
 
@@ -70,13 +70,13 @@ def flops(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -
 
 
 def on_meta(row: spec.Model, op: spec.Op, classes: int) -> model.Network:
-    """A row's network in evaluation mode, on shapes alone: on the meta device, its weights not drawn."""
+    """A row's network in evaluation mode on the meta device: shapes without weights."""
     with torch.device("meta"), _ShapesAlone():
         return model.build(row, op, classes).eval()
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Leave out what fills or normalises tensors without values: most of the time of building and of a forward."""
+    """Skip initialisation and normalisation: of tensors without values they only take time, and most of it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and (getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_)):
@@ -88,7 +88,7 @@ class _ShapesAlone(TorchFunctionMode):
 
 @contextmanager
 def _counting(network: nn.Module, tally: dict[str, int]) -> Iterator[None]:
-    """Add up, while it lasts, what the layers of `network` do."""
+    """Add up what the layers of `network` compute while the context lasts."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output is not inputs[0]:
@@ -111,5 +111,5 @@ def _counting(network: nn.Module, tally: dict[str, int]) -> Iterator[None]:
 
 
 def _deformable_flops(input: tuple[int, ...], weight: tuple[int, ...], *args: Any, out_shape: Any, **rest: Any) -> int:
-    """FlopCounterMode does not know the operation: as the convolution of the same weight."""
+    """FlopCounterMode does not know the operation; count it as the convolution of the same weight."""
     return int(2 * math.prod(out_shape) * math.prod(weight[1:]))

@@ -1,8 +1,8 @@
-"""Load weights of other people's naming: the authors' released networks, and ImageNet ResNets.
+"""Load weights under other naming schemes: the authors' released networks, and ImageNet ResNets.
 
-Nothing is downloaded here; `laurepro.spec.weights` says which files there are, and where they must be. A state dict
-is taken whole or not at all: every key must have a place, and every place must be filled, so that a network never
-starts from half of what was meant.
+Nothing is downloaded; `laurepro.spec.weights` lists the files and where they must be. A state dict is loaded
+completely or rejected: an unexpected or a missing key is an error, so that a network never starts from half of the
+weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from laurepro.errors import LaureproError
 from laurepro.network.model import Network
 from laurepro.spec import weights
 
-# Names of the released code, and ours. The first rule whose pattern is the whole key counts.
+# Names of the released code, and ours. The first rule whose pattern matches the whole key applies.
 RULES: tuple[tuple[str, str], ...] = (
     (r"pretrained\.(.+)", r"backbone.\1"),
     (r"head\.encmodule\.fc\.0\.(.+)", r"head.encmodule.fc.\1"),
@@ -38,7 +38,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"diffUp0\.infer_w\.(.+)", r"upsampler.offset_head.columns.\1"),
 )
 SHOWN = 20
-# Their trainers write the best score as NumPy's number, which torch refuses to read unless it is named here.
+# Their trainers write the best score as a NumPy number, which torch reads only if its type is listed.
 _NUMPY_NUMBER: list[Any] = [
     (scalar, "numpy.core.multiarray.scalar"),
     scalar,
@@ -51,7 +51,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     """The weights in a `.pth` or `.pth.tar`: a state dict, or a checkpoint with one under `state_dict`. Runs no code.
 
     Raises:
-        LaureproError: There is no such file, it is damaged, or holds something else.
+        LaureproError: The file is missing, damaged, or holds something else.
     """
     return _state_dict(file, _bytes(file))
 
@@ -66,20 +66,20 @@ def _bytes(file: Path) -> bytes:
 def _state_dict(file: Path, content: bytes) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBER):
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaureproError(
             f"{file}: cannot be read as torch weights: {reason}", "expected a .pth or .pth.tar"
         ) from None
-    inner = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    inner = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
         raise LaureproError(f"{file}: holds no state dict of tensors", "expected a .pth or .pth.tar of a network")
     return dict(inner)
 
 
 def load_pretrained(backbone: nn.Module, chosen: str, kind: str, root: Path) -> str:
-    """Start a backbone from ImageNet weights, all of them.
+    """Fill a backbone with ImageNet weights.
 
     Args:
         backbone: the backbone to fill.
@@ -91,7 +91,7 @@ def load_pretrained(backbone: nn.Module, chosen: str, kind: str, root: Path) -> 
         The file's sha256.
 
     Raises:
-        LaureproError: The file is not there (with which one to bring), is another one, or does not fit.
+        LaureproError: The file is missing (the message names it), is a different one, or does not fit.
     """
     file = weights.find(chosen, kind, root)
     content = _bytes(file)
@@ -104,7 +104,7 @@ def load_pretrained(backbone: nn.Module, chosen: str, kind: str, root: Path) -> 
 
 
 def released_name(key: str) -> str | None:
-    """Our name of a parameter of the released code, without `module.`; None where there is none."""
+    """Our name of a parameter of the released code, without `module.`; None if no rule matches."""
     key = key.removeprefix("module.")
     for pattern, ours in RULES:
         match = re.fullmatch(pattern, key)
@@ -116,30 +116,30 @@ def released_name(key: str) -> str | None:
 def load_released(network: Network, state_dict: Mapping[str, Any]) -> None:
     """Copy the weights of a network of the released code into ours.
 
-    EncNet (also with lateral connections) and ASPP, with or without LaU. The ImageNet classifier that the released
-    backbone carries along (`pretrained.fc`) is left out. The network must have the same parts: `aux: true` where the
-    checkpoint has an auxiliary head, and its bottleneck width and number of classes.
+    EncNet (also with lateral connections) and ASPP, with or without LaU. The released backbone's unused ImageNet
+    classifier (`pretrained.fc`) is skipped. The network must have the same parts: `aux: true` if the checkpoint has an
+    auxiliary head, the same bottleneck width and number of classes.
 
     Args:
         network: the network to fill, from `laurepro.network.model.build`.
         state_dict: by the released names, with or without `module.`; or a checkpoint with it under `state_dict`.
 
     Raises:
-        LaureproError: a key that has no place, a parameter that stays empty or another shape. Nothing is copied then.
+        LaureproError: an unexpected key, a missing key or another shape. Then nothing is copied.
     """
     inner = state_dict.get("state_dict")
     given = inner if isinstance(inner, Mapping) else state_dict
     named: dict[str, Tensor] = {}
-    homeless = []
+    unexpected = []
     for key, value in given.items():
         if key.removeprefix("module.").startswith("pretrained.fc."):
             continue
         name = released_name(key)
         if name is None:
-            homeless.append(key)
+            unexpected.append(key)
         else:
             named[name] = value
-    _load(network, named, homeless, "released checkpoint")
+    _load(network, named, unexpected, "released checkpoint")
 
 
 def load_imagenet(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -158,26 +158,26 @@ def load_imagenet(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None
     _load(backbone, named, [], "ImageNet weights")
 
 
-def _load(module: nn.Module, named: Mapping[str, Tensor], homeless: list[str], what: str) -> None:
-    own = module.state_dict()
-    homeless = homeless + [name for name in named if name not in own]
-    # Checkpoints of torch 1.0 and of other batch normalisations lack this counter, which nothing here reads.
-    empty = [n for n in own if n not in named and not n.endswith(".num_batches_tracked")]
+def _load(module: nn.Module, named: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:
+    targets = module.state_dict()
+    unexpected = unexpected + [name for name in named if name not in targets]
+    # Checkpoints of torch 1.0 and of other batch normalisations lack this counter, which is never read.
+    missing = [n for n in targets if n not in named and not n.endswith(".num_batches_tracked")]
     shapes = [
         f"{name} is {tuple(named[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in own.items()
+        for name, value in targets.items()
         if name in named and named[name].shape != value.shape
     ]
     problems = [
         f"{len(names)} {title}: {', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
-        for title, names in (("keys without a place", homeless), ("not in it", empty), ("of another shape", shapes))
+        for title, names in (("unexpected keys", unexpected), ("missing keys", missing), ("of another shape", shapes))
         if names
     ]
     if problems:
         raise LaureproError(
             f"{what} does not fit the network: " + "; ".join(problems),
-            "compare head, lateral, aux, upsampler, bottleneck_channels, backbone and classes with its own",
+            "compare head, lateral, aux, upsampler, bottleneck_channels, backbone and classes with the checkpoint's",
         )
     with torch.no_grad():
         for name, value in named.items():
-            own[name].copy_(value)
+            targets[name].copy_(value)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 import cupy_kernels
+from laurepro.errors import install
 
 Backend = Literal["auto", "cupy", "torch"]
 
@@ -136,7 +137,7 @@ def selected(backend: Backend, device: torch.device) -> bool:
     return _usable()
 
 
-_ADVICE = "pip install 'laurepro[cuda13]' (or cuda12) brings it"
+_ADVICE = f"{install('cuda13')} (or cuda12)"
 
 
 def _usable() -> bool:

@@ -20,10 +20,10 @@ from laurepro.spec.fields import (
     Strict,
     Train,
 )
-from laurepro.spec.files import experiments_dir, invalid, read_mapping, read_yaml
+from laurepro.spec.files import experiments_dir, invalid, parse_overrides, read_mapping, read_yaml
 from laurepro.spec.job import Job
 from laurepro.spec.layers import merge
-from laurepro.spec.resolution import layered, parse_overrides, resolve
+from laurepro.spec.resolution import layered, resolve
 from laurepro.spec.table import (
     Pretrain,
     Protocol,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import os
 import re
 import sys
 from functools import cache
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec.fields import Part, Strict
+from laurepro.spec.files import plugin_folders
 
 PACKAGE = Path(__file__).parents[1]
 CLASS_OF = {"backbones": "Backbone", "upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
@@ -32,8 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 def folders(folder: str) -> list[Path]:
     """Where files of this kind are looked for: the package, then each folder of `$LAUREPRO_PLUGINS`."""
-    extra = [Path(p) / folder for p in os.environ.get("LAUREPRO_PLUGINS", "").split(os.pathsep) if p]
-    return [PACKAGE / folder, *extra]
+    return [PACKAGE / folder, *(extra / folder for extra in plugin_folders())]
 
 
 def names(folder: str) -> list[str]:

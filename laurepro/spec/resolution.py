@@ -10,38 +10,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import yaml
 from pydantic import ValidationError
 
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec.canonical_form import canonical
 from laurepro.spec.fields import Experiment, InitFrom, Raw
-from laurepro.spec.files import Loader, experiments_dir, invalid, read_mapping
+from laurepro.spec.files import experiment_files, invalid, read_mapping
 from laurepro.spec.layers import Layer, adapt, merge, plain, sourced
 from laurepro.spec.protocols import expanded
 from laurepro.spec.table import Row, Scale, Table, table_ids, tables
 
 SLOTS = ("backbone", "head", "upsampler")
-
-
-def parse_overrides(pairs: tuple[str, ...]) -> Raw:
-    """`("train.lr=0.05",)` to `{"train": {"lr": 0.05}}`. The value is read as YAML."""
-    result: Raw = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise LaureproError(f"--set {pair!r}: expected key=value, as in train.lr=0.05")
-        node = result
-        *path, last = key.split(".")
-        for step in path:
-            node = node.setdefault(step, {})
-            if not isinstance(node, dict):
-                raise LaureproError(f"--set {pair!r}: {step!r} was already given a plain value")
-        try:
-            node[last] = yaml.load(value, Loader)
-        except yaml.YAMLError:
-            raise LaureproError(f"--set {pair!r}: the value is not valid YAML") from None
-    return result
 
 
 class Layers(NamedTuple):
@@ -69,9 +48,10 @@ def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
     if scale.base is not None:
         base = sourced(expanded(scale.base, where), Layer("scale, base", scale.file, ("base",)))
     elif recipe is not None:
-        file = experiments_dir() / "recipes" / f"{recipe}.yaml"
-        if not file.is_file():
-            raise unknown("recipe", recipe, (f.stem for f in file.parent.glob("*.yaml")), str(table.file))
+        recipes = experiment_files("recipes/*.yaml")
+        if recipe not in recipes:
+            raise unknown("recipe", recipe, recipes, str(table.file))
+        file = recipes[recipe]
         base = sourced(expanded(read_mapping(file, "data, train, eval, model"), where), Layer("recipe", file))
     for section, value in layers.items():  # reported here, since the scale's own mapping would hide it
         if section != "version" and not isinstance(value, dict):

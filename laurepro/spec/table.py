@@ -1,4 +1,4 @@
-"""Table and scale files, read and checked: what was published, and what each row sets."""
+"""Reading and checking table and scale files: what was published, and what each row sets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 
 from laurepro.errors import LaureproError, unknown
-from laurepro.spec import parts
-from laurepro.spec.fields import (
-    Raw,
-    Strict,
-)
-from laurepro.spec.files import experiments_dir, invalid, read_mapping
+from laurepro.spec.fields import Raw, Strict
+from laurepro.spec.files import experiment_files, experiments_dir, invalid, plugin_folders, read_mapping
 from laurepro.spec.metrics import METRICS
 
 
@@ -36,7 +32,7 @@ class Published(Strict):
 
 
 class Protocol(Strict):
-    """What the printed numbers were measured on."""
+    """The data and protocol of the printed numbers."""
 
     dataset: str | None = None
     split: str | None = None
@@ -46,7 +42,7 @@ class Protocol(Strict):
 class Row(Strict):
     """One line of a table: its published numbers, and what to run for it (`set`; None: quoted only).
 
-    `file`: where it stands, if not in the table's own file but in a file of its own below `$LAUREPRO_PLUGINS`.
+    `file`: the row's file, if a plug-in folder adds it to the table.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")
@@ -64,7 +60,7 @@ class Row(Strict):
 
 
 class Table(Strict):
-    """One table of the paper, as its file says."""
+    """One table, as its file declares it."""
 
     id: str
     file: Path
@@ -125,15 +121,15 @@ def load_table(file: Path) -> Table:
     rows = raw.get("rows")
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise LaureproError(f"{file}: rows: expected a list of mappings, got {rows!r:.60}")
-    more = [(read_mapping(f, "the fields of a row"), f) for f in _more_rows(file.stem)]
+    added = [(read_mapping(f, "the fields of a row"), f) for f in _added_rows(file.stem)]
     seen: set[str] = set()
     read = []
-    for index, (row, own) in enumerate([*((row, None) for row in rows), *more]):
+    for index, (row, plugin) in enumerate([*((row, None) for row in rows), *added]):
         if "file" in row:
-            raise LaureproError(f"{own or file}, row {row.get('id', index)!r}: unknown key 'file'")
-        if own is not None and row.get("origin") not in ("control", "extension"):
-            raise LaureproError(f"{own}: origin: expected control or extension, got {row.get('origin')!r}")
-        where = f"{own or file}, row {row.get('id', index)!r}"
+            raise LaureproError(f"{plugin or file}, row {row.get('id', index)!r}: unknown key 'file'")
+        if plugin is not None and row.get("origin") not in ("control", "extension"):
+            raise LaureproError(f"{plugin}: origin: expected control or extension, got {row.get('origin')!r}")
+        where = f"{plugin or file}, row {row.get('id', index)!r}"
         cells = row.get("published", {})
         if not isinstance(cells, dict):
             raise LaureproError(f"{where}: published: expected metric: value, got {cells!r}")
@@ -144,11 +140,11 @@ def load_table(file: Path) -> Table:
             if metric not in METRICS:
                 raise unknown("metric", metric, METRICS, f"{where}, published")
         try:
-            read.append(Row(**{**row, "published": filled, "file": own}))
+            read.append(Row(**{**row, "published": filled, "file": plugin}))
         except ValidationError as error:
             raise invalid(error, where, Row) from None
         if read[-1].id in seen:
-            raise LaureproError(f"{own or file}: row id {read[-1].id!r} stands twice in {file.stem}")
+            raise LaureproError(f"{plugin or file}: row id {read[-1].id!r} stands twice in {file.stem}")
         seen.add(read[-1].id)
     for key in ("id", "file"):
         if key in raw:
@@ -159,30 +155,29 @@ def load_table(file: Path) -> Table:
         raise invalid(error, str(file), Table) from None
 
 
-def _more_rows(table: str) -> list[Path]:
-    """Rows that were added to a table from outside: `rows/TABLE/*.yaml` below `$LAUREPRO_PLUGINS`, one a file."""
-    return sorted(f for folder in parts.folders("rows")[1:] for f in (folder / table).glob("*.yaml"))
+def _added_rows(table: str) -> list[Path]:
+    """Rows that plug-ins add to a table: `rows/TABLE/*.yaml` below `$LAUREPRO_PLUGINS`, one per file."""
+    return sorted(f for folder in plugin_folders() for f in (folder / "rows" / table).glob("*.yaml"))
 
 
 def tables() -> dict[str, Table]:
-    """Every `table*.yaml`, by id, with the rows that were added to it below `$LAUREPRO_PLUGINS`."""
+    """Every `table*.yaml` by id, of the experiments and of `$LAUREPRO_PLUGINS`, with the rows that plug-ins add."""
     return _tables(experiments_dir(), os.environ.get("LAUREPRO_PLUGINS", ""))
 
 
 @cache
 def _tables(folder: Path, plugins: str) -> dict[str, Table]:
-    return {f.stem: load_table(f) for f in sorted(folder.glob("table*.yaml"))}
+    return {name: load_table(file) for name, file in experiment_files("table*.yaml").items()}
 
 
 def table_ids() -> list[str]:
-    """The tables there are, without reading them."""
-    return sorted(f.stem for f in experiments_dir().glob("table*.yaml"))
+    """The ids of all tables, without reading them."""
+    return sorted(experiment_files("table*.yaml"))
 
 
 def scale_names() -> list[str]:
-    """The scales there are, `paper` first."""
-    names = sorted(f.stem for f in (experiments_dir() / "scales").glob("*.yaml"))
-    return sorted(names, key=lambda n: (n != "paper", n))
+    """The names of all scales, `paper` first."""
+    return sorted(experiment_files("scales/*.yaml"), key=lambda n: (n != "paper", n))
 
 
 @cache
@@ -195,7 +190,8 @@ def _scale(file: Path) -> Scale:
 
 
 def scale(name: str) -> Scale:
-    """Read `experiments/scales/NAME.yaml`."""
-    if name not in scale_names():
-        raise unknown("scale", name, scale_names())
-    return _scale(experiments_dir() / "scales" / f"{name}.yaml")
+    """Read `scales/NAME.yaml` of the experiments or of a plug-in folder."""
+    files = experiment_files("scales/*.yaml")
+    if name not in files:
+        raise unknown("scale", name, files)
+    return _scale(files[name])

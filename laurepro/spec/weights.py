@@ -1,8 +1,8 @@
-"""ImageNet weights that a backbone may start from, by name: which file, whose, and its digest. No torch here.
+"""ImageNet weights that a backbone may start from, by name: file, publisher and digest. Importable without torch.
 
-`train: {pretrained: encnet}`, or `--set train.pretrained=null` for none. A file of one's own is named with its
-digest, `pretrained: FILE@SHA256`, for a name alone would not say what was trained from. Nothing is ever downloaded: the
-file must be in DATA/pretrained/, or where torch or the released code keep what they have downloaded.
+`train: {pretrained: encnet}`, or `--set train.pretrained=null` for none. Your own file is named with its
+digest, `pretrained: FILE@SHA256`, since a name alone would not identify it. Nothing is ever downloaded: the file must
+be in DATA/pretrained/, or in the download folder of torch or of the released code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECIPES = "encnet"  # what scale paper's rows start from
 
 
 class File(NamedTuple):
-    """A published file. `digest`: `algorithm:hex digits`; where the publisher gives but the first, those."""
+    """A published file. `digest`: `algorithm:hex digits`; only the first ones if the publisher gives no more."""
 
     name: str
     digest: str
@@ -93,13 +93,13 @@ WEIGHTS: dict[str, Weights] = {
 
 
 def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
-    """Raise LaureproError where a backbone cannot start from weights of that name. A file must show whether it fits."""
+    """Raise LaureproError if a backbone cannot start from weights of that name. A file is checked when it is loaded."""
     if pretrained is None or _OWN.fullmatch(pretrained):
         return
     if "@" in pretrained:
         raise LaureproError(
             f"{where}: train.pretrained {pretrained!r}: expected FILE@SHA256, "
-            f"the name of a file in DATA/{FOLDER}/ and the 64 hexadecimal digits that sha256sum prints of it"
+            f"the name of a file in DATA/{FOLDER}/ and the 64 hexadecimal digits that sha256sum prints for it"
         )
     if pretrained not in WEIGHTS:
         raise unknown("weights", pretrained, WEIGHTS, f"{where}, train.pretrained")
@@ -128,12 +128,12 @@ def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
 
 def file_of(pretrained: str, kind: str) -> File:
     """The file that a name stands for, of a depth (`resnet50`, `resnet101`)."""
-    own = _OWN.fullmatch(pretrained)
-    return File(own[1], f"sha256:{own[2]}") if own else WEIGHTS[pretrained].files[kind]
+    match = _OWN.fullmatch(pretrained)
+    return File(match[1], f"sha256:{match[2]}") if match else WEIGHTS[pretrained].files[kind]
 
 
 def places(root: Path) -> Iterator[Path]:
-    """Where weights are looked for: below the data root, then the caches of torch and of the released code."""
+    """Where weights are searched: below the data root, then in the caches of torch and of the released code."""
     yield root / FOLDER
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     yield Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
@@ -144,7 +144,7 @@ def find(pretrained: str, kind: str, root: Path) -> Path:
     """The file of weights, its digest checked.
 
     Raises:
-        LaureproError: It is not there, with which file to bring and where to put it; or it is another file.
+        LaureproError: It is missing (the message names the file and where to put it), or its digest differs.
     """
     wanted = file_of(pretrained, kind)
     for folder in places(root):
@@ -152,30 +152,30 @@ def find(pretrained: str, kind: str, root: Path) -> Path:
         if file.is_file():
             algorithm, _, expected = wanted.digest.partition(":")
             with open(file, "rb") as stream:
-                found = hashlib.file_digest(stream, algorithm).hexdigest()
-            if not found.startswith(expected):
+                digest = hashlib.file_digest(stream, algorithm).hexdigest()
+            if not digest.startswith(expected):
                 raise LaureproError(
-                    f"{file}: is not {wanted.name}: its {algorithm} is {found}, expected {expected}",
-                    "the file is damaged or another one; bring it again",
+                    f"{file}: is not {wanted.name}: its {algorithm} is {digest}, expected {expected}",
+                    "the file is damaged or a different one; get it again",
                 )
             return file
     known = WEIGHTS.get(pretrained)
-    what = f"weights {pretrained} of {kind}" if known else "weights of one's own"
+    what = f"weights {pretrained} of {kind}" if known else "your own weights"
     source = f" ({known.what}; from {known.source})" if known else ""
     raise LaureproError(
-        f"{what}: {root / FOLDER / wanted.name} is not there",
-        f"bring that file{source}, {wanted.digest}; nothing is downloaded. "
+        f"{what}: {root / FOLDER / wanted.name} is missing",
+        f"put that file there{source}, {wanted.digest}; nothing is downloaded. "
         "Random weights are another experiment: --set train.pretrained=null",
     )
 
 
 def problems(experiments: Iterable[Experiment], root: Path) -> list[str]:
-    """Why the weights that trainings start from cannot be used, each once; empty if they can."""
-    found: dict[str, None] = {}
+    """Why the weights that trainings start from cannot be used, each reason once; empty if they can."""
+    reasons: dict[str, None] = {}
     for experiment in experiments:
         if experiment.train.pretrained is not None:
             try:
                 find(experiment.train.pretrained, experiment.model.backbone.kind, root)
             except LaureproError as error:
-                found[str(error)] = None
-    return list(found)
+                reasons[str(error)] = None
+    return list(reasons)

@@ -1,7 +1,6 @@
 """Stages, one file each: `stage: train` is `stages/train.py`, with `run(job: spec.Job, context: Context) -> Result`.
 
-A stage runs in every process of a job alike; `laurepro.distributed` is set up before. This file is importable
-without torch.
+Every process of a job runs the stage; `laurepro.distributed` is set up before. This file is importable without torch.
 """
 
 from __future__ import annotations
@@ -12,29 +11,29 @@ from typing import NamedTuple
 
 
 class Context(NamedTuple):
-    """Where a stage works and whom it tells."""
+    """Where a stage works, and what it reports to."""
 
     folder: Path  # runs/<job>, exists
     data_root: Path
-    weights: Path | None  # runs/<needed job>, whose weights.pt to start from, or to evaluate
+    weights: Path | None  # runs/<needed job>; its weights.pt is what to start from, or to evaluate
     progress: Callable[[dict[str, float | int | str]], None]  # cheap: may be called at each step
-    stop_requested: Callable[[], bool]  # a signal came: leave a checkpoint and raise Stopped
+    stop_requested: Callable[[], bool]  # True after a signal: write a checkpoint and raise Stopped
 
 
 class Stopped(Exception):
-    """The stage ended early on request, and can be started again."""
+    """The stage ended early on request; when it is started again, it resumes."""
 
 
 class Result(NamedTuple):
-    """What goes into the record: all of it the same, to the bit, whenever a job is done again on a CPU."""
+    """What goes into the record. On a CPU a repeated job gives the same bits."""
 
     metrics: dict[str, float | None]
-    confusion: list[list[int]] | None  # row: the label's class, column: the predicted one
+    confusion: list[list[int]] | None  # row: the label's class, column: the predicted class
     boundary_confusion: list[list[int]] | None  # the same, within 3 pixels of a label edge
     class_names: tuple[str, ...]
-    curve: list[tuple[int, float]]  # (steps done, mean loss since the point before), at most 50
+    curve: list[tuple[int, float]]  # (steps done, mean loss since the previous point), at most 50
     weights_sha256: str | None
     device: str
     threads: int
-    boundary_counts: Mapping[str, list[list[int]]] = {}  # by metric: intersections and unions of the classes
+    boundary_counts: Mapping[str, list[list[int]]] = {}  # by metric: intersections and unions by class
     pretrained_sha256: str | None = None  # of the file that the backbone started from

@@ -1,6 +1,6 @@
-"""Evaluate one experiment's final weights on a split: what is counted over its pixels, and every metric from that.
+"""Evaluate an experiment's final weights on a split: counts over its pixels, and every metric computed from them.
 
-How an image becomes classes is `laurepro.evaluation.inference`, what is counted `laurepro.evaluation.counting`. The
+`laurepro.evaluation.inference` turns an image into classes, `laurepro.evaluation.counting` counts them. The
 predictions of a test split are kept as label maps, for `laurepro submit`.
 """
 
@@ -23,17 +23,17 @@ from laurepro.stages import Context, Result, Stopped
 
 
 def run(job: spec.Job, context: Context) -> Result:
-    """Evaluate `context.weights` on the split of `eval`. Every picture is seen once, whatever the number of ranks.
+    """Evaluate `context.weights` on the split of `eval`. Every image is seen once, whatever the number of ranks.
 
     Raises:
-        LaureproError: The weights are not there, or broken.
+        LaureproError: The weights are missing or broken.
         RuntimeError: A score is infinite or NaN.
         Stopped: A stop was requested; nothing is left behind.
     """
     experiment, evaluation = job.experiment, job.experiment.eval
     rank, world = distributed.rank(), distributed.world_size()
     device = prepare(experiment.train.threads)
-    info, pictures = open_split(experiment.data, context.data_root, evaluation.split)
+    info, images = open_split(experiment.data, context.data_root, evaluation.split)
     classes = len(info.classes)
     if context.weights is None:
         raise RuntimeError("no weights were given to evaluate")
@@ -42,12 +42,12 @@ def run(job: spec.Job, context: Context) -> Result:
 
     kept = predictions_folder(context.folder, rank) if evaluation.split == "test" else None
     size = BLOCK[evaluation.mode]
-    own = [i for i in range(len(pictures)) if i // size % world == rank]
-    names = submission.names(pictures, evaluation.split)
+    indices = [i for i in range(len(images)) if i // size % world == rank]
+    names = submission.names(images, evaluation.split)
     total = counting.zero(classes)
     seen, stop, began = 0, False, time.monotonic()
     with torch.inference_mode():
-        for index, label, predicted in predictions(network, pictures, own, classes, evaluation, device):
+        for index, label, predicted in predictions(network, images, indices, classes, evaluation, device):
             if kept is not None:
                 submission.write_label_map(kept / f"{names[index]}.png", predicted.cpu().numpy())
             if evaluation.oracle_radius is not None:
@@ -56,16 +56,16 @@ def run(job: spec.Job, context: Context) -> Result:
             seen += 1
             if rank == 0:
                 seconds = round(time.monotonic() - began, 1)
-                context.progress({"step": seen, "steps": len(own), "seconds": seconds})
+                context.progress({"step": seen, "steps": len(indices), "seconds": seconds})
             if context.stop_requested():
                 stop = True
                 break
     if distributed.any_rank(stop):
         raise Stopped
     total = counting.each(total, distributed.all_reduce_sum)
-    everywhere = int(distributed.all_reduce_sum(torch.tensor(seen)))
-    if everywhere != len(pictures):
-        raise RuntimeError(f"{everywhere} pictures were counted, {len(pictures)} expected")
+    counted = int(distributed.all_reduce_sum(torch.tensor(seen)))
+    if counted != len(images):
+        raise RuntimeError(f"{counted} images were counted, {len(images)} expected")
 
     matrix, edges = total.confusion.numpy(), total.boundary_confusion.numpy()
     boundary: dict[str, list[list[int]]] = {metric: counts.tolist() for metric, counts in total.boundary.items()}
@@ -83,10 +83,10 @@ def run(job: spec.Job, context: Context) -> Result:
 
 
 def predictions_folder(folder: Path, rank: int = 0) -> Path:
-    """An empty folder for the label maps of a job. All ranks call it, and only rank 0 clears it."""
+    """An empty folder for the label maps of a job. All ranks call it; only rank 0 clears it."""
     kept = folder / "predictions"
     if rank == 0:
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-    distributed.any_rank(False)  # nobody writes before it is there
+    distributed.any_rank(False)  # no rank writes before it exists
     return kept

@@ -1,17 +1,17 @@
-"""What a row's network costs: counted on shapes alone, and timed beside its bilinear twin in the same process.
+"""The cost of a row's network: counted from shapes alone, and timed beside its bilinear twin in the same process.
 
 The network is the one that is evaluated: without the auxiliary head, which only the training runs, and without
 ImageNet's classification layer, which this program never builds (the paper's parameter counts include its 2,049,000).
-The twin is the same network with `upsampler: bilinear`. Speeds of two devices say nothing about each other, so that a
-row's speed is judged by its ratio to the twin.
+The twin is the same network with `upsampler: bilinear`. Speeds of two devices cannot be compared, so a row's speed is
+judged by its ratio to the twin.
 
 Protocol of the speeds (the paper's Table 8: 512 x 512, mean over 100 iterations; the script that its code is forked
 from: batch 1, 10 warm-up forwards, 10 groups of 10): float32 without TF32 unless `profile.dtype` says otherwise, random
-weights, normal noise for a picture, the whole forward with the final resize to the picture's size, the clock read only
+weights, normal noise as the image, the whole forward with the final resize to the image's size, the clock read only
 when the device is done.
-Row and twin take turns group by group. On a GPU the protocol is kept to the letter; on a CPU (where memory is laid out
-channels last, as in evaluation) a forward of a full network takes seconds, and as many are made as fit into
-`profile.seconds`, in at least LEAST_GROUPS groups: `fps_iterations` is the number made.
+Row and twin take turns group by group. On a GPU the protocol is kept to the letter. On a CPU (where memory is laid out
+channels last, as in evaluation) a forward of a full network takes seconds: as many are run as fit into
+`profile.seconds`, in at least LEAST_GROUPS groups, and `fps_iterations` is their number.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from laurepro.network.counted import bilinear_twin, counts, evaluated, flops
 from laurepro.stages import Context, Result, Stopped
 from laurepro.training import step as training_step
 
-Forward = Callable[[Tensor], Tensor]  # picture [1, 3, H, W] to scores [1, n, H, W]
+Forward = Callable[[Tensor], Tensor]  # image [1, 3, H, W] to scores [1, n, H, W]
 
 LEAST_GROUPS = 3
 
@@ -42,15 +42,15 @@ LEAST_GROUPS = 3
 def run(job: spec.Job, context: Context) -> Result:
     """Count and time the network of `job`. Of several processes only the first measures.
 
-    Metrics (missing: None): `params`; `macs`, `flops`, `activation_bytes` of one picture of the profile's size;
+    Metrics (missing: None): `params`; `macs`, `flops`, `activation_bytes` of one image of the profile's size;
     `d_params`, `d_macs` over the bilinear twin (missing for a bilinear row, as are the ratios); `latency_ms`, `fps`;
     `fps_ratio`, the row's speed over the twin's, and `fps_ratio_std`, the standard deviation of the groups' ratios;
-    `fps_iterations`, forwards timed of each; `peak_bytes`, CUDA memory allocated at most in one forward, weights
-    included (missing on a CPU); `offset_groups`, M of an upsampler that samples at offsets of its own.
+    `fps_iterations`, the forwards that were timed of each; `peak_bytes`, the most CUDA memory allocated in one forward,
+    weights included (missing on a CPU); `offset_groups`, M of an upsampler that predicts its offsets.
 
     Raises:
         LaureproError: A data set whose number of classes is not known, or parts that do not fit together.
-        Stopped: A stop was requested; nothing is left behind.
+        Stopped: A stop was requested; nothing was written.
     """
     experiment, profile = job.experiment, job.experiment.profile
     if experiment.train.threads is not None:
@@ -63,13 +63,13 @@ def run(job: spec.Job, context: Context) -> Result:
         return Result({}, None, None, (), [], None, named, torch.get_num_threads())
 
     classes = num_classes(experiment.data)
-    mine = evaluated(experiment.model)
-    twin = None if mine.upsampler.kind == "bilinear" else bilinear_twin(mine)
+    row = evaluated(experiment.model)
+    twin = None if row.upsampler.kind == "bilinear" else bilinear_twin(row)
     size = (profile.height, profile.width)
-    own = counts(mine, experiment.op, classes, *size)
+    cost = counts(row, experiment.op, classes, *size)
     base = counts(twin, experiment.op, classes, *size) if twin else None
 
-    networks, forwards, image, peak = subjects([mine, twin] if twin else [mine], experiment, job.seed, device)
+    networks, forwards, image, peak = subjects([row, twin] if twin else [row], experiment, job.seed, device)
     times = time_in_turns(forwards, image, profile, context)
     iterations = sum(n for n, _ in times)
     seconds = sum(group[0] for _, group in times)
@@ -77,12 +77,12 @@ def run(job: spec.Job, context: Context) -> Result:
     return Result(
         metrics={
             "offset_groups": getattr(networks[0].upsampler, "groups", None),
-            "params": own.params,
-            "macs": own.macs,
-            "flops": flops(mine, experiment.op, classes, *size),
-            "activation_bytes": own.activation_bytes,
-            "d_params": own.params - base.params if base else None,
-            "d_macs": own.macs - base.macs if base else None,
+            "params": cost.params,
+            "macs": cost.macs,
+            "flops": flops(row, experiment.op, classes, *size),
+            "activation_bytes": cost.activation_bytes,
+            "d_params": cost.params - base.params if base else None,
+            "d_macs": cost.macs - base.macs if base else None,
             "latency_ms": 1000 * seconds / iterations,
             "fps": iterations / seconds,
             "fps_ratio": sum(group[1] for _, group in times) / seconds if twin else None,
@@ -100,21 +100,12 @@ def run(job: spec.Job, context: Context) -> Result:
     )
 
 
-# --------------------------------------------------------------------------------------------------- what is meant
-
-
-# ---------------------------------------------------------------------------------------------------- counted
-
-
-# ------------------------------------------------------------------------------------------------------ timed
-
-
 def _network(row: spec.Model, op: spec.Op, classes: int, seed: int, device: torch.device) -> model.Network:
-    """A network whose offsets are of the size of a trained one's: below a pixel, or a few.
+    """A network whose offsets are as large as a trained one's: below a pixel, or a few pixels.
 
-    Under the initial statistics of batch normalisation random weights make activations that grow from block to block,
-    and LaU would sample nothing but the map's border, which is fast. One small batch sets the statistics, and the
-    offset branch, two convolutions deep, is made 0.09 times as strong as drawn.
+    Under the initial statistics of batch normalisation, activations of random weights grow from block to block, and LaU
+    would sample the map's border alone, which is fast. One small batch sets the statistics, and the offset branch, two
+    convolutions deep, is scaled to 0.09 times its random values.
     """
     torch.manual_seed(seed)
     network = model.build(row, op, classes)
@@ -132,17 +123,17 @@ def _network(row: spec.Model, op: spec.Op, classes: int, seed: int, device: torc
 
 
 class Subjects(NamedTuple):
-    """What is timed."""
+    """The networks that are timed."""
 
     networks: list[model.Network]
-    forwards: list[Forward]  # of the networks, compiled where the profile says so
+    forwards: list[Forward]  # of the networks, compiled if the profile asks for it
     image: Tensor  # [1, 3, H, W]
     peak_bytes: float | None  # CUDA memory of the first network's forward
 
 
 def subjects(rows: list[spec.Model], experiment: spec.Experiment, seed: int, device: torch.device) -> Subjects:
-    """A network for each row, and a picture; the process is set to what the protocol says."""
-    torch.set_deterministic_debug_mode("default")  # it would fill every new tensor, on the clock
+    """A network for each row, and an image; sets the process up for the protocol."""
+    torch.set_deterministic_debug_mode("default")  # deterministic mode fills every new tensor, which would be timed
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -150,17 +141,17 @@ def subjects(rows: list[spec.Model], experiment: spec.Experiment, seed: int, dev
     layout = _memory_format(device, profile)
     image = torch.randn(1, 3, profile.height, profile.width, generator=torch.Generator().manual_seed(seed))
     image = image.to(device, memory_format=layout)
-    found = Subjects([], [], image, None)
+    built = Subjects([], [], image, None)
     for row in rows:
         network = _network(row, experiment.op, classes, seed, device).to(memory_format=layout)
         forward: Forward = network.predict
         if profile.compile != "none":
             forward = torch.compile(forward, mode=profile.compile, dynamic=False)
-        found.networks.append(network)
-        found.forwards.append(forward)
-        if len(found.forwards) == 1:
-            found = found._replace(peak_bytes=_peak_bytes(forward, image, profile))
-    return found
+        built.networks.append(network)
+        built.forwards.append(forward)
+        if len(built.forwards) == 1:
+            built = built._replace(peak_bytes=_peak_bytes(forward, image, profile))
+    return built
 
 
 def _memory_format(device: torch.device, profile: spec.Profile) -> torch.memory_format:
@@ -176,11 +167,11 @@ def _evaluating(profile: spec.Profile, device: torch.device) -> Iterator[None]:
 
 
 def _peak_bytes(forward: Forward, image: Tensor, profile: spec.Profile) -> float | None:
-    """The most CUDA memory allocated during a forward, in bytes, while nothing but this network is there."""
+    """The most CUDA memory allocated during a forward, in bytes, with only this network on the device."""
     if image.device.type != "cuda":
         return None
     with _evaluating(profile, image.device):
-        forward(image)  # libraries allocate their workspaces
+        forward(image)  # lets libraries allocate their workspaces
         torch.cuda.reset_peak_memory_stats(image.device)
         forward(image)
         torch.cuda.synchronize(image.device)
@@ -190,14 +181,14 @@ def _peak_bytes(forward: Forward, image: Tensor, profile: spec.Profile) -> float
 def time_in_turns(
     forwards: list[Forward], image: Tensor, profile: spec.Profile, context: Context
 ) -> list[tuple[int, list[float]]]:
-    """For each group the forwards of one network, and the seconds that each network took for as many.
+    """For each group the number of forwards of one network, and the seconds that each network took for them.
 
     Raises:
         Stopped: A stop was requested.
     """
     budget = profile.seconds if image.device.type == "cpu" else math.inf
     for forward in forwards if profile.compile != "none" else ():
-        _seconds(forward, image, 1, profile)  # compiles, which no budget can cut short
+        _seconds(forward, image, 1, profile)  # compiles, outside of the budget
     began = time.perf_counter()
     for _ in range(max(1, profile.warmup)):
         once = sum(_seconds(forward, image, 1, profile) for forward in forwards)
@@ -219,9 +210,9 @@ def time_in_turns(
 
 
 def schedule(profile: spec.Profile, seconds: float, budget: float) -> tuple[int, int]:
-    """Groups, and forwards a group, where one forward of each network takes `seconds` and `budget` are left.
+    """Groups, and forwards a group, if one forward of each network takes `seconds` and `budget` seconds are left.
 
-    As the profile says where that fits; else fewer forwards a group, then fewer groups, but not under LEAST_GROUPS.
+    Those of the profile if they fit; else fewer forwards a group, then fewer groups, but not below LEAST_GROUPS.
     """
     groups = min(profile.groups, profile.iterations)
     each = profile.iterations // groups
@@ -232,7 +223,7 @@ def schedule(profile: spec.Profile, seconds: float, budget: float) -> tuple[int,
 
 
 def _seconds(forward: Forward, image: Tensor, forwards: int, profile: spec.Profile) -> float:
-    """Time so many forwards, the device idle before and after."""
+    """Time this many forwards, the device idle before and after."""
     with _evaluating(profile, image.device):
         _synchronise(image.device)
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Training augmentation, in the order of the authors' data loader. Torch is imported where pictures are resized."""
+"""Training augmentation, in the order of the authors' data loader. Torch is imported where images are resized."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from laurepro.datasets import Image, Label
 
 
 def training_sample(image: Image, label: Label, data: spec.Data, rng: np.random.Generator) -> tuple[Image, Label]:
-    """Draw one training picture: flip, resize, pad, crop, blur. What is beyond the crop is not resized.
+    """Draw one training image: flip, resize, pad, crop, blur. Pixels beyond the crop are not resized.
 
     Args:
         image: uint8 [H, W, 3].
         label: int64 [H, W], -1 where ignored.
         data: `base_size`, `crop_size` and `augment` are used.
-        rng: of this picture in this epoch alone, so that the result depends on nothing else.
+        rng: seeded for this image in this epoch, so that the result depends on nothing else.
 
     Returns:
         Image uint8 [crop, crop, 3] and label int64 [crop, crop].
@@ -43,7 +43,7 @@ def training_sample(image: Image, label: Label, data: spec.Data, rng: np.random.
 
 
 def draw_flips(options: spec.Augment, rng: np.random.Generator) -> tuple[bool, bool]:
-    """Whether to mirror left and right, and top and bottom. Draws nothing for what is not asked for."""
+    """Whether to mirror left and right, and top and bottom. A flip that is switched off draws nothing."""
     hflip = options.hflip and rng.random() < 0.5
     vflip = options.vflip and rng.random() < 0.5
     return hflip, vflip
@@ -57,27 +57,27 @@ def draw_corner(height: int, width: int, crop: int, rng: np.random.Generator) ->
 
 
 def short_side_at(height: int, width: int, short: int) -> tuple[int, int]:
-    """Height and width with the short side at `short` pixels, the other in proportion and truncated."""
+    """Height and width with a short side of `short` pixels, the other in proportion and truncated."""
     if height > width:
         return int(height * short / width), short
     return short, int(width * short / height)
 
 
 def _resize(image: Image, label: Label, size: tuple[int, int], rows: slice, columns: slice) -> tuple[Image, Label]:
-    """Those rows and columns of the picture resized to `size`, bilinear, and of its label map, nearest.
+    """Those rows and columns of the image resized to `size`, bilinear, and of its label map, nearest.
 
-    Labels are exactly those of the label map that Pillow resizes as a whole. Colours are torch's, which differ from
-    those of the picture that Pillow resizes as a whole by one or two of 255 in one of a thousand, for it rounds weights
-    to 16 bits; the same on every CPU, and several times as fast.
+    Labels equal those of the whole label map resized by Pillow. Colours are torch's: one in a thousand differs by 1 or
+    2 of 255 from the whole image resized by Pillow, which rounds weights to 16 bits. They are the same on every CPU,
+    and several times as fast.
     """
     height, width = label.shape
     if size == (height, width):
         return image[rows, columns], label[rows, columns]
-    import torch  # two to three seconds, and most commands never resize
+    import torch  # takes two to three seconds, and most commands never resize
 
     bottom, down = _before(rows.stop, height, size[0])
     right, across = _before(columns.stop, width, size[1])
-    # Reshaped before it is torch's: only with a stride of its own for the batch is the result laid out channels last.
+    # Reshaped before it becomes a tensor: the result is laid out channels last only if the batch has a real stride.
     part = torch.from_numpy(_packed(image[:bottom, :right]).reshape(1, bottom, right, 3)).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
         part, scale_factor=(down, across), mode="bilinear", antialias=True, recompute_scale_factor=False
@@ -89,10 +89,10 @@ def _resize(image: Image, label: Label, size: tuple[int, int], rows: slice, colu
 
 
 def _before(stop: int, length: int, size: int) -> tuple[int, float]:
-    """How many of `length` pixels decide those before `stop` when they become `size`, and the factor that says so.
+    """How many of `length` pixels determine those before `stop` when resized to `size`, and torch's scale factor.
 
-    The factor is the next larger float than size / length, for its product with `length` must not be below `size`.
-    And torch leaves alone what has the wanted length already, whatever the factor.
+    The factor is the next larger float than size / length, since its product with `length` must not be below `size`.
+    Torch does not resize what already has the wanted length, whatever the factor: one more pixel prevents that.
     """
     step, factor = length / size, math.nextafter(size / length, math.inf)
     needed = min(length, math.ceil(stop * step + max(1.0, step)) + 1)
@@ -102,21 +102,21 @@ def _before(stop: int, length: int, size: int) -> tuple[int, float]:
 
 
 def _packed(image: Image) -> Image:
-    """The picture contiguous in memory. Mirrored pixels are copied whole: numpy is slow with three bytes apart."""
+    """The image, contiguous. Mirrored pixels are copied as units of three bytes: numpy is slow with strided bytes."""
     if image.strides[1] != -3:
         return np.ascontiguousarray(image) if min(image.strides) > 0 else image.copy()
     return image[:, ::-1].view("V3")[:, ::-1].copy().view(np.uint8).reshape(image.shape)
 
 
 def _nearest(wanted: slice, step: float) -> npt.NDArray[np.intp]:
-    """Where Pillow takes those rows or columns from: it adds up the step, so that ties fall as its rounding has it."""
+    """The source rows or columns that Pillow uses: it accumulates the step, and its rounding decides ties."""
     steps = np.full(wanted.stop, step)
     steps[0] = step * 0.5
     return np.add.accumulate(steps)[wanted].astype(np.intp)
 
 
 def _pad(image: Image, label: Label, crop: int) -> tuple[Image, Label]:
-    """Grow to crop x crop, at the right and the bottom: black, and ignored."""
+    """Pad to crop x crop, at the right and the bottom, with black and ignored pixels."""
     below, right = (crop - side for side in label.shape)
     if below or right:
         image = np.pad(image, ((0, below), (0, right), (0, 0)))

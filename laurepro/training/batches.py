@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,24 +14,24 @@ import torch
 from torch import Tensor
 
 from laurepro import spec
-from laurepro.datasets import Image, Label, Pictures
+from laurepro.datasets import Image, Images, Label
 from laurepro.training.augment import draw_corner, draw_flips, training_sample
 
-AHEAD = 2  # batches that are read while another is used
+AHEAD = 2  # batches that are read ahead
 
 
-KEEP_DECODED = 2**30  # bytes: a data set smaller than that is decoded once and kept
+KEEP_DECODED = 2**30  # bytes: a smaller data set is decoded once and kept in memory
 
 
 class Batches:
-    """Which pictures a step takes, and how they are augmented: a function of (seed, step) alone.
+    """The images of a step and their augmentation: a function of (seed, step) alone.
 
-    Batch b of an epoch is perm[b*B : (b+1)*B], of which rank r of R takes [r::R]; a rest smaller than B is left out.
+    Batch b of an epoch is perm[b*B : (b+1)*B], of which rank r of R takes [r::R]; a smaller last batch is dropped.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         data: spec.Data,
         seed: int,
         batch_size: int,
@@ -38,41 +39,41 @@ class Batches:
         world: int,
         on_device: bool = True,
     ) -> None:
-        self._on_device = on_device  # where the set is small enough
-        self._pictures, self._data, self._seed = pictures, data, seed
+        self._on_device = on_device  # if the data set is small enough
+        self._images, self._data, self._seed = images, data, seed
         self._batch_size, self._rank, self._world = batch_size, rank, world
         self._order: tuple[int, list[int]] = (-1, [])
-        image, _ = pictures[0]
-        # uint8 colours and int16 label of one picture, times all
-        self._keep = len(pictures) * (image.nbytes + image.nbytes // 3 * 2) <= KEEP_DECODED
+        image, _ = images[0]
+        # uint8 colours and int16 labels of one image, times all
+        self._keep = len(images) * (image.nbytes + image.nbytes // 3 * 2) <= KEEP_DECODED
         self._decoded: dict[int, tuple[Image, npt.NDArray[np.int16]]] = {}
 
     def epoch(self, step: int) -> int:
         """The epoch of a step, from 0."""
-        return step // (len(self._pictures) // self._batch_size)
+        return step // (len(self._images) // self._batch_size)
 
     def indices(self, step: int) -> list[int]:
-        """The pictures of this rank at a step."""
-        epoch, batch = divmod(step, len(self._pictures) // self._batch_size)
+        """The images of this rank at a step."""
+        epoch, batch = divmod(step, len(self._images) // self._batch_size)
         if self._order[0] != epoch:
-            # The count makes this another stream than that of any picture's augmentation.
-            rng = np.random.default_rng([self._seed, epoch, len(self._pictures)])
-            self._order = (epoch, rng.permutation(len(self._pictures)).tolist())
+            # The count makes this stream different from that of any image's augmentation.
+            rng = np.random.default_rng([self._seed, epoch, len(self._images)])
+            self._order = (epoch, rng.permutation(len(self._images)).tolist())
         start = batch * self._batch_size
         return self._order[1][start : start + self._batch_size][self._rank :: self._world]
 
     def tensors(self, first: int, last: int, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `read` yields, on the device.
 
-        A small data set of pictures of one size that are only flipped and cropped lies on the GPU as a whole: the
-        same pictures, cut there.
+        A small data set whose images have one size and are only flipped and cropped is kept on the GPU, and the same
+        crops are cut there.
         """
         whole = self._whole(workers, device) if device.type == "cuda" and self._on_device else None
         if whole is not None:
             yield from (self._cut(*whole, step) for step in range(first, last))
             return
         batches = self.read(first, last, workers)
-        # One thread reads a batch only when it is asked for: a GPU that waits for the next one would stand still.
+        # One worker reads a batch only when asked for it: to read the next one first would leave the GPU idle.
         yield from _copied_ahead(batches, device) if device.type == "cuda" and workers > 1 else _copied(batches, device)
 
     def read(self, first: int, last: int, workers: int) -> Iterator[tuple[Image, Label]]:
@@ -91,28 +92,28 @@ class Batches:
                     yield _stack([future.result() for future in pending.popleft()])
 
     def _sample(self, epoch: int, index: int) -> tuple[Image, Label]:
-        return training_sample(*self._picture(index), self._data, self._rng(epoch, index))
+        return training_sample(*self._image(index), self._data, self._rng(epoch, index))
 
     def _rng(self, epoch: int, index: int) -> np.random.Generator:
-        """What augments that picture in that epoch, on whatever rank and by whatever worker."""
+        """The generator that augments an image in an epoch, on any rank and in any worker."""
         return np.random.default_rng([self._seed, epoch, index])
 
-    def _picture(self, index: int) -> tuple[Image, Label]:
+    def _image(self, index: int) -> tuple[Image, Label]:
         if index in self._decoded:
             image, small = self._decoded[index]
             return image, small.astype(np.int64)
-        image, label = self._pictures[index]
+        image, label = self._images[index]
         if self._keep:
             self._decoded[index] = image, label.astype(np.int16)
         return image, label
 
     def _whole(self, workers: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """All images uint8 [N, H, W, 3] and labels int16 [N, H, W] on the device, or None where that will not do."""
+        """All images uint8 [N, H, W, 3] and labels int16 [N, H, W] on the device; None if they do not fit there."""
         augment = self._data.augment
         if not self._keep or augment.short_side is not None or augment.blur:
             return None
         with ThreadPoolExecutor(workers) as pool:
-            decoded = list(pool.map(self._picture, range(len(self._pictures))))
+            decoded = list(pool.map(self._image, range(len(self._images))))
         shapes = {label.shape for _, label in decoded}
         if len(shapes) > 1 or min(*shapes.pop()) < self._data.crop_size:
             return None
@@ -141,24 +142,30 @@ def _copied(batches: Iterator[tuple[Image, Label]], device: torch.device) -> Ite
 
 
 def _copied_ahead(batches: Iterator[tuple[Image, Label]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same, each batch copied to the GPU from pinned memory, on a stream of its own, while another is used."""
-    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    """The same; each batch is copied to the GPU from pinned memory, on a separate stream, while another is used."""
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
     for batch in chain(batches, [None]):
         following = None
         if batch is not None:
-            with torch.cuda.stream(aside):
+            with torch.cuda.stream(copies):
                 images, labels = (torch.from_numpy(a).pin_memory().to(device, non_blocking=True) for a in batch)
-            following = images, labels, aside.record_event()
+            following = images, labels, copies.record_event()
         if ahead is not None:
             images, labels, arrived = ahead
-            here = torch.cuda.current_stream(device)
-            here.wait_event(arrived)
+            current = torch.cuda.current_stream(device)
+            current.wait_event(arrived)
             for tensor in (images, labels):
-                tensor.record_stream(here)  # its memory is the other stream's, and is free only when this one is done
+                tensor.record_stream(current)  # allocated on the other stream: freed only when this one is done
             yield images, labels
         ahead = following
 
 
 def _stack(samples: list[tuple[Image, Label]]) -> tuple[Image, Label]:
     return np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
+
+
+def reading_threads(train: spec.Train) -> int:
+    """Threads that read images. One: in the training's own thread, for processes that share few cores."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return train.threads or max(1, min(8, (os.cpu_count() or 1) // local))

@@ -1,4 +1,4 @@
-"""How long a device stands still between steps, and losses that are read while the next step runs."""
+"""How long a device is idle between steps, and losses that are read while the next step runs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BEHIND = {"cpu": 0, "cuda": 1}  # steps under way while a loss is read: a GPU has the next one before it is asked
+# Steps queued while a loss is read. On a GPU the loss is read one step late, so that the next step is queued already.
+STEPS_IN_FLIGHT = {"cpu": 0, "cuda": 1}
 
 
-def on_the_way(mean: Tensor) -> Callable[[], float]:
-    """Copy a scalar to the host in its turn on the GPU; what is returned waits for that, and for nothing later."""
+def read_later(mean: Tensor) -> Callable[[], float]:
+    """Start an asynchronous copy of a scalar to the host; the returned function blocks until that copy is done."""
     if mean.device.type == "cpu":
         return lambda: float(mean)
-    there = mean.to("cpu", non_blocking=True)  # into pinned memory
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
+    on_host = mean.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
 
     def read() -> float:
-        arrived.synchronize()
-        return float(there)
+        copied.synchronize()
+        return float(on_host)
 
     return read
 
 
 class IdleClock:
-    """How long the device stands still between steps: for pictures, the host, checkpoints.
+    """How long the device is idle between steps: waiting for images, the host, checkpoints.
 
-    A GPU is asked for the time from the end of one step's work to the begin of the next's, by events of its stream;
-    where it waits for the host within a step is not seen, and pictures that are cut there count as a wait. Of a CPU
-    it is the time that the loop spends elsewhere.
+    On a GPU it is the time from the end of one step's work to the start of the next's, measured by events in the
+    stream. A wait for the host within a step is not seen, and images that are cropped on the GPU count as a wait. On
+    a CPU it is the time that the loop spends outside of steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,7 +43,7 @@ class IdleClock:
         self._idle = 0.0
 
     def begin_step(self) -> None:
-        """Before a step's first kernel, its pictures being there."""
+        """Call it before a step's first kernel, when its images are there."""
         if self._gpu:
             if self._ended is not None:
                 self._gaps.append((self._ended, _event()))
@@ -50,14 +51,14 @@ class IdleClock:
             self._idle += time.perf_counter() - self._at
 
     def end_step(self) -> None:
-        """After its last."""
+        """Call it after a step's last kernel."""
         if self._gpu:
             self._ended = _event()
         else:
             self._at = time.perf_counter()
 
     def idle_seconds(self) -> float:
-        """Since this was last asked. Waits for the last step to begin."""
+        """Since the last call. Waits for the last step to begin."""
         for ended, began in self._gaps:
             began.synchronize()
             self._idle += ended.elapsed_time(began) / 1e3

@@ -1,4 +1,4 @@
-"""TensorBoard event files of a training, for `run --tensorboard`: to be looked at; nothing here reads them back."""
+"""TensorBoard event files of a training, for `run --tensorboard`. They are for people; no code reads them back."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laurepro.errors import LaureproError
+from laurepro.errors import LaureproError, install
 
 FOLDER = "tensorboard"  # in a job's folder
-SCALARS = ("loss", "lr", "epoch")  # of what a training tells of each step
+SCALARS = ("loss", "lr", "epoch")  # of what a training reports of each step
 
 
 def check() -> None:
     """Raise LaureproError where the package is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise LaureproError("--tensorboard: that package is not installed", "pip install 'laurepro[tensorboard]'")
+        raise LaureproError("--tensorboard: the package tensorboard is not installed", install("tensorboard"))
 
 
 @contextmanager
 def scalars(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Something to call with the values of each step; they are on the disk some seconds later, and at the end.
+    """Yield a function that takes the values of each step and writes them within seconds, or at the end.
 
-    A training that goes on from a checkpoint makes some steps again: its first call hides what was written of them.
+    A training that resumes from a checkpoint repeats some steps: its first call hides what was written of them.
     """
     check()
     from torch.utils.tensorboard import SummaryWriter

@@ -1,9 +1,9 @@
 """The training loss: main + aux_weight * auxiliary + se_weight * semantic encoding (sections 3.2 and 4.1).
 
-A row without point sampling has plain cross-entropy at the label's size, averaged over the valid pixels. A row with
-it has a location-aware loss at k times the feature's size, with the labels brought there by nearest neighbour. With
-the weight 0 that is LaU without a loss of its own. Unless `loss.fused` is false, the upsampled scores are never kept;
-controls that the paper does not have (`normalize: weight`, another sampling grid) keep them too.
+Without point sampling a row has plain cross-entropy at the label's size, averaged over the valid pixels. With it, a
+location-aware loss at k times the feature's size, the labels resized by nearest neighbour; with the weight 0 that is
+LaU without a loss of its own. The upsampled scores are never stored, unless `loss.fused` is false or the row is a
+control that the paper does not have (`normalize: weight`, another sampling grid).
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def segmentation_loss(
             over valid pixels is then over the share's: the average of the micro-batches' losses is the share's loss.
 
     Returns:
-        "loss", the total that is differentiated, and its terms before their weights, those that there are of
-        "main", "aux" and "se". Without any valid pixel a mean over valid pixels is 0.
+        "loss", the total that is differentiated, and the terms that it has of "main", "aux" and "se", before their
+        weights. Without any valid pixel a mean over valid pixels is 0.
 
     Raises:
-        LaureproError: a loss that the output or the resolution does not allow.
+        LaureproError: the output or the resolution does not allow this loss.
     """
 
     known: dict[torch.Size, Tensor] = {}
@@ -94,7 +94,7 @@ def segmentation_loss(
 
 
 def nearest_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels [N, H, W] at another size: row i is row floor(i * H / h), in whole numbers, as released."""
+    """Labels [N, H, W] at another size: row i is row floor(i * H / h), in integer arithmetic, as released."""
     height, width = target.shape[1:]
     rows = torch.arange(size[0], device=target.device) * height // size[0]
     columns = torch.arange(size[1], device=target.device) * width // size[1]
@@ -116,7 +116,7 @@ def _pixels(
 def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, count: Count) -> Tensor:
     """Equation 3 or equations 3 and 4, at the resolution of the sampling or of the labels."""
     if loss.resolution == "full":
-        return _formed(sampling, target, loss, count)
+        return _unfused(sampling, target, loss, count)
     if loss.kind == "offset_regression" and sampling.offset.shape[1] != 2:
         raise LaureproError(
             f"loss.kind 'offset_regression': needs one offset a pixel, got {sampling.offset.shape[1] // 2} groups",
@@ -125,7 +125,7 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
     input, offset, k, integer_gradient, base = sampling
     labels = nearest_labels(target, (input.shape[2] * k, input.shape[3] * k))
     if loss.normalize == "weight" or (base is not None and loss.offset_weight):
-        return _formed(sampling, labels, loss, count)
+        return _unfused(sampling, labels, loss, count)
     valid = count(labels) if loss.normalize == "valid" else None
     if loss.kind == "offset_regression":
         return offset_regression_loss(
@@ -157,8 +157,8 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
     )
 
 
-def _formed(sampling: PointSampling, labels: Tensor, loss: spec.Loss, count: Count) -> Tensor:
-    """Equation 3 at the labels' size: both maps are formed, and resized where need be, before losses are compared."""
+def _unfused(sampling: PointSampling, labels: Tensor, loss: spec.Loss, count: Count) -> Tensor:
+    """Equation 3 at the labels' size: both maps are stored, and resized if necessary, before losses are compared."""
     if loss.kind == "offset_regression":
         raise LaureproError(
             "offset_regression is defined on LaU's own sampling grid only, and sums plain losses",
@@ -168,7 +168,7 @@ def _formed(sampling: PointSampling, labels: Tensor, loss: spec.Loss, count: Cou
     weight = torch.ones_like(value)
     if loss.offset_weight:
         with torch.no_grad():
-            reference = _cross_entropy(_resize(sampling.unlearned(), labels), labels)
+            reference = _cross_entropy(_resize(sampling.at_zero_offset(), labels), labels)
             worse = value >= reference if loss.tie == "paper" else value > reference
         weight = 1 + loss.offset_weight * worse
     value = value * weight
@@ -191,7 +191,7 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _presence(se_logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of "this class is in this picture" (EncNet, section 3.1), mean over [N, n]."""
+    """Binary cross-entropy of "this class is in this image" (EncNet, section 3.1), mean over [N, n]."""
     n, classes = se_logits.shape
     present = se_logits.new_zeros(n, classes + 1)  # the first column takes the ignored pixels
     present.scatter_(1, target.flatten(1) - IGNORED, 1.0)

@@ -1,7 +1,7 @@
 """One step of SGD under the options of `train`: autocast, scaled gradients, micro-batches, compilation.
 
-The stage `train` and `laurepro bench step` both step with this. With the options at their defaults it is the plain
-step: forward, loss, backward, update, in float32.
+The stage `train` and `laurepro bench step` share it. With default options it is the plain step in float32: forward,
+loss, backward, update.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Stepper(NamedTuple):
-    """What a step needs. `network`, `optimizer` and `scaler` hold all the state that there is."""
+    """What a step needs. `network`, `optimizer` and `scaler` hold all of its state."""
 
     network: model.Network
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does nothing unless the precision is float16
-    parallel: nn.Module  # the network, its gradients averaged over ranks where there are several
-    forward: Callable[[Tensor], Output]  # `parallel`, compiled where the options say so
+    parallel: nn.Module  # the network, its gradients averaged over the ranks
+    forward: Callable[[Tensor], Output]  # `parallel`, compiled if the options ask for it
     train: spec.Train
     loss: spec.Loss
     device: torch.device
 
 
 def check(train: spec.Train, world_size: int, device: torch.device) -> None:
-    """Refuse what cannot be done here, before any work.
+    """Refuse what this machine cannot do, before any work.
 
     Raises:
-        LaureproError: a batch that cannot be divided over the processes and micro-batches, or a way to compile that
-            this device or machine does not have.
+        LaureproError: a batch that cannot be divided over the processes and micro-batches, or a compile mode that this
+            device or machine does not support.
     """
     check_batch(train, world_size)
     check_compile("train.compile", train.compile, device)
@@ -63,32 +63,32 @@ def check_batch(train: spec.Train, world_size: int) -> None:
         )
     if train.batch_size // world_size % train.accumulate:
         raise LaureproError(
-            f"train.accumulate {train.accumulate}: the {train.batch_size // world_size} pictures of each of "
+            f"train.accumulate {train.accumulate}: the {train.batch_size // world_size} images of each of "
             f"{world_size} processes cannot be split into so many equal micro-batches"
         )
 
 
 def check_compile(field: str, mode: spec.Compile, device: torch.device) -> None:
-    """Refuse a way to compile that this device or machine does not have.
+    """Refuse a compile mode that this device or machine does not support.
 
     Raises:
         LaureproError: naming the field.
     """
     if mode == "reduce-overhead" and device.type != "cuda":
         raise LaureproError(
-            f"{field} reduce-overhead: replays CUDA graphs, and there is no CUDA GPU here",
+            f"{field} reduce-overhead: replays CUDA graphs, and this machine has no CUDA GPU",
             f"use {field} default or none",
         )
     if mode != "none" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise LaureproError(
-            f"{field} {mode}: on a CPU torch.compile needs a C++ compiler, and there is no "
-            f"{os.environ.get('CXX', 'g++')}",
+            f"{field} {mode}: on a CPU torch.compile needs a C++ compiler, and "
+            f"{os.environ.get('CXX', 'g++')} was not found",
             f"install g++, name another with $CXX, or use {field} none",
         )
 
 
 def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: torch.device) -> Stepper:
-    """Bring a network to the device, and make its optimiser, under the options of `train`.
+    """Move a network to the device and build its optimiser, under the options of `train`.
 
     Args:
         network: with the weights that every rank starts from. It is changed in place: channels last, batch
@@ -110,7 +110,7 @@ def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: t
     parallel = _parallel(network, device) if distributed.world_size() > 1 else network
     forward: Callable[[Tensor], Output] = parallel
     if train.compile != "none":
-        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # the compiler is to know, too
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler too
         forward = torch.compile(parallel, mode=train.compile, dynamic=False)
     return Stepper(network, optimizer, scaler, parallel, forward, train, loss, device)
 
@@ -167,7 +167,7 @@ def forward(stepper: Stepper, images: Tensor) -> Output:
 
 
 def _apart(parallel: nn.Module) -> AbstractContextManager[None]:
-    """Gradients of all micro-batches but the last are added up on each rank, and not yet exchanged."""
+    """Accumulate the gradients of all micro-batches but the last on each rank, without exchanging them."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else nullcontext()
 
 

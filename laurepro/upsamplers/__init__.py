@@ -6,15 +6,16 @@ An upsampler defines `class Upsampler(nn.Module)`:
     replaces_classifier = True                 optional, of the class or the instance
     forward(self, input, feature) -> Tensor | PointSampling
 
-`channels` is the number of channels to give out: the classes, or a decoder's features. `input` [N, channels, h, w]
-are the classifier's scores, or, where the upsampler replaces the classifier, the feature after the classifier's
-dropout. `feature` [N, feature_channels, h, w] is what the classifier reads, before dropout. A tensor may have any
-size; the network brings it to the size wanted, bilinearly with align_corners=True. A PointSampling is not carried
-out in training, so that the loss can be computed without the upsampled scores.
+`channels` is the number of output channels: the classes, or a decoder's features. `input` [N, channels, h, w] holds
+the classifier's scores. If the upsampler replaces the classifier, it holds the feature after the classifier's dropout
+instead. `feature` [N, feature_channels, h, w] is what the classifier reads, before dropout. A returned tensor may have
+any size: the network resizes it bilinearly with align_corners=True. A PointSampling is not evaluated in training, so
+the loss can be computed without the upsampled scores.
 
-`FEATURES` is a plain tuple of strings, read without importing the file. "location_aware" says that `forward` gives
-a PointSampling, which the location-aware losses need. "guided" says that it also reads a map of higher resolution, the
-encoder's, which a head with "guide" among its FEATURES has (DeepLabv3+'s decoder); its two methods are then
+`FEATURES` is a plain tuple of strings, read without importing the file. "location_aware" declares that `forward`
+returns a PointSampling, which the location-aware losses need. "guided" declares that it also reads a map of higher
+resolution, the encoder's, which a head with "guide" among its FEATURES provides (DeepLabv3+'s decoder). The two methods
+are then
 
     __init__(self, channels: int, feature_channels: int, guide_channels: int, *, <options>)
     forward(self, input, feature, guide) -> Tensor         of the guide's size
@@ -33,14 +34,14 @@ SamplingGrid = Literal["corner", "align_corners", "half_pixel"]
 
 
 class PointSampling(NamedTuple):
-    """Where an upsampler wants to read its input: sampling not done yet.
+    """Where an upsampler samples its input; the sampling itself is still to be done.
 
     Attributes:
         input: [N, C, h, w].
         offset: [N, 2M, h*k, w*k], M row offsets, then M column offsets, in input pixels; M is 1 or C.
         scale_factor: k.
         integer_gradient: the offset's derivative at an integer coordinate; the network sets it.
-        base: [1, 2, h*k, w*k], the offset of a sample that has learned nothing, and a part of `offset`; None: zero.
+        base: [1, 2, h*k, w*k], the part of `offset` that is not learned: the sampling grid; None: zero.
     """
 
     input: Tensor
@@ -55,8 +56,8 @@ class PointSampling(NamedTuple):
             self.input, self.offset, self.scale_factor, integer_gradient=self.integer_gradient
         )
 
-    def unlearned(self) -> Tensor:
-        """The map [N, C, h*k, w*k] of the same grid without learned offsets: what the L' of equation 3 is of."""
+    def at_zero_offset(self) -> Tensor:
+        """The map [N, C, h*k, w*k] on the same grid without learned offsets: the input of L' in equation 3."""
         groups = self.offset.shape[1] // 2
         if self.base is None:
             return bilinear_upsample(self.input, self.scale_factor, groups=groups)
@@ -65,10 +66,10 @@ class PointSampling(NamedTuple):
 
 
 def grid_offset(height: int, width: int, k: int, grid: SamplingGrid, like: Tensor) -> Tensor | None:
-    """What moves LaU's samples (Y/k, X/k) to those of another bilinear grid; None for LaU's own.
+    """The offset from LaU's samples (Y/k, X/k) to those of another bilinear grid; None for LaU's grid.
 
     Args:
-        height: h, of the map that is sampled.
+        height: h, of the sampled map.
         width: w.
         k: scale factor.
         grid: "corner", the paper's Y/k (section 3.1); "align_corners", Y (h - 1) / (hk - 1); "half_pixel",
@@ -95,9 +96,9 @@ def point_sampling(input: Tensor, learned: Tensor, scale_factor: int, grid: Samp
     Args:
         input: [N, C, h, w].
         learned: [N, 2M, h*k, w*k], 1 <= M <= C, M row offsets, then M column offsets, in input pixels. Channel c
-            belongs to group floor(c * M / C): neighbours, in groups as equal as can be.
+            belongs to group floor(c * M / C): groups of neighbours whose sizes differ by at most one.
         scale_factor: k.
-        grid: what the offsets are added to, see `grid_offset`.
+        grid: the grid that the offsets are added to, see `grid_offset`.
     """
     channels, groups = input.shape[1], learned.shape[1] // 2
     base = grid_offset(input.shape[2], input.shape[3], scale_factor, grid, learned)

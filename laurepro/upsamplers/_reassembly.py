@@ -1,9 +1,9 @@
-"""What the upsamplers by kernels share: a weighted sum over a window of the low-resolution map, for every output.
+"""Shared by the kernel-based upsamplers: every output is a weighted sum over a window of the low-resolution map.
 
 Output (i, j) reads the window around the input pixel (i // k, j // k), as in CARAFE (Wang et al., ICCV 2019, section
-3.1), SAPA and FADE; beyond the border are zeros, which keep their share of the softmax. All k^2 outputs of one input
-pixel read the same window, so that the sum is one matrix product for each input pixel, and nothing of the output's size
-times the window's is formed.
+3.1), SAPA and FADE. Zeros lie beyond the border, and keep their share of the softmax. All k^2 outputs of one input
+pixel read the same window. The sum is therefore one matrix product per input pixel, and no tensor of the output's size
+times the window's is allocated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def reassemble(input: Tensor, logits: Tensor, scale_factor: int) -> Tensor:
 
     Args:
         input: [N, C, h, w].
-        logits: [N, h, w, size^2, k^2], of the windows in the order of `windows`.
+        logits: [N, h, w, size^2, k^2], ordered like `windows`.
         scale_factor: k.
 
     Returns:
@@ -49,12 +49,12 @@ def reassemble(input: Tensor, logits: Tensor, scale_factor: int) -> Tensor:
 
 
 def ratio(input: Tensor, guide: Tensor) -> int:
-    """The smallest whole k for which k times the size of `input` covers that of `guide`, in both directions."""
+    """The smallest integer k for which k times the size of `input` covers that of `guide` in both directions."""
     return max(-(-have // low) for have, low in zip(guide.shape[2:], input.shape[2:], strict=True))
 
 
 def covering(guide: Tensor, input: Tensor, scale_factor: int) -> Tensor:
-    """`guide` with zeros below and at the right, of k times the size of `input`; a larger one is a LaureproError."""
+    """`guide` padded at the bottom and right to k times the size of `input`; a larger guide is a LaureproError."""
     missing = [scale_factor * n - have for n, have in zip(input.shape[2:], guide.shape[2:], strict=True)]
     if min(missing) < 0:
         raise LaureproError(

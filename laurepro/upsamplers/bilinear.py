@@ -1,4 +1,4 @@
-"""The baseline: nothing but the bilinear resize that every row ends with."""
+"""The baseline: only the bilinear resize that every row ends with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FEATURES = ()
 
 
 class Upsampler(nn.Module):
-    """Hands the input on; the network resizes it with align_corners=True."""
+    """Returns the input; the network resizes it with align_corners=True."""
 
     def __init__(self, channels: int, feature_channels: int) -> None:
         super().__init__()

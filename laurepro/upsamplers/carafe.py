@@ -1,12 +1,12 @@
 """CARAFE: every output pixel is a weighted sum of a low-resolution window, with weights read from the feature.
 
 Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, section 3: a 1x1 convolution compresses the
-channels to C_m, a k_enc x k_enc one encodes k^2 kernels of k_up x k_up, a softmax normalises each, and the window is
-summed with it. Weights start as in the authors' code: Xavier-uniform to compress, and a standard deviation of 0.001 to
-encode, so that every kernel starts near the window's average.
+channels to C_m, a k_enc x k_enc convolution encodes k^2 kernels of k_up x k_up, a softmax normalises each kernel, and
+the kernel weights the window's sum. Weights start as in the authors' code: Xavier-uniform to compress, and a standard
+deviation of 0.001 to encode. Every kernel therefore starts near the window's average.
 
-In a decoder the kernels are read from what is upsampled, as published; on class scores, from the head's feature, as
-LaU's offsets are.
+In a decoder the kernels are predicted from the upsampled map, as published. On class scores they are predicted from the
+head's feature, like LaU's offsets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Upsampler(nn.Module):
     """Content-aware reassembly.
 
     Args:
-        channels: channels of the map; it does not matter here.
+        channels: channels of the map; not used.
         feature_channels: channels of the feature that the kernels are predicted from.
         scale_factor: k.
         bottleneck_channels: C_m, the paper's 64.

@@ -1,8 +1,8 @@
 """Transposed convolution that starts as bilinear interpolation.
 
 Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015 (section 3.3: upsampling is backwards
-strided convolution). Theirs starts as bilinear interpolation and is learned inside the network, and stays fixed as its
-last layer; here it is learned in both places.
+strided convolution). Theirs starts as bilinear interpolation. Inside the network it is learned; as the last layer it
+stays fixed. Here it is learned in both places.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ FEATURES = ()
 class Upsampler(nn.Module):
     """A transposed convolution of stride k whose kernel of 2k - (k mod 2) starts as a tent, each channel from itself.
 
-    As drawn it is bilinear interpolation with half-pixel centres (`align_corners=False`), except for the outermost
-    outputs, into which the zeros beyond the border reach.
+    Initially it is bilinear interpolation with half-pixel centres (`align_corners=False`), except for the outermost
+    outputs, which the zeros beyond the border reach.
 
     Args:
         channels: channels of the map.

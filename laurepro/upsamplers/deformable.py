@@ -1,7 +1,7 @@
 """One 3x3 deformable convolution, then bilinear (the paper's appendix B.2).
 
 Dai et al., "Deformable Convolutional Networks", ICCV 2017; version 2 with the modulation of Zhu et al., CVPR 2019.
-The paper names the first and cites the code of the second, and does not say where the layer stands.
+The paper names the first, cites the code of the second, and does not state where the layer is placed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Data-dependent upsampling.
 
 Tian et al., "Decoders Matter for Semantic Segmentation: Data-Dependent Decoding Enables Flexible Feature Aggregation",
-CVPR 2019: each pixel's vector x of C~ numbers gives the k x k patch of scores W x, with the softmax at a learned
+CVPR 2019: each pixel's vector x of C~ numbers gives the k x k patch of scores W x. The softmax has a learned
 temperature (section 3.2), which starts at 1.
 
 Departure: the paper takes the first W from a principal component analysis of one-hot label patches of the training
-set. An upsampler here sees no labels before the first step, so that W is drawn at random and learned.
+set. An upsampler here sees no labels before the first step, so W is drawn at random and learned.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Upsampler(nn.Module):
 
     Args:
         channels: channels of the output, the classes.
-        feature_channels: channels of the head's feature, which takes the place of the scores.
-        scale_factor: k; the paper's is the output stride, so that the scores have the picture's size.
+        feature_channels: channels of the head's feature, which replaces the scores.
+        scale_factor: k; the paper's is the output stride, which gives scores of the image's size.
         bottleneck_channels: C~, the paper's 64.
     """
 

@@ -4,13 +4,13 @@ Liu et al., "Learning to Upsample by Learning to Sample", ICCV 2023: offsets are
 multiplied by a static scope of 0.25, or by the dynamic scope 0.5 sigmoid(linear(x)), shuffled from k^2 channels to
 k x k outputs, and added to the position of bilinear interpolation with `align_corners=False` ("bilinear
 initialisation").
-Channels are sampled in groups. This is the paper's DySample (static) and DySample+ (dynamic), both of the "linear and
-pixel shuffle" form with 4 groups. Weights start small (standard deviation 0.001), those of the scope at 0, so that it
-starts at 0.25 too.
+Channels are sampled in groups. This is the paper's DySample (static) and DySample+ (dynamic), both in the "linear and
+pixel shuffle" form with 4 groups. Weights start small (standard deviation 0.001). Those of the scope start at 0, so the
+dynamic scope starts at 0.25 too.
 
-In a decoder the offsets are read from what is upsampled, as published; on class scores, from the head's feature, as
-LaU's are. There are no biases: the printed counts have none, while the authors' code has one of the offsets, from 0.
-Groups need not divide the channels, as theirs must.
+In a decoder the offsets are predicted from the upsampled map, as published. On class scores they are predicted from the
+head's feature, like LaU's. There are no biases: the printed counts include none, while the authors' code has one for
+the offsets, starting at 0. Groups need not divide the channels, as they must in the authors' code.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Upsampler(nn.Module):
     """Dynamic point sampling.
 
     Args:
-        channels: channels of the map that is sampled.
+        channels: channels of the sampled map.
         feature_channels: channels of the feature that the offsets are predicted from.
         scale_factor: k.
-        groups: channels are sampled in so many groups; 1 where a loss wants one offset for each pixel.
-        scope: what multiplies the offsets: 0.25, or 0.5 times a learned sigmoid.
+        groups: number of channel groups with separate offsets; 1 if a loss needs one offset per pixel.
+        scope: the factor of the offsets: 0.25, or 0.5 times a learned sigmoid.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class Upsampler(nn.Module):
         super().__init__()
         self.scale_factor, self.groups = scale_factor, groups
         if not 1 <= groups <= channels:
-            raise LaureproError(f"upsampler 'dysample': groups: expected 1 to {channels}, the map's, got {groups}")
+            raise LaureproError(
+                f"upsampler 'dysample': groups: expected 1 to {channels}, the map's channels, got {groups}"
+            )
         width = 2 * groups * scale_factor**2
         self.offset = nn.Conv2d(feature_channels, width, 1, bias=False)
         nn.init.normal_(self.offset.weight, std=0.001)

@@ -1,13 +1,13 @@
-"""FADE: kernels from encoder and decoder together, and a gate that lets the encoder's detail through.
+"""FADE: kernels from encoder and decoder together, and a gate that passes the encoder's detail.
 
 Lu et al., "FADE: Fusing the Assets of Decoder and Encoder for Task-Agnostic Upsampling", ECCV 2022. The semi-shift
-convolution: both features are compressed to the same width by 1x1 convolutions of their own, and one 3x3 convolution is
-applied to each at its own resolution; the decoder's answer is repeated for the outputs of one input pixel, and the sum
-is the kernel's logits. The gate is the sigmoid of a 1x1 convolution of the decoder's feature, repeated likewise:
+convolution: separate 1x1 convolutions compress both features to the same width, and one shared 3x3 convolution is
+applied to each at its resolution. The decoder's result is repeated for the outputs of one input pixel; the sum gives
+the kernel's logits. The gate is the sigmoid of a 1x1 convolution of the decoder's feature, repeated in the same way:
 out = gate * encoder + (1 - gate) * reassembled decoder. As in the authors' code, the decoder's compression has no bias,
-and weights start Xavier-uniform, biases at 0.
+weights start Xavier-uniform, and biases start at 0.
 
-Departure: the gate needs as many channels in both; where the guide has others, a 1x1 convolution brings it to them.
+Departure: the gate needs the same number of channels in both. If the guide's differs, a 1x1 convolution projects it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Upsampler(nn.Module):
         channels: channels of the map.
         feature_channels: not used.
         guide_channels: channels of the guide.
-        bottleneck_channels: width that both are compressed to, the paper's 64.
+        bottleneck_channels: width of both compressed features, the paper's 64.
         kernel_size: of the window, the paper's 5; odd.
     """
 

@@ -1,13 +1,14 @@
-"""Flow alignment: a flow, read from both resolutions, says where the coarse map is sampled.
+"""Flow alignment: a flow, predicted from both resolutions, determines where the coarse map is sampled.
 
 Li et al., "Semantic Flow for Fast and Accurate Scene Parsing" (SFNet), ECCV 2020, section 3.2, the flow alignment
-module (FAM): 1x1 convolutions bring both maps to one width, the coarse one is upsampled bilinearly, a 3x3 convolution
-of the two gives a flow of two channels, and the coarse map is read bilinearly at p + flow(p), the flow in pixels of
-the fine map (which at the paper's ratio of 2 is its flow / 2 on the coarse one). It is the closest published relative
-of LaU: features in place of scores, a guide in place of the coarse map alone, and no loss on the flow.
+module (FAM): 1x1 convolutions bring both maps to one width, the coarse map is upsampled bilinearly, and a 3x3
+convolution of the two gives a flow of two channels. The coarse map is sampled bilinearly at p + flow(p), with the flow
+in pixels of the fine map (at the paper's ratio of 2 this is its flow / 2 on the coarse map). It is the closest
+published relative of LaU, but upsamples features instead of scores, reads a guide beside the coarse map, and has no
+loss on the flow.
 
-Departures from the authors' code: a sample beyond the border takes the border's value, as LaU's does, where theirs
-takes zeros; and the flow's unit is the paper's, where theirs is about half a fine pixel.
+Departures from the authors' code: a sample beyond the border takes the border's value, as in LaU, while theirs takes
+zeros; and the flow's unit is the paper's, while theirs is about half a fine pixel.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ FEATURES = ("guided",)
 class Upsampler(nn.Module):
     """The flow alignment module; the output has the guide's size.
 
-    A zero flow is bilinear interpolation with `align_corners=True`, which the decoder's other rows are resized with.
+    A zero flow is bilinear interpolation with `align_corners=True`, the decoder's resize in the other rows.
 
     Args:
         channels: channels of the map.
         feature_channels: not used.
         guide_channels: channels of the guide.
-        bottleneck_channels: width that both maps are brought to; half of the decoder's 256, as in the authors' code.
+        bottleneck_channels: width of both reduced maps; half of the decoder's 256, as in the authors' code.
     """
 
     def __init__(

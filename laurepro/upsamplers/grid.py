@@ -1,6 +1,6 @@
 """The control for LaU: its grid (or another), its loss at k times the resolution, and no offsets.
 
-What this gains over `bilinear` is gained by training at another resolution; what `lau` gains over this, by offsets.
+Its gain over `bilinear` comes from training at another resolution. The gain of `lau` over it comes from offsets.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Upsampler(nn.Module):
     """LaU with all offsets zero; it has no parameters.
 
     Args:
-        channels: channels of the map that is sampled.
+        channels: channels of the sampled map.
         feature_channels: not used.
         scale_factor: k.
-        sampling_grid: where output pixels lie in the map, see `laurepro.upsamplers.grid_offset`.
+        sampling_grid: position of the output pixels in the map, see `laurepro.upsamplers.grid_offset`.
     """
 
     def __init__(

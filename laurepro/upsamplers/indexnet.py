@@ -1,12 +1,12 @@
-"""IndexNet: an index map, read from the encoder's feature, weights what nearest-neighbour upsampling repeats.
+"""IndexNet: an index map, predicted from the encoder's feature, weights the nearest-neighbour upsampled map.
 
 Lu et al., "Indices Matter: Learning to Index for Deep Image Matting", ICCV 2019: holistic index network, the non-linear
 variant with context (a convolution of twice the stride's size to twice the channels, batch normalisation, ReLU6, a 1x1
 convolution to k^2, sigmoid). One index map serves all channels. The paper also weights the encoder's pooling by the
-softmax of the same indices; a decoder's upsampler has no pooling to weight, so that this is its unpooling half.
+softmax of the same indices. A decoder's upsampler has no pooling to weight, so this is only the unpooling half.
 
-Departures: the paper's k is 2 (a 4x4 convolution); other k are this suite's. Weights start as torch draws them, where
-the authors' matting network draws all of its own from a normal distribution scaled by the fan-out.
+Departures: the paper's k is 2 (a 4x4 convolution); other k are this suite's. Weights start with torch's default, while
+the authors' matting network draws its weights from a normal distribution scaled by the fan-out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FEATURES = ("guided",)
 
 
 class Upsampler(nn.Module):
-    """Indexed upsampling; the output has the guide's size, which k times the map's must cover.
+    """Indexed upsampling; the output has the guide's size, at most k times the map's.
 
     Args:
-        channels: channels of the map; it does not matter here.
+        channels: channels of the map; not used.
         feature_channels: not used.
         guide_channels: channels of the guide.
         scale_factor: k, the ratio of the two sizes.

@@ -16,19 +16,20 @@ FEATURES = ("location_aware",)
 class Upsampler(nn.Module):
     """One (row, column) offset for each output pixel, predicted from the feature and shared by all channels.
 
-    `groups` and `bound` go beyond the paper, which has one group (section 3.3 says what one offset a channel costs) and
-    no bound.
+    `groups` and `bound` go beyond the paper, which has one group (section 3.3 gives the cost of one offset per
+    channel) and no bound.
 
     Args:
-        channels: channels of the map that is sampled.
+        channels: channels of the sampled map.
         feature_channels: channels of the feature that the offsets are predicted from.
         scale_factor: k.
         bottleneck_channels: width between the two convolutions of the offset branch.
-        sampling_grid: what the offsets are added to, see `laurepro.upsamplers.grid_offset`; "corner" is the paper's.
-        groups: M, groups of neighbouring channels with offsets of their own; "channels" is one for each channel. The
+        sampling_grid: the grid that the offsets are added to, see `grid_offset` of `laurepro.upsamplers`; "corner" is
+            the paper's.
+        groups: M, groups of neighbouring channels with separate offsets; "channels" is one per channel. The
             regression loss is defined for 1 only.
-        bound: offsets are bound * tanh(offset / bound), so that no sample is further than this from the grid, in
-            input pixels; None: no bound.
+        bound: offsets become bound * tanh(offset / bound), so no sample is further than `bound` input pixels from the
+            grid; None: no bound.
     """
 
     def __init__(

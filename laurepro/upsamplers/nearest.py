@@ -1,4 +1,4 @@
-"""Nearest-neighbour upsampling: the plainest there is, as a lower bound for the others."""
+"""Nearest-neighbour upsampling: the simplest method, a lower bound for the others."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Sub-pixel convolution (the paper's appendix B.1).
 
 Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
-Network", CVPR 2016. Biases, activations and the input are not stated by the paper: here biases, no activation, and
-the head's feature in place of the 1x1 classifier, or (`input: logits`) its scores. `icnr` starts each convolution as
-Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017, do: as nearest-neighbour upsampling.
+Network", CVPR 2016. The paper does not state biases, activations or the input. Here the convolutions have biases and
+no activation. They read the head's feature in place of the 1x1 classifier, or (`input: logits`) its scores. `icnr`
+starts each convolution as nearest-neighbour upsampling, as in Aitken et al., "Checkerboard artifact free sub-pixel
+convolution", 2017.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Upsampler(nn.Module):
         channels: channels of the output.
         feature_channels: channels of the head's feature.
         factors: (2,) is the paper's 2x, (3,) its 3x, (2, 2) its 2x+2x.
-        input: what is upsampled; "feature" replaces the classifier.
-        icnr: the f*f filters that give the outputs of one input pixel start equal.
+        input: the map that is upsampled; "feature" replaces the classifier.
+        icnr: the f*f filters of one input pixel's outputs start equal.
     """
 
     def __init__(

@@ -3,11 +3,11 @@
 Lu et al., "SAPA: Similarity-Aware Point Affiliation for Feature Upsampling", NeurIPS 2022: the weight of window point
 y for the output at x is the softmax over the window of sim(x, y), with sim(x, y) = x'y (SAPA-I) or, through two
 low-rank embeddings, (P_x x)'(P_y y) (SAPA-B). Both maps are normalised over their channels first (layer normalisation),
-which keeps the softmax from saturating. As in the authors' code and logs, the embeddings are of rank 32 with biases;
-weights start with a standard deviation of 0.02, biases at 0.
+which keeps the softmax from saturating. As in the authors' code and logs, the embeddings have rank 32 and biases.
+Weights start with a standard deviation of 0.02, biases at 0.
 
-Departures: the normalisation has no scale and shift of its own, which the embeddings express as well, and which the
-SAPA-I of the printed tables, without parameters, cannot have. SAPA-G, with a gate in the query, is left out.
+Departures: the normalisation has no learned scale and shift. The embeddings can express these, and the SAPA-I of the
+printed tables, which has no parameters, cannot have them. SAPA-G, with a gate in the query, is left out.
 """
 
 from __future__ import annotations

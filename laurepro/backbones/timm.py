@@ -1,0 +1,150 @@
+"""Any model of timm that gives feature maps, by name: `{kind: timm, name: convnext_atto}`.
+
+timm (pytorch-image-models) is the extra `laurepro[imagenet]`. A model starts from random weights unless
+`train.pretrained` names a file of its weights.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from laurepro.errors import LaureproError, unknown
+
+FEATURES = ()
+MAPS = 4  # the most that the contract of backbones allows
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """The last maps, at most four, of a timm model.
+
+    Args:
+        output_stride: of the last map. Models with timm's `output_stride` option are dilated.
+        name: the model's name in timm.
+        stages: keep this many of timm's feature levels and cut the model after them; None: all. Level 0 is at stride 2
+            in most convolutional networks (ConvNeXt: 4). Of `tf_efficientnet_lite0`, 4 levels are its first five stages
+            of blocks.
+        normalisation: "model": images are normalised by the mean and deviation that timm states for the model's
+            weights; "imagenet": as for the ResNets.
+        resize: resize maps that are coarser than `output_stride` bilinearly. Models without timm's option need it; a
+            plain vision transformer, which gives one map at stride 14 or 16, does not. It is an option so that the row
+            itself says so.
+
+    Attributes:
+        channels, strides: of the maps, finest first.
+
+    Raises:
+        LaureproError: timm is not installed, has no such model, or the model cannot have that output stride.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        output_stride: int = 8,
+        *,
+        name: str = "tf_efficientnet_lite0",
+        stages: Annotated[int, Ge(1)] | None = None,
+        normalisation: Literal["model", "imagenet"] = "model",
+        resize: bool = False,
+    ) -> None:
+        super().__init__()
+        body, strides, self._multiple = _created(name, output_stride, stages)
+        self.body: Any = body
+        self._coarse = any(stride > output_stride for stride in strides) and resize
+        if max(strides) > output_stride and not (resize or _is_plain_transformer(self.body, strides)):
+            raise LaureproError(
+                f"backbone timm: {name} gives maps at strides {', '.join(map(str, strides))}, "
+                f"model.output_stride is {output_stride}",
+                "set model.backbone.resize to true to resize them, or choose another output_stride",
+            )
+        self.output_stride = output_stride
+        self.channels = tuple(self.body.feature_info.channels())
+        self.strides = tuple(min(s, output_stride) for s in strides) if self._coarse else strides
+        config = getattr(self.body, "pretrained_cfg", None) or getattr(self.body, "default_cfg", None) or {}
+        mean, std = (tuple(config.get(key, value)) for key, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+        self._normalise = normalisation == "model" and (mean, std) != (IMAGENET_MEAN, IMAGENET_STD)
+        # The data arrive normalised by ImageNet's mean and deviation: (x * STD + MEAN - mean) / std.
+        scale = torch.tensor(IMAGENET_STD) / torch.tensor(std)
+        shift = (torch.tensor(IMAGENET_MEAN) - torch.tensor(mean)) / torch.tensor(std)
+        self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
+
+    @property
+    def checkpoint_blocks(self) -> bool:
+        """Always False: timm's checkpointing would update the running averages of batch normalisation twice."""
+        return False
+
+    @checkpoint_blocks.setter
+    def checkpoint_blocks(self, value: bool) -> None:
+        if value:
+            raise LaureproError("train.checkpoint_activations: backbone 'timm' does not have it", "set it to false")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """[N, 3, H, W], normalised as ImageNet's ResNets are, to the maps."""
+        x = image * self.scale + self.shift if self._normalise else image
+        height, width = image.shape[2:]
+        # Some networks round a side down, or join maps of several strides: every stride must divide the sides.
+        x = F.pad(x, (0, -width % self._multiple, 0, -height % self._multiple))
+        maps = []
+        for feature, stride in zip(self.body(x), self.body.feature_info.reduction(), strict=True):
+            feature = feature[:, :, : -(-height // stride), : -(-width // stride)]
+            if self._coarse and stride > self.output_stride:
+                size = (-(-height // self.output_stride), -(-width // self.output_stride))
+                feature = F.interpolate(feature, size, mode="bilinear", align_corners=True)
+            maps.append(feature)
+        return tuple(maps)
+
+
+def _created(name: str, output_stride: int, stages: int | None) -> tuple[Any, tuple[int, ...], int]:
+    """The model with random weights, cut; the strides of its maps; and what must divide the image's sides."""
+    try:
+        import timm
+    except ImportError:
+        raise LaureproError(
+            "backbone 'timm' needs timm, which is not installed", "pip install -e '.[imagenet]'"
+        ) from None
+    if not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models(), "model.backbone.name")
+    options: dict[str, Any] = {"features_only": True, "pretrained": False}
+    try:
+        model: Any = timm.create_model(name, output_stride=output_stride, **options)
+    except (TypeError, AssertionError, NotImplementedError, ValueError):  # no such option
+        try:
+            model = timm.create_model(name, **options)
+        except (RuntimeError, AssertionError, AttributeError) as error:
+            raise LaureproError(f"backbone timm: {name} gives no feature maps: {error}") from None
+    else:
+        options["output_stride"] = output_stride
+    strides = tuple(model.feature_info.reduction())
+    multiple = max(strides)
+    if stages is not None and stages > len(strides):
+        raise LaureproError(f"model.backbone.stages: {name} has {len(strides)} feature levels, got {stages}")
+    if len(set(strides)) == 1 and stages is None:  # a plain transformer: every map has the one stride
+        options |= {"dynamic_img_size": True, "dynamic_img_pad": True, "out_indices": (-1,)}
+        multiple = 1
+    else:
+        kept = len(strides) if stages is None else stages
+        options["out_indices"] = tuple(range(max(0, kept - MAPS), kept))
+    model = timm.create_model(name, **options)
+    _cut_blocks(model)
+    return model, tuple(model.feature_info.reduction()), multiple
+
+
+def _cut_blocks(model: Any) -> None:
+    """Remove the stages after the last map, which timm keeps in EfficientNets: no gradient would reach them."""
+    last = str(model.feature_info.get_dicts()[-1].get("module", ""))
+    prefix, _, index = last.partition(".")
+    blocks = getattr(model, "blocks", None)
+    if prefix == "blocks" and index.isdigit() and isinstance(blocks, nn.Sequential):
+        del blocks[int(index) + 1 :]
+
+
+def _is_plain_transformer(body: nn.Module, strides: tuple[int, ...]) -> bool:
+    return len(strides) == 1 and type(body).__name__ == "FeatureGetterNet"

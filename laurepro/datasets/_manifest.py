@@ -1,0 +1,182 @@
+"""Lists, manifest and stamps of a prepared folder. See `_files.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from laurepro.atomic import is_unfinished, write_atomic
+from laurepro.datasets import _decoded
+from laurepro.datasets._layout import Layout, Unreadable
+
+MANIFEST, STAMPS, LOCK = "manifest.json", ".stamps.json", ".lock"
+SCHEMA = 1
+SUFFIXES = (".jpg", ".png")  # of images; label maps are PNG
+
+
+def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path()) -> tuple[str | None, list[str]]:
+    """The edition that has these numbers of images, and what is wrong with the splits' lists."""
+    faults = []
+    for split, listed in names.items():
+        twice = [name for name, count in Counter(listed).items() if count > 1]
+        faults += [f"{folder / f'{split}.txt'}: {name} is listed twice" for name in twice]
+        if published := layout.published.get(split):
+            faults += [f"{folder / f'{split}.txt'}: {name} is missing" for name in published if name not in set(listed)]
+            faults += [
+                f"{folder / f'{split}.txt'}: {name} is not of this split" for name in listed if name not in published
+            ]
+    for one, other in layout.disjoint:
+        both = sorted(set(names.get(one, ())) & set(names.get(other, ())))
+        faults += [f"{folder / f'{one}.txt'}: {name} is also in {other}.txt" for name in both]
+    listed_counts = {split: len(listed) for split, listed in names.items()}
+    if not {*layout.splits} - {*layout.optional} <= {*listed_counts}:
+        return None, faults  # the missing list was reported already
+    editions = {e: {s: n for s, n in counts.items() if s in listed_counts} for e, counts in layout.editions.items()}
+    edition = next((e for e, counts in editions.items() if counts == listed_counts), None)
+    if edition is None:
+        counted = ", ".join(f"{split} {count}" for split, count in listed_counts.items())
+        wanted = "; or ".join(
+            ", ".join(f"{s} {n}" for s, n in counts.items()) + (f" ({e})" if e else "")
+            for e, counts in editions.items()
+        )
+        faults.append(f"{folder}: holds {counted} images; expected {wanted}")
+    return edition, faults
+
+
+def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
+    """Files in the folder that do not belong to the data set, without laurepro's own and those of killed processes."""
+    expected = {MANIFEST, STAMPS, LOCK, *files}
+    there = (
+        f.relative_to(folder).as_posix() for f in folder.rglob("*") if not f.is_dir() and not is_unfinished(f.name)
+    )
+    return sorted(path for path in there if path not in expected and not path.startswith(f"{_decoded.FOLDER}/"))
+
+
+def read_list(file: Path) -> tuple[list[str], list[str]]:
+    """The names in a split's list, and what is wrong with it. Raises Unreadable, which names the file."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise Unreadable(f"{file}: is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unreadable(f"{file}: cannot be read ({error})") from None
+    names = [line.strip() for line in lines if line.strip()]
+    strange = [name for name in names if len(name.split()) != 1 or "/" in name or "\\" in name or name.startswith(".")]
+    faults = [f"{file}: expected one name a line, without folders, got {name!r:.60}" for name in strange]
+    return [name for name in names if name not in set(strange)], faults
+
+
+def read_manifest(layout: Layout, folder: Path) -> dict[str, tuple[int, str]]:
+    """(size, sha256) by path. Raises Unreadable, which names the file."""
+    file = folder / MANIFEST
+    try:
+        raw = json.loads(file.read_bytes())
+        if raw["schema"] != SCHEMA or raw["dataset"] != layout.name:
+            raise Unreadable(f"{file}: is of {raw['dataset']!r}, schema {raw['schema']}")
+        return {path: (int(size), str(digest)) for path, (size, digest) in raw["files"].items()}
+    except FileNotFoundError:
+        hint = f"laurepro data prepare {layout.name} --source DIR writes it when all files are correct"
+        raise Unreadable(f"{file}: is missing; {hint}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Unreadable(f"{file}: cannot be read") from None
+
+
+def manifest_sha256(folder: Path) -> str | None:
+    """The digest of a prepared folder's manifest, equal for two copies of the same bytes; None if it has none."""
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def image_stem(layout: Layout, split: str, name: str) -> str:
+    return layout.image.format(split=split, name=name)
+
+
+def paths_of(
+    layout: Layout, split: str, name: str, files: Iterable[str], folder: Path | None = None
+) -> tuple[str, str]:
+    """Paths of an image (with its actual suffix) and of its label map, relative to the folder."""
+    stem = image_stem(layout, split, name)
+    image = next((stem + suffix for suffix in SUFFIXES if stem + suffix in files), None)
+    if image is None and folder is not None:
+        image = next((stem + suffix for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()), None)
+    return image or f"{stem}.jpg", layout.mask.format(split=split, name=name)
+
+
+class Stamps:
+    """Digests of files that have not changed since they were read. A cache: without it all files are read again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._dirty = False
+        try:
+            raw = json.loads((folder / STAMPS).read_bytes())
+            self._known: dict[str, list[Any]] = raw if isinstance(raw, dict) else {}
+        except (OSError, ValueError):
+            self._known = {}
+
+    def _current(self, path: str) -> list[Any] | None:
+        """The stamp [size, time, sha256, origin] of a path, if its file has not changed since."""
+        known = self._known.get(path)
+        if not isinstance(known, list) or len(known) != 4:
+            return None
+        status = (self._folder / path).stat()
+        return known if known[:2] == [status.st_size, status.st_mtime_ns] else None
+
+    def made_from(self, path: str) -> str | None:
+        """What the file was made from; None if it has changed since."""
+        try:
+            known = self._current(path)
+        except OSError:
+            return None
+        return None if known is None else known[3]
+
+    def entry(self, path: str) -> tuple[int, str]:
+        """(size, sha256) of a path that was `put`."""
+        size, _, digest, _ = self._known[path]
+        return size, digest
+
+    def sha256(self, path: str) -> str:
+        """The file's digest. Raises OSError."""
+        known = self._current(path)
+        if known is not None:
+            return str(known[2])
+        digest = hashlib.sha256((self._folder / path).read_bytes()).hexdigest()
+        self.put(path, digest, None)
+        return digest
+
+    def put(self, path: str, digest: str, origin: str | None) -> None:
+        """Store a file's state. Origin None keeps the stored one if the bytes are still those that it produced."""
+        status = (self._folder / path).stat()
+        if origin is None:
+            before = self._known.get(path, [0, 0, "", ""])
+            origin = before[3] if before[2] == digest else ""
+        entry = [status.st_size, status.st_mtime_ns, digest, origin]
+        if self._known.get(path) != entry:
+            self._known[path] = entry
+            self._dirty = True
+
+    def save(self) -> None:
+        """Write the stamps, if the folder is writable."""
+        if self._dirty:
+            with suppress(OSError):
+                write(self._folder / STAMPS, json.dumps(self._known).encode())
+                self._dirty = False
+
+
+def write(file: Path, content: bytes) -> None:
+    """Replace a file atomically; one that has this content already is left alone.
+
+    Only the manifest, written last, is flushed to the disk: it detects a file that a power failure emptied.
+    """
+    with suppress(OSError):
+        if file.stat().st_size == len(content) and file.read_bytes() == content:
+            return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, content, durable=file.name == MANIFEST)
