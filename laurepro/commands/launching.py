@@ -21,7 +21,7 @@ class Launching(NamedTuple):
     """What `run` is given beside its targets. `time_limit` is in minutes."""
 
     scale: str | None
-    seeds: int | None
+    seeds: int | tuple[int, ...] | None
     pairs: tuple[str, ...]
     launcher: str
     nproc_per_node: int

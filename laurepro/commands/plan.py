@@ -36,7 +36,7 @@ class Options(NamedTuple):
     data: Path
     form: str
     scale: str | None
-    seeds: int | None
+    seeds: int | tuple[int, ...] | None
     pairs: tuple[str, ...]
     results: Path
     runs: Path
@@ -133,11 +133,13 @@ def _choose(
     scale: Scale, records: dict[str, Record], estimator: Estimator, given: Options, within: list[str] | None
 ) -> Choice:
     """What --budget buys."""
-    from laurepro import record, spec
+    from laurepro import plan, record, spec
     from laurepro.cost import budget
 
     if estimator.machine.device is None:
         raise LaureproError("--budget: the time of a job is not known", "name a GPU with --gpu, or use --probe")
+    if isinstance(given.seeds, tuple):
+        raise LaureproError(f"--budget: --seeds {plan.seeds_text(given.seeds)} names seeds", "give their number, as 5")
     assert given.budget is not None
     overrides = spec.parse_overrides(given.pairs)
     return budget.choose(
@@ -253,9 +255,10 @@ def _fit_line(fit: Fit) -> str:
     need = f"{plural(fit.pictures, 'image')} a process: {fit.peak_bytes / 1e9:.3g} GB predicted"
     if fit.fits is None:
         return need
-    largest = f"{fit.largest} would" if fit.fits else f"at most {fit.largest}"
-    more = "" if fit.fits else "; --nproc-per-node, or --set train.accumulate=N for another experiment"
-    return f"{need}, {'fits' if fit.fits else 'DOES NOT FIT'} ({largest}{more})"
+    if fit.fits:
+        return f"{need}, fits ({fit.largest} would)"
+    remedy = f"fits with --nproc-per-node {fit.processes}" if fit.processes else "fits with no number of processes"
+    return f"{need}, DOES NOT FIT (at most {fit.largest}; {remedy}; --set train.accumulate=N is another experiment)"
 
 
 def _measure(planned: Plan, context: LaunchContext, seconds: float, targets: tuple[str, ...]) -> None:
