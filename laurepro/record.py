@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -317,22 +318,36 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """A small state file (progress, failure), or None if it is missing or damaged."""
     try:
         value = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def running(runs: Path, name: str) -> bool:
     """Whether some process holds the job's lock (the kernel frees it when the holder dies)."""
+    import fcntl
+
+    try:
+        descriptor = os.open(run_folder(runs, name) / "lock", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which needs no permission to write
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        return error.errno == errno.ENOSYS and _soft_lock_held(run_folder(runs, name) / "lock")
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _soft_lock_held(file: Path) -> bool:
+    """Whether a lock is held that filelock makes of a file's existence, where the system has no flock."""
     from filelock import FileLock, Timeout
 
-    file = run_folder(runs, name) / "lock"
-    if not file.exists():
-        return False
-    lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with FileLock(file, timeout=0):
+            return False
+    except (Timeout, OSError):
         return True
-    lock.release()
-    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,8 @@ def _launch(launcher: str, planned: Plan, context: LaunchContext) -> list[Failur
     try:
         failures: list[Failure] = parts.load("launchers", launcher).launch(planned, context)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command resumes from the checkpoints", err=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            click.echo("interrupted; the same command resumes from the checkpoints", err=True)
         raise click.exceptions.Exit(130) from None
     except TimeIsUp as up:
         click.echo(f"stopped by --time-limit: {up}; the same command resumes from the checkpoints", err=True)
