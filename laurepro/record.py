@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -321,6 +321,24 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+class Progress(NamedTuple):
+    """The last progress that a job reported; what is unknown, or no number, is None."""
+
+    step: int | None = None
+    steps: int | None = None
+    epoch: int | None = None
+    loss: float | None = None
+    seconds: float | None = None
+
+
+def progress(runs: Path, name: str) -> Progress:
+    """Read a job's `progress.json`."""
+    values = read_json(run_folder(runs, name) / "progress.json") or {}
+    number = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and abs(v) < 1e12}
+    step, steps, epoch = (int(number[k]) if k in number else None for k in ("step", "steps", "epoch"))
+    return Progress(step, steps, epoch, number.get("loss"), number.get("seconds"))
 
 
 def running(runs: Path, name: str) -> bool:

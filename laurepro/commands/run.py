@@ -10,7 +10,7 @@ import click
 
 from laurepro.commands.launching import LaunchCommand, Launching, chosen_options, launching
 from laurepro.commands.options import choose, plural, summary
-from laurepro.errors import LaureproError
+from laurepro.errors import LaureproError, printable
 
 if TYPE_CHECKING:
     from laurepro.launchers import Failure, LaunchContext
@@ -104,9 +104,9 @@ def _launch(launcher: str, planned: Plan, context: LaunchContext) -> list[Failur
 def _show(failure: Failure, runs: Path) -> None:
     """Why a job failed, and what a user can do about it."""
     rank = "" if failure.rank is None else f" (rank {failure.rank})"
-    click.echo(f"failed: {failure.job}: {failure.reason}{rank}", err=True)
+    click.echo(printable(f"failed: {failure.job}: {failure.reason}{rank}"), err=True)
     for line in failure.last_lines:
-        click.echo(f"  | {line}", err=True)
+        click.echo(printable(f"  | {line}"), err=True)
     if (log := runs / failure.job / "log.txt").is_file():
         click.echo(f"  log: {log}\n  {failure.advice}", err=True)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +32,7 @@ from laurepro.spec import Job
 POLL_SECONDS = 0.1
 BUSY_SECONDS = 2.0  # until the lock of a job that another process runs is looked at again
 BUSY_MOST = 60.0  # until such a job is started again where its lock cannot be seen: each time longer
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # in CUDA_VISIBLE_DEVICES
 GRACE_SECONDS = 60.0  # for a stopped worker to write its checkpoint
 
 Process = subprocess.Popen[bytes]
@@ -48,12 +52,42 @@ class Running(NamedTuple):
 def gpus() -> list[str]:
     """The GPUs of this machine, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
+    if visible is not None:  # CUDA takes the devices before the first that it does not know, as of NoDevFiles
+        return list(takewhile(_DEVICE.fullmatch, map(str.strip, visible.split(","))))
     if shutil.which("nvidia-smi") is None:
         return []
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return [str(i) for i, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def torch_gpus() -> int:
+    """The GPUs that torch sees, asked in a process of its own; -1 where that process fails."""
+    words = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    last = done.stdout.split()[-1:]
+    return int(last[0]) if done.returncode == 0 and last and last[0].isdigit() else -1
+
+
+def _usable_gpus(show: Lines) -> list[str]:
+    """The GPUs, or none, with a warning, where torch cannot use them: the jobs then share the cores."""
+    devices = gpus()
+    if devices and torch_gpus() == 0:
+        text = f"this machine has {len(devices)} GPU(s) (nvidia-smi, CUDA_VISIBLE_DEVICES), and torch sees none"
+        show.line(f"warning  {text}: the jobs run on the CPU; laurepro doctor says how to fix it")
+        return []
+    return devices
+
+
+def _check_loopback() -> None:
+    """Raise LaureproError where the processes of a job cannot reach each other."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise LaureproError(
+            f"--nproc-per-node: the processes of a job meet at 127.0.0.1, which cannot be reached: {error.strerror}",
+            "bring up the loopback interface (ip link set lo up), or use one process",
+        ) from None
 
 
 def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process:
@@ -66,6 +100,7 @@ def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process
         "OMP_NUM_THREADS": str(job_threads(job, context)),
         "LAUREPRO_PARENT": str(os.getpid()),
         "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a user types to repeat it
+        "PYTHONSAFEPATH": "1",  # a file profile.py in the current folder is not the module of that name
         "PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p),
     }
     if devices:
@@ -124,7 +159,9 @@ class Queue:
                 f"--nodes {context.nodes}: the local launcher has one machine",
                 "--launcher slurm uses several, --launcher dry prints the line to start on each",
             )
-        self.devices = gpus()
+        if context.nproc_per_node > 1:
+            _check_loopback()
+        self.devices = _usable_gpus(show)
         if self.devices and context.nproc_per_node > len(self.devices):
             raise LaureproError(
                 f"--nproc-per-node {context.nproc_per_node}: this machine has {len(self.devices)} GPU(s)",
