@@ -87,6 +87,7 @@ def test_a_rank_that_cannot_read_the_checkpoint_of_rank_0_stops_all(job: Job, tm
     assert not (tmp_path / "results").exists() and not (folder / "progress.json").exists()
 
 
+@pytest.mark.acceptance
 def test_all_ranks_take_the_checkpoint_that_rank_0_takes(tmp_path: Path) -> None:
     folders = ["whole", "last", "both", "none"]
     for folder in folders:
@@ -99,6 +100,7 @@ def test_all_ranks_take_the_checkpoint_that_rank_0_takes(tmp_path: Path) -> None
     assert [(code, out.splitlines()[-1]) for code, out in ends] == [(0, "26 25 None None")] * 2, ends
 
 
+@pytest.mark.acceptance
 def test_nodes_without_a_common_folder_are_refused(job: Job, tmp_path: Path) -> None:
     ends = two(tmp_path, [worker(job, f"runs{rank}") for rank in range(2)])
     assert [code for code, _ in ends] == [2, 2], ends

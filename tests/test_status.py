@@ -9,31 +9,39 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROW, environment, make_record, planned, run_cli
+from click.testing import CliRunner
+from conftest import ROW, environment, make_record
 
 from laurepro import failures, plan, record, spec
+from laurepro.cli import main
 
 STATUS = ["status", "--scale", "tiny"]
 
 
 @pytest.fixture
-def begun(tiny: Path, tmp_path: Path) -> Path:
-    """The folder of a training that has been started and has failed."""
-    (train, _) = planned(ROW, "--scale", "tiny", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    folder = tmp_path / "runs" / train["name"]
+def begun(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a training that has been started."""
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(tiny))
+    monkeypatch.chdir(tmp_path)
+    table_id, _, row_id = ROW.partition("/")
+    table = spec.tables()[table_id]
+    (evaluate,) = plan.row_plan(table, table.row(row_id), spec.scale("tiny"), 1).jobs
+    assert evaluate.needs is not None
+    folder = tmp_path / "runs" / evaluate.needs.name
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps({"scale": "tiny", "seed": 0}))
     return folder
 
 
-def status(folder: Path, tiny: Path, *words: str) -> str:
-    ran = run_cli(*STATUS, *words, cwd=folder, LAUREPRO_EXPERIMENTS=tiny)
-    assert ran.code == 0 and ran.err == "", ran.err
-    return ran.out
+def status(*words: str) -> str:
+    """`laurepro status WORDS` in this process."""
+    ran = CliRunner().invoke(main, words)
+    assert ran.exit_code == 0 and ran.exception is None, ran.output
+    return ran.output
 
 
 @pytest.mark.parametrize("lock", ["none", "folder", "dangling", "unreadable"])
-def test_a_lock_that_is_none(begun: Path, tiny: Path, tmp_path: Path, lock: str) -> None:
+def test_a_lock_that_is_none(begun: Path, lock: str) -> None:
     file = begun / "lock"
     if lock == "folder":
         file.mkdir()
@@ -41,7 +49,7 @@ def test_a_lock_that_is_none(begun: Path, tiny: Path, tmp_path: Path, lock: str)
         file.symlink_to("nowhere")
     elif lock == "unreadable":
         os.mkfifo(file)
-    assert "0 running, 0 failed" in status(tmp_path, tiny)
+    assert "0 running, 0 failed" in status(*STATUS)
 
 
 def test_folders_that_can_only_be_read(begun: Path, tiny: Path, tmp_path: Path) -> None:
@@ -84,34 +92,19 @@ def test_a_file_system_without_locks(begun: Path, tiny: Path, tmp_path: Path) ->
      "[" * 100_000, "[1]", "\udcff", "null"],
     ids=["types", "huge", "deep", "list", "bytes", "null"],
 )  # fmt: skip
-def test_files_of_the_wrong_types(
-    begun: Path,
-    tiny: Path,
-    name: str,
-    content: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from click.testing import CliRunner
-
-    from laurepro.cli import main
-
-    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(tiny))
-    monkeypatch.chdir(begun.parents[1])
+def test_files_of_the_wrong_types(begun: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("progress.json", "job.json", "failure.json", "slurm.json", "holder.json"):
         (begun / name).write_bytes(content.encode(errors="surrogateescape"))
     held = record.running
     monkeypatch.setattr(record, "running", lambda runs, job: job == begun.name or held(runs, job))
-    ran = CliRunner().invoke(main, STATUS)
-    assert ran.exit_code == 0 and ran.exception is None, ran.exc_info
-    assert "scale tiny: " in ran.output
+    assert "scale tiny: " in status(*STATUS)
     assert failures.holder(begun).strip()
 
 
-def test_what_would_act_on_the_terminal_is_shown(begun: Path, tiny: Path, tmp_path: Path) -> None:
+def test_what_would_act_on_the_terminal_is_shown(begun: Path) -> None:
     note = failures.FailureNote(reason="\x1b]0;owned\x07 bad", rank=None, last_lines=("\x1b[2J", "a\rb"), time=0)
     failures.write(begun, note)
-    out = status(tmp_path, tiny)
+    out = status(*STATUS)
     assert "\\u001b]0;owned\\u0007 bad" in out and "\\u001b[2J" in out and not set(out) & set("\x1b\x07\r")
 
 
@@ -122,14 +115,15 @@ def test_a_reason_with_a_path_that_is_not_utf8(tmp_path: Path) -> None:
     assert again is not None and again.reason == "r\\udce9: full" and again.last_lines == ("\\udce9",)
 
 
-def test_jobs_of_other_settings_are_counted(tmp_path: Path) -> None:
+def test_jobs_of_other_settings_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     table_id, _, row_id = ROW.partition("/")
     scale, table = spec.scale("smoke"), spec.tables()[table_id]
     changed = plan.row_plan(table, table.row(row_id), scale, 1, {"train": {"lr": 0.01}})
     for job in changed.jobs:
         record.write(tmp_path / "results", make_record(job, {"miou": 50.0}))
-    ran = run_cli("status", cwd=tmp_path)
-    assert ran.code == 0 and "1 job of other settings" in ran.out and "no records" not in ran.out, ran.out
-    assert "other settings" not in run_cli("status", ROW, cwd=tmp_path).out
-    same = run_cli("status", "--set", "train.lr=0.01", cwd=tmp_path)
-    assert "1 done" in same.out and "other settings" not in same.out, same.out
+    out = status("status")
+    assert "1 job of other settings" in out and "no records" not in out, out
+    assert "other settings" not in status("status", ROW)
+    same = status("status", "--set", "train.lr=0.01")
+    assert "1 done" in same and "other settings" not in same, same
