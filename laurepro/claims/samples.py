@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from laurepro import plan, record
+from laurepro import plan, record, spec
 from laurepro.claims import inference
 from laurepro.claims.cells import cell
 from laurepro.claims.model import Claim, Speed, row_of
@@ -30,12 +30,14 @@ class Rows:
         self.scale, self.records, self.overrides = scale, records, overrides
         self.seeds = record.measured_seeds(records, scale.name) | {0}
         self._jobs: dict[str, tuple[Job, ...]] = {}
+        every_row = ((table, row) for table in spec.tables().values() for row in table.rows)
+        plan.check_overrides(every_row, scale, overrides)
 
     def jobs(self, address: str) -> tuple[Job, ...]:
         """Final jobs of a row, all seeds; none for a quoted row."""
         if address not in self._jobs:
             table, row = row_of(address)
-            self._jobs[address] = plan.row_plan(table, row, self.scale, self.seeds, self.overrides).jobs
+            self._jobs[address] = plan.row_plan(table, row, self.scale, self.seeds, self.overrides, partial=True).jobs
         return self._jobs[address]
 
     def by_seed(self, address: str, metric: str) -> dict[int, tuple[float, Record]]:

@@ -94,6 +94,8 @@ def sections_of(
         if not chosen:
             raise unknown("table", target, [*tables, "table3"])
         ids += [t for t in chosen if t not in ids]
+    for name in scales:
+        plan.check_overrides(((tables[t], row) for t in ids for row in tables[t].rows), spec.scale(name), overrides)
     return [_measure(tables[t], spec.scale(s), records, runs, overrides) for t in ids for s in scales]
 
 
@@ -125,7 +127,7 @@ def _row(
     seeds: set[int],
     overrides: Raw | None,
 ) -> RowResult:
-    planned = plan.row_plan(table, row, scale, seeds, overrides)
+    planned = plan.row_plan(table, row, scale, seeds, overrides, partial=True)
     if planned.experiment is None:
         return RowResult(table, row, scale, "quoted", "", {}, (), False, "")
     found: list[Record] = []
