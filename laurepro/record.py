@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from laurepro.atomic import remove_unfinished
 from laurepro.atomic import write_atomic as write_atomic
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
+from laurepro.spec.metrics import own_metric
 
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
 
@@ -197,6 +199,28 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
         else:
             records[record.job] = record
     return records, problems
+
+
+def measured_seeds(records: Mapping[str, Record], scale: str) -> set[int]:
+    """Every seed at which some row was scored or profiled at a scale; a shared pretraining is neither."""
+    return {r.seed for r in records.values() if r.scale == scale and r.stage != "train"}
+
+
+def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> dict[int, tuple[float, Record]]:
+    """What stands for a published column, with its record, by seed.
+
+    Args:
+        column: A metric; `own_metric` says which one of a record stands for it.
+        jobs: Those of one row.
+        records: By job name.
+    """
+    measured = {}
+    for job in jobs:
+        if (record := records.get(job.name)) is not None:
+            value = record.metrics.get(own_metric(column, record.dataset))
+            if value is not None:
+                measured[job.seed] = (value, record)
+    return measured
 
 
 def find(results: Path, name: str) -> Record:

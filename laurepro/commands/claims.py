@@ -1,4 +1,4 @@
-"""`laurepro claims`: a verdict on each of the paper's statements."""
+"""`laurepro claims`: a verdict on each statement of the paper that can be judged from the records."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from laurepro.commands.options import paths
     default="terminal",
     show_default=True,
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 where a claim that can be judged at its scale falls short.")
+@click.option("--strict", is_flag=True, help="Exit code 1 if a claim that can be judged at its scale is not supported.")
 @click.option(
     "--set",
     "pairs",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Judge the runs that were made with this --set.",
+    help="Judge the runs that had this --set.",
 )
 @paths
 def command(
@@ -37,7 +37,7 @@ def command(
     results: Path,
     runs: Path,
 ) -> None:
-    """A verdict on each statement of the paper from our own records, with intervals over seeds."""
+    """Judge the statements of the paper from the records, with intervals over seeds."""
     from fnmatch import fnmatchcase
 
     from laurepro import claims, record, spec
@@ -54,7 +54,9 @@ def command(
     overrides = spec.parse_overrides(pairs)
     by_scale = []
     for name in names:
-        verdicts = claims.judge(spec.scale(name), records, overrides)  # all: Holm's family is not what is shown
+        verdicts = claims.judge(
+            spec.scale(name), records, overrides
+        )  # all of them: Holm's family is more than what is shown
         chosen = [v for v in verdicts if not only or any(fnmatchcase(v.claim.id, p) for p in only)]
         by_scale.append((spec.scale(name), chosen))
     for problem in problems:

@@ -29,7 +29,7 @@ def _run(
     everything: bool,
     *,
     scale: str | None,
-    seeds: int | None,
+    seeds: int | tuple[int, ...] | None,
     pairs: tuple[str, ...],
     launcher: str,
     nproc_per_node: int,

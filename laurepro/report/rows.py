@@ -112,9 +112,8 @@ def scales_of(records: dict[str, Record]) -> list[str]:
 def _measure(
     table: Table, scale: Scale, records: dict[str, Record], runs: Path | None, overrides: Raw | None
 ) -> Section:
-    seeds = {r.seed for r in records.values() if r.scale == scale.name} | {0}
-    wanted = max([scale.seeds, *(s + 1 for s in seeds if s < 100)])
-    return [_row(table, row, scale, records, runs, wanted, overrides) for row in table.rows]
+    seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
+    return [_row(table, row, scale, records, runs, seeds, overrides) for row in table.rows]
 
 
 def _row(
@@ -123,13 +122,12 @@ def _row(
     scale: Scale,
     records: dict[str, Record],
     runs: Path | None,
-    seeds: int,
+    seeds: set[int],
     overrides: Raw | None,
 ) -> RowResult:
     planned = plan.row_plan(table, row, scale, seeds, overrides)
     if planned.experiment is None:
         return RowResult(table, row, scale, "quoted", "", {}, (), False, "")
-    values: dict[str, dict[int, float]] = {}
     found: list[Record] = []
     trainings: list[Record] = []
     lacking: list[Job] = []  # of those that the scale wants
@@ -139,11 +137,10 @@ def _row(
             lacking += [job] if job.seed < scale.seeds else []
             continue
         found.append(own)
-        for metric, value in own.metrics.items():
-            if value is not None:
-                values.setdefault(metric, {})[job.seed] = value
         if (need := job.needs) is not None and (training := records.get(need.name)) is not None:
             trainings.append(training)
+    measured = {m: record.by_seed(m, planned.jobs, records) for own in found for m in own.metrics}
+    values = {m: {seed: value for seed, (value, _) in by_seed.items()} for m, by_seed in measured.items() if by_seed}
     status: Status = "done" if not lacking else "partial" if found else "missing"
     remark = ""
     failed: dict[str, FailedJob] = {}
