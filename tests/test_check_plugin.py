@@ -133,10 +133,10 @@ def failing(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 SHIPPED = [(folder, name) for folder in ("upsamplers", "heads") for name in parts.names(folder)]
 SHIPPED += [("launchers", "dry"), ("launchers", "local")]
-FULL_WIDTH = pytest.param("backbones", "resnet50", marks=pytest.mark.acceptance)
+SLOW = [pytest.param("backbones", name, marks=pytest.mark.acceptance) for name in ("resnet50", "timm")]
 
 
-@pytest.mark.parametrize(("folder", "name"), [*SHIPPED, FULL_WIDTH], ids=lambda value: value)
+@pytest.mark.parametrize(("folder", "name"), [*SHIPPED, *SLOW], ids=lambda value: value)
 def test_shipped_parts_keep_their_contracts(folder: str, name: str, tmp_path: Path) -> None:
     (part,) = plugin.find(name, tmp_path)
     outcomes = list(plugin.run(part))
