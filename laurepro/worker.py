@@ -138,7 +138,6 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro.stages._legs import Legs
     from laurepro.training import events
 
-    check_sources(job.experiment)
     distributed.initialise()
     stage = parts.load("stages", job.stage)
     need = job.needs
@@ -152,6 +151,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         legs=legs,
     )
     copy = None if job.stage == "profile" else data_digest(job.experiment.data, args.data)
+    check_sources(job.experiment, copy)
     progress: Progress | None = None
     with contextlib.ExitStack() as stack:
         if rank == 0:
