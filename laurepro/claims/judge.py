@@ -177,6 +177,8 @@ def _decide(
 
 def _verdict(base: Verdict, s: Sample, margin: float, p: float, p_holm: float, alpha: float, scale: Scale) -> Verdict:
     show = _format(base.claim)
+    if not math.isfinite(s.mean) or math.isinf(s.std):
+        return base._replace(verdict="undecided", found="a value that no metric can have", n=s.n)
     measured = base._replace(
         n=s.n,
         estimate=s.mean,
