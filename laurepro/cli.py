@@ -6,7 +6,10 @@ data error; 130 interrupted.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -38,6 +41,16 @@ from laurepro.errors import LaureproError, unknown
 
 class Commands(click.Group):
     """A group in workflow order whose tables are commands too: `laurepro table3a`."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line, with output streams that can encode every character."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                if codecs.lookup(stream.encoding).name == "ascii":  # the C locale without Python's UTF-8 mode
+                    stream.reconfigure(encoding="utf-8")
+                elif not stream.encoding.lower().startswith("utf"):
+                    stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Commands in the order in which they are used."""

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
+
+# What acts on a terminal instead of being shown: control characters but for line feed and tab, changes of the
+# direction of writing; and halves of characters, which cannot be written at all.
+_ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text of a file or a user, safe to print: what would act on a terminal is shown as `\\u001b`, JSON's escape."""
+    return _ACTS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class LaureproError(Exception):
@@ -16,7 +26,7 @@ class LaureproError(Exception):
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message if hint is None else f"{message}\n  {hint}")
+        super().__init__(printable(message if hint is None else f"{message}\n  {hint}"))
 
 
 def unknown(what: str, name: str, available: Iterable[str], where: str = "") -> LaureproError:

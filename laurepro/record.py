@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -39,7 +40,23 @@ class Environment(Strict):
     threads: int | None
     platform: str
     commit: str | None
-    dirty: bool | None
+    dirty: bool | None  # True too if an earlier leg of the job was
+    cpu: str | None = None  # the processor's model; this and the rest are unknown in older records
+    driver: str | None = None  # NVIDIA's; None without a GPU
+    cuda: str | None = None  # that torch was built with
+    cudnn: str | None = None
+    blas_threads: int | None = None
+    torch_build: str | None = None  # version and git commit
+
+
+class Leg(Strict):
+    """The part of a job that one start of it did: up to a checkpoint, or to the end."""
+
+    environment: Environment
+    world_size: int
+    started: str
+    seconds: float
+    step: int  # steps (of an evaluation: images) that were done at its end
 
 
 class Record(Strict):
@@ -62,15 +79,21 @@ class Record(Strict):
     curve: tuple[tuple[int, float], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
-    data_sha256: str | None = (
-        None  # of the data set's manifest; None: it has none, or the record is older than manifests
-    )
+    data_sha256: str | None = None  # `datasets.data_digest`; None: generated, or a record from before there was one
     idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
-    environment: Environment
-    started: str
-    seconds: float
-    world_size: int
+    environment: Environment  # of the last leg
+    started: str  # the first leg
+    seconds: float  # of all legs
+    world_size: int  # of the last leg
+    legs: tuple[Leg, ...] = ()  # of a job that was stopped and resumed; (): it was done in one
     command: str
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds times devices, over all legs."""
+        if not self.legs:
+            return self.seconds * self.world_size
+        return sum(leg.seconds * leg.world_size for leg in self.legs)
 
 
 @cache
@@ -114,7 +137,45 @@ def environment(device: str, threads: int | None) -> Environment:
         platform=f"{sys.platform}-{platform.machine()}",
         commit=commit,
         dirty=dirty,
+        cpu=_cpu(),
+        driver=_driver() if device != "cpu" else None,
+        **_of_torch(),
     )
+
+
+@cache
+def _cpu() -> str | None:
+    """The processor's model."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or None
+
+
+@cache
+def _driver() -> str | None:
+    """The version of NVIDIA's driver."""
+    with contextlib.suppress(OSError):
+        match = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+        return match[0] if match else None
+    return None
+
+
+def _of_torch() -> dict[str, Any]:
+    """What torch knows of itself, if this process has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    threads = dict(re.findall(r"(\w+)_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info()))
+    cudnn = torch.backends.cudnn.version()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": str(cudnn) if cudnn else None,
+        "blas_threads": int(threads.get("mkl") or threads.get("omp") or 0) or None,
+        "torch_build": f"{torch.__version__} {(torch.version.git_version or '')[:10]}".strip(),
+    }
 
 
 def records_dir(results: Path) -> Path:

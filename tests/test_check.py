@@ -86,6 +86,7 @@ SWITCHES: dict[str, tuple[str, str] | None] = {
     "loss.count": None,
     "loss.aux_weight": None,
     "model.aux_lau": None,
+    "model.norm_init": None,
     "op.integer_gradient": None,
     "model.backbone.stem": ("backbones", "resnet50"),
     "model.head.lateral": ("heads", "encnet"),

@@ -13,8 +13,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import ROW, Finished, make_record, run_cli
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
+from planted import FOLDER
+from planted import plant as plant_page
 
 from laurepro import figures, plan, record, spec
 from laurepro.cli import main
@@ -158,6 +162,46 @@ def test_colours_of_change() -> None:
     ]
 
 
+def test_colours_of_errors() -> None:
+    """Right and ignored pixels stay as they are; a wrong one is light orange at an edge and dark far from one."""
+    image = np.full((1, 4, 3), 200, np.uint8)
+    label, predicted, near = (np.array([row]) for row in ([0, 0, 1, -1], [0, 1, 0, 1], [1, 1, panels.FARTHEST, 1]))
+    shown = panels._wrong(image, label, predicted, near)[0]
+    plain = panels._faded(image)[0, 0] / 255
+    right, at_edge, far, ignored = shown
+    assert tuple(right) == tuple(ignored) == tuple(plain)
+    assert at_edge[0] > 0.8 and at_edge[0] > at_edge[1] > at_edge[2], "orange"
+    assert far.sum() < 0.5 * at_edge.sum(), "dark"
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 1), (0, -1), (1, 0), (-1, 0)])
+def test_an_arrow_points_to_where_its_pixel_is_sampled(row: int, column: int) -> None:
+    """On a 3x3 image of 100-pixel squares, the centre reads its neighbour: the arrow covers the way there alone."""
+    offset = np.zeros((2, 3, 3), np.float32)
+    offset[:, 1, 1] = row, column
+    figure = Figure(figsize=(3, 3), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    panels._arrows(axes, offset, 3, 3, 1)
+    canvas.draw()
+    painted = np.asarray(canvas.buffer_rgba())[..., :3]  # its first line is the uppermost
+
+    def is_arrow(way: float) -> bool:
+        y, x = round(150 + way * 100 * row), round(150 + way * 100 * column)
+        return bool((np.abs(painted[y - 3 : y + 3, x - 3 : x + 3] / 255 - to_rgb(style.LINES[2])).max(2) < 0.2).any())
+
+    assert is_arrow(0.3) and is_arrow(0.8) and not is_arrow(-0.3) and not is_arrow(-0.8)
+
+
+def test_the_share_of_right_pixels_stands_below_its_map(tmp_path: Path) -> None:
+    label, predicted = np.array([[0, 0, 0, 1], [1, -1, -1, -1]]), np.zeros((2, 4), np.int64)
+    t = known(None, (2, 4))
+    t = t._replace(images=[(t.images[0][0], label)])  # type: ignore[arg-type]
+    drawing = panels._maps("t", request_of(tmp_path), [t], {0: [predicted, label]}, ["some", "all"], "")
+    below = [axes.get_xlabel() for axes in drawing.figure.axes]
+    assert below == ["", "", "60.0 % right", "100.0 % right"]  # three of the five labelled pixels
+
+
 def test_label_maps_are_coloured_by_class_and_white_where_ignored() -> None:
     shown = panels._Colours(8)(np.array([[-1, 0, 7]]))[0]
     assert [tuple(c) for c in shown] == [
@@ -230,6 +274,24 @@ def test_differences_are_those_of_the_claims(tmp_path: Path) -> None:
     assert "grid4x − encnet-os8-bilinear, mIoU: +1.00 (+0.75 to +1.25, n = 3)" in drawing.description
     one = figures.draw("differences", request_of(tmp_path, "camvid-cpu")._replace(rows=("tablec",)))
     assert all(t.get_text().startswith("tablec/") for t in one.figure.axes[0].get_yticklabels())
+
+
+def test_a_difference_is_blue_above_zero_and_orange_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted rows: one is better, one worse, the others cannot be distinguished from bilinear."""
+    monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(FOLDER / "experiments"))
+    plant_page(tmp_path / "results", tmp_path / "runs")
+    drawing = figures.draw("differences", request_of(tmp_path, "field"))
+    (axes,) = drawing.figure.axes
+    colours = {"supported": style.LINES[1], "contradicted": style.LINES[2], "undecided": "#9a9a9a"}
+    assert "Blue: the verdict's interval, with Holm's correction, lies right of 0; orange: left" in drawing.description
+    seen = {}
+    for label, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True):
+        (line,) = [i for i in axes.lines if len(i.get_xdata()) == 2 and list(i.get_ydata()) == [y, y]]
+        low, high = line.get_xdata()
+        seen[label.get_text().partition(" ")[0]] = (line.get_color(), low > 0, high < 0)
+    assert seen["table9/higher"] == (colours["supported"], True, False)
+    assert seen["table9/lower"] == (colours["contradicted"], False, True)
+    assert seen["table9/unclear"] == (colours["undecided"], False, False)
 
 
 def test_no_records_name_the_command(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from laurepro.heads import aspp, deeplabv3plus, encnet
 from laurepro.network import costs, model
 from laurepro.nn import OffsetHead
 from laurepro.ops import _losses as ops_losses
-from laurepro.ops import _reference, upsample
+from laurepro.ops import _reference, _sampler, upsample
 from laurepro.spec import parts
 from laurepro.training import losses
 from laurepro.upsamplers import deformable, pixelshuffle
@@ -507,13 +507,13 @@ def backward(
     b: Broken, change: Callable[[Any, Tensor | None, Tensor | None], tuple[Tensor | None, Tensor | None]]
 ) -> None:
     """Change the gradients of input and offset behind the op's own backward."""
-    kept = upsample._LocationAwareUpsample.backward
+    kept = _sampler.LocationAwareUpsample.backward
 
     def changed(ctx: Any, grad: Tensor) -> Any:
         grad_input, grad_offset, *rest = kept(ctx, grad)
         return (*change(ctx, grad_input, grad_offset), *rest)
 
-    b.patch.setattr(upsample._LocationAwareUpsample, "backward", staticmethod(changed))
+    b.patch.setattr(_sampler.LocationAwareUpsample, "backward", staticmethod(changed))
 
 
 def half_flipped(axis: int) -> Callable[[Any, Tensor | None, Tensor | None], tuple[Tensor | None, Tensor | None]]:
@@ -553,13 +553,13 @@ def a_gradient_beyond_the_map(b: Broken) -> None:
 
 @code("op", "op.gradient.integer-*")
 def swapped_rules_at_an_integer(b: Broken) -> None:
-    kept = upsample._LocationAwareUpsample.backward
+    kept = _sampler.LocationAwareUpsample.backward
 
     def other(ctx: Any, grad: Tensor) -> Any:
         ctx.code = not ctx.code
         return kept(ctx, grad)
 
-    b.patch.setattr(upsample._LocationAwareUpsample, "backward", staticmethod(other))
+    b.patch.setattr(_sampler.LocationAwareUpsample, "backward", staticmethod(other))
 
 
 @code(
@@ -568,7 +568,7 @@ def swapped_rules_at_an_integer(b: Broken) -> None:
 )
 def half_a_pixel(b: Broken) -> None:
     """The other convention of `interpolate`."""
-    with_layer(b, upsample, "base_positions", lambda kept, n, k, like: kept(n, k, like) + (0.5 / k - 0.5))
+    with_layer(b, _sampler, "base_positions", lambda kept, n, k, like: kept(n, k, like) + (0.5 / k - 0.5))
 
 
 @code(
@@ -578,15 +578,15 @@ def half_a_pixel(b: Broken) -> None:
 def no_clamp(b: Broken) -> None:
     """Zeros beyond the map."""
 
-    def grid(offset: Tensor, base: Any, sizes: Any, spans: Any) -> Tensor:
+    def grid(offset: Tensor, at: Any, frame: Any) -> Tensor:
         m = offset.shape[1] // 2
-        result = upsample._empty_grid(offset, m)
-        for axis in (0, 1):
-            position = (offset[:, axis * m : (axis + 1) * m] + base[axis]).clamp(0, spans[axis])
-            upsample._normalise(position, spans[axis], result[..., 1 - axis])
+        result = _sampler._empty_grid(offset, m)
+        for axis, base in enumerate((at.rows, at.columns)):
+            position = (offset[:, axis * m : (axis + 1) * m] + base).clamp(0, frame.spans[axis])
+            frame.normalise(position, axis, result[..., 1 - axis])
         return result
 
-    b.patch.setattr(upsample, "_exact_grid", grid)
+    b.patch.setattr(_sampler, "_exact_grid", grid)
 
 
 def op_as(b: Broken, change: Callable[..., Tensor]) -> None:

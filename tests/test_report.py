@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from conftest import Ran, environment, make_record, run_cli
 
 from laurepro import plan, record, report, spec
+from laurepro.cli import main
 from laurepro.errors import LaureproError
-from laurepro.report import RowResult, columns, latex, tables
+from laurepro.report import RowResult, blocks, columns, latex, tables
+from laurepro.report.blocks import Page
 from laurepro.spec import Job
 
 BILINEAR, LAU = "encnet-os8-bilinear", "encnet-os8-lau4x-off"
@@ -463,3 +467,94 @@ def test_report_needs_no_torch(planted: Planted) -> None:
     command = [sys.executable, "-c", code, str(planted.results), str(planted.runs)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --------------------------------------------------------------------------------------------- text of others
+
+
+@pytest.mark.parametrize(
+    "args", [("show", "table3a"), ("report", "--format", "markdown"), ("explain", f"table3a/{LAU}")]
+)
+def test_commands_write_in_the_c_locale(planted: Planted, tmp_path: Path, args: tuple[str, ...]) -> None:
+    """Dashes and ± have no ASCII: what is written is UTF-8, as with Python's own UTF-8 mode."""
+    places = () if args[0] == "show" else ("--results", planted.results)
+    command = [sys.executable, "-m", "laurepro", *map(str, (*args, *places))]
+    env = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="")
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not done.stdout.isascii()
+    done.stdout.decode("utf-8")
+
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\u202egnp.exe"
+
+
+def label_rows(experiments: Path, label: str) -> None:
+    """Give both planted rows of table 3a that label."""
+    file = experiments / "table3a.yaml"
+    raw = yaml.safe_load(file.read_text())
+    for row in raw["rows"]:
+        if row["id"] in (BILINEAR, LAU):
+            row["label"] = label
+    file.write_text(yaml.safe_dump(raw))
+
+
+def invoke(planted: Planted, *args: str) -> Ran:
+    """A command in this process, in the places that were planted."""
+    places = () if args[0] == "show" else ("--results", str(planted.results), "--runs", str(planted.runs))
+    ran = CliRunner().invoke(main, [*args, *places])
+    return Ran(ran.exit_code, ran.stdout, ran.stderr)
+
+
+def test_escape_sequences_of_labels_and_reasons_are_not_printed(empty: Planted, experiments: Path) -> None:
+    label_rows(experiments, HOSTILE)
+    empty.add(LAU, "smoke", [{"miou": 41.0}], device=HOSTILE)
+    (job,) = jobs_of("encnet-os32-bilinear", "smoke", 1)
+    folder = record.run_folder(empty.runs, job)
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"reason": HOSTILE, "last_lines": [HOSTILE]}))
+    (empty.results / "records" / f"{HOSTILE}.json").write_text("{")
+    reports = [("report", "--format", form) for form in ("terminal", "markdown", "csv", "json", "html", "latex")]
+    for args in (*reports, ("show", "table3a"), ("explain", f"table3a/{LAU}", "--scale", "smoke")):
+        ran = invoke(empty, *args)
+        assert ran.code == 0, ran.err
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", ran.out + ran.err), args
+        if args[-1] == "json":
+            labels = {row["label"] for table in json.loads(ran.out)["tables"] for row in table["rows"]}
+            assert HOSTILE in labels, "the contract has the label itself"
+
+
+def test_a_label_is_no_formula_of_a_spreadsheet(planted: Planted, experiments: Path) -> None:
+    label_rows(experiments, "=HYPERLINK(1)")
+    ran = invoke(planted, "report", "table3a", "--format", "csv")
+    lines = list(csv.DictReader(io.StringIO(ran.out)))
+    assert {line["label"] for line in lines if line["row"].endswith(LAU)} == {"'=HYPERLINK(1)"}
+    assert min(float(line["difference"]) for line in lines if line["difference"]) < 0, "numbers stay numbers"
+
+
+@pytest.mark.parametrize("label", ["[12] PixelShuffle", "*starred", " [x] y"])
+def test_a_label_is_no_argument_of_a_latex_command(planted: Planted, experiments: Path, label: str) -> None:
+    """After a line's end or a rule, a bracket would be a length and a star a variant of the command."""
+    label_rows(experiments, label)
+    rows = planted.section()
+    page = Page("t", "l", (blocks.Table("t", tables.comparison_grid(rows)), blocks.Code("first\n[rank0]: error\n*")))
+    whole = latex.render(page, planted.results)
+    for text in (report.render([rows], "latex"), whole):
+        assert latex.escape(label).strip() in text
+        assert not re.search(r"\\(\\|(top|mid|bottom)rule|endhead)\s*[\[*]", text.replace("[2pt]", ""))
+    assert r"first\\{}[rank0]: error\\{}*" in whole
+
+
+def test_csv_names_the_metric_that_was_measured(planted: Planted) -> None:
+    """Generated images have no PASCAL convention: their column is `miou`, whatever the paper's table has."""
+    smoke = report.compare("table3a", "smoke", results=planted.results, runs=planted.runs)
+    assert set(smoke["metric"]) == {"miou"}
+    paper = report.compare("table3a", "paper", results=planted.results, runs=planted.runs)
+    assert set(paper["metric"]) == {"miou60"}
+
+
+def test_another_projects_experiments_folder_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "table1.yaml").write_text("title: something else\n")
+    ran = run_cli("show", "table3a", cwd=tmp_path, LAUREPRO_EXPERIMENTS="")
+    assert ran.code == 0 and "50.30" in ran.out, ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -12,8 +13,10 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT, make_record, run_cli
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +26,7 @@ from planted import FOLDER, VALUES, plant
 from scipy import stats
 
 from laurepro import plan, record, report, spec
+from laurepro.cli import main
 from laurepro.report import Sources, blocks, html, latex, markdown, svg
 from laurepro.report.blocks import Bullets, Charts, Code, Figure, Fold, Heading, Page, Table, Tally, Text
 from laurepro.report.comparison import interval
@@ -348,7 +352,27 @@ def test_a_chart_is_drawn_where_its_numbers_are() -> None:
     assert "s: 1 at 0, 3 at 10" in drawn
 
 
-# ------------------------------------------------------------------------------------------------- pictures
+@pytest.mark.parametrize(
+    ("ends", "drawn"),
+    [
+        ((1.0, 0.5, 2.0), (56.0, 74.0, 62.0)),  # low, high, mean: right of the line at 50
+        ((-1.0, -2.0, -0.5), (26.0, 44.0, 38.0)),
+        ((0.0, -4.0, 4.0), (2.0, 98.0, 50.0)),
+        ((-12.0, -30.0, 6.0), (2.0, 98.0, 2.0)),
+    ],
+)
+def test_an_interval_is_drawn_on_its_side_of_zero(
+    ends: tuple[float, float, float], drawn: tuple[float, float, float]
+) -> None:
+    bar = svg.interval(ends, 4.0)
+    found = re.search(r'd="M([\d.]+) 5H([\d.]+)"/>.*class="mean" cx="([\d.]+)"', bar)
+    assert found and tuple(map(float, found.groups())) == drawn
+    assert 'class="zero" d="M50 0V10"' in bar
+    beyond = [end for end in ends[1:] if abs(end) > 4]
+    assert bar.count('class="beyond"') == len(beyond), "an end that is not shown has an arrowhead"
+
+
+# --------------------------------------------------------------------------------------------------- images
 
 
 def picture(sources: Sources, file: Path, size: int = 16) -> None:
@@ -368,6 +392,28 @@ def test_figures_of_the_results_folder_are_shown_with_their_words(sources: Sourc
     assert image["src"].startswith("data:image/png;base64,") and image["alt"] == f"what is on it: {NASTY}"
     text = report.render_page(found, "markdown", tmp_path)
     assert "](<results/figures/a b.png>)" in text and NASTY in shown_by_markdown(text)
+
+
+def test_a_file_name_does_not_end_its_link(tmp_path: Path) -> None:
+    names = [os.fsdecode(n) for n in ("a>)b.png", "a<b\\\\.png", "50 %3E.png", "ü.png", b"r\xe9.png")]
+    page = Page("t", "l", tuple(blocks.Figure(tmp_path / "figures" / n, "t", "d") for n in names))
+    text = markdown.render(page, tmp_path)
+    tokens = [t for token in MarkdownIt().parse(text) for t in token.children or () if t.type == "image"]
+    links = [Path(os.fsdecode(unquote_to_bytes(str(t.attrs["src"])))) for t in tokens]
+    assert links == [Path("figures") / n for n in names]
+
+
+def test_a_figure_whose_name_is_not_text_is_shown(sources: Sources, tmp_path: Path) -> None:
+    file = tmp_path / "results" / "figures" / os.fsdecode(b"r\xe9.png")
+    file.parent.mkdir()
+    Image.new("L", (4, 4)).save(file)
+    places = ("--results", tmp_path / "results", "--runs", tmp_path / "runs")
+    for form in ("html", "markdown", "latex"):
+        ran = CliRunner().invoke(
+            main, list(map(str, ("report", "--format", form, *places, "--output", tmp_path / "page")))
+        )
+        assert ran.exit_code == 0, ran.output
+        assert (tmp_path / "page").read_bytes().decode("utf-8")
 
 
 def test_pictures_never_make_the_page_too_large(sources: Sources, tmp_path: Path) -> None:

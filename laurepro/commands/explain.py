@@ -32,7 +32,7 @@ from laurepro.commands.options import paths
 def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results: Path, runs: Path) -> None:
     """Where each value of a row comes from, what paper and code say, and why its number may differ."""
     from laurepro import explain, plan, record, spec
-    from laurepro.errors import LaureproError
+    from laurepro.errors import LaureproError, printable
     from laurepro.explain import show
 
     chosen = spec.scale(scale)
@@ -46,4 +46,4 @@ def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     typed = "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
     explanation = explain.explain(table, row, chosen, records, spec.parse_overrides(pairs), typed)
-    click.echo(show.as_json(explanation) if form == "json" else show.terminal(explanation))
+    click.echo(printable(show.as_json(explanation) if form == "json" else show.terminal(explanation)))

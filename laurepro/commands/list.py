@@ -12,6 +12,7 @@ from laurepro.commands.options import plural
 def overview() -> None:
     """`laurepro` without a command: the tables, the number of records, and suggested next steps."""
     from laurepro import record, spec
+    from laurepro.errors import printable
 
     records = Path("results")
     done = {r.stem for r in record.records_dir(records).glob("*.json")} if records.is_dir() else set()
@@ -19,7 +20,7 @@ def overview() -> None:
     for table in spec.tables().values():
         to_run = [r for r in table.rows if r.set is not None]
         quoted = len(table.rows) - len(to_run)
-        click.echo(f"  {table.id:8} {plural(len(to_run), 'row'):>8} to run, {quoted} quoted   {table.title}")
+        click.echo(f"  {table.id:8} {plural(len(to_run), 'row'):>8} to run, {quoted} quoted   {printable(table.title)}")
     click.echo(f"\n{plural(len(done), 'record')} in ./results.\n")
     click.echo("Next:")
     click.echo("  laurepro run table3a --scale smoke      train and evaluate table 3a on generated images, on a CPU")
@@ -31,15 +32,16 @@ def overview() -> None:
 def command() -> None:
     """List tables, scales and plug-ins, and the folder of the experiments."""
     from laurepro import spec
+    from laurepro.errors import printable
     from laurepro.spec import parts
     from laurepro.spec.protocols import PROTOCOLS
     from laurepro.spec.weights import WEIGHTS
 
     click.echo(f"experiments: {spec.experiments_dir()}\n")
     for table in spec.tables().values():
-        click.echo(f"{table.id:8} {len(table.rows):3} rows  {table.title}")
+        click.echo(f"{table.id:8} {len(table.rows):3} rows  {printable(table.title)}")
     click.echo("\nscales:      " + ", ".join(spec.scale_names()))
     click.echo("protocols:   " + ", ".join(PROTOCOLS))
     click.echo("weights:     " + ", ".join(WEIGHTS))
-    for folder in ("heads", "upsamplers", "datasets", "launchers", "stages"):
+    for folder in ("backbones", "heads", "upsamplers", "datasets", "launchers", "stages"):
         click.echo(f"{folder + ':':12} " + ", ".join(parts.names(folder)))

@@ -46,6 +46,7 @@ def command(
     figures. checklist and artefact are forms for a submission, filled from the records.
     """
     from laurepro import record, report
+    from laurepro.errors import printable
 
     if fragment and form not in ("markdown", "latex"):
         raise click.UsageError(f"--fragment is for markdown and latex, not {form}")
@@ -64,6 +65,7 @@ def command(
             text = report.render(sections, "markdown" if form == "terminal" else form)
         else:
             text = report.render_page(sources, form, output.parent if output else results)
+        text = printable(text)
         if output is None:
             click.echo(text)
         else:

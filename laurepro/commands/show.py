@@ -15,6 +15,7 @@ def command(target: str) -> None:
     from rich.text import Text
 
     from laurepro import plan, report, spec
+    from laurepro.errors import printable
     from laurepro.spec.metrics import METRICS
 
     rows = plan.select([target], spec.scale("paper").model_copy(update={"controls": True}))
@@ -24,7 +25,7 @@ def command(target: str) -> None:
     for table in dict.fromkeys(t.id for t, _ in rows):
         chosen = [r for t, r in rows if t.id == table]
         spec_table = spec.tables()[table]
-        title = Text(f"{spec_table.title}\n{spec_table.source.paper}, {spec_table.source.where}")
+        title = Text(printable(f"{spec_table.title}\n{spec_table.source.paper}, {spec_table.source.where}"))
         view = RichTable(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
         heads = [f"{METRICS[m].title} {METRICS[m].unit}".strip() for m in spec_table.metrics]
         for name in ("row", "label", *heads, "origin", "data set", "split", "MS", "note"):
@@ -39,7 +40,7 @@ def command(target: str) -> None:
             origin = row.origin + (", rerun" if row.rerun else "")
             scale = {True: "yes", False: "no", None: report.MISSING}[protocol.multi_scale]
             where = [protocol.dataset or report.MISSING, protocol.split or report.MISSING, scale]
-            view.add_row(*(Text(c) for c in [row.id, row.label, *cells, origin, *where, row.note or ""]))
+            view.add_row(*(Text(printable(c)) for c in [row.id, row.label, *cells, origin, *where, row.note or ""]))
         console.print(view)
         for metric in spec_table.metrics:
             click.echo(f"  {METRICS[metric].title}: {METRICS[metric].what}")

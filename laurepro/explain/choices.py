@@ -61,7 +61,7 @@ def documented() -> list[tuple[str, list[Any], str, str]]:
     page = next((p for p in pages if p.is_file()), None)
     if page is None:
         return []
-    text = page.read_text().partition("\n## Switches")[2].partition("\n## ")[0]
+    text = page.read_text(encoding="utf-8").partition("\n## Switches")[2].partition("\n## ")[0]
     choices = []
     for line in text.splitlines():
         if line.startswith("| `"):

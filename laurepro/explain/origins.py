@@ -86,7 +86,7 @@ def _declared(path: tuple[str, ...], experiment: Experiment) -> str:
     if len(path) == 3 and path[:1] == ("model",) and path[1] in FOLDERS and path[2] != "kind":
         folder, kind = FOLDERS[path[1]], getattr(experiment.model, path[1]).kind
         file = parts.path(folder, kind)
-        return str(file) if file and parts.PACKAGE not in file.parents else f"laurepro/{folder}/{kind}.py"
+        return str(file) if file and not parts.is_built_in(file) else f"laurepro/{folder}/{kind}.py"
     return "laurepro/spec/fields.py"
 
 
@@ -102,7 +102,7 @@ def _place(layer: Layer, path: tuple[str, ...]) -> tuple[int | None, str | None]
     if not keys:
         return None, None
     line = lines[keys]
-    text = layer.file.read_text().splitlines()[line - 1]
+    text = layer.file.read_text(encoding="utf-8").splitlines()[line - 1]
     comment = re.search(r"\s#\s*(.*)$", text)
     return line, comment[1] if comment and exact else None
 
@@ -121,5 +121,5 @@ def _lines(file: Path) -> dict[Keys, int]:
             for index, value in enumerate(node.value):
                 walk(value, (*keys, index))
 
-    walk(yaml.compose(file.read_text(), yaml.SafeLoader), ())
+    walk(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader), ())
     return line_of

@@ -48,11 +48,17 @@ def render(sections: list[Section], form: str) -> str:
     if form == "csv":
         import pandas
 
-        return str(pandas.concat([frame(rows) for rows in sections]).to_csv(index=False)).rstrip("\n")
+        table = pandas.concat([frame(rows) for rows in sections])
+        return str(table.map(_no_formula).to_csv(index=False)).rstrip("\n")
     from laurepro.report import latex, markdown
 
     section = markdown.section if form == "markdown" else latex.section
     return "\n\n".join(section(rows) for rows in sections)
+
+
+def _no_formula(value: object) -> object:
+    """A cell of the CSV. Text that a spreadsheet would take for a formula starts with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def render_page(sources: Sources, form: str, folder: Path) -> str:

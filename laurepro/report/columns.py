@@ -262,7 +262,7 @@ def _nothing(rows: Section, r: RowResult, metric: str) -> None:
 COLUMNS: tuple[ReportColumn, ...] = (
     ReportColumn(lambda rows, r, m: r.address, csv="row", json="row"),
     ReportColumn(lambda rows, r, m: r.row.label, "row", _label_cell, csv="label", json="label", number=False),
-    ReportColumn(lambda rows, r, m: m, csv="metric", each="metric"),
+    ReportColumn(lambda rows, r, m: _measured_metric(rows, m), csv="metric", each="metric"),
     ReportColumn(
         lambda rows, r, m: r.row.origin,
         "origin",

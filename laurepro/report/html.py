@@ -35,7 +35,7 @@ def render(page: Page) -> str:
         widest=_widest,
         data=_DataUrls(),
     )
-    css, js = (Markup((_FOLDER / f"page.{kind}").read_text()) for kind in ("css", "js"))
+    css, js = (Markup((_FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
     return environment.get_template("page.html.j2").render(page=page, css=css, js=js)
 
 

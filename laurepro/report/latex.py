@@ -79,7 +79,7 @@ def section(rows: Section) -> str:
 
     grid = comparison_grid(rows)
     heads = [escape(c.title) for c in grid.columns]
-    cells = [[escape(c.text) for c in line] for line in grid.lines]
+    cells = [_texts(line) for line in grid.lines]
     align = ["right" if c.number else "left" for c in grid.columns]
     body = tabulate(
         cells, headers=heads, tablefmt="latex_raw", disable_numparse=True, colalign=align if cells else None
@@ -93,6 +93,16 @@ def section(rows: Section) -> str:
 def escape(text: str) -> str:
     """Text that is typeset literally. A letter that pdflatex's fonts lack is given as its code point."""
     return "".join(_SIGNS.get(char) or _letter(char) for char in text)
+
+
+def _first(text: str) -> str:
+    """Escaped text at the start of a line: a `[` or `*` there would be an argument of the command before it."""
+    return ("{}" if text.lstrip()[:1] in ("[", "*") else "") + escape(text)
+
+
+def _texts(line: tuple[Cell, ...]) -> list[str]:
+    """The cells of a table's line, escaped."""
+    return [_first(line[0].text), *(escape(c.text) for c in line[1:])]
 
 
 def _letter(char: str) -> str:
@@ -116,7 +126,7 @@ def _block(b: Block, folder: Path) -> list[str]:
         case Bullets():
             return [_bullets(b.items)]
         case Code():
-            lines = r"\\".join(escape(line) for line in b.text.split("\n"))
+            lines = r"\\".join(map(_first, b.text.split("\n")))
             return [f"{{\\footnotesize\\ttfamily\\raggedright {lines}\\par}}"]
         case Tally():
             counts = ", ".join(f"{n} {word}" for n, word, _ in b.entries)
@@ -158,7 +168,7 @@ def _longtable(grid: Grid) -> str:
     head = " & ".join(escape(c.title) for c in grid.columns)
     quoted = [mark == "quoted" for mark in grid.marks] or [False] * len(grid.lines)
     lines = "\n".join(
-        " & ".join(f"\\textcolor{{gray}}{{{escape(c.text)}}}" if grey else escape(c.text) for c in line) + r" \\[2pt]"
+        " & ".join(f"\\textcolor{{gray}}{{{text}}}" if grey else text for text in _texts(line)) + r" \\[2pt]"
         for line, grey in zip(grid.lines, quoted, strict=True)
     )
     return (

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from laurepro.report.blocks import (
     Block,
@@ -26,6 +27,8 @@ from laurepro.report.blocks import (
 from laurepro.report.grid import Grid, notes, title
 from laurepro.report.rows import Section
 from laurepro.report.tables import comparison_grid
+
+_IN_LINKS = " !\"#$&'()*+,-./:;=?@[]^_`{|}~"  # what may stand in a link <...> as it is, beside letters and digits
 
 
 def render(page: Page, folder: Path) -> str:
@@ -87,7 +90,7 @@ def _block(b: Block, folder: Path) -> list[str]:
         case Charts():
             return [f"**{escape(b.title)}**", *(part for c in b.charts for part in _chart(c))]
         case Figure():
-            where = Path(os.path.relpath(b.file, folder)).as_posix()
+            where = quote(os.fsencode(os.path.relpath(b.file, folder)), safe=_IN_LINKS)
             return [f"![{escape(b.description)}](<{where}>)", f"**{escape(b.title)}** {escape(b.description)}"]
         case Fold():
             inner = _blocks(b.blocks, folder)

@@ -85,7 +85,7 @@ def environment_table(sources: Sources) -> Table:
     lines = []
     for key, records in sorted(groups.items()):
         scales = ", ".join(sorted({r.scale for r in records}))
-        hours = sum(r.seconds * r.world_size for r in records) / 3600
+        hours = sum(r.device_seconds for r in records) / 3600
         lines.append((*map(Cell, key), Cell(scales), Cell(str(len(records))), Cell(f"{hours:.2f}")))
     heads = (*(Column(c, number=False) for c in columns), Column("records"), Column("device hours"))
     return Table("Where the records were measured", Grid(heads, tuple(lines)))

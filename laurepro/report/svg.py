@@ -88,8 +88,13 @@ def interval(ends: tuple[float, float, float], widest: float) -> str:
         return 50 + 48 * max(-1.0, min(1.0, value / widest if widest else 0.0))
 
     mean, low, high = ends
+    beyond = "".join(
+        f'<path class="beyond" d="M{50 + side * 45} 2L{50 + side * 49} 5L{50 + side * 45} 8"/>'
+        for side in (-1, 1)
+        if any(side * end > widest for end in (low, high))
+    )
     return (
         '<svg class="interval" viewBox="0 0 100 10" aria-hidden="true"><path class="zero" d="M50 0V10"/>'
         f'<path class="range" d="M{at(low):.1f} 5H{at(high):.1f}"/>'
-        f'<circle class="mean" cx="{at(mean):.1f}" cy="5" r="3"/></svg>'
+        f'<circle class="mean" cx="{at(mean):.1f}" cy="5" r="3"/>{beyond}</svg>'
     )

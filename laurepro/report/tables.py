@@ -68,8 +68,9 @@ def compare(table: str, scale: str, *, results: Path | str = "results", runs: Pa
         runs: The runs folder, for what is running or failed.
 
     Returns:
-        A frame with `row label metric origin paper ours std n difference scale status`; what was not
-        measured is NaN. Units are those of `laurepro.spec.metrics.METRICS`.
+        A frame with `row label metric origin paper ours std n difference scale status`; what was not measured is NaN.
+        `metric` is the one that was measured, as `miou` on CamVid where the table's column is `miou60`: `paper` has the
+        number of that column. Units are those of `laurepro.spec.metrics.METRICS`.
 
     Raises:
         LaureproError: a table or scale that does not exist.

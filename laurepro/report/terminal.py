@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from laurepro.errors import printable
 from laurepro.report.grid import notes
 from laurepro.report.rows import Section
 from laurepro.report.tables import comparison_grid
@@ -22,13 +23,13 @@ def print_terminal(sections: list[Section], width: int | None = None) -> None:
     for rows in sections:
         table, scale = rows[0].table, rows[0].scale
         grid = comparison_grid(rows)
-        title = Text(f"{table.title}\n{table.source.paper}, {table.source.where}; scale {scale.name}")
+        title = Text(printable(f"{table.title}\n{table.source.paper}, {table.source.where}; scale {scale.name}"))
         view = RichTable(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
         for column in grid.columns:
-            view.add_column(Text(column.title), justify="right" if column.number else "left")
+            view.add_column(Text(printable(column.title)), justify="right" if column.number else "left")
         for line, mark in zip(grid.lines, grid.marks, strict=True):
-            view.add_row(*(Text(cell.text) for cell in line), style=_STYLES.get(mark, ""))
+            view.add_row(*(Text(printable(cell.text)) for cell in line), style=_STYLES.get(mark, ""))
         console.print(view)
         for note in notes(rows):
-            console.print(Text(f"  {note}"), style="dim", soft_wrap=False)
+            console.print(Text(printable(f"  {note}")), style="dim", soft_wrap=False)
         console.print()

@@ -157,7 +157,7 @@ def experiments_dir() -> Path:
     here = Path("experiments")
     package = Path(__file__).parents[1]
     for candidate in (here, package.parent / "experiments", package / "_experiments"):
-        if any(candidate.glob("table*.yaml")):
+        if any(candidate.glob("table*.yaml")) and (candidate / "scales").is_dir():  # not another project's folder
             return candidate
     raise LaureproError("no experiments found", "run inside a checkout, or give --experiments DIR")
 
