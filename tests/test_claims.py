@@ -27,6 +27,7 @@ from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.report import claims as show
+from laurepro.spec import Job
 
 LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
 
@@ -447,6 +448,57 @@ def test_terminal_markdown_and_strict(results: Path) -> None:
     for option, said in ((("--only", "D1"), "matches no claim"), (("--scale", "smok"), "nearest: smoke")):
         wrong = CliRunner().invoke(main, ["claims", *option, "--results", str(results / "results")])
         assert wrong.exit_code == 2 and said in wrong.output
+
+
+UPSAMPLER = """\
+import torch.nn.functional as F
+from torch import nn
+
+class Upsampler(nn.Module):
+    def __init__(self, channels, feature_channels, *, factor: int = 2):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, input, feature):
+        return F.interpolate(input, scale_factor=self.factor)
+"""
+
+
+def test_without_a_plugin_the_other_records_are_judged(experiments: Path, tmp_path: Path) -> None:
+    """A row of a table names a plug-in that is missing: its claims say so, the others stand as with it."""
+    (tmp_path / "plugins" / "upsamplers").mkdir(parents=True)
+    (tmp_path / "plugins" / "upsamplers" / "mine.py").write_text(UPSAMPLER)
+    file = experiments / "table3a.yaml"
+    grid = "upsampler: {kind: grid, scale_factor: 4}"
+    assert file.read_text().count(grid) == 1
+    file.write_text(
+        file.read_text()
+        .replace(grid, "upsampler: {kind: mine}")
+        .replace("offset_guided, offset_weight: 0.0", "cross_entropy")
+    )
+    for found in planted("smoke", {LAU: noisy(51), BILINEAR: noisy(50, std=0.2)}).values():
+        record.write(tmp_path / "results", found)
+    other = make_record(Job(stage="evaluate", scale="photos", seed=0, experiment=found.experiment), {"miou": 1.0})
+    record.write(tmp_path / "results", other)
+
+    def verdicts(**extra: Path) -> tuple[dict[str, Any], str]:
+        ran = run_cli("claims", "--format", "json", cwd=tmp_path, LAUREPRO_EXPERIMENTS=experiments, **extra)
+        assert ran.code == 0, ran.err
+        return {i["id"]: i for i in json.loads(ran.out)["items"]}, ran.err
+
+    there, _ = verdicts(LAUREPRO_PLUGINS=tmp_path / "plugins")
+    gone, said = verdicts()
+    about = {i for i, item in there.items() if "table3a/encnet-os8-grid4x" in item["rows"]}
+    assert about >= {"K1.off", "K2.grid"} and there["C8.enc8"]["verdict"] == "same sign here"
+    assert {i: item for i, item in gone.items() if i not in about} == {i: t for i, t in there.items() if i not in about}
+    for claim in about:
+        assert gone[claim]["verdict"] == "not run"
+        assert (
+            gone[claim]["found"] == "table3a/encnet-os8-grid4x needs upsamplers/mine, which no folder of plug-ins has"
+        )
+    assert "1 record of scale 'photos', which no folder of experiments or plug-ins has" in said
+    wrong = run_cli("claims", "--set", "model.upsampler.kind=mine", cwd=tmp_path, LAUREPRO_EXPERIMENTS=experiments)
+    assert wrong.code == 2 and "unknown upsampler 'mine'" in wrong.err  # a slip of --set is one
 
 
 def sealed(file: Path, found: Record, change: dict[str, Any]) -> None:
