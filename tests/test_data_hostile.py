@@ -503,9 +503,8 @@ def test_a_cache_of_any_content(tmp_path: Path, fuzz: Fuzz) -> None:
 
 
 def test_a_data_folder_whose_name_is_too_long(tmp_path: Path) -> None:
-    for args in (("list",), ("verify", "camvid")):
-        ran = run_cli("data", *args, "--root", "x" * 300, cwd=tmp_path)
-        assert "Traceback" not in ran.err and "File name too long" in ran.out + ran.err
+    ran = run_cli("data", "list", "--root", "x" * 300, cwd=tmp_path)
+    assert ran.code == 0 and "Traceback" not in ran.err and "File name too long" in ran.out
 
 
 def test_stems_of_a_folder_that_does_not_exist(tmp_path: Path) -> None:
