@@ -179,8 +179,9 @@ class Estimator:
         return min(1.0, int(digits) / steps)
 
     def _comparable(self, entry: Record) -> bool:
-        machine = self.machine
-        same = entry.environment.device == machine.device and entry.world_size == machine.context.nproc_per_node
+        """Whether all of it was done on this device, by as many processes."""
+        where = {(leg.environment.device, leg.world_size) for leg in entry.legs or (entry,)}
+        same = where == {(self.machine.device, self.machine.context.nproc_per_node)}
         return same and entry.stage in ("train", "evaluate")
 
     def _by_kind(self, records: Iterable[Record]) -> dict[str, list[float]]:
@@ -191,7 +192,7 @@ class Estimator:
         return seconds
 
     def _whole(self, entry: Record) -> float:
-        """A record's seconds are those since the last restart; the clock in a training's progress counts all of it."""
+        """A record's seconds. Without legs they may begin at a restart; the clock of a training's progress counts all."""
         progress = record.read_json(record.run_folder(self.runs, entry.job) / "progress.json") or {}
         clock = progress.get("seconds") if entry.stage == "train" else None
         return max(entry.seconds, float(clock)) if isinstance(clock, int | float) else entry.seconds
