@@ -294,7 +294,7 @@ def test_the_speed_of_other_experiments_tells(tmp_path: Path) -> None:
     assert cost.seconds.middle == pytest.approx(whole)
     assert cost.seconds.high / cost.seconds.middle == pytest.approx(estimator.FEW)
     evaluate = found.cost(job_of("table3a/encnet-os32-bilinear", "evaluate"))
-    assert evaluate.seconds is None and evaluate.basis == "no evaluate like it was measured on H"
+    assert evaluate.seconds is None and evaluate.basis == "no evaluation like it was measured on H"
 
 
 def test_a_training_resumes_from_its_checkpoint(tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ class Estimator:
         else:
             speed, images = self._speed(job)
         if speed is None:
-            return None, f"no {job.stage} like it was measured on {machine.device}"
+            what = "training" if job.stage == "train" else "evaluation"
+            return None, f"no {what} like it was measured on {machine.device}"
         cost = self.about(job, count=True)[1]
         if cost is None:
             return None, self.uncountable[costs.network_name(job.experiment)]
@@ -192,7 +193,7 @@ class Estimator:
         return seconds
 
     def _whole(self, entry: Record) -> float:
-        """A record's seconds. Without legs they may begin at a restart; the clock of a training's progress counts all."""
+        """A record's seconds. Without legs they may begin at a restart; the clock in a training's progress does not."""
         progress = record.read_json(record.run_folder(self.runs, entry.job) / "progress.json") or {}
         clock = progress.get("seconds") if entry.stage == "train" else None
         return max(entry.seconds, float(clock)) if isinstance(clock, int | float) else entry.seconds
