@@ -17,6 +17,7 @@ import yaml
 
 from laurepro import claims, plan, spec
 from laurepro.errors import LaureproError
+from laurepro.evaluation.scores import metrics_of
 from laurepro.record import Record
 from laurepro.spec import Experiment, Job, Part, Raw, Row, Scale, Table, layers, parts, protocols
 from laurepro.spec.layers import Layer
@@ -144,7 +145,7 @@ def _measured(metric: str, jobs: tuple[Job, ...], records: Mapping[str, Record])
     found = {}
     for job in (j for j in jobs if j.stage == METRICS[metric].stage):
         record = records.get(job.name)
-        value = record.metrics.get(own_metric(metric, record.dataset)) if record else None
+        value = metrics_of(record).get(own_metric(metric, record.dataset)) if record else None
         if value is not None:
             found[job.seed] = value
     return found

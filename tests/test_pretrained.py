@@ -324,7 +324,10 @@ def test_a_checkpoint_with_any_numpy_number_loads(tmp_path: Path, dtype: type[np
 def test_what_cannot_be_loaded_is_named_in_a_line_of_ours(tmp_path: Path) -> None:
     torch.save({"args": Namespace(lr=1), "state_dict": {"a": torch.ones(2)}}, tmp_path / "x.pth.tar")
     (tmp_path / "y.pth").write_bytes(b"no weights" * 40)
-    for name, said in (("x.pth.tar", "holds argparse.Namespace, which is not read"), ("y.pth", "not a file of torch's")):
+    for name, said in (
+        ("x.pth.tar", "holds argparse.Namespace, which is not read"),
+        ("y.pth", "not a file of torch's"),
+    ):
         with pytest.raises(LaureproError) as caught:
             read_state_dict(tmp_path / name)
         first = str(caught.value).splitlines()[0]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from laurepro import plan, spec
 from laurepro.claims import inference
 from laurepro.claims.model import All, Check, Claim, Count, Gain, Ordering, Similar, Speed, load, row_of
+from laurepro.evaluation.scores import metrics_of
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Scale
 from laurepro.spec.metrics import METRICS, own_metric
@@ -185,7 +186,7 @@ class Rows:
         found = {}
         for name, job in self._named(address):
             record = self.records.get(name) if job.stage == stage else None
-            value = record.metrics.get(own_metric(metric, record.dataset)) if record else None
+            value = metrics_of(record).get(own_metric(metric, record.dataset)) if record else None
             if record is not None and value is not None:
                 found[job.seed] = (value, record)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +63,25 @@ def recomputed(record: Record) -> Scores:
         raise ValueError(f"{record.job} has no confusion matrix")
     edges = None if record.boundary_confusion is None else np.array(record.boundary_confusion)
     return scores(np.array(record.confusion), record.dataset, edges, record.boundary_counts)
+
+
+def metrics_of(record: Record) -> Mapping[str, float | None]:
+    """A record's metrics: those that it states, and of an evaluation those that were added since, from its counts."""
+    if record.stage != "evaluate" or record.confusion is None:
+        return record.metrics
+    if _names(record.dataset, len(record.confusion), tuple(record.boundary_counts)) <= record.metrics.keys():
+        return record.metrics
+    try:
+        return {**recomputed(record), **record.metrics}
+    except (ValueError, IndexError):  # counts that cannot be right; `laurepro verify` reports them
+        return record.metrics
+
+
+@cache
+def _names(dataset: str, classes: int, boundary: tuple[str, ...]) -> frozenset[str]:
+    """The metrics that counts of this form give."""
+    empty = np.zeros((classes, classes), np.int64)
+    return frozenset(scores(empty, dataset, empty, dict.fromkeys(boundary, np.zeros((2, classes), np.int64).tolist())))
 
 
 def class_iou(confusion: Confusion) -> npt.NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from laurepro import plan, record, spec
 from laurepro.errors import unknown
+from laurepro.evaluation.scores import metrics_of
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Row, Scale, Table
 from laurepro.spec.metrics import own_metric
@@ -139,7 +140,7 @@ def _row(
             lacking += [job] if job.seed < scale.seeds else []
             continue
         found.append(own)
-        for metric, value in own.metrics.items():
+        for metric, value in metrics_of(own).items():
             if value is not None:
                 values.setdefault(metric, {})[job.seed] = value
         if (need := job.needs) is not None and (training := records.get(need.name)) is not None:
