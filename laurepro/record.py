@@ -11,20 +11,22 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from laurepro import __version__
 from laurepro.atomic import remove_unfinished
 from laurepro.atomic import write_atomic as write_atomic
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
-from laurepro.spec.metrics import own_metric
+from laurepro.spec.metrics import STAGES
 
+DEEPEST = 40  # mappings and lists inside each other in a record
+Count = Annotated[int, Field(lt=2**53)]
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
 
 
@@ -73,9 +75,11 @@ class Record(Strict):
     experiment: Experiment
     metrics: dict[str, float | None]
     class_names: tuple[str, ...] = ()
-    confusion: tuple[tuple[int, ...], ...] | None = None
-    boundary_confusion: tuple[tuple[int, ...], ...] | None = None
-    boundary_counts: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = Field({})  # by metric: intersections, unions
+    confusion: tuple[tuple[Count, ...], ...] | None = None
+    boundary_confusion: tuple[tuple[Count, ...], ...] | None = None
+    boundary_counts: dict[str, tuple[tuple[Count, ...], tuple[Count, ...]]] = Field(
+        {}
+    )  # by metric: intersections, unions
     curve: tuple[tuple[int, float], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
@@ -239,13 +243,31 @@ def read(file: Path) -> Record:
             if last is None or hashlib.sha256(content[:-_LAST_BYTES]).hexdigest() != last[1].decode():
                 raise ValueError("its checksum differs: it was changed after it was written")
             del raw["sha256"]
+        if _depth(raw) > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep")
         record = Record(**raw)
-    except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
+        if record.stage not in STAGES:
+            raise ValueError(f"stage is {record.stage!r}, expected one of {', '.join(STAGES)}")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaureproError(f"{file}: not a readable record: {reason}") from None
     if record.job != file.stem:
         raise LaureproError(f"{file}: the record inside is of job {record.job}")
     return record
+
+
+def _depth(value: Any) -> int:
+    """How deep mappings and lists are nested."""
+    depth, level = 0, [value]
+    while level:
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+    return depth
 
 
 def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
@@ -265,23 +287,6 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
 def measured_seeds(records: Mapping[str, Record], scale: str) -> set[int]:
     """Every seed at which some row was scored or profiled at a scale; a shared pretraining is neither."""
     return {r.seed for r in records.values() if r.scale == scale and r.stage != "train"}
-
-
-def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> dict[int, tuple[float, Record]]:
-    """What stands for a published column, with its record, by seed.
-
-    Args:
-        column: A metric; `own_metric` says which one of a record stands for it.
-        jobs: Those of one row.
-        records: By job name.
-    """
-    measured = {}
-    for job in jobs:
-        if (record := records.get(job.name)) is not None:
-            value = record.metrics.get(own_metric(column, record.dataset))
-            if value is not None:
-                measured[job.seed] = (value, record)
-    return measured
 
 
 def find(results: Path, name: str) -> Record:

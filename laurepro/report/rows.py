@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from laurepro import plan, record, spec
 from laurepro.errors import unknown
+from laurepro.evaluation.scores import by_seed, metrics_of
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Row, Scale, Table
 from laurepro.spec.metrics import own_metric
@@ -139,8 +140,8 @@ def _row(
         found.append(own)
         if (need := job.needs) is not None and (training := records.get(need.name)) is not None:
             trainings.append(training)
-    measured = {m: record.by_seed(m, planned.jobs, records) for own in found for m in own.metrics}
-    values = {m: {seed: value for seed, (value, _) in by_seed.items()} for m, by_seed in measured.items() if by_seed}
+    measured = {m: by_seed(m, planned.jobs, records) for own in found for m in metrics_of(own)}
+    values = {m: {seed: value for seed, (value, _) in of.items()} for m, of in measured.items() if of}
     status: Status = "done" if not lacking else "partial" if found else "missing"
     remark = ""
     failed: dict[str, FailedJob] = {}
