@@ -12,7 +12,7 @@ import torch
 
 import cupy_kernels
 
-from ._tracing import exporting
+from ._tracing import exporting, transformed
 
 Backend = Literal["auto", "cupy", "torch"]
 
@@ -117,16 +117,20 @@ def selected(backend: Backend, device: torch.device) -> bool:
     """Whether the kernels compute a call with tensors on `device`.
 
     "auto" takes them on a CUDA device that CuPy can use; where it cannot, it warns once and takes torch. It also takes
-    torch while a program is exported, so that the program runs anywhere.
+    torch while a program is exported, so that the program runs anywhere, and under torch.func, whose transforms the ops
+    of the kernels do not know.
 
     Raises:
         ValueError: no such backend; or "cupy" with tensors that are not on a CUDA device.
-        RuntimeError: "cupy" without CuPy.
+        RuntimeError: "cupy" without CuPy, or under torch.func.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if backend == "torch" or (backend == "auto" and (device.type != "cuda" or exporting())):
+    elsewhere = device.type != "cuda" or exporting() or transformed()
+    if backend == "torch" or (backend == "auto" and elsewhere):
         return False
+    if transformed():
+        raise RuntimeError("backend='cupy' does not work under the transforms of torch.func; use 'auto' or 'torch'")
     if device.type not in LOADERS:
         raise ValueError(f"backend='cupy' needs CUDA tensors, got tensors on {device}; use 'auto' or 'torch'")
     if device.type != "cuda":
