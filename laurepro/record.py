@@ -12,7 +12,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -21,8 +21,15 @@ from laurepro.atomic import remove_unfinished
 from laurepro.atomic import write_atomic as write_atomic
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
+from laurepro.spec.metrics import STAGES
 
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
+
+
+# What any job can leave, with room to spare; beyond it arithmetic overflows. A matrix of 150 classes still has a sum.
+Count = Annotated[int, Field(ge=-(2**48), le=2**48)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class Environment(Strict):
@@ -50,14 +57,14 @@ class Record(Strict):
     scale: str
     dataset: str
     split: str
-    seed: int
+    seed: Whole
     experiment: Experiment
-    metrics: dict[str, float | None]
+    metrics: dict[str, Number | None]
     class_names: tuple[str, ...] = ()
-    confusion: tuple[tuple[int, ...], ...] | None = None
-    boundary_confusion: tuple[tuple[int, ...], ...] | None = None
-    boundary_counts: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = Field({})  # by metric: intersections, unions
-    curve: tuple[tuple[int, float], ...] = ()
+    confusion: tuple[tuple[Count, ...], ...] | None = None
+    boundary_confusion: tuple[tuple[Count, ...], ...] | None = None
+    boundary_counts: dict[str, tuple[tuple[Count, ...], tuple[Count, ...]]] = Field({})  # intersections, unions
+    curve: tuple[tuple[Whole, Number], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
     data_sha256: str | None = (
@@ -66,8 +73,8 @@ class Record(Strict):
     idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
     environment: Environment
     started: str
-    seconds: float
-    world_size: int
+    seconds: Number
+    world_size: Whole
     command: str
 
 
@@ -177,7 +184,11 @@ def read(file: Path) -> Record:
                 raise ValueError("its checksum differs: it was changed after it was written")
             del raw["sha256"]
         record = Record(**raw)
-    except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "record"
+        raise LaureproError(f"{file}: not a readable record: {where}: {first['msg']}") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaureproError(f"{file}: not a readable record: {reason}") from None
     if record.job != file.stem:
@@ -192,11 +203,28 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
     for file in sorted(records_dir(results).glob("*.json")):
         try:
             record = read(file)
+            if problem := _unsound(record):
+                raise LaureproError(f"{file}: not a readable record: {problem}")
         except LaureproError as error:
             problems.append(str(error))
         else:
             records[record.job] = record
     return records, problems
+
+
+def _unsound(record: Record) -> str:
+    """What would keep a record from being shown; `laurepro verify` reports all that is wrong with one."""
+    if record.stage not in STAGES:
+        return f"stage is {record.stage!r}, expected {', '.join(STAGES)}"
+    n = len(record.class_names)
+    matrices = {"confusion": record.confusion, "boundary_confusion": record.boundary_confusion}
+    for name, matrix in matrices.items():
+        if matrix is not None and (n == 0 or {len(matrix), *map(len, matrix)} != {n}):
+            return f"{name} is not {n} x {n}, and there are {n} class names"
+    for name, counts in record.boundary_counts.items():
+        if {len(part) for part in counts} != {n}:
+            return f"boundary_counts of {name} are not those of {n} classes"
+    return ""
 
 
 def find(results: Path, name: str) -> Record:
@@ -232,7 +260,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """A small state file (progress, failure), or None if it is missing or damaged."""
     try:
         value = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import re
@@ -558,3 +559,52 @@ def test_another_projects_experiments_folder_is_not_ours(tmp_path: Path) -> None
     (tmp_path / "experiments" / "table1.yaml").write_text("title: something else\n")
     ran = run_cli("show", "table3a", cwd=tmp_path, LAUREPRO_EXPERIMENTS="")
     assert ran.code == 0 and "50.30" in ran.out, ran.err
+
+
+def seal(file: Path, body: str) -> None:
+    """Write a record's bytes with a checksum that fits: whoever made them can compute one."""
+    file.write_text(f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+
+
+WILD: dict[str, dict[str, Any] | str] = {  # by the reason that is given
+    "confusion is not 2 x 2, and": {"confusion": [[1, 2], [3]]},
+    "confusion is not 2 x 2": {"confusion": []},
+    "confusion is not 0 x 0": {"confusion": [[1, 0], [0, 1]], "class_names": []},
+    "confusion.0.0: Input should be less": {"confusion": [[2**64, 0], [0, 1]]},
+    "boundary_counts of boundary_iou": {"boundary_counts": {"boundary_iou": [[1], [2, 3]]}},
+    "curve.1.1: Input should be": {"curve": [[1, 1.0], [2, float("nan")]]},
+    "curve.0.0: ": {"curve": [[10**400, 1e308], [2, -1e308]]},
+    "metrics.miou: ": {"metrics": {"miou": 1e308}},
+    "stage is 'nosuch'": {"stage": "nosuch"},
+    "world_size: ": {"world_size": 10**400},
+    "recursion": "[" * 100_000 + "]" * 100_000,
+}
+
+
+def test_hostile_records_are_unreadable_and_no_traceback(empty: Planted) -> None:
+    """Each of another row; the one that is sound is shown."""
+    rows = [r.id for r in spec.tables()["table3a"].rows if r.set is not None and r.id != LAU]
+    assert len(rows) >= len(WILD)
+    empty.add(LAU, "smoke", [{"miou": 41.0}])
+    expected = []
+    for row, (reason, change) in zip(rows, WILD.items(), strict=False):
+        (job,) = jobs_of(row, "smoke", 1)
+        good = make_record(job, {"miou": 1.0}, confusion=((1, 0), (0, 1)), class_names=("a", "b"))
+        raw = json.loads(record.dump(good))
+        del raw["sha256"]
+        body = json.dumps(raw | change)[:-1] if isinstance(change, dict) else f'{json.dumps(raw)[:-1]}, "x": {change}'
+        file = empty.results / "records" / f"{job.name}.json"
+        body += ","
+        file.write_text(f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+        expected.append((f"{file}: not a readable record: ", reason))
+    commands = [("report", "table3a", "--scale", "smoke", "--format", form) for form in ("terminal", "html", "latex")]
+    commands += [("claims", "--scale", "smoke"), ("status", "table3a", "--scale", "smoke")]
+    commands += [("explain", f"table3a/{LAU}", "--scale", "smoke")]
+    for args in commands:
+        ran = invoke(empty, *args)
+        assert ran.code == 0, (args, ran)
+        lines = (ran.out + ran.err).splitlines()
+        for start, reason in expected:
+            assert any(start in line and reason in line for line in lines), (args, reason)
+    statuses = {name: r.status for name, r in empty.rows().items() if name in (LAU, *rows[: len(WILD)])}
+    assert statuses == {LAU: "done", **dict.fromkeys(rows[: len(WILD)], "missing")}
