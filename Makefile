@@ -82,7 +82,7 @@ check: lint ## Everything that can be verified without running tests
 	@report=$$($(BIN)/laurepro check) || { echo "$$report"; exit 1; }; tail -n 1 <<< "$$report"
 
 acceptance: $(VENV)/.dev ## Tests that take hours: seeds at scale smoke, kills, every mutation, simulations
-	$(BIN)/laurepro run table3a table4/encnet-os8-lau4x --scale smoke --seeds 5 \
+	$(BIN)/laurepro run table3a table4/encnet-os8-lau4x --scale smoke --seeds 5-9 \
 	  --results runs/acceptance/results --runs runs/acceptance --data runs/acceptance/data
 	rm -f runs/acceptance/junit.xml
 	$(BIN)/python -m pytest -m acceptance --timeout 1800 --junit-xml runs/acceptance/junit.xml; code=$$?; \

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from laurepro.ops import location_aware_upsample
+from laurepro.ops._tracing import shape
 from laurepro.ops.upsample import IntegerGradient
 
 
@@ -83,7 +84,7 @@ class OffsetHead(nn.Module):
         Raises:
             ValueError: `feature` has another shape.
         """
-        if feature.dim() != 4 or feature.shape[1] != self.in_channels:
+        if feature.dim() != 4 or shape(feature)[1] != self.in_channels:
             raise ValueError(f"feature must be (N, {self.in_channels}, h, w), got {tuple(feature.shape)}")
         offset = torch.cat((self.rows(feature), self.columns(feature)), 1)
         return offset if offset.dtype == torch.float64 else offset.float()
@@ -134,7 +135,7 @@ class LocationAwareUpsample(nn.Module):
         Raises:
             ValueError: the shapes do not match.
         """
-        if input.dim() != 4 or feature.dim() != 4 or input.shape[2:] != feature.shape[2:]:
+        if input.dim() != 4 or feature.dim() != 4 or shape(input)[2:] != shape(feature)[2:]:
             raise ValueError(
                 "input (N, C, h, w) and feature (N, in_channels, h, w) must have the same height and width, got "
                 f"{tuple(input.shape)} and {tuple(feature.shape)}"

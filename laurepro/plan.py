@@ -11,6 +11,8 @@ from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table
 from laurepro.spec.metrics import METRICS
 
+MOST_SEEDS = 10_000  # of one command; a plan of more would fill the memory before anything was refused
+
 
 class RowPlan(NamedTuple):
     """A row's final jobs by seed; none where the row is quoted."""
@@ -86,18 +88,46 @@ def datasets(scale_name: str) -> list[str]:
     return sorted(names)
 
 
-def row_plan(table: Table, row: Row, scale: Scale, seeds: int, overrides: Raw | None = None) -> RowPlan:
-    """The final jobs of one row (evaluate, profile); `build` adds the jobs that they need."""
+def row_plan(table: Table, row: Row, scale: Scale, seeds: int | Iterable[int], overrides: Raw | None = None) -> RowPlan:
+    """The final jobs of one row (evaluate, profile); `build` adds the jobs that they need. `seeds`: N is 0…N-1."""
     if row.set is None:
         return RowPlan(table, row, None, ())
     experiment = spec.resolve(table, row, scale, overrides)
     stages = sorted({METRICS[m].stage for m in table.metrics})
+    numbers = range(seeds) if isinstance(seeds, int) else sorted(set(seeds))
     jobs = tuple(
-        Job(stage=stage, scale=scale.name, seed=0 if stage == "profile" else seed, experiment=experiment)
+        Job(stage=stage, scale=scale.name, seed=seed, experiment=experiment)
         for stage in stages
-        for seed in range(1 if stage == "profile" else seeds)
+        for seed in ((0,) if stage == "profile" else numbers)
     )
     return RowPlan(table, row, experiment, jobs)
+
+
+def parse_seeds(text: str) -> int | tuple[int, ...]:
+    """What `--seeds` was given: a number of seeds, `3`, or the seeds of ranges, `5-9` or `0-2,100-101`.
+
+    Raises:
+        LaureproError: it is neither, or more than MOST_SEEDS.
+    """
+    ranges = [re.fullmatch(r"(\d{1,9})-(\d{1,9})", part, re.ASCII) for part in text.split(",")]
+    spans = [range(int(m[1]), int(m[2]) + 1) for m in ranges if m]
+    count = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else sum(map(len, spans))
+    if not 1 <= count <= MOST_SEEDS or (spans and not all(ranges)) or not all(spans):
+        raise LaureproError(
+            f"--seeds {text!r}: expected a number of seeds, as 3, or ranges of them, as 5-9 or 0-2,100-101",
+            f"at least 1 and at most {MOST_SEEDS:,}, the lower end first",
+        )
+    return tuple(sorted({seed for span in spans for seed in span})) if spans else count
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """What `--seeds` takes for these: `3` for 0 to 2, else ranges, as in `5-9` or `0-2,100-101`."""
+    numbers = sorted(set(seeds))
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    if starts == [0]:
+        return str(len(numbers))
+    return ",".join(f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +23,7 @@ from laurepro.atomic import remove_unfinished
 from laurepro.atomic import write_atomic as write_atomic
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
-from laurepro.spec.metrics import STAGES
+from laurepro.spec.metrics import STAGES, own_metric
 
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
 
@@ -44,7 +46,23 @@ class Environment(Strict):
     threads: int | None
     platform: str
     commit: str | None
-    dirty: bool | None
+    dirty: bool | None  # True too if an earlier leg of the job was
+    cpu: str | None = None  # the processor's model; this and the rest are unknown in older records
+    driver: str | None = None  # NVIDIA's; None without a GPU
+    cuda: str | None = None  # that torch was built with
+    cudnn: str | None = None
+    blas_threads: int | None = None
+    torch_build: str | None = None  # version and git commit
+
+
+class Leg(Strict):
+    """The part of a job that one start of it did: up to a checkpoint, or to the end."""
+
+    environment: Environment
+    world_size: Whole
+    started: str
+    seconds: Number
+    step: Whole  # steps (of an evaluation: images) that were done at its end
 
 
 class Record(Strict):
@@ -67,15 +85,21 @@ class Record(Strict):
     curve: tuple[tuple[Whole, Number], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
-    data_sha256: str | None = (
-        None  # of the data set's manifest; None: it has none, or the record is older than manifests
-    )
+    data_sha256: str | None = None  # `datasets.data_digest`; None: generated, or a record from before there was one
     idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
-    environment: Environment
-    started: str
-    seconds: Number
-    world_size: Whole
+    environment: Environment  # of the last leg
+    started: str  # the first leg
+    seconds: Number  # of all legs
+    world_size: Whole  # of the last leg
+    legs: tuple[Leg, ...] = ()  # of a job that was stopped and resumed; (): it was done in one
     command: str
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds times devices, over all legs."""
+        if not self.legs:
+            return self.seconds * self.world_size
+        return sum(leg.seconds * leg.world_size for leg in self.legs)
 
 
 @cache
@@ -119,7 +143,45 @@ def environment(device: str, threads: int | None) -> Environment:
         platform=f"{sys.platform}-{platform.machine()}",
         commit=commit,
         dirty=dirty,
+        cpu=_cpu(),
+        driver=_driver() if device != "cpu" else None,
+        **_of_torch(),
     )
+
+
+@cache
+def _cpu() -> str | None:
+    """The processor's model."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or None
+
+
+@cache
+def _driver() -> str | None:
+    """The version of NVIDIA's driver."""
+    with contextlib.suppress(OSError):
+        match = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+        return match[0] if match else None
+    return None
+
+
+def _of_torch() -> dict[str, Any]:
+    """What torch knows of itself, if this process has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    threads = dict(re.findall(r"(\w+)_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info()))
+    cudnn = torch.backends.cudnn.version()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": str(cudnn) if cudnn else None,
+        "blas_threads": int(threads.get("mkl") or threads.get("omp") or 0) or None,
+        "torch_build": f"{torch.__version__} {(torch.version.git_version or '')[:10]}".strip(),
+    }
 
 
 def records_dir(results: Path) -> Path:
@@ -225,6 +287,28 @@ def _unsound(record: Record) -> str:
         if {len(part) for part in counts} != {n}:
             return f"boundary_counts of {name} are not those of {n} classes"
     return ""
+
+
+def measured_seeds(records: Mapping[str, Record], scale: str) -> set[int]:
+    """Every seed at which some row was scored or profiled at a scale; a shared pretraining is neither."""
+    return {r.seed for r in records.values() if r.scale == scale and r.stage != "train"}
+
+
+def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> dict[int, tuple[float, Record]]:
+    """What stands for a published column, with its record, by seed.
+
+    Args:
+        column: A metric; `own_metric` says which one of a record stands for it.
+        jobs: Those of one row.
+        records: By job name.
+    """
+    measured = {}
+    for job in jobs:
+        if (record := records.get(job.name)) is not None:
+            value = record.metrics.get(own_metric(column, record.dataset))
+            if value is not None:
+                measured[job.seed] = (value, record)
+    return measured
 
 
 def find(results: Path, name: str) -> Record:

@@ -82,6 +82,10 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     if training is not None and training.weights_sha256 != stored.weights_sha256:
         problems.append(f"it is of weights {_short(stored)}, {training.job} left {_short(training)}")
     notes = ["made by code that differs from its commit"] if stored.environment.dirty else []
+    if stored.legs:
+        worlds = ", ".join(str(leg.world_size) for leg in stored.legs)
+        commits = ", ".join((leg.environment.commit or "unknown")[:8] for leg in stored.legs)
+        notes.append(f"done in {len(stored.legs)} legs: commits {commits}; processes {worlds}")
     copies = [r.data_sha256 for r in (stored, training) if r is not None and r.data_sha256 is not None]
     if training is not None and training.dataset == stored.dataset and len(set(copies)) > 1:
         notes.append(f"of another copy of {stored.dataset} ({copies[0][:12]}) than its training ({copies[1][:12]})")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import logging
 import os
@@ -133,24 +132,26 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro import distributed
-    from laurepro.datasets import copy_sha256
+    from laurepro.datasets import data_digest
     from laurepro.spec.sources import check_sources
     from laurepro.stages import Context, Stopped
+    from laurepro.stages._legs import Legs
     from laurepro.training import events
 
     check_sources(job.experiment)
     distributed.initialise()
-    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     stage = parts.load("stages", job.stage)
     need = job.needs
+    legs = Legs()
     context = Context(
         folder=folder,
         data_root=args.data,
         weights=record.run_folder(args.runs, need) if need else None,
         progress=lambda values: None,
         stop_requested=lambda: _stop or (folder / STOP).exists(),
+        legs=legs,
     )
-    copy = None if job.stage == "profile" else copy_sha256(job.experiment.data, args.data)
+    copy = None if job.stage == "profile" else data_digest(job.experiment.data, args.data)
     progress: Progress | None = None
     with contextlib.ExitStack() as stack:
         if rank == 0:
@@ -165,6 +166,11 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             return STOPPED
     if progress is None:  # only rank 0 tells
         return 0
+    done = int(progress.values.get("step", 0))
+    all_legs = legs.after(done, result.device, result.threads, distributed.world_size())
+    environment = all_legs[-1].environment
+    if any(leg.environment.dirty for leg in all_legs):
+        environment = environment.model_copy(update={"dirty": True})
     record.write(
         args.results,
         record.Record(
@@ -186,9 +192,10 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             pretrained_sha256=result.pretrained_sha256,
             data_sha256=copy,
             idle_share=progress.values.get("idle_share"),
-            environment=record.environment(result.device, result.threads),
-            started=started.isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - clock, 2),
+            environment=environment,
+            started=all_legs[0].started,
+            seconds=round(sum(leg.seconds for leg in all_legs), 2),
+            legs=all_legs if len(all_legs) > 1 else (),
             world_size=distributed.world_size(),
             command=os.environ.get("LAUREPRO_COMMAND") or shlex.join(sys.argv),
         ),

@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hypothesis
+import hypothesis.strategies
 import pytest
 
 from laurepro import record
@@ -227,6 +228,20 @@ def torch_settings() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
+
+
+Fuzz = Callable[..., None]
+
+
+@pytest.fixture(params=[60, pytest.param(5000, marks=pytest.mark.acceptance)], ids=["", "long"])
+def fuzz(request: pytest.FixtureRequest) -> Fuzz:
+    """`fuzz(check, *strategies)` calls `check` with generated values: a few every day, thousands in acceptance."""
+
+    def run(check: Callable[..., None], *strategies: hypothesis.strategies.SearchStrategy[Any]) -> None:
+        settings = hypothesis.settings(max_examples=request.param, suppress_health_check=list(hypothesis.HealthCheck))
+        settings(hypothesis.given(hypothesis.strategies.tuples(*strategies))(lambda values: check(*values)))()
+
+    return run
 
 
 class Finished(NamedTuple):

@@ -109,7 +109,7 @@ def test_weights_of_another_backbone_are_refused(plugins: Path, scale: str) -> N
     if scale == "camvid":
         assert resolved("table3a/encnet-os8-bilinear", scale, *pairs).model.backbone.kind == "patches"
         return
-    with pytest.raises(LaureproError, match=r"train.pretrained 'encnet' has weights of resnet50, resnet101"):
+    with pytest.raises(LaureproError, match=r"train.pretrained 'encnet' has weights for resnet50, resnet101"):
         resolved("table3a/encnet-os8-bilinear", scale, *pairs)
     resolved("table3a/encnet-os8-bilinear", scale, *pairs, "train.pretrained=null")
 

@@ -15,7 +15,8 @@ from conftest import make_record
 
 from laurepro import claims, plan, spec
 from laurepro.claims import inference
-from laurepro.claims.judge import Rows, judge_rows
+from laurepro.claims.judge import judge_rows
+from laurepro.claims.samples import Rows
 from laurepro.spec import Job
 
 SIZES = [pytest.param(20_000, id="small"), pytest.param(400_000, id="large", marks=pytest.mark.acceptance)]

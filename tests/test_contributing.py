@@ -217,7 +217,7 @@ def test_a_metric_of_a_stage(tree: Path, halves: Path) -> None:
 
 
 def test_a_report_column(tree: Path) -> None:
-    """One entry, in the table, the CSV and the JSON alike."""
+    """One entry, in tables, CSV and JSON alike."""
     assert "`COLUMNS` of `laurepro/report/columns.py`" in lines()["a report column"]
     entry = '    ReportColumn(lambda rows, r, m: len(r.trainings), "trained", csv="trained", json="trained"),\n'
     insert(tree / "laurepro" / "report" / "columns.py", "COLUMNS: tuple[ReportColumn, ...] = (\n", entry)
@@ -227,7 +227,7 @@ def test_a_report_column(tree: Path) -> None:
     assert trained["table3a/encnet-os8-bilinear"] == 3 and trained["table3a/aspp-os8-bilinear"] == 0
     first, *rest = run(tree, *args, "--format", "csv").splitlines()
     assert first.split(",")[0] == "trained" and {line.split(",")[0] for line in rest} >= {"0", "3"}
-    assert "trained" in run(tree, *args, "--format", "markdown")
+    assert "| trained" in run(tree, *args, "--format", "markdown")
 
 
 @pytest.mark.acceptance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -202,8 +203,10 @@ def test_what_is_left_of_something_else_is_named_and_what_a_killed_process_left_
     assert make(tree / "source", tree / "root") == [] and verified(tree / "root") == []
     other = tree / "root" / "camvid" / "val" / f"{V0}.png"
     other.write_bytes(b"of another form of the originals")
-    [problem] = make(tree / "source", tree / "root")
-    assert problem == f"{other}: is not part of the data set" and camvid.problems(tree / "root", ("val",))
+    manifest = (tree / "root" / "camvid" / "manifest.json").read_bytes()
+    [problem] = make(tree / "source", tree / "root")  # named, and nothing else: no run reads it
+    assert problem == f"{other}: is not part of the data set" and camvid.problems(tree / "root", ("val",)) == []
+    assert (tree / "root" / "camvid" / "manifest.json").read_bytes() == manifest
     other.unlink()
     assert make(tree / "source", tree / "root") == [] and camvid.problems(tree / "root", ("val",)) == []
 
@@ -308,7 +311,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         [f"{M1}: is truncated or damaged", f"{M1}: is not the file that was prepared"],
     ),
     "empty": (lambda f: (f / T1).write_bytes(b""), [f"{T1}: is empty", f"{T1}: is not the file"]),
-    "no image": (lambda f: rewrite(f / T1, "<html>"), [f"{T1}: is no image", f"{T1}: is not the file"]),
+    "no image": (lambda f: rewrite(f / T1, "<html>"), [f"{T1}: is no JPEG or PNG image", f"{T1}: is not the file"]),
     "label": (lambda f: repaint(f / M2, 12), [f"{M2}: label 12 is out of range: 0 to 10, and 11", f"{M2}: is not the"]),
     "another label": (lambda f: repaint(f / M2, 3), [f"{M2}: is not the file that was prepared"]),
     "label map's size": (
@@ -412,13 +415,12 @@ def test_a_copied_folder_is_hashed_once_and_then_known(tree: Path, monkeypatch: 
         shutil.copy(file, tree / "x")
         shutil.copy(tree / "x", file)  # another time, the same bytes
     read = []
-    whole = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or whole(path))
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
     assert camvid.problems(root, ("train", "val")) == []
-    assert sum(path.suffix == ".png" for path in read) == COUNTS["train"] + COUNTS["val"]
+    assert sum(path.endswith(".png") for path in read) == COUNTS["train"] + COUNTS["val"]
     read.clear()
-    assert camvid.problems(root, ("train", "val")) == []
-    assert not [path for path in read if path.suffix in (".png", ".jpg")]
+    assert camvid.problems(root, ("train", "val")) == [] and not read
 
 
 def test_a_data_folder_that_cannot_be_written_can_be_used(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,12 +554,22 @@ def test_a_decoded_split_of_other_data_is_not_used(prepared: Path) -> None:
     assert camvid.Dataset(prepared, "val")._files.decoded is None
     manifest.write_bytes(content)
     pixels = (decode / "val.pixels").read_bytes()
-    (decode / "val.pixels").write_bytes(pixels[:-1])  # cut off
-    assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
-    (decode / "val.pixels").write_bytes(bytes([pixels[0] ^ 1]) + pixels[1:])  # one bit
+    index = (decode / "val.json").read_text()
+    one_bit = bytes([pixels[0] ^ 1]) + pixels[1:]
+    for damaged in (pixels[:-1], one_bit):
+        (decode / "val.pixels").write_bytes(damaged)
+        (wrong,) = verified(prepared)
+        assert wrong.startswith(f"{decode / 'val.pixels'}: is not the file that was decoded (checksum)")
+        assert camvid.problems(prepared, ("val",)) == [wrong] and camvid.problems(prepared, ("train",)) == []
+        with pytest.raises(LaureproError, match=r"val.pixels: is not the file that was decoded"):
+            open_split(spec.Data(name="camvid"), prepared, "val")
+    raw = {**json.loads(index), "sha256": hashlib.sha256(one_bit).hexdigest()}
+    (decode / "val.json").write_text(json.dumps(raw))  # as if the decoder itself had been wrong
     (wrong,) = verified(prepared)
     assert wrong.startswith(f"{decode / 'val.pixels'}: 1 images differ from their files")
-    for broken in ("", "[]", "{}", '{"sizes": [[1, "a"]]}'):
+    _files.decode(camvid.LAYOUT, prepared / "camvid", "val", lambda done, total: None)
+    assert verified(prepared) == [] and (decode / "val.json").read_text() == index
+    for broken in ("", "[]", "{}", '{"sizes": [[1, "a"]]}', "[" * 100_000, '{"sizes": [[-1, 1]]}', index[:-40]):
         (decode / "val.json").write_text(broken)
         assert camvid.Dataset(prepared, "val")._files.decoded is None and verified(prepared) == []
 

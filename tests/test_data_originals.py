@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,11 +33,21 @@ def save_image(file: Path, height: int, width: int, mode: str = "RGB") -> None:
     PIL.Image.fromarray(small).resize((width, height)).convert(mode).save(file)
 
 
+def voc_colour(index: int) -> list[int]:
+    """PASCAL VOC's colour of a class, by its own loop."""
+    colour = [0, 0, 0]
+    for bit in range(7, -1, -1):
+        for channel in range(3):
+            colour[channel] |= (index >> channel & 1) << bit
+        index >>= 3
+    return colour
+
+
 def png(file: Path, values: np.ndarray, palette: bool = False) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     mask = PIL.Image.fromarray(values.astype(np.uint8))
     if palette:
-        mask.putpalette([(i * 37) % 256 for i in range(768)])
+        mask.putpalette([channel for index in range(256) for channel in voc_colour(index)])
     mask.save(file)
 
 
@@ -280,9 +291,10 @@ def test_the_editions_of_pascal_context_are_never_confused(tmp_path: Path) -> No
     del raw["images"][1]
     file.write_text(json.dumps(raw))
     assert make(pascal_context, source, tmp_path) == [] and verified(pascal_context, tmp_path).edition == "detail"
-    with pytest.raises(
-        LaureproError, match=r"edition detail; expected 2, edition stanford\n.*data.options.edition=detail"
-    ):
+    expected = r"train.txt: lists 1 images, which is edition detail; expected 2, edition stanford.*edition=detail"
+    [problem] = pascal_context.problems(tmp_path, ("train",))
+    assert re.search(expected, problem) and pascal_context.problems(tmp_path, ("train",), edition="detail") == []
+    with pytest.raises(LaureproError, match=expected):
         open_split(spec.Data(), tmp_path, "train")
     _, images = open_split(spec.Data(options={"edition": "detail"}), tmp_path, "train")
     assert len(images) == 1
@@ -446,6 +458,30 @@ def test_trainaug_is_built_from_voc_and_sbd(tmp_path: Path) -> None:
     mask = voc_mask(VOC_VAL[0])
     np.testing.assert_array_equal(voc2012_aug.Dataset(tmp_path, "val")[0][1], np.where(mask == 255, -1, mask))
     assert not (tmp_path / "voc2012_aug" / "masks" / "2008_000103.png").exists()
+
+
+@pytest.mark.usefixtures("voc")
+def test_trainaug_from_pngs_that_others_made_of_sbd(tmp_path: Path) -> None:
+    """`SegmentationClassAug` holds a label map of every image, val too; VOC's own are used where it has one."""
+    source = voc_and_sbd(tmp_path / "original")
+    assert make(voc2012_aug, source, tmp_path / "from_sbd") == []
+    shutil.move(source / "benchmark_RELEASE", source / "VOCaug")
+    assert make(voc2012_aug, source, tmp_path / "another_place") == []
+    shutil.rmtree(source / "VOCaug")
+    for name in {*TRAINAUG, *VOC_VAL}:
+        png(source / "VOCdevkit" / "VOC2012" / "SegmentationClassAug" / f"{name}.png", sbd_mask(name))
+    assert make(voc2012_aug, source, tmp_path / "from_pngs") == []
+    for root in ("another_place", "from_pngs"):
+        assert verified(voc2012_aug, tmp_path / root).problems == []
+        for split in ("trainaug", "val"):
+            expected = voc2012_aug.Dataset(tmp_path / "from_sbd", split)
+            images = voc2012_aug.Dataset(tmp_path / root, split)
+            assert images.names == expected.names
+            for index in range(len(expected)):
+                np.testing.assert_array_equal(images[index][1], expected[index][1])
+    next((source / "VOCdevkit" / "VOC2012" / "SegmentationClassAug").glob("2008_000003.png")).unlink()
+    [problem] = make(voc2012_aug, source, tmp_path / "one_less")
+    assert "holds train 2, trainaug 4, val 2 images; expected" in problem
 
 
 @pytest.mark.usefixtures("voc")

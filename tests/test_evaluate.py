@@ -180,6 +180,48 @@ def test_scores_that_are_not_finite_are_an_error(mode: Any, bad: float) -> None:
         list(inference.predict(network, [picture(40, 40)], CLASSES, spec.Eval(mode=mode, base_size=40, crop_size=40)))
 
 
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("multi_scale", [False, True])
+@pytest.mark.parametrize("factor", [4, 40, 400])
+def test_sums_of_scores_do_not_overflow(mode: Any, multi_scale: bool, factor: float) -> None:
+    """Logits of about 40, 400 and 4000: float32's exponential ends at 88, float64's at 709."""
+    network, exact = Strided(torch.float32), Strided()
+    network.weight *= factor
+    exact.weight *= factor
+    options = spec.Eval(mode=mode, multi_scale=multi_scale, factors=(0.75, 1.0), base_size=80, crop_size=64)
+    images = [picture(70, 90, torch.float32), picture(90, 70, torch.float32)]
+    found = list(inference.predict(network, images, CLASSES, options))
+    if factor < 400:  # beyond, several classes are at the end of float64's range
+        for image, predicted in zip(images, found, strict=True):
+            (expected,) = inference.predict(exact, [image.double()], CLASSES, options)
+            assert (predicted == expected).float().mean() > 0.999
+    assert all(int(predicted.max()) < CLASSES for predicted in found)
+
+
+def test_an_image_keeps_its_bits_beside_one_with_large_scores() -> None:
+    small = picture(64, 64, torch.float32)
+    options = spec.Eval(mode="slide", base_size=64, crop_size=64)
+    (alone,) = inference.class_scores(Strided(torch.float32), [small], CLASSES, options)
+    both = list(inference.class_scores(Strided(torch.float32), [small, 1000 * small], CLASSES, options))
+    assert torch.equal(alone.argmax(0), both[0].argmax(0)) and bool(both[1].isfinite().all())
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_gpu_evaluates_in_float32_unless_asked(tf32: bool) -> None:
+    """Training leaves torch's switches as `train.tf32` says, and torch itself starts with TF32 for convolutions."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = not tf32
+    network = model.build(make_job().experiment.model, spec.Op(), 8)
+    options = {"tf32": True} if tf32 else {}
+    inference.ready(network, spec.Eval.model_validate(options), torch.device("cpu"))
+    assert [backend.allow_tf32 for backend in backends] == [tf32, tf32]
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+    assert spec.Eval.model_validate(options).model_dump(exclude_defaults=True) == options
+
+
 def test_whole_pictures() -> None:
     images = [picture(21, 33), picture(21, 33) + 1, picture(40, 8)]
     network = Strided()
@@ -202,6 +244,7 @@ def test_scaled_size_rounds_the_short_side() -> None:
     assert inference.scaled_size(500, 334, 260) == (260, 174)  # 173.68
     assert inference.scaled_size(333, 500, 390) == (260, 390)  # 259.74
     assert inference.scaled_size(500, 1, 260) == (260, 1)  # 0.52
+    assert inference.scaled_size(1000, 1, 96) == (96, 1) and inference.scaled_size(1, 1000, 96) == (1, 96)  # 0.096
 
 
 # ------------------------------------------------------------------------------------------------- the stage

@@ -177,13 +177,35 @@ def test_plan_tells_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (name, found), *others = json.loads(ran.stdout)["fit"].items()
     assert name.startswith("train-pascal_context-encnet") and not others  # one seed stands for both
     largest = math.floor(16e9 / memory.GPU_MARGIN / 1e9 - 1)
-    assert found == {"pictures": 16, "peak_bytes": 17e9, "largest": largest, "fits": False}
+    assert found == {"pictures": 16, "peak_bytes": 17e9, "largest": largest, "fits": False, "processes": 2}
     shared = CliRunner().invoke(main, [*command, "--gpu", "h100", "--gpus", "4", "--nproc-per-node", "4"])
-    assert "4 pictures a process: 5 GB predicted, fits (71 would)" in shared.stdout
+    assert "4 images a process: 5 GB predicted, fits (71 would)" in shared.stdout
     small = CliRunner().invoke(main, [*command, "--gpu", "t4"])
-    assert f"16 pictures a process: 17 GB predicted, DOES NOT FIT (at most {largest}; --nproc" in small.stdout
+    does_not = f"16 images a process: 17 GB predicted, DOES NOT FIT (at most {largest}; fits with --nproc-per-node "
+    assert f"{does_not}2;" in small.stdout
+    remedy = CliRunner().invoke(main, [*command, "--gpu", "t4", "--gpus", "2", "--nproc-per-node", "2"])
+    assert "8 images a process: 9 GB predicted, fits" in remedy.stdout
+    split = CliRunner().invoke(main, [*command, "--gpu", "t4", "--set", "train.accumulate=4"])
+    assert "4 images a process: 5 GB predicted, fits" in split.stdout
     odd = CliRunner().invoke(main, [*command, "--gpu", "h100", "--gpus", "3", "--nproc-per-node", "3"])
     assert odd.exit_code == 2 and "cannot be divided over 3 processes" in odd.output
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "available", "processes"),
+    [(1, 30.0, 1), (1, 11.9, 2), (1, 3.9, 8), (2, 3.9, 4), (4, 3.9, 2), (1, 2.1, 16), (4, 2.1, 4), (1, 1.9, None)],
+)
+def test_the_fewest_processes_divide_the_batch(
+    monkeypatch: pytest.MonkeyPatch, accumulate: int, available: float, processes: int | None
+) -> None:
+    """16 images of 1 GB each beside 1 GB that every process needs; what is named is also accepted."""
+    monkeypatch.setattr(memory, "_predict", lambda e, classes: memory.Prediction(1e9, 1e9))
+    asked = make_job(train={"batch_size": 16, "accumulate": accumulate})
+    assert memory.fit(asked, CLASSES, 1, available * 1e9, 1.0).processes == processes
+    if processes is not None:
+        assert memory.fit(asked, CLASSES, processes, available * 1e9, 1.0).fits
+        fewer = [n for n in range(1, processes) if 16 % (n * accumulate) == 0]
+        assert not any(memory.fit(asked, CLASSES, n, available * 1e9, 1.0).fits for n in fewer)
 
 
 def test_a_cpu_is_held_against_its_free_memory() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import pickle
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import pytest
 import torch
 import torchvision
 from conftest import run_cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_stages import make_context, make_job
 from torch import Tensor
 
@@ -294,7 +299,7 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, capsys: pytest.CaptureFixt
         "holds no state dict": lambda file: torch.save({"state_dict": {"epoch": 3}}, file),
         "holds no state dict ": lambda file: torch.save(torch.ones(3), file),
         "holds no state dict  ": lambda file: torch.save({}, file),
-        "Weights only": lambda file: torch.save({"state_dict": Malicious()}, file),
+        "which is not read: only tensors": lambda file: torch.save({"state_dict": Malicious()}, file),
         "cannot be read as": lambda file: file.write_bytes(pickle.dumps(Malicious())),
     }
     for number, (said, make) in enumerate(cases.items()):
@@ -307,6 +312,43 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 # ---------------------------------------------------------------------------------------- weights by name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
+def test_a_checkpoint_with_any_numpy_number_loads(tmp_path: Path, dtype: type[np.generic]) -> None:
+    torch.save({"best_pred": dtype(1), "state_dict": {"a": torch.ones(2)}}, tmp_path / "x.pth.tar")
+    assert list(read_state_dict(tmp_path / "x.pth.tar")) == ["a"]
+
+
+def test_what_cannot_be_loaded_is_named_in_a_line_of_ours(tmp_path: Path) -> None:
+    torch.save({"args": Namespace(lr=1), "state_dict": {"a": torch.ones(2)}}, tmp_path / "x.pth.tar")
+    (tmp_path / "y.pth").write_bytes(b"no weights" * 40)
+    for name, said in (
+        ("x.pth.tar", "holds argparse.Namespace, which is not read"),
+        ("y.pth", "not a file of torch's"),
+    ):
+        with pytest.raises(LaureproError) as caught:
+            read_state_dict(tmp_path / name)
+        first = str(caught.value).splitlines()[0]
+        assert said in first and first.isprintable() and "weights_only" not in str(caught.value)
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_damaged_weights_are_refused_in_a_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    buffer = io.BytesIO()
+    torch.save(
+        {"state_dict": {"a": torch.arange(6.0)}}, buffer, _use_new_zipfile_serialization=data.draw(st.booleans())
+    )
+    content = bytearray(buffer.getvalue())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[at] = data.draw(st.integers(0, 255))
+    (folder / "weights.pt").write_bytes(content)
+    with contextlib.suppress(LaureproError):  # a byte that is not read may change
+        read_state_dict(folder / "weights.pt")
+    with pytest.raises(LaureproError):  # no digest is in it
+        checkpoint.load_weights(folder)
 
 
 @pytest.fixture
@@ -383,7 +425,7 @@ def test_a_file_of_ones_own_is_found_by_name_and_digest_and_loads_strictly(
     ("pretrained", "backbone", "said"),
     [
         ("encnett", {}, "nearest: encnet"),
-        ("torchvision-v1", {}, "has the plain stem.*'deep'\n.*encnet, encnet-2020, gluon"),
+        ("torchvision-v1", {}, "has the plain stem.*'deep'\n.*encnet, fastfcn, encnet-2020, gluon"),
         ("encnet", {"stem": "plain"}, "has the deep stem.*'plain'\n.*torchvision-v1, torchvision-v2"),
         ("encnet", {"width": 32}, "width 32"),
         ("gluon", {"blocks": (1, 1, 1, 1)}, "blocks"),
@@ -395,6 +437,32 @@ def test_weights_that_cannot_be_meant(pretrained: str, backbone: Any, said: str)
     experiment = spec.Experiment(model={"backbone": backbone}, train={"epochs": 1, "pretrained": pretrained})
     with pytest.raises(LaureproError, match="(?s)here.*train.pretrained.*" + said):
         spec.canonical(experiment, "here")
+
+
+def test_a_backbone_without_recipe_weights_is_an_error_of_ours() -> None:
+    backbone = spec.Backbone.model_construct(kind="efficientnet_b0", stem="deep", width=64, blocks=None)
+    with pytest.raises(LaureproError, match=r"row 'x': train.pretrained 'encnet' .*'efficientnet_b0'"):
+        weights.check("encnet", backbone, "row 'x'")
+    with pytest.raises(LaureproError, match="FILE@SHA256"):
+        weights.find("gluon", "efficientnet_b0", Path("data"))
+
+
+def test_the_file_of_the_quoted_baselines_can_be_named_and_hints_lead_somewhere(no_caches: Path) -> None:
+    """The sha1 that FastFCN's model store prints; LaU's own is another file for ResNet-50 and the same for 101."""
+    digest = "ebb6acbbd1d1c90b7f446ae59d30bf70c74febc1"
+    assert weights.file_of("fastfcn", "resnet50") == weights.File("resnet50-ebb6acbb.pth", f"sha1:{digest}")
+    assert weights.file_of("fastfcn", "resnet101") == weights.file_of("encnet", "resnet101")
+    assert weights.file_of("fastfcn", "resnet50") != weights.file_of("encnet", "resnet50")
+    for name, words in (
+        (
+            "encnet",
+            ("Location-aware-Upsampling-for-Semantic-Segmentation", "ce461da", "resnet50-25c4b509", "encnet-2020"),
+        ),
+        ("fastfcn", ("wuhuikai/FastFCN", "resnet50-ebb6acbb", "encnet-2020")),
+    ):
+        with pytest.raises(LaureproError) as caught:
+            weights.find(name, "resnet50", no_caches)
+        assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_what_starts_from_another_training_has_no_imagenet_weights_of_its_own() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment, make_record, run_cli
+from conftest import ROOT, environment, make_record, run_cli
 
-from laurepro import plan, record, spec
+from laurepro import plan, record, spec, verify
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.spec import Job
@@ -229,3 +229,52 @@ def test_environment_is_known_without_torch() -> None:
         "assert e.torch and e.python and e.device == 'cpu' and e.threads == 2; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
+
+
+def test_a_training_begun_by_edited_code_is_dirty_and_lists_its_legs(tmp_path: Path, experiments: Path) -> None:
+    """Learning rates of an edited tree for one step, the committed code for the rest: real processes in a checkout."""
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "laurepro", tree / "laurepro", ignore=shutil.ignore_patterns("__pycache__"))
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+
+    def git(*args: str) -> None:
+        subprocess.run(["git", "-C", str(tree), *who, *args], check=True, capture_output=True)
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    table, overrides = spec.tables()["table3a"], spec.parse_overrides(("train.iterations=4",))
+    experiment = spec.resolve(table, table.row("encnet-os8-lau4x-off"), spec.scale("tiny"), overrides)
+    job = Job(stage="train", scale="tiny", seed=0, experiment=experiment)
+    folder = tmp_path / "runs" / job.name
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "laurepro.worker", "--job", job.model_dump_json()]
+    for option in ("runs", "results", "data"):
+        command += [f"--{option}", str(tmp_path / option)]
+
+    def work() -> subprocess.CompletedProcess[str]:
+        where = {**environment(), "PYTHONPATH": str(tree)}
+        return subprocess.run(command, env=where, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    schedule = tree / "laurepro" / "training" / "schedule.py"
+    schedule.write_text(schedule.read_text().replace("factor * lr *", "0.1 * factor * lr *"))
+    (folder / "STOP").touch()
+    first = work()
+    assert first.returncode == 143, first.stderr
+    git("checkout", "-q", "--", ".")
+    (folder / "STOP").unlink()
+    second = work()
+    assert second.returncode == 0, second.stderr
+    assert "under other conditions: dirty True -> False" in second.stderr
+    (done,) = record.read_all(tmp_path / "results")[0].values()
+    assert done.environment.dirty is True
+    assert [(leg.environment.dirty, leg.step) for leg in done.legs] == [(True, 1), (False, 4)]
+    assert done.seconds == pytest.approx(sum(leg.seconds for leg in done.legs), abs=0.02)
+    assert done.device_seconds == pytest.approx(done.seconds, abs=0.02) and done.started == done.legs[0].started
+    assert done.environment.cpu and done.environment.torch_build and done.environment.blas_threads
+    notes = verify.verify(record.records_dir(tmp_path / "results") / f"{job.name}.json").notes
+    assert any("uncommitted" in n or "differs from its commit" in n for n in notes) and any(
+        "2 legs" in n for n in notes
+    )

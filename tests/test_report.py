@@ -608,3 +608,23 @@ def test_hostile_records_are_unreadable_and_no_traceback(empty: Planted) -> None
             assert any(start in line and reason in line for line in lines), (args, reason)
     statuses = {name: r.status for name, r in empty.rows().items() if name in (LAU, *rows[: len(WILD)])}
     assert statuses == {LAU: "done", **dict.fromkeys(rows[: len(WILD)], "missing")}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("report", "table3a"),
+        ("claims",),
+        ("status",),
+        ("explain", f"table3a/{LAU}"),
+        ("figure", "cost", "--output", "x.png"),
+    ],
+)
+def test_a_results_folder_that_does_not_exist_is_named(tmp_path: Path, args: tuple[str, ...]) -> None:
+    (tmp_path / "runs").mkdir()
+    folder = tmp_path / "typo"
+    ran = CliRunner().invoke(main, [*args, "--results", str(folder)])
+    assert ran.exit_code == 2 and f"--results {folder}: no such folder" in ran.stderr and ran.stdout == ""
+    if args[0] in ("report", "status"):  # a run before its first record has only its runs folder
+        begun = CliRunner().invoke(main, [*args, "--results", str(folder), "--runs", str(tmp_path / "runs")])
+        assert begun.exit_code == 0, begun.output

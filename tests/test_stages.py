@@ -22,6 +22,7 @@ from laurepro.errors import LaureproError
 from laurepro.network import checkpoint, model
 from laurepro.network.model import MEAN, STD, normalise
 from laurepro.stages import Context, Result, Stopped, evaluate, train
+from laurepro.stages._legs import Legs
 from laurepro.training.batches import Batches
 from laurepro.training.clock import STEPS_IN_FLIGHT, IdleClock
 from laurepro.training.progress import agree
@@ -271,6 +272,21 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
         assert str(newest) in message.getMessage()
 
 
+def test_a_checkpoint_that_the_disk_cannot_give_is_broken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reading /proc/self/mem from its start is an EIO, as of a failing disk."""
+    checkpoint.save(tmp_path, 1, {"key": "k", "step": 1})
+    newest = tmp_path / "checkpoint-00000002.ckpt"
+    newest.symlink_to("/proc/self/mem")
+    if not newest.exists():
+        pytest.skip("no /proc")
+    state = checkpoint.load_latest(tmp_path, "k")
+    assert state is not None and state["step"] == 1
+    assert f"{newest} is broken (cannot be read: Input/output error); checkpoint-00000001.ckpt is used" in caplog.text
+    (tmp_path / "weights.pt").symlink_to("/proc/self/mem")
+    with pytest.raises(LaureproError, match=r"weights\.pt: is broken \(cannot be read: Input/output error\)"):
+        checkpoint.load_weights(tmp_path)
+
+
 def test_checkpoint_of_another_key(tmp_path: Path) -> None:
     assert checkpoint.load_latest(tmp_path, "mine") is None
     checkpoint.save(tmp_path, 1, {"key": "theirs"})
@@ -384,6 +400,8 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     assert (folder / "two" / "checkpoint-00000005.ckpt").is_file()
     context = make_context(folder / "two")._replace(progress=lambda values: told.append(float(values["loss"])))
     out["train"] = tuple(train.run(together_job(), context))
+    with pytest.raises(Stopped):  # to be resumed by one process
+        train.run(together_job(), make_context(folder / "shrunk", stop=after(2)))
     assert len(told) == (STEPS - 5 if rank == 0 else 0)
     out["straight"] = tuple(train.run(together_job(), make_context(folder / "straight")))
     STEPS_IN_FLIGHT["cpu"] = 1  # as GPUs, whose losses are read while the next step is under way
@@ -404,7 +422,7 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = train.run(together_job(), make_context(tmp_path / "one"))
     context = make_context(tmp_path / "evaluate", weights=tmp_path / "one")
     evaluated = evaluate.run(together_job("evaluate"), context)
@@ -419,6 +437,14 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(two_processes, (port, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+    caplog.set_level(logging.WARNING)
+    legs = Legs()
+    train.run(together_job(), make_context(tmp_path / "shrunk")._replace(legs=legs))
+    assert "resumes after 2 under other conditions: " in caplog.text and "world_size 2 -> 1" in caplog.text
+    first, second = legs.after(STEPS, "cpu", 1, 1)
+    assert (first.world_size, first.step, second.world_size, second.step) == (2, 2, 1, STEPS)
+    assert first.seconds > 0 and first.environment.device == "cpu" and first.environment.threads == 1
 
     whole = batch_norm_case(None)
     for name, expected in whole.items():

@@ -13,11 +13,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT, TINY, Finished, Ran, run_cli
 from sklearn import metrics as sk
 from test_pretrained import released
 
 from laurepro import record, spec
+from laurepro.commands.predict import command as predict_command
 from laurepro.datasets import open_split, shapes
 from laurepro.errors import LaureproError
 from laurepro.evaluation import prediction
@@ -25,6 +27,7 @@ from laurepro.evaluation.prediction import check, palette, shares
 from laurepro.evaluation.submission import Submission, names, problems, read, score, write, write_label_map
 from laurepro.network import model
 from laurepro.record import Record
+from laurepro.spec.protocols import PROTOCOLS
 
 ROW6 = "table6/encnet-r101-lau4x-off"
 
@@ -359,7 +362,8 @@ def test_predicting_with_a_released_checkpoint(photographs: list[Path], tiny: Pa
     ("args", "said"),
     [
         (("none.jpg",), "no such image: none.jpg"),
-        (("{a}", "{a}"), "several images would be written as turned"),
+        (("{a}", "{a}"), "turned.png would be written for {a} and for {a}"),
+        (("{plain}", "--output", "{folder}"), "plain.png would replace the input {plain}"),
         (("{a}", "--protocol", "encnetms"), "nearest: encnet-ms"),
         (("{a}", "--job", "zzz"), "unknown job 'zzz'"),
         (("{text}",), "cannot be read as an image: not an image"),
@@ -369,13 +373,82 @@ def test_predicting_with_a_released_checkpoint(photographs: list[Path], tiny: Pa
 def test_predictions_that_cannot_be(
     finished: Finished, photographs: list[Path], args: tuple[str, ...], said: str
 ) -> None:
-    places = {"a": photographs[0], "text": photographs[0].with_name("x.jpg")}
+    a, plain = photographs
+    places = {"a": a, "plain": plain, "text": a.with_name("x.jpg"), "folder": a.parent}
     places["text"].write_text("no picture")
-    filled = [a.format(**places) for a in args]
+    filled = [arg.format(**places) for arg in args]
     key = () if "--job" in args else ("--job", finished.train.key)
-    output = () if "--output" in args else ("--output", str(photographs[0].parent / "out"))
+    output = () if "--output" in args else ("--output", str(a.parent / "out"))
+    before = plain.read_bytes()
     ran = run_cli("predict", *filled, *key, *output, cwd=finished.folder)
-    assert ran.code == 2 and said in ran.err and "Traceback" not in ran.err, ran.err
+    assert ran.code == 2 and said.format(**places) in ran.err and "Traceback" not in ran.err, ran.err
+    assert plain.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("{a}", "{overlay}"), "turned-overlay.png would be written for {a} and for {overlay}"),
+        (("{a}", "{legend}"), "legend.png would be written for the legend and for {legend}"),
+        (("{a}", "{link}", "--output", "{folder}"), "link.png would replace the input {link}"),
+        (("{huge}",), "9000 x 8000 pixels, at most 67 million are predicted"),
+    ],
+)
+def test_what_is_refused_before_the_network_is_loaded(
+    photographs: list[Path], monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], said: str
+) -> None:
+    """Outputs that would replace inputs or each other, and images that are too large."""
+    a, folder = photographs[0], photographs[0].parent
+    places = {name: folder / f"{name}.jpg" for name in ("legend", "link", "huge")}
+    places |= {"a": a, "folder": folder, "overlay": folder / "turned-overlay.jpg"}
+    for name in ("overlay", "legend"):
+        places[name].write_bytes(a.read_bytes())
+    (folder / "link.png").write_bytes(a.read_bytes())
+    places["link"].symlink_to(folder / "link.png")  # the output for link.jpg is the file that it names
+    PIL.Image.new("1", (9000, 8000)).save(folder / "huge.png")
+    places["huge"] = folder / "huge.png"
+    monkeypatch.setattr(record, "find", lambda *_: pytest.fail("the job was looked up"))
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    output = () if "--output" in args else ("--output", str(folder / "out"))
+    ran = CliRunner().invoke(predict_command, [*(arg.format(**places) for arg in args), "--job", "x", *output])
+    assert isinstance(ran.exception, LaureproError)
+    assert said.format(**places) in str(ran.exception)
+    assert {file: file.read_bytes() for file in before} == before and not (folder / "out").exists()
+
+
+def test_an_image_of_32_bits_a_pixel_is_refused(tmp_path: Path) -> None:
+    PIL.Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
+    with pytest.raises(LaureproError, match="mode F, expected 8 or 16 bits a channel"):
+        prediction.read(tmp_path / "float.tiff")
+
+
+def test_grey_values_of_16_bits_are_read_as_their_upper_8(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for suffix in ("png", "tiff"):
+        PIL.Image.fromarray(256 * grey + 200).save(tmp_path / f"deep.{suffix}")
+        PIL.Image.fromarray(grey.astype(np.uint8)).save(tmp_path / f"flat.{suffix}")
+        assert np.array_equal(
+            prediction.read(tmp_path / f"deep.{suffix}"), prediction.read(tmp_path / f"flat.{suffix}")
+        )
+
+
+def test_scores_that_would_not_fit_are_refused_by_the_number_of_classes(tmp_path: Path) -> None:
+    PIL.Image.new("1", (8000, 4000)).save(tmp_path / "a.png")
+    check([tmp_path / "a.png"], 60)
+    with pytest.raises(
+        LaureproError, match=r"scores of 150 classes for 8000 x 4000 pixels take 19\.2 GB, at most 8\.6 GB"
+    ):
+        check([tmp_path / "a.png"], 150)
+
+
+@pytest.mark.parametrize("protocol", ["encnet-ss", "encnet-ms", "whole"])
+def test_an_image_of_one_row(finished: Finished, tmp_path: Path, protocol: str) -> None:
+    trained = prediction.load(finished.evaluate, finished.folder / "runs")
+    fields = PROTOCOLS[protocol]
+    trained = trained._replace(evaluation=trained.evaluation.model_copy(update=fields))
+    for shape in ((1, 1000, 3), (1000, 1, 3), (1, 1, 3)):
+        image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+        assert prediction.predict(trained, image).shape == shape[:2]
 
 
 def test_a_picture_cut_short(photographs: list[Path]) -> None:

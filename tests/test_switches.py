@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import planned, run_cli
 from torch import Tensor
 
 from laurepro import spec
@@ -188,3 +191,48 @@ def test_align_corners() -> None:
     with torch.no_grad():
         first, second = (net.predict(picture(), align_corners=a) for a in (True, False))
     assert (first - second).abs().max() > 1e-4
+
+
+def test_norm_init() -> None:
+    """Scales outside the backbone are drawn; no other weight changes, and the head's do not depend on the upsampler."""
+    ones, uniform = network().state_dict(), network(norm_init="uniform").state_dict()
+    norms = {n for n in ones if n.endswith("weight") and n.replace("weight", "running_mean") in ones}
+    drawn = {name for name in ones if not torch.equal(ones[name], uniform[name])}
+    assert drawn == {name for name in norms if not name.startswith("backbone.")}
+    assert {name.split(".")[0] for name in drawn} == {"head", "aux"}
+    values = torch.cat([uniform[name] for name in sorted(drawn)])
+    assert 0 <= float(values.min()) < 0.2 and 0.8 < float(values.max()) <= 1 and abs(float(values.mean()) - 0.5) < 0.1
+    bilinear = network(norm_init="uniform", upsampler={"kind": "bilinear"}).state_dict()
+    assert all(torch.equal(bilinear[name], uniform[name]) for name in drawn)
+    decoder = network(**spec.merge(DECODER, {"norm_init": "uniform"})).state_dict()
+    indexed = network(**spec.merge(DECODER, {"norm_init": "uniform", "upsampler": {"kind": "indexnet"}})).state_dict()
+    heads = [
+        n
+        for n in decoder
+        if n.startswith(("head.", "aux.")) and n.endswith("weight") and n.replace("weight", "running_mean") in decoder
+    ]
+    assert heads and all(torch.equal(indexed[name], decoder[name]) for name in heads)
+    upsampler = [
+        n
+        for n in indexed
+        if n.startswith("upsampler.") and n.endswith("weight") and n.replace("weight", "running_mean") in indexed
+    ]
+    assert upsampler and not any(torch.equal(indexed[n], torch.ones_like(indexed[n])) for n in upsampler)
+
+
+def test_norm_init_is_uniform_at_scale_paper_alone(tmp_path: Path) -> None:
+    table = spec.tables()["table3a"]
+    row, set_ones = table.row("encnet-os8-lau4x-off"), {"model": {"norm_init": "ones"}}
+    for name in spec.scale_names():
+        experiment = spec.resolve(table, row, spec.scale(name))
+        assert experiment.model.norm_init == ("uniform" if name == "paper" else "ones")
+        job = spec.Job(stage="train", scale=name, seed=0, experiment=experiment)
+        assert ("norm_init" in str(job.meaning)) == (name == "paper")
+        assert spec.resolve(table, row, spec.scale(name), set_ones).model.norm_init == "ones"
+    shown = run_cli("explain", "table3a/encnet-os8-lau4x-off", cwd=tmp_path).out
+    assert re.search(r"norm_init\s+uniform\s.*pascal_context\.yaml", shown), shown
+
+
+def test_norm_init_shares_the_pretraining(tmp_path: Path) -> None:
+    jobs = planned("tablec/bilinear", "tablec/bilinear-norm-uniform", "--scale", "smoke", cwd=tmp_path)
+    assert [job["stage"] for job in jobs].count("train") == 3  # one pretraining, two rows

@@ -362,4 +362,5 @@ def test_recipe(name: str) -> None:
     recipe = read(EXPERIMENTS / "recipes" / f"{name}.yaml")
     assert set(recipe) == {"data", "train", "eval", "model"}
     assert recipe["data"]["name"] == name
-    assert set(recipe["model"]) <= {"aux", "aux_lau"}, "head, upsampler and loss belong to the tables"
+    assert set(recipe["model"]) <= {"aux", "aux_lau", "norm_init"}, "head, upsampler and loss belong to the tables"
+    assert recipe["model"]["norm_init"] == "uniform"

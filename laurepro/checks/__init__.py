@@ -1,19 +1,23 @@
 """Everything that can be verified without training: `laurepro check`.
 
-One file a subject, each with `items()`. An item is cheap, says what it expects and what it found, and imports torch
-only when it runs. Where the paper contradicts itself, that contradiction is what is expected: the item is
-"self-contradiction" while both sides stand as known, and "does not hold" as soon as either changes.
+Each module of `SUBJECTS` has functions that `@item` makes items. An item is cheap, and states what it expects and what
+it found. Where the paper contradicts itself, that contradiction is what is expected: the item is "self-contradiction"
+while both sides stand as known, and "does not hold" as soon as either changes.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
+from importlib import import_module
 from typing import Literal, NamedTuple
 
 from laurepro.errors import LaureproError
 
 Verdict = Literal["holds", "does not hold", "self-contradiction"]
+SUBJECTS = ("specs", "table1", "networks", "arithmetic", "sampling", "gradients", "losses", "identities")
 
 
 class Finding(NamedTuple):
@@ -44,6 +48,40 @@ class Result(NamedTuple):
     source: str
 
 
+Check = Callable[..., Finding]
+Cases = Iterable[object]
+_registered: dict[str, list[Callable[[], list[Item]]]] = {}  # by module, in the order of its functions
+
+
+def item(id: str, what: str, source: str, each: Cases | Callable[[], Cases] = ((),)) -> Callable[[Check], Check]:
+    """Make a function an item, or several.
+
+    Args:
+        id: The item's id. It may name the function's parameters, as in `op.labels.{k}x`, and so may `what`.
+        what: What is verified.
+        source: Where the expectation comes from.
+        each: The arguments of each item: a tuple, or a single value that is no tuple. A function that returns them
+            where they depend on files, which may change.
+    """
+
+    def register(check: Check) -> Check:
+        names = tuple(inspect.signature(check).parameters)
+
+        def items_of_check() -> list[Item]:
+            cases = each() if callable(each) else each
+            made = []
+            for case in cases:
+                arguments = case if isinstance(case, tuple) else (case,)
+                named = dict(zip(names, arguments, strict=False))
+                made.append(Item(id.format(**named), what.format(**named), source, partial(check, *arguments)))
+            return made
+
+        _registered.setdefault(check.__module__, []).append(items_of_check)
+        return check
+
+    return register
+
+
 def finding(expected: object, found: object, ok: bool | None = None, *, contradiction: bool = False) -> Finding:
     """A finding that holds where the two are equal, or where `ok`; a known contradiction is named as such."""
     ok = expected == found if ok is None else ok
@@ -56,13 +94,16 @@ def _text(value: object) -> str:
 
 
 def items() -> list[Item]:
-    """Every item there is, by subject."""
-    from laurepro.checks import arithmetic, counts, op, specs
+    """Every item of this package, by subject. `laurepro.claims.cells.items` adds one for each claim."""
+    made: list[Item] = []
+    for subject in SUBJECTS:
+        module = import_module(f"{__name__}.{subject}")
+        for items_of_check in _registered[module.__name__]:
+            made += items_of_check()
+    return made
 
-    return [*specs.items(), *counts.items(), *arithmetic.items(), *op.items()]
 
-
-def run(only: Iterable[str] = ()) -> list[Result]:
+def run(candidates: Iterable[Item], only: Iterable[str] = ()) -> list[Result]:
     """Run the items whose id matches one of the patterns (all, without any).
 
     Raises:
@@ -70,22 +111,22 @@ def run(only: Iterable[str] = ()) -> list[Result]:
     """
     from laurepro.checks import counts
 
-    every, patterns = items(), tuple(only)
+    candidates, patterns = tuple(candidates), tuple(only)
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(item.id, pattern) for item in every):
+        if not any(fnmatch.fnmatchcase(item.id, pattern) for item in candidates):
             raise LaureproError(f"--only {pattern!r} matches no item", "ids look like counts.encnet-r50-os8.params")
     counts.forget()
-    chosen = [i for i in every if not patterns or any(fnmatch.fnmatchcase(i.id, p) for p in patterns)]
+    chosen = [i for i in candidates if not patterns or any(fnmatch.fnmatchcase(i.id, p) for p in patterns)]
     return [_run(item) for item in chosen]
 
 
 def _run(item: Item) -> Result:
     try:
-        found = item.run()
+        outcome = item.run()
     except Exception as error:  # whatever breaks an item is what it has found
         text = " ".join(str(error).split())
-        found = Finding("no error", f"{type(error).__name__}: {text}", "does not hold")
-    return Result(item.id, item.what, *found, item.source)
+        outcome = Finding("no error", f"{type(error).__name__}: {text}", "does not hold")
+    return Result(item.id, item.what, *outcome, item.source)
 
 
 def failed(results: Iterable[Result]) -> list[Result]:
@@ -94,7 +135,7 @@ def failed(results: Iterable[Result]) -> list[Result]:
 
 
 def summary(results: list[Result]) -> str:
-    """One line."""
+    """How many items hold, contradict themselves and fail, in one line."""
     bad = len(failed(results))
     known = sum(r.verdict == "self-contradiction" for r in results)
     state = "all as expected" if not bad else f"{bad} NOT as expected"
@@ -102,7 +143,7 @@ def summary(results: list[Result]) -> str:
 
 
 def render(results: list[Result]) -> str:
-    """The results for a terminal: one line an item, details where it is no plain "holds"."""
+    """The results for a terminal: one line an item, with details unless it simply holds."""
     mark = {"holds": "ok  ", "does not hold": "FAIL", "self-contradiction": "self"}
     width = max((len(r.id) for r in results), default=0)
     lines = []

@@ -1,10 +1,9 @@
 """The statistics of claims: t-intervals of differences over seeds, Holm's correction, and how many seeds would decide.
 
 Everything is vectorised and knows neither claims nor records, so that `make acceptance` can simulate it. A *region*
-(low, high) of the real line is what a claim says of a mean: (0, inf) for an ordering, (0.7, 1.7) for "+1.2" within
-0.5. A two-sided interval decides when it does not contain a boundary of its region, which it does exactly where
-p <= alpha, for p = P(|T| >= distance of the mean to the nearest boundary / standard error), Student's T with n - 1
-degrees of freedom.
+(low, high) of the real line is what a claim states of a mean: (0, inf) for an ordering, (0.7, 1.7) for "+1.2" within
+0.5. A two-sided interval decides when it contains no boundary of its region. That is so exactly where p <= alpha, for
+p = P(|T| >= distance of the mean to the nearest boundary / standard error), Student's T with n - 1 degrees of freedom.
 """
 
 from __future__ import annotations
@@ -48,20 +47,20 @@ def holm(p: Like, family: int, alpha: float = ALPHA) -> tuple[Array, Array]:
     """Holm's step-down correction over the last axis.
 
     Args:
-        p: p-values, NaN where a comparison of the family was not made (it counts as one that shows nothing).
-        family: How many comparisons the family has, made or not. What was decided stays so as others are added.
+        p: p-values, NaN for a comparison of the family that was not made (it counts as one that shows nothing).
+        family: How many comparisons the family has, made or not. What was decided stays decided as others are added.
         alpha: The family-wise error rate.
 
     Returns:
-        The adjusted p-values, and for each comparison the alpha that its own interval is to be read at: the interval
-        of level 1 - that excludes the boundary exactly where the adjusted p is at most `alpha`.
+        The adjusted p-values, and for each comparison the alpha' at which its interval is to be read: the interval of
+        level 1 - alpha' excludes the boundary exactly where the adjusted p is at most `alpha`.
     """
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p, axis=-1)  # NaN last
     ordered = np.take_along_axis(p, order, -1)
     steps = family - np.arange(p.shape[-1], dtype=np.float64)
     adjusted = np.minimum(np.maximum.accumulate(ordered * steps, axis=-1), 1.0)
-    # Once one is not rejected, none with a larger p is: all these are read at the level of the first.
+    # Once one is not rejected, none with a larger p is: they are all read at the level of the first.
     open_ = np.cumsum(~(ordered * steps <= alpha), axis=-1) > 0
     first = np.where(open_.any(-1), open_.argmax(-1), p.shape[-1] - 1)
     rank = np.minimum(np.arange(p.shape[-1]), first[..., None])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from laurepro import plan, spec
+from laurepro import checks, spec
 from laurepro.claims import inference
-from laurepro.claims.model import All, Check, Claim, Count, Gain, Ordering, Similar, Speed, load, row_of
+from laurepro.claims.cells import Printed, cell, printed
+from laurepro.claims.model import All, Check, Claim, Count, Gain, Similar, Speed, load
+from laurepro.claims.samples import Rows, Sample, sample, title
 from laurepro.record import Record
-from laurepro.spec import Job, Raw, Scale
-from laurepro.spec.metrics import METRICS, own_metric
-
-if TYPE_CHECKING:
-    from laurepro import checks
+from laurepro.spec import Raw, Scale
+from laurepro.spec.metrics import METRICS
 
 Word = Literal[
     "supported",
@@ -38,13 +36,6 @@ SENTENCES: dict[Word, str] = {
     "other sign here": "the interval lies on the other side; no evidence against the paper",
 }
 NO_EVIDENCE = "This scale is no evidence for or against the paper."
-
-
-class Printed(NamedTuple):
-    """What the paper's own cells say of its statement. `not printed`: it has no cells to compare."""
-
-    verdict: Literal["holds", "self-contradiction", "not printed"]
-    found: str
 
 
 class Verdict(NamedTuple):
@@ -75,18 +66,9 @@ class Verdict(NamedTuple):
 
     @property
     def expected(self) -> str:
-        """What the claim says, in the metric that it is judged in at this scale."""
+        """What the claim states, in the metric that it is judged in at this scale."""
         metric = self.claim.metric
-        return self.claim.expected_in(_title(metric, spec.scale(self.scale)) if metric else "")
-
-
-class Sample(NamedTuple):
-    """What was measured of a claim: `values` by seed (of a speed: mean, deviation and number of groups)."""
-
-    mean: float
-    std: float
-    n: int
-    records: tuple[Record, ...]
+        return self.claim.expected_in(title(metric, spec.scale(self.scale)) if metric else "")
 
 
 def judge(scale: Scale, records: Mapping[str, Record], overrides: Raw | None = None) -> list[Verdict]:
@@ -105,141 +87,47 @@ def judge(scale: Scale, records: Mapping[str, Record], overrides: Raw | None = N
 
 
 def judge_rows(rows: Rows) -> list[Verdict]:
-    """`judge`, for a lookup that is used again: its records may be replaced in between."""
+    """`judge`, for rows that are judged repeatedly: their records may be replaced in between."""
     claims, scale = load(), rows.scale
-    found: dict[str, Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
     for family in dict.fromkeys(c.family for c in claims):
-        found |= {v.claim.id: v for v in _family([c for c in claims if c.family == family], scale, rows)}
+        verdicts |= {v.claim.id: v for v in _family([c for c in claims if c.family == family], scale, rows)}
     for claim in claims:
         if isinstance(claim.test, All):
-            found[claim.id] = _all(claim, scale, found)
-    return [found[c.id] for c in claims]
+            verdicts[claim.id] = _all(claim, scale, [v for v in verdicts.values() if claim.covers(v.claim)])
+    return [verdicts[c.id] for c in claims]
 
 
-# --------------------------------------------------------------------------------------- what the paper prints
+# ------------------------------------------------------------------------------ comparisons, corrected by Holm
 
 
-@cache
-def printed(claim: Claim) -> Printed:
-    """Whether the paper's printed cells agree with its statement."""
-    nothing = Printed("not printed", "no cells to compare")
-    if claim.row is None:
-        return nothing
-    speed = isinstance(claim.test, Speed)
-    metric = "fps" if speed else claim.metric
-    assert metric is not None
-    cells = [_cell(address, metric) for address in claim.addresses]
-    values = [v for v in cells if v is not None]
-    if len(values) < len(cells) or isinstance(claim.test, Count):
-        shown = ", ".join("—" if v is None else f"{v:g}" for v in cells)
-        return nothing._replace(found=shown if values else nothing.found)
-    first, best = values[0], max(values[1:])
-    digits = METRICS[metric].digits
-    gap = first / best if speed else round(first - best, 6)  # cells have few decimals; binary fractions have not
-    text = f"{first:g}, {best:g}: " + (f"{gap:.4f}" if speed else f"{gap:+.{digits}f}")
-    match claim.test:
-        case Ordering():
-            holds = gap > 0
-        case Gain():
-            holds = abs(gap - claim.test.value) <= claim.test.rounding + 1e-9
-            text += f" ({claim.test.printed} in the text)"
-        case _:
-            low, high = claim.region
-            holds = low <= gap <= high
-    return Printed("holds" if holds else "self-contradiction", text)
+def _family(claims: Sequence[Claim], scale: Scale, rows: Rows) -> list[Verdict]:
+    """The claims of one file, corrected for each other."""
+    verdicts: dict[str, Verdict] = {}
+    samples: dict[str, Sample] = {}
+    tests: dict[str, tuple[Any, ...]] = {}  # the distinct comparison that a claim is an instance of
+    for claim in claims:
+        base = Verdict(claim, scale.name, "not judged", printed(claim), "")
+        if isinstance(claim.test, Check):
+            verdicts[claim.id] = _checked(base, scale)
+        elif isinstance(claim.test, All):
+            continue
+        elif (why := _why_not_judged(claim, scale, rows)) is not None:
+            verdicts[claim.id] = base._replace(found=why)
+        elif isinstance(claim.test, Count):
+            verdicts[claim.id] = _count(base, rows)
+        else:
+            tests[claim.id] = _comparison(claim, rows)
+            measured = sample(claim, rows)
+            if isinstance(measured, str):
+                verdicts[claim.id] = base._replace(verdict="not run", found=measured)
+            else:
+                samples[claim.id], verdicts[claim.id] = measured, base
+    _decide(samples, tests, verdicts, scale)
+    return list(verdicts.values())
 
 
-def _cell(address: str, metric: str) -> float | None:
-    cell = row_of(address)[1].published.get(metric)
-    return cell.value if cell else None
-
-
-# ------------------------------------------------------------------------------------------- what was measured
-
-
-class Rows:
-    """The records of rows at a scale, each row's jobs worked out once."""
-
-    def __init__(self, scale: Scale, records: Mapping[str, Record], overrides: Raw | None) -> None:
-        self.scale, self.records, self.overrides = scale, records, overrides
-        self.seeds = 1 + max((r.seed for r in records.values() if r.scale == scale.name and r.seed < 100), default=0)
-        self._jobs: dict[str, tuple[Job, ...]] = {}
-        self._names: dict[str, list[tuple[str, Job]]] = {}
-
-    def jobs(self, address: str) -> tuple[Job, ...]:
-        """Final jobs of a row, all seeds; none for a quoted row."""
-        if address not in self._jobs:
-            table, row = row_of(address)
-            self._jobs[address] = plan.row_plan(table, row, self.scale, self.seeds, self.overrides).jobs
-        return self._jobs[address]
-
-    def _named(self, address: str) -> list[tuple[str, Job]]:
-        """A row's jobs with their names, each hashed once."""
-        if address not in self._names:
-            self._names[address] = [(job.name, job) for job in self.jobs(address)]
-        return self._names[address]
-
-    def by_seed(self, address: str, metric: str) -> dict[int, tuple[float, Record]]:
-        """The metric that stands for a column, and its record, by seed."""
-        stage = METRICS[metric].stage
-        found = {}
-        for name, job in self._named(address):
-            record = self.records.get(name) if job.stage == stage else None
-            value = record.metrics.get(own_metric(metric, record.dataset)) if record else None
-            if record is not None and value is not None:
-                found[job.seed] = (value, record)
-        return found
-
-    def identity(self, address: str, metric: str) -> str:
-        """Equal for rows whose metric comes from one job here; a quoted row is itself."""
-        stage = METRICS[metric].stage
-        return next((name for name, job in self._named(address) if job.seed == 0 and job.stage == stage), address)
-
-
-def _title(metric: str, scale: Scale) -> str:
-    """What the metric is called on the data of a scale: only PASCAL Context has a mIoU of 60 classes."""
-    return METRICS[own_metric(metric, "pascal_context" if scale.comparable else "")].title
-
-
-def _sample(claim: Claim, rows: Rows) -> Sample | str:
-    """What there is of a claim's comparison, or why there is nothing."""
-    assert claim.row is not None and claim.metric is not None
-    own = rows.by_seed(claim.row, claim.metric)
-    if not own:
-        return f"no {_title(claim.metric, rows.scale)} of {claim.row}"
-    if isinstance(claim.test, Speed):
-        return _speed(claim, own)
-    than = [a for a in claim.than if rows.jobs(a)]
-    pairs: list[tuple[float, tuple[Record, ...]]]
-    if not than:
-        best = max(v for a in claim.than if (v := _cell(a, claim.metric)) is not None)
-        pairs = [(value - best, (record,)) for value, record in own.values()]
-    else:
-        other = rows.by_seed(than[0], claim.metric)
-        if not other:
-            return f"no {_title(claim.metric, rows.scale)} of {than[0]}"
-        common = sorted(set(own) & set(other))
-        if not common:
-            return "the two rows have no seed in common"
-        pairs = [(own[s][0] - other[s][0], (own[s][1], other[s][1])) for s in common]
-    mean, std, n = inference.summary([value for value, _ in pairs])
-    return Sample(mean, std, n, tuple(r for _, used in pairs for r in used))
-
-
-def _speed(claim: Claim, own: dict[int, tuple[float, Record]]) -> Sample | str:
-    """The ratio to the bilinear twin over the groups of forwards that took turns in one process."""
-    ratio, record = next(iter(own.values()))
-    spread, timed = record.metrics.get("fps_ratio_std"), record.metrics.get("fps_iterations")
-    protocol = record.experiment.profile
-    if spread is None or timed is None or timed < protocol.iterations:
-        return f"{timed or 0:g} forwards were timed, not the {protocol.iterations} of the protocol"
-    return Sample(ratio, spread, protocol.groups, (record,))
-
-
-# -------------------------------------------------------------------------------------------------- verdicts
-
-
-def _not_here(claim: Claim, scale: Scale, rows: Rows) -> str | None:
+def _why_not_judged(claim: Claim, scale: Scale, rows: Rows) -> str | None:
     """Why a claim of measured rows cannot be judged at a scale, or None."""
     if scale.comparable:
         return None
@@ -255,51 +143,6 @@ def _not_here(claim: Claim, scale: Scale, rows: Rows) -> str | None:
     return "one experiment at this scale" if len(set(identities)) < len(identities) else None
 
 
-def _family(claims: Sequence[Claim], scale: Scale, rows: Rows) -> list[Verdict]:
-    """The claims of one file, corrected for each other."""
-    verdicts: dict[str, Verdict] = {}
-    samples: dict[str, Sample] = {}
-    tests: dict[str, tuple[Any, ...]] = {}  # the distinct comparison that a claim is an instance of
-    for claim in claims:
-        base = Verdict(claim, scale.name, "not judged", printed(claim), "")
-        if isinstance(claim.test, Check):
-            verdicts[claim.id] = _checked(base, scale)
-        elif isinstance(claim.test, All):
-            continue
-        elif (why := _not_here(claim, scale, rows)) is not None:
-            verdicts[claim.id] = base._replace(found=why)
-        elif isinstance(claim.test, Count):
-            verdicts[claim.id] = _count(base, rows)
-        else:
-            tests[claim.id] = _comparison(claim, rows)
-            sample = _sample(claim, rows)
-            if isinstance(sample, str):
-                verdicts[claim.id] = base._replace(verdict="not run", found=sample)
-            else:
-                samples[claim.id], verdicts[claim.id] = sample, base
-    _decide(samples, tests, verdicts, scale)
-    return list(verdicts.values())
-
-
-def _decide(
-    samples: dict[str, Sample], tests: dict[str, tuple[Any, ...]], verdicts: dict[str, Verdict], scale: Scale
-) -> None:
-    """Replace the verdicts of what was measured. The family is every distinct comparison, measured or not."""
-    distinct = list(dict.fromkeys(tests[i] for i in samples))
-    p: dict[Any, float] = {}
-    margin: dict[str, float] = {}
-    for i, s in samples.items():
-        low, high = verdicts[i].claim.region
-        margin[i] = float(inference.distance(s.mean, low, high))
-        p[tests[i]] = float(inference.p_value(margin[i], s.std / math.sqrt(s.n), s.n)) if s.n > 1 else math.nan
-    if not samples:
-        return
-    adjusted, levels = inference.holm([p[k] for k in distinct], len(set(tests.values())))
-    for i, s in samples.items():
-        at = distinct.index(tests[i])
-        verdicts[i] = _verdict(verdicts[i], s, margin[i], p[tests[i]], float(adjusted[at]), float(levels[at]), scale)
-
-
 def _comparison(claim: Claim, rows: Rows) -> tuple[Any, ...]:
     """Equal for claims that test the same: the metric, the two jobs, and the boundaries that p is measured from.
 
@@ -313,20 +156,38 @@ def _comparison(claim: Claim, rows: Rows) -> tuple[Any, ...]:
     return claim.metric, row, *sorted(than), *sorted(boundaries)
 
 
+def _decide(
+    samples: dict[str, Sample], tests: dict[str, tuple[Any, ...]], verdicts: dict[str, Verdict], scale: Scale
+) -> None:
+    """Replace the verdicts of what was measured. The family is every distinct comparison, measured or not."""
+    if not samples:
+        return
+    distinct = list(dict.fromkeys(tests[i] for i in samples))
+    p: dict[Any, float] = {}
+    margin: dict[str, float] = {}
+    for i, s in samples.items():
+        low, high = verdicts[i].claim.region
+        margin[i] = float(inference.distance(s.mean, low, high))
+        p[tests[i]] = float(inference.p_value(margin[i], s.std / math.sqrt(s.n), s.n)) if s.n > 1 else math.nan
+    adjusted, levels = inference.holm([p[k] for k in distinct], len(set(tests.values())))
+    for i, s in samples.items():
+        at = distinct.index(tests[i])
+        verdicts[i] = _verdict(verdicts[i], s, margin[i], p[tests[i]], float(adjusted[at]), float(levels[at]), scale)
+
+
 def _verdict(base: Verdict, s: Sample, margin: float, p: float, p_holm: float, alpha: float, scale: Scale) -> Verdict:
-    show = _shower(base.claim)
-    known = base._replace(
+    show = _format(base.claim)
+    measured = base._replace(
         n=s.n,
         estimate=s.mean,
         records=tuple(dict.fromkeys(r.job for r in s.records)),
         dirty=any(r.environment.dirty for r in s.records),
     )
     if s.n < 2:
-        return known._replace(verdict="undecided", found=f"{show(s.mean)}; one seed decides nothing")
+        return measured._replace(verdict="undecided", found=f"{show(s.mean)}; one seed decides nothing")
     if not s.std > 0:
-        return known._replace(
-            verdict="undecided", std=0.0, found=f"{show(s.mean)}, the same in all {s.n}: no spread to judge by"
-        )
+        text = f"{show(s.mean)}, the same in all {s.n}: no spread to judge by"
+        return measured._replace(verdict="undecided", std=0.0, found=text)
     error = s.std / math.sqrt(s.n)
     wide, plain = (float(inference.half_width(error, s.n, a)) for a in (alpha, inference.ALPHA))
     decided = p_holm <= inference.ALPHA
@@ -337,12 +198,12 @@ def _verdict(base: Verdict, s: Sample, margin: float, p: float, p_holm: float, a
         word = "same sign here" if margin > 0 else "other sign here"
     needed = None if decided else inference.seeds_needed(margin, s.std, alpha)
     unit = "groups of forwards" if isinstance(base.claim.test, Speed) else "seeds"
-    found = f"{show(s.mean)} [{show(s.mean - wide)}, {show(s.mean + wide)}] over {s.n} {unit}"
+    text = f"{show(s.mean)} [{show(s.mean - wide)}, {show(s.mean + wide)}] over {s.n} {unit}"
     if not decided and unit == "seeds":
-        found += f"; {needed} would decide" if needed else f"; more than {inference.MOST_SEEDS} would be needed"
-    return known._replace(
+        text += f"; {needed} would decide" if needed else f"; more than {inference.MOST_SEEDS} would be needed"
+    return measured._replace(
         verdict=word,
-        found=found,
+        found=text,
         std=s.std,
         interval=(s.mean - wide, s.mean + wide),
         level=1 - alpha,
@@ -353,7 +214,8 @@ def _verdict(base: Verdict, s: Sample, margin: float, p: float, p_holm: float, a
     )
 
 
-def _shower(claim: Claim) -> Callable[[float], str]:
+def _format(claim: Claim) -> Callable[[float], str]:
+    """How an estimate is written: a difference with its sign in the metric's digits, or a ratio."""
     assert claim.metric is not None
     metric = METRICS[claim.metric]
     if isinstance(claim.test, Speed):
@@ -361,20 +223,23 @@ def _shower(claim: Claim) -> Callable[[float], str]:
     return lambda value: f"{value / metric.divisor:+.{metric.digits}f}"
 
 
+# ------------------------------------------------------------------------------------- what needs no correction
+
+
 def _count(base: Verdict, rows: Rows) -> Verdict:
     """Parameters are printed cut off at two decimals of a million, MACs rounded to two of a billion."""
     claim = base.claim
     assert claim.row is not None and claim.metric is not None
-    own = rows.by_seed(claim.row, claim.metric)
-    cell = _cell(claim.row, claim.metric)
-    if not own or cell is None:
-        return base._replace(verdict="not run", found=f"no {_title(claim.metric, rows.scale)} of {claim.row}")
-    value, record = next(iter(own.values()))
+    ours = rows.by_seed(claim.row, claim.metric)
+    number = cell(claim.row, claim.metric)
+    if not ours or number is None:
+        return base._replace(verdict="not run", found=f"no {title(claim.metric, rows.scale)} of {claim.row}")
+    value, record = next(iter(ours.values()))
     unit = 1e4 if claim.metric == "d_params" else 1e7
     shown = math.floor(value / unit) if claim.metric == "d_params" else round(value / unit)
     return base._replace(
-        verdict="supported" if shown == round(cell / unit) else "contradicted",
-        found=f"{value:,.0f}, printed {cell:,.0f}",
+        verdict="supported" if shown == round(number / unit) else "contradicted",
+        found=f"{value:,.0f}, printed {number:,.0f}",
         estimate=value,
         n=1,
         records=(record.job,),
@@ -385,10 +250,8 @@ def _count(base: Verdict, rows: Rows) -> Verdict:
 @cache
 def _checks(folder: Path) -> dict[str, checks.Result]:
     """What `laurepro check` finds of every item that a claim of this folder names."""
-    from laurepro import checks
-
     items = tuple(dict.fromkeys(c.test.item for c in load() if isinstance(c.test, Check)))
-    return {result.id: result for result in checks.run(items)}
+    return {result.id: result for result in checks.run(checks.items(), items)}
 
 
 def _checked(base: Verdict, scale: Scale) -> Verdict:
@@ -399,25 +262,14 @@ def _checked(base: Verdict, scale: Scale) -> Verdict:
     result = _checks(base.claim.file.parent)[base.claim.test.item]
     words: dict[str, Word] = {"holds": "supported", "self-contradiction": "contradicted"}
     says = Printed("self-contradiction", result.found) if result.verdict == "self-contradiction" else base.printed
-    found = f"{result.found} ({result.source})"
-    return base._replace(verdict=words.get(result.verdict, "undecided"), found=found, printed=says)
+    text = f"{result.found} ({result.source})"
+    return base._replace(verdict=words.get(result.verdict, "undecided"), found=text, printed=says)
 
 
-def _all(claim: Claim, scale: Scale, found: Mapping[str, Verdict]) -> Verdict:
-    """All of several claims of its own file: contradicted by one, supported by all."""
-    assert isinstance(claim.test, All)
-    parts = [
-        v
-        for i, v in found.items()
-        if v.claim.family == claim.family and i != claim.id and any(fnmatch.fnmatchcase(i, p) for p in claim.test.of)
-    ]
+def _all(claim: Claim, scale: Scale, parts: Sequence[Verdict]) -> Verdict:
+    """Several claims at once: contradicted by one, supported by all."""
     words = [v.verdict for v in parts]
     worst: tuple[Word, ...] = ("contradicted", "other sign here", "not run", "undecided", "not judged")
     word = next((w for w in worst if w in words), words[0])
-    states = [v.printed.verdict for v in parts]
-    says = Printed(
-        "self-contradiction" if "self-contradiction" in states else "holds" if "holds" in states else "not printed",
-        f"{states.count('holds')} of {len(states)} hold",
-    )
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
-    return Verdict(claim, scale.name, word, says, counts, dirty=any(v.dirty for v in parts))
+    return Verdict(claim, scale.name, word, printed(claim), counts, dirty=any(v.dirty for v in parts))

@@ -18,7 +18,7 @@ INF = float("inf")
 
 
 class Kind(BaseModel):
-    """A kind of test. No `Strict`: its validator of every field does not go with a discriminator."""
+    """A kind of test. Not a `Strict`, whose validator of every field cannot be combined with a discriminator."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -30,7 +30,7 @@ class Ordering(Kind):
 
 
 class Gain(Kind):
-    """The row is above the other by the amount that the text prints; `tolerance` is what our runs may differ by."""
+    """The row is above the other by the amount that the text prints. `tolerance`: how far our runs may be from it."""
 
     kind: Literal["gain"]
     printed: str = Field(pattern=r"^[+-]\d+(\.\d+)?$")
@@ -62,7 +62,7 @@ class Speed(Kind):
 
 
 class Count(Kind):
-    """A count is what is printed, after the rounding of the table."""
+    """A count equals what is printed, after the rounding of the table."""
 
     kind: Literal["count"]
 
@@ -86,7 +86,7 @@ MEASURED = (Ordering, Gain, Similar, Speed, Count)  # tests of rows
 
 
 class Comparison(Strict):
-    """One claim of a statement. What it leaves out is the statement's."""
+    """One claim of a statement, from which it takes what it leaves out."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")
     what: str | None = None
@@ -94,6 +94,7 @@ class Comparison(Strict):
     than: tuple[str, ...] = ()
     metric: str | None = None
     test: Test | None = None
+    note: str | None = None
 
     @field_validator("than", mode="before")
     @classmethod
@@ -102,7 +103,10 @@ class Comparison(Strict):
 
 
 class Statement(Strict):
-    """A sentence of the paper, in our words, with its place. `dataset`: what it is about, if it is about one alone."""
+    """A sentence of the paper, in our words, with its place.
+
+    `dataset`: the only data set that it is about, if any. `note`: what a reader must know of its comparisons.
+    """
 
     id: str = Field(pattern=r"^[A-Z]\d+$")
     what: str
@@ -110,6 +114,7 @@ class Statement(Strict):
     metric: str | None = None
     dataset: str | None = None
     test: Test | None = None
+    note: str | None = None
     comparisons: tuple[Comparison, ...] = Field(min_length=1)
 
 
@@ -122,7 +127,7 @@ class Document(Strict):
 
 
 class Claim(Strict):
-    """One comparison, with all that its statement says. `family`: its file, within which Holm's correction is made."""
+    """One comparison, with all that its statement gives. `family`: its file, within which Holm's correction is made."""
 
     id: str
     family: str
@@ -133,6 +138,7 @@ class Claim(Strict):
     test: Test
     metric: str | None = None
     dataset: str | None = None
+    note: str | None = None
     row: str | None = None
     than: tuple[str, ...] = ()
 
@@ -160,11 +166,11 @@ class Claim(Strict):
 
     @property
     def expected(self) -> str:
-        """What it says, in short, in the paper's metric."""
+        """What it states, in short, in the paper's metric."""
         return self.expected_in(METRICS[self.metric].title if self.metric else "")
 
     def expected_in(self, title: str) -> str:
-        """What it says, in short, in a metric of that title."""
+        """What it states, in short, in a metric of that title."""
         than = self.than[0] if len(self.than) == 1 else f"the best of {len(self.than)} quoted rows"
         match self.test:
             case Ordering():
@@ -181,6 +187,15 @@ class Claim(Strict):
                 return f"`laurepro check --only {item}`"
             case All(of=patterns):
                 return f"every claim of {', '.join(patterns)}"
+
+    def covers(self, other: Claim) -> bool:
+        """Whether `other` is one of the several claims that this one is about: of its file, by id."""
+        return (
+            isinstance(self.test, All)
+            and other.family == self.family
+            and other.id != self.id
+            and any(fnmatch.fnmatchcase(other.id, pattern) for pattern in self.test.of)
+        )
 
     @property
     def region(self) -> tuple[float, float]:
@@ -243,6 +258,7 @@ def read(file: Path) -> list[Claim]:
                     test=comparison.test or statement.test,
                     metric=comparison.metric or (statement.metric if comparison.row else None),
                     dataset=statement.dataset,
+                    note=comparison.note or statement.note,
                     row=comparison.row,
                     than=comparison.than,
                 )
@@ -253,7 +269,7 @@ def read(file: Path) -> list[Claim]:
     ids = [c.id for c in claims]
     for claim in claims:
         if ids.count(claim.id) > 1:
-            raise LaureproError(f"{file}: claim {claim.id} stands twice")
+            raise LaureproError(f"{file}: claim {claim.id} is there twice")
         if isinstance(claim.test, All):
             for pattern in claim.test.of:
                 if not fnmatch.filter(ids, pattern):
@@ -269,6 +285,8 @@ def _check_rows(claim: Claim) -> None:
         except LaureproError as error:
             raise LaureproError(f"{where}: {error}") from None
         if address == claim.row and row.set is None:
-            raise LaureproError(f"{where}: row {address} is quoted from the literature", "`row` is one of our own")
+            raise LaureproError(
+                f"{where}: row {address} is quoted from the literature", "`row` is a row with something to run"
+            )
         if len(claim.than) > 1 and address != claim.row and row.set is not None:
-            raise LaureproError(f"{where}: {address} is run here", "several rows in `than` are all quoted ones")
+            raise LaureproError(f"{where}: {address} has something to run", "several rows in `than` must all be quoted")

@@ -1,4 +1,4 @@
-"""`laurepro claims`: a verdict on each of the paper's statements."""
+"""`laurepro claims`: a verdict on each statement of the paper that can be judged from the records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import check_results, paths
 
 
 @click.command("claims")
@@ -19,13 +19,13 @@ from laurepro.commands.options import paths
     default="terminal",
     show_default=True,
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 where a claim that can be judged at its scale falls short.")
+@click.option("--strict", is_flag=True, help="Exit code 1 if a claim that can be judged at its scale is not supported.")
 @click.option(
     "--set",
     "pairs",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Judge the runs that were made with this --set.",
+    help="Judge the runs that had this --set.",
 )
 @paths
 def command(
@@ -37,7 +37,7 @@ def command(
     results: Path,
     runs: Path,
 ) -> None:
-    """A verdict on each statement of the paper from our own records, with intervals over seeds."""
+    """Judge the statements of the paper from the records, with intervals over seeds."""
     from fnmatch import fnmatchcase
 
     from laurepro import claims, record, spec
@@ -48,13 +48,16 @@ def command(
     for pattern in only:
         if not any(fnmatchcase(i, pattern) for i in ids):
             raise LaureproError(f"--only {pattern!r} matches no claim", f"ids look like {ids[0]}")
+    check_results(results, runs)
     records, problems = record.read_all(results)
     present = {r.scale for r in records.values()}
     names = [scale] if scale else [s for s in spec.scale_names() if s in present] or ["paper"]
     overrides = spec.parse_overrides(pairs)
     by_scale = []
     for name in names:
-        verdicts = claims.judge(spec.scale(name), records, overrides)  # all: Holm's family is not what is shown
+        verdicts = claims.judge(
+            spec.scale(name), records, overrides
+        )  # all of them: Holm's family is more than what is shown
         chosen = [v for v in verdicts if not only or any(fnmatchcase(v.claim.id, p) for p in only)]
         by_scale.append((spec.scale(name), chosen))
     for problem in problems:

@@ -93,6 +93,8 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
     if not source.is_dir():
         raise LaureproError(f"--source {source}: is not a folder", f"expected {module.INFO.needs}")
     originals = module.originals(source)
+    for note in originals.notes:
+        click.echo(note, err=True)
     with progress("prepare") as report:
         problems = _prepare.prepare(module.LAYOUT, originals, root / name, report)
     counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())

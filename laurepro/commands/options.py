@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,26 @@ def paths(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def check_results(results: Path, runs: Path) -> None:
+    """Refuse a --results that does not exist, for commands that only read. The default folder need not exist.
+
+    Before a run has written its first record there is only its runs folder; who names that too means such a run.
+
+    Raises:
+        LaureproError: naming the folder.
+    """
+    from click.core import ParameterSource
+
+    from laurepro.errors import LaureproError
+
+    source = click.get_current_context().get_parameter_source
+    named = {option for option in ("results", "runs") if source(option) is ParameterSource.COMMANDLINE}
+    if "results" in named and not results.is_dir() and not ("runs" in named and runs.is_dir()):
+        raise LaureproError(
+            f"--results {results}: no such folder", "it is the folder that laurepro run --results names"
+        )
+
+
 def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --scale, --seeds and --set."""
     for option in (
@@ -44,7 +64,12 @@ def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             help="Change a field of every experiment, as in train.lr=0.05.",
         ),
-        click.option("--seeds", type=click.IntRange(1), help="Seeds 0…N-1 (default: the scale's)."),
+        click.option(
+            "--seeds",
+            metavar="N|A-B",
+            callback=lambda context, option, text: None if text is None else _seeds(text),
+            help="Seeds 0…N-1, or A to B, as in 5-9 (default: the scale's).",
+        ),
         click.option(
             "--scale",
             envvar="LAUREPRO_SCALE",
@@ -54,6 +79,12 @@ def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def _seeds(text: str) -> int | tuple[int, ...]:
+    from laurepro.plan import parse_seeds
+
+    return parse_seeds(text)
 
 
 def launching(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +155,7 @@ def choose(
     targets: tuple[str, ...],
     everything: bool,
     scale_name: str | None,
-    seeds: int | None,
+    seeds: int | Collection[int] | None,
     pairs: tuple[str, ...],
 ) -> tuple[Any, list[Any]]:
     """The scale and the rows' plans. Everything a user may have mistyped is found here."""

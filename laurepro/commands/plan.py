@@ -62,7 +62,7 @@ def command(
     data: Path,
     form: str,
     scale: str | None,
-    seeds: int | None,
+    seeds: int | tuple[int, ...] | None,
     pairs: tuple[str, ...],
     results: Path,
     runs: Path,
@@ -94,6 +94,8 @@ def command(
 
         if machine.device is None:
             raise LaureproError("--budget: nothing tells what a job takes", "name a GPU with --gpu, or use --probe")
+        if isinstance(seeds, tuple):
+            raise LaureproError(f"--budget: --seeds {plan.seeds_text(seeds)} names seeds", "give their number, as 5")
         within = [r.address for r in rows] if targets else None
         overrides = spec.parse_overrides(pairs)
         selected = budgets.choose(
@@ -186,13 +188,14 @@ def _fits(planned: Plan, machine: Machine, processes: int) -> dict[str, Fit | st
 
 
 def _fit_line(found: Fit) -> str:
-    """`16 pictures a process need 20.4 GB; 62 fit`."""
-    need = f"{plural(found.pictures, 'picture')} a process: {found.peak_bytes / 1e9:.3g} GB predicted"
+    """`16 images a process: 20.4 GB predicted, fits (62 would)`."""
+    need = f"{plural(found.pictures, 'image')} a process: {found.peak_bytes / 1e9:.3g} GB predicted"
     if found.fits is None:
         return need
-    largest = f"{found.largest} would" if found.fits else f"at most {found.largest}"
-    more = "" if found.fits else "; --nproc-per-node, or --set train.accumulate=N for another experiment"
-    return f"{need}, {'fits' if found.fits else 'DOES NOT FIT'} ({largest}{more})"
+    if found.fits:
+        return f"{need}, fits ({found.largest} would)"
+    remedy = f"fits with --nproc-per-node {found.processes}" if found.processes else "fits with no number of processes"
+    return f"{need}, DOES NOT FIT (at most {found.largest}; {remedy}; --set train.accumulate=N is another experiment)"
 
 
 def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ...]) -> None:

@@ -59,16 +59,16 @@ def command(
     absent = [str(file) for file in images if not file.is_file()]
     if absent:
         raise LaureproError(f"no such image: {', '.join(absent)}")
-    stems = [file.stem for file in images]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise LaureproError(f"several images would be written as {', '.join(twice)}", "give them in several runs")
+    _check_outputs(images, output, checkpoint)
     prediction.check(images)
 
     if checkpoint is not None and row is not None:
         trained = prediction.load_checkpoint(checkpoint, row, spec.scale(scale))
     else:
-        trained = prediction.load(record.find(results, key or ""), runs)
+        stored = record.find(results, key or "")
+        prediction.check(images, len(stored.class_names))
+        trained = prediction.load(stored, runs)
+    prediction.check(images, len(trained.classes))
     if protocol is not None:
         fields = expanded({"eval": {"protocol": protocol}}, "--protocol")["eval"]
         trained = trained._replace(evaluation=trained.evaluation.model_copy(update=fields))
@@ -85,3 +85,20 @@ def command(
     rows = [i for i, name in enumerate(trained.classes) if name in seen]
     prediction.legend([trained.classes[i] for i in rows], colours[rows]).save(output / "legend.png")
     click.echo(f"wrote {len(images)} label maps and overlays, and legend.png, to {output}", err=True)
+
+
+def _check_outputs(images: tuple[Path, ...], output: Path, checkpoint: Path | None) -> None:
+    """Raise LaureproError where a file that is to be written is an input, or would be written twice."""
+    written: dict[str, str] = {"legend.png": "the legend"}
+    for file in images:
+        for name in (f"{file.stem}.png", f"{file.stem}-overlay.png"):
+            if name in written:
+                raise LaureproError(
+                    f"{name} would be written for {written[name]} and for {file}", "give them in several runs"
+                )
+            written[name] = str(file)
+    for name in written:
+        target = output / name
+        for source in (*images, *([checkpoint] if checkpoint else [])):
+            if target.exists() and target.samefile(source):
+                raise LaureproError(f"{target} would replace the input {source}", "use another --output")

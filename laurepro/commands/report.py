@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import check_results, paths
 
 TABLES = ("terminal", "csv", "json")  # formats of the tables alone
 PAGES = ("markdown", "html", "latex", "checklist", "artefact")
@@ -50,6 +50,7 @@ def command(
 
     if fragment and form not in ("markdown", "latex"):
         raise click.UsageError(f"--fragment is for markdown and latex, not {form}")
+    check_results(results, runs)
     if output is not None:
         record.writable(output.parent, "--output")
     sources = report.gather(

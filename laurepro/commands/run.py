@@ -29,7 +29,7 @@ def _run(
     everything: bool,
     *,
     scale: str | None,
-    seeds: int | None,
+    seeds: int | tuple[int, ...] | None,
     pairs: tuple[str, ...],
     launcher: str,
     nproc_per_node: int,
@@ -137,21 +137,25 @@ def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) ->
 
 def check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: str) -> None:
     """Stop before any work where a data set is absent. What is missing is said all at once."""
+    import json
+
+    from laurepro import datasets, spec
     from laurepro.spec import parts, weights
 
-    needed: dict[str, set[str]] = {}
+    needed: dict[str, tuple[spec.Data, set[str]]] = {}
     for job in (j for j in planned.jobs if j.stage != "profile"):
         e = job.experiment
-        splits = needed.setdefault(e.data.name, set())
+        _, splits = needed.setdefault(f"{e.data.name} {json.dumps(e.data.options)}", (e.data, set()))
         splits.add(e.data.train_split if job.stage == "train" else e.eval.split)
     missing = []
-    for name, splits in sorted(needed.items()):
-        if parts.path("datasets", name) is None:
-            state = "not there" if not (root / name).is_dir() else "there, but this version cannot read it yet"
-            missing.append(f"data set {name}: {root / name} is {state}")
+    for data, splits in (needed[key] for key in sorted(needed)):
+        if parts.path("datasets", data.name) is None:
+            state = "not there" if not (root / data.name).is_dir() else "there, but this version cannot read it yet"
+            missing.append(f"data set {data.name}: {root / data.name} is {state}")
         else:
-            found = parts.load("datasets", name).problems(root, tuple(sorted(splits)))
-            missing += [f"data set {name}: {problem}" for problem in found]
+            problems = datasets.problems(data, root, tuple(sorted(splits)))
+            missing += [f"data set {data.name}: {problem}" for problem in problems]
+    missing = list(dict.fromkeys(missing))
     missing += weights.problems((job.experiment for job in planned.jobs if job.stage == "train"), root)
     if missing and launcher != "dry":
         target = " ".join(targets) or "--all"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import choose, paths, scaled
+from laurepro.commands.options import check_results, choose, paths, scaled
 from laurepro.errors import LaureproError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def command(
     targets: tuple[str, ...],
     watch: bool,
     scale: str | None,
-    seeds: int | None,
+    seeds: int | tuple[int, ...] | None,
     pairs: tuple[str, ...],
     results: Path,
     runs: Path,
@@ -68,6 +68,7 @@ def command(
     """What is running, done, failed (with the reason and the log's last lines) and missing."""
     from laurepro import record, spec
 
+    check_results(results, runs)
     records, problems = record.read_all(results)
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
     if scale:
@@ -76,10 +77,11 @@ def command(
         names = spec.scale_names()
     else:
         names = [n for n in spec.scale_names() if n in {r.scale for r in records.values()}] or ["paper"]
-    plans = {
-        name: choose(targets, not targets, name, seeds or _seeds(name, records.values(), runs), pairs)[1]
-        for name in names
-    }
+    plans = {}
+    for name in names:
+        candidates = _seeds(name, records.values(), runs)
+        rows = choose(targets, not targets, name, seeds or candidates, pairs)[1]
+        plans[name] = rows if seeds else _begun(rows, started | set(records), spec.scale(name).seeds)
     broken = {f.stem for f in record.records_dir(results).glob("*.json")} - set(records)
 
     submitted = _Submitted(runs)
@@ -124,14 +126,22 @@ def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, in_queue
     return State(scale, len(planned.reused), missing, tuple(running), tuple(queued), tuple(stopped), tuple(failed))
 
 
-def _seeds(scale: str, records: Iterable[Record], runs: Path) -> int:
-    """As many seeds as were begun at a scale, where they are more than it has by default."""
+def _seeds(scale: str, records: Iterable[Record], runs: Path) -> set[int]:
+    """The seeds that a scale has by default, and those of its jobs that were begun, a shared pretraining's too."""
     from laurepro import record, spec
 
     begun = [job for f in runs.glob("*/job.json") if (job := record.read_json(f)) and job.get("scale") == scale]
-    seeds = [r.seed for r in records if r.scale == scale] + [int(job.get("seed", 0)) for job in begun]
-    # The shared backbone's seed is one of its own, far above those of rows.
-    return max([spec.scale(scale).seeds, *(seed + 1 for seed in seeds if seed < 100)])
+    seeds = [r.seed for r in records if r.scale == scale] + [job.get("seed") for job in begun]
+    return {seed for seed in seeds if isinstance(seed, int)}.union(range(spec.scale(scale).seeds))
+
+
+def _begun(rows: list[RowPlan], known: set[str], default: int) -> list[RowPlan]:
+    """The rows' jobs of the scale's default seeds, and of those at which some row has a known job, or a known need."""
+    seeds = set(range(default))
+    for job in (job for row in rows for job in row.jobs if job.seed not in seeds):
+        if job.name in known or (job.needs is not None and job.needs.name in known):
+            seeds.add(job.seed)
+    return [row._replace(jobs=tuple(job for job in row.jobs if job.seed in seeds)) for row in rows]
 
 
 class _Submitted:

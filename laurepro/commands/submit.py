@@ -34,10 +34,9 @@ def command(
     A zip of label maps, one per image: a PNG of one channel with the image's name and size, values 1 to the number of
     classes. Predictions that an evaluation of a test split has kept are used; otherwise they are made now.
     """
-    from laurepro import record
+    from laurepro import datasets, record
     from laurepro.datasets import open_split
     from laurepro.evaluation import prediction, submission
-    from laurepro.spec import parts
     from laurepro.spec.metrics import METRICS
 
     if dataset not in DATASETS:
@@ -47,12 +46,13 @@ def command(
         raise LaureproError(f"{stored.job} is of data set {stored.dataset}, expected {dataset}")
     job = _job(stored, split)
     evaluation = job.experiment.eval
-    problems = parts.load("datasets", dataset).problems(data, (evaluation.split,))
-    if problems:
-        raise LaureproError("\n".join(f"data set {dataset}: {p}" for p in problems), "give its folder with --data")
+    if faults := datasets.problems(job.experiment.data, data, (evaluation.split,)):
+        raise LaureproError("\n".join(f"data set {dataset}: {f}" for f in faults), "give its folder with --data")
     info, images = open_split(job.experiment.data, data, evaluation.split)
     names = submission.names(images, evaluation.split)
     file = output or Path("submissions") / f"{job.name}.zip"
+    if file.suffix != ".zip":  # weights or an image would be replaced
+        raise LaureproError(f"--output {file}: expected a name that ends in .zip")
     record.writable(file.parent, "--output")
 
     folder = record.run_folder(runs, job) / "predictions"

@@ -89,10 +89,11 @@ def _notes(jobs: Iterable[JobCost], estimator: Estimator, probe: Probe | None, m
     if bases:
         yield "seconds from: " + ", ".join(f"{basis} ({n} jobs)" for basis, n in bases.most_common())
     if (sheet := machine.sheet) is not None:
-        share = "-".join(f"{100 * u:g}" for u in (UTILISATION.low, UTILISATION.high))
+        low, middle, high = (f"{100 * share:g}" for share in UTILISATION[sheet.arithmetic])
+        evidence = {"TF32": "nobody has measured it", "FP32": "the paper's Table 8 reaches 38-48 % of a GTX 1080 Ti"}
         yield (
-            f"{sheet.flops / 1e12:g} TFLOP/s {sheet.arithmetic} a GPU ({sheet.source}), of which {share} % are assumed "
-            f"to be reached, {100 * UTILISATION.middle:g} % in the middle: nobody has measured it"
+            f"{sheet.flops / 1e12:g} TFLOP/s {sheet.arithmetic} a GPU ({sheet.source}), of which {low}-{high} % are "
+            f"assumed to be reached, {middle} % in the middle: {evidence[sheet.arithmetic]}"
         )
     if memory and not bases[PROBE]:
         yield f"a training is assumed to hold {ACTIVATIONS.low:g}-{ACTIVATIONS.high:g} times its layers' outputs"
@@ -134,12 +135,12 @@ def _span(span: Span | None) -> dict[str, float] | None:
 def lines(estimate: Estimate) -> list[str]:
     """The same for a terminal, in a few lines."""
     machine = estimate.machine
-    known = sum(cost.seconds is not None for cost in estimate.jobs.values())
     text = []
-    if known:
+    if any(cost.seconds for cost in estimate.jobs.values()):
+        least = "at least " if estimate.missing else ""
         text.append(
-            f"cost on {machine.title}: {_amount(estimate.device_hours, 1, '')} {estimate.unit}, "
-            f"done after {_duration(estimate.finish_hours)}"
+            f"cost on {machine.title}: {least}{_amount(estimate.device_hours, 1, '')} {estimate.unit}, "
+            f"done after {least}{_duration(estimate.finish_hours)}"
         )
     held = []
     if estimate.disk:

@@ -1,8 +1,9 @@
-"""What one job costs: seconds, memory and disk, each with a band. No torch here.
+"""What one job costs: seconds, memory and disk, each with a band.
 
 A job's seconds come from the first of these that is available: `laurepro plan --probe` on this machine, records of the
 same experiment (at any seed), the speed of other experiments on the same device, a data sheet. Speeds are those of the
-arithmetic that `costs.yaml` counts; without a count and without a measurement there is no estimate.
+arithmetic that `costs.yaml` counts. A network that is not in that file is counted from shapes, with torch, but only
+where a speed is known to which the count can be applied.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from laurepro import record
 from laurepro.cost.machines import Machine
 from laurepro.cost.probe import MARGIN, Measured, Probe, kind
 from laurepro.cost.work import work
+from laurepro.datasets import num_classes
 from laurepro.launchers._schedule import demand
 from laurepro.network import costs
 from laurepro.record import Record
@@ -41,8 +43,10 @@ class Span(NamedTuple):
         return Span(self.low + other.low, self.middle + other.middle, self.high + other.high)
 
 
-# Assumptions, not measurements; the notes of an estimate say so.
-UTILISATION = Span(0.15, 0.30, 0.45)  # of the data sheet's arithmetic
+# Assumptions, but for FP32; the notes of an estimate say so. FP32: with the speeds of the paper's Table 8, its networks
+# reach 38 to 48 % of the arithmetic of a GTX 1080 Ti (frames a second x 2 x multiply-accumulates).
+UTILISATION = {"TF32": Span(0.15, 0.30, 0.45), "FP32": Span(0.30, 0.45, 0.60)}  # of the data sheet's arithmetic
+SMALL_MACS = 10e9  # networks below it are limited by the host, and a data sheet says nothing about them
 START_SECONDS = Span(2.0, 5.0, 20.0)  # from a process's start until it computes; a record's seconds begin then
 FEW = 1.5  # factor of the band, either way, of a speed that fewer than three experiments give
 ACTIVATIONS = Span(1.0, 1.4, 2.0)  # bytes kept for the backward pass over bytes of the layers' outputs
@@ -77,21 +81,45 @@ class Estimator:
             self._probed = {} if self.unused else probe.jobs
         comparable = [r for r in records.values() if machine.sheet is None and self._comparable(r)]
         self._recorded = self._by_kind(comparable)
-        self._speeds = self._measured_speeds(comparable)
+        self._jobs = [_job(entry) for entry in comparable]
+        self._speeds: dict[tuple[str, ...], tuple[Span | None, int | None]] = {}
+        self.uncountable: dict[str, str] = {}  # why a network could not be counted, by its name
 
-    def about(self, job: Job) -> tuple[str, Cost | None, float | None]:
-        """A job's kind, its network's cost and its work, each computed once for all seeds."""
+    def about(self, job: Job, count: bool = False) -> tuple[str, Cost | None, float | None]:
+        """A job's kind, its network's cost and its work, each computed once for all seeds.
+
+        Args:
+            job: Of any stage.
+            count: Count a network that is not in `costs.yaml` from shapes, which imports torch.
+        """
         key = (job.stage, id(job.experiment))
-        if key not in self._experiments:
-            cost = self._costs.get(costs.network_name(job.experiment)) if self._costs else None
-            self._experiments[key] = (job.experiment, kind(job), cost, None if cost is None else work(job, cost))
-        return self._experiments[key][1:]
+        known = self._experiments.get(key)
+        if known is None or (count and known[2] is None):
+            cost = self._network(job.experiment, count)
+            known = (job.experiment, kind(job), cost, None if cost is None else work(job, cost))
+            self._experiments[key] = known
+        return known[1:]
+
+    def _network(self, e: Experiment, count: bool) -> Cost | None:
+        name = costs.network_name(e)
+        if count and name not in self._costs and name not in self.uncountable:
+            from laurepro.network.counted import counts
+
+            try:
+                self._costs[name] = counts(e.model, e.op, num_classes(e.data), e.profile.height, e.profile.width)
+            except Exception as error:  # of a plug-in that does not work on shapes
+                first = (str(error).strip().splitlines() or ["no message"])[0]
+                self.uncountable[name] = (
+                    f"its network cannot be counted from shapes: {type(error).__name__}: {first:.100}"
+                )
+        return self._costs.get(name)
 
     def cost(self, job: Job) -> JobCost:
         """What is left of the job takes: a training resumes from its last checkpoint."""
-        name, cost, _ = self.about(job)
+        name = self.about(job)[0]
         measured = self._probed.get(name)
         seconds, basis = self._seconds(job, name)
+        cost = self.about(job)[1]  # which may have been counted for the seconds
         if seconds is not None and job.stage == "train":
             seconds = seconds.times(1 - self._share_done(job))
         memory, disk = None, None
@@ -118,20 +146,27 @@ class Estimator:
         if job.stage == "profile":
             budget = job.experiment.profile.seconds
             return Span(budget / 4, budget, 2 * budget).plus(START_SECONDS), BUDGET
-        operations = self.about(job)[2]
-        if operations is None:
-            return None, "its network is not in costs.yaml, and it was not measured"
-        if machine.sheet is not None:
-            speed, basis = UTILISATION.times(machine.sheet.flops * machine.context.nproc_per_node), SHEET
-        elif job.stage in self._speeds:
-            speed, basis = self._speeds[job.stage], SPEED
+        sheet = machine.sheet
+        images = None
+        if sheet is not None:
+            speed: Span | None = UTILISATION[sheet.arithmetic].times(sheet.flops * machine.context.nproc_per_node)
         else:
-            return None, f"no {job.stage} was measured on {machine.device}"
+            speed, images = self._speed(job)
+        if speed is None:
+            return None, f"no {job.stage} like it was measured on {machine.device}"
+        cost = self.about(job, count=True)[1]
+        if cost is None:
+            return None, self.uncountable[costs.network_name(job.experiment)]
+        if sheet is not None and cost.macs < SMALL_MACS:
+            return None, "its network is so small that the host, and not the GPU's arithmetic, limits the speed"
+        operations = work(job, cost, images)
+        if operations is None:
+            return None, f"the number of images of data set {job.experiment.data.name} is not known"
         span = Span(operations / speed.high, operations / speed.middle, operations / speed.low)
-        if machine.sheet is None:
-            return span, basis
+        if sheet is None:
+            return span, SPEED
         # Jobs that share a GPU: at best it would have been idle, at worst each is slower by the number of jobs.
-        return Span(span.low, span.middle * machine.capacity, span.high * machine.capacity).plus(START_SECONDS), basis
+        return Span(span.low, span.middle * machine.capacity, span.high * machine.capacity).plus(START_SECONDS), SHEET
 
     def _share_done(self, job: Job) -> float:
         """The share of a training's steps that its last checkpoint holds."""
@@ -161,18 +196,48 @@ class Estimator:
         clock = progress.get("seconds") if entry.stage == "train" else None
         return max(entry.seconds, float(clock)) if isinstance(clock, int | float) else entry.seconds
 
-    def _measured_speeds(self, records: Iterable[Record]) -> dict[str, Span]:
-        """Operations a second by stage, over the counted experiments that were measured; the start is included."""
-        speeds: dict[str, dict[str, float]] = {"train": {}, "evaluate": {}}
-        for entry in records:
-            name, _, operations = self.about(_job(entry))
-            if operations is not None:
-                taken = statistics.median(self._recorded[name]) + START_SECONDS.middle
-                speeds[entry.stage][name] = operations / taken
+    def _speed(self, job: Job) -> tuple[Span | None, int | None]:
+        """Operations a second of measured jobs, their start included: of those like it, else of all that are counted.
+
+        The second value is the number of images to assume of an evaluation whose data set does not state it: any will
+        do where the speed is of evaluations on the same images.
+        """
+        like = _likeness(job)
+        if like not in self._speeds:
+            alike = [other for other in self._jobs if _likeness(other) == like]
+            images = 1 if alike and job.stage == "evaluate" else None
+            speeds: dict[str, float] = {}
+            for other in alike:
+                name, cost, _ = self.about(other, count=True)
+                operations = None if cost is None else work(other, cost, images)
+                if operations is not None:
+                    speeds[name] = operations / self._taken(name)
+            speed = _band(list(speeds.values())) if speeds else None
+            self._speeds[like] = (speed, images) if alike else (self._counted_speed(job.stage), None)
+        return self._speeds[like]
+
+    def _counted_speed(self, stage: str) -> Span | None:
+        """Operations a second of all measured jobs of a stage whose networks are in `costs.yaml`."""
+        speeds: dict[str, float] = {}
+        for other in self._jobs:
+            name, _, operations = self.about(other)
+            if other.stage == stage and operations is not None:
+                speeds[name] = operations / self._taken(name)
         for name, measured in self._probed.items():
-            if measured.operations is not None:
-                speeds[measured.stage][name] = measured.operations / measured.seconds[1]
-        return {stage: _band(list(values.values())) for stage, values in speeds.items() if values}
+            if measured.stage == stage and measured.operations is not None:
+                speeds[name] = measured.operations / measured.seconds[1]
+        return _band(list(speeds.values())) if speeds else None
+
+    def _taken(self, name: str) -> float:
+        return statistics.median(self._recorded[name]) + START_SECONDS.middle
+
+
+def _likeness(job: Job) -> tuple[str, ...]:
+    """The same for jobs whose speeds can be compared: networks of one size, and evaluations on the same images."""
+    if job.stage != "evaluate":
+        return job.stage, job.scale
+    e = job.experiment
+    return job.stage, job.scale, e.data.name, repr(e.data.options), e.eval.split
 
 
 def _band(values: list[float]) -> Span:

@@ -31,7 +31,8 @@ def _sheet(title: str, teraflops: float, arithmetic: str, gigabytes: float, sour
 
 
 # Dense figures. TF32 is printed with sparsity, or both: H100 and H200 989 (495 | 989), HGX B200 2.2 PFLOPS, L40S
-# 183 | 366, A100 156 | 312, RTX 4090 82.6 | 165.2, RTX 3090 35.6 | 71. V100 and T4 have no TF32.
+# 183 | 366, A100 156 | 312, RTX 4090 82.6 | 165.2, RTX 3090 35.6 | 71. V100, T4 and GTX 1080 Ti
+# (the GPU of the paper's Table 8) have no TF32.
 GPUS = {
     "b200": _sheet("NVIDIA B200", 1100, "TF32", 180, "NVIDIA Blackwell data sheet, HGX B200"),
     "h200": _sheet("NVIDIA H200 SXM", 494.5, "TF32", 141, "NVIDIA H200 data sheet"),
@@ -39,6 +40,13 @@ GPUS = {
     "a100": _sheet("NVIDIA A100 80 GB", 156, "TF32", 80, "NVIDIA A100 data sheet"),
     "a100-40gb": _sheet("NVIDIA A100 40 GB", 156, "TF32", 40, "NVIDIA A100 data sheet"),
     "l40s": _sheet("NVIDIA L40S", 183, "TF32", 48, "NVIDIA L40S data sheet"),
+    "gtx1080ti": _sheet(
+        "NVIDIA GeForce GTX 1080 Ti",
+        11.34,
+        "FP32",
+        11,
+        "specifications: 3584 cores, 1582 MHz",
+    ),
     "v100": _sheet("NVIDIA V100 SXM2", 15.7, "FP32", 32, "NVIDIA V100 data sheet"),
     "t4": _sheet("NVIDIA T4", 8.1, "FP32", 16, "NVIDIA T4 data sheet"),
     "rtx4090": _sheet("NVIDIA GeForce RTX 4090", 82.6, "TF32", 24, "NVIDIA Ada GPU architecture white paper"),

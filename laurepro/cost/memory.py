@@ -75,6 +75,7 @@ class Fit(NamedTuple):
     peak_bytes: float
     largest: int | None  # micro-batch that fits; None: the available memory is not known
     fits: bool | None
+    processes: int | None  # the fewest that it fits with, each with as much memory; None: not known, or it never fits
 
 
 def fit(job: spec.Job, classes: int, processes: int, available: float | None, margin: float = GPU_MARGIN) -> Fit:
@@ -96,9 +97,12 @@ def fit(job: spec.Job, classes: int, processes: int, available: float | None, ma
     images = e.train.batch_size // processes // e.train.accumulate
     prediction = _predict(_essential(e), classes)
     if available is None:
-        return Fit(images, prediction.peak(images), None, None)
+        return Fit(images, prediction.peak(images), None, None, None)
     largest = prediction.largest(available, margin)
-    return Fit(images, prediction.peak(images), largest, images <= largest)
+    total = e.train.batch_size // e.train.accumulate
+    enough = [n for n in range(1, total + 1) if e.train.batch_size % (n * e.train.accumulate) == 0]
+    fewest = next((n for n in enough if total // n <= largest), None)
+    return Fit(images, prediction.peak(images), largest, images <= largest, fewest)
 
 
 def _essential(e: spec.Experiment) -> spec.Experiment:

@@ -18,7 +18,7 @@ def _layout(data: Data) -> Any:
     return getattr(parts.load("datasets", data.name), "LAYOUT", None)
 
 
-def images(data: Data, split: str) -> int | None:
+def image_count(data: Data, split: str) -> int | None:
     """The number of images of a split, by the data set's description; None: not known."""
     layout = _layout(data)
     if layout is None:
@@ -35,7 +35,7 @@ def train_steps(experiment: Experiment) -> int | None:
         return sum(phase.iterations for phase in train.phases)
     if train.iterations is not None:
         return train.iterations
-    count = images(experiment.data, experiment.data.train_split)
+    count = image_count(experiment.data, experiment.data.train_split)
     assert train.epochs is not None
     return None if count is None else train.epochs * (count // train.batch_size)
 
@@ -64,11 +64,18 @@ def network_pixels(height: int, width: int, evaluation: Eval) -> int:
     return flips * sum(windows(h) * windows(w) * crop**2 for h, w in sizes)
 
 
-def work(job: Job, cost: Cost) -> float | None:
+def work(job: Job, cost: Cost, images: int | None = None) -> float | None:
     """Floating-point operations of a job: two for each multiply-accumulate, three forward passes a training image.
 
-    Those of the auxiliary head, losses and sampling are not counted, as in `costs.yaml`. None: the number of images is
-    not known, or the stage is another one.
+    Those of the auxiliary head, losses and sampling are not counted, as in `costs.yaml`.
+
+    Args:
+        job: A training or an evaluation.
+        cost: Of its network.
+        images: Of an evaluation, where the data set does not state their number.
+
+    Returns:
+        None: the number of images is not known, or the stage is another one.
     """
     e = job.experiment
     per_pixel = 2 * cost.macs / (e.profile.height * e.profile.width)
@@ -76,10 +83,10 @@ def work(job: Job, cost: Cost) -> float | None:
         steps = train_steps(e)
         return None if steps is None else 3 * per_pixel * e.data.crop_size**2 * e.train.batch_size * steps
     if job.stage == "evaluate":
-        count = images(e.data, e.eval.split)
+        count = image_count(e.data, e.eval.split) or images
         if count is None:
             return None
-        width, height = _layout(e.data).size or IMAGE[::-1]
+        width, height = getattr(_layout(e.data), "size", None) or IMAGE[::-1]
         reduce = e.data.options.get("reduce", 1)
         return per_pixel * network_pixels(height // reduce, width // reduce, e.eval) * count
     return None

@@ -4,18 +4,22 @@ A file defines
 
 * `INFO: Info`,
 * `class Dataset` with `__init__(self, root: Path, split: str, *, <options with literal defaults>)`, `__len__`, and
-  `__getitem__(i) -> (image uint8 [H, W, 3], label int64 [H, W])`, where a label is a class index or -1 (ignored),
+  `__getitem__(i) -> (image uint8 [H, W, 3], label int64 [H, W])`, where a label is a class index or -1 (ignored).
+  An attribute `names` gives each image's name, by which a test server's archive names its label map,
 * `problems(root: Path, splits: tuple[str, ...]) -> list[str]`: why the data cannot be used, empty if it can. It is
-  cheap, and called before any work.
+  cheap, and called before any work. It may take keyword-only options of the class: those that decide the answer.
 
 Where options change what a data set is, a file also defines `info(*, <the same options>) -> Info`.
 
 A data set of files also defines `LAYOUT` (`_layout.py`) and `originals(source) -> Originals` (`_prepare.py`):
-`laurepro data prepare` and `verify` need nothing more.
+`laurepro data prepare` and `verify` need nothing more. Any other one that reads files from elsewhere than ROOT/<name>
+defines `files(root: Path) -> Iterable[Path]`: what it reads, so that edited data are another experiment. One that is
+generated returns none.
 """
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -70,14 +74,40 @@ def num_classes(data: spec.Data) -> int:
     return len(info_of(data).classes)
 
 
-def copy_sha256(data: spec.Data, root: Path) -> str | None:
-    """Which copy of a data set is below `root`: the digest of its manifest, and so of every file; None without one."""
-    layout = getattr(parts.load("datasets", data.name), "LAYOUT", None)
-    if layout is None:
-        return None
-    from laurepro.datasets import _manifest
+def data_digest(data: spec.Data, root: Path) -> str | None:
+    """Which copy of a data set is below `root`, as a sha256; None if it is generated or absent.
 
-    return _manifest.manifest_sha256(root / layout.name)
+    Of a data set that `laurepro data prepare` made it is the digest of the manifest, which lists size and sha256 of
+    every file; `problems` holds the files to the manifest. It costs reading the manifest.
+
+    Of any other one it covers the path below `root` and the sha256 of each file that the module's `files(root)`
+    returns, or without that function of each file below ROOT/<name>, hidden ones left out. The first call reads them
+    all. Later ones need the status of each, since unchanged size and modification time stand for an unchanged file;
+    that is kept in ROOT/<name>/.stamps.json, if it can be written.
+
+    Raises:
+        LaureproError: No data set has that name, or a file cannot be read.
+    """
+    from laurepro.datasets import _digest, _manifest
+
+    module = parts.load("datasets", data.name)
+    layout = getattr(module, "LAYOUT", None)
+    if layout is not None:
+        return _manifest.manifest_sha256(root / layout.name)
+    folder = root / data.name
+    return _digest.of_files(root, folder, module.files(root) if hasattr(module, "files") else _digest.below(folder))
+
+
+def problems(data: spec.Data, root: Path, splits: tuple[str, ...]) -> list[str]:
+    """Why splits of the data set that `data` names cannot be used with the options given there; empty if they can.
+
+    Raises:
+        LaureproError: No data set has that name.
+    """
+    check = parts.load("datasets", data.name).problems
+    accepted = inspect.signature(check).parameters
+    result: list[str] = check(root, splits, **{k: v for k, v in data.options.items() if k in accepted})
+    return result
 
 
 def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Images]:
@@ -86,8 +116,8 @@ def open_split(data: spec.Data, root: Path, split: str) -> tuple[Info, Images]:
     Raises:
         LaureproError: The split cannot be used. All problems are reported together.
     """
+    if faults := problems(data, root, (split,)):
+        raise LaureproError("\n".join(f"data set {data.name}: {fault}" for fault in faults))
     module = parts.load("datasets", data.name)
-    if problems := module.problems(root, (split,)):
-        raise LaureproError("\n".join(f"data set {data.name}: {problem}" for problem in problems))
     images: Images = module.Dataset(root, split, **data.options)
     return info_of(data), images

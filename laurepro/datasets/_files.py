@@ -24,10 +24,19 @@ import PIL.Image
 
 from laurepro.datasets import Image, Label, _decoded
 from laurepro.datasets._image import decode as decode_image
-from laurepro.datasets._image import in_rgb, label_values
+from laurepro.datasets._image import in_rgb, label_values, size_of
 from laurepro.datasets._layout import Layout as Layout
 from laurepro.datasets._layout import Mask, Unreadable
-from laurepro.datasets._manifest import LOCK, MANIFEST, Stamps, manifest_sha256, paths_of, read_list, read_manifest
+from laurepro.datasets._manifest import (
+    LOCK,
+    MANIFEST,
+    Stamps,
+    edition_problems,
+    manifest_sha256,
+    paths_of,
+    read_list,
+    read_manifest,
+)
 from laurepro.errors import LaureproError, unknown
 
 Report = Callable[[int, int], None]  # (done, total)
@@ -38,7 +47,7 @@ SHOWN = 5  # problems that a refused run lists before it points to `laurepro dat
 
 
 class Files:
-    """One split of a prepared data set, read from its files."""
+    """One split of a prepared data set, read from its files. `names` of its images, without suffix, in their order."""
 
     def __init__(self, layout: Layout, root: Path, split: str) -> None:
         if split not in layout.splits:
@@ -47,13 +56,13 @@ class Files:
         self._hint = f"laurepro data verify {layout.name}"
         try:
             files = read_manifest(layout, self._folder)
-            names, _ = read_list(self._folder / f"{split}.txt")
+            self.names, _ = read_list(self._folder / f"{split}.txt")
         except Unreadable as error:
             raise LaureproError(str(error), self._hint) from None
         self._table = layout.table.astype(np.int64)
         self._labelled = split not in layout.unlabelled
-        self._paths = [paths_of(layout, split, name, files) for name in names]
-        self.decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(names))
+        self._paths = [paths_of(layout, split, name, files) for name in self.names]
+        self.decoded = _decoded.find(self._folder, split, manifest_sha256(self._folder), len(self.names))
 
     def __len__(self) -> int:
         """The number of images."""
@@ -83,10 +92,10 @@ class Files:
         """Height and width of an image, without decoding it."""
         file = self._folder / self._paths[index][0]
         try:
-            with PIL.Image.open(file) as image:
-                return image.height, image.width
-        except OSError as error:
-            raise LaureproError(f"{file}: {error.strerror or 'is no image'}", self._hint) from None
+            return size_of(file)
+        except (OSError, Unreadable) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise LaureproError(f"{file}: {reason}", self._hint) from None
 
     def _read(self, path: str, convert: Callable[[PIL.Image.Image], _R]) -> _R:
         file = self._folder / path
@@ -104,7 +113,7 @@ def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
     Raises:
         LaureproError: A file is not the one that was prepared, the folder is in use, or the disk fails.
     """
-    if faults := problems(layout, folder.parent, (split,)):
+    if faults := problems(layout, folder.parent, (split,), decoded=False):
         raise LaureproError(faults[0], f"laurepro data verify {layout.name}")
     files = Files(layout, folder.parent, split)
     indices = list(range(len(files)))
@@ -112,7 +121,11 @@ def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
     images = parallel(files.values, indices, report)
     try:
         with filelock.FileLock(folder / LOCK, timeout=0):
-            return _decoded.write(folder, split, images, sizes, manifest_sha256(folder))
+            size, digest = _decoded.write(folder, split, images, sizes, manifest_sha256(folder))
+            stamps = Stamps(folder)
+            stamps.put(_decoded.path_of(split), digest, "")
+            stamps.save()
+            return size
     except filelock.Timeout:
         raise LaureproError(f"{folder}: another process prepares or decodes it", "wait until it ends") from None
     except OSError as error:
@@ -122,9 +135,11 @@ def decode(layout: Layout, folder: Path, split: str, report: Report) -> int:
 def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
     """Which decoded images differ from their files, in one line. Empty where none does, or none was decoded."""
     files = Files(layout, folder.parent, split)
-    decoded = files.decoded
+    decoded, stamps = files.decoded, Stamps(folder)
     if decoded is None:
         return []
+    if faults := _decoded.problems(folder, split, manifest_sha256(folder), len(files), stamps.sha256):
+        return faults
 
     def differs(index: int) -> bool:
         pairs = zip(decoded[index], files.values(index), strict=True)
@@ -139,10 +154,13 @@ def decoded_problems(layout: Layout, folder: Path, split: str) -> list[str]:
     ]
 
 
-def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:
+def problems(
+    layout: Layout, root: Path, splits: tuple[str, ...], edition: str | None = None, decoded: bool = True
+) -> list[str]:
     """Why splits cannot be used: the files that are not, byte for byte, the ones that `prepare` checked.
 
-    A file whose size and modification time are unchanged counts as unchanged; others are hashed again.
+    `edition`: the one that is expected, if the experiment chooses one. A file whose size and modification time are
+    unchanged counts as unchanged; others are hashed again. `decoded`: whether decoded splits are checked too.
     """
     folder = root / layout.name
     unknown_splits = [
@@ -156,18 +174,21 @@ def problems(layout: Layout, root: Path, splits: tuple[str, ...]) -> list[str]:
         files = read_manifest(layout, folder)
     except Unreadable as error:
         return [str(error)]
-    wanted = []
+    stamps, wanted, faults = Stamps(folder), [], []
     for split in splits:
         file = folder / f"{split}.txt"
         wanted.append(file.name)
-        with suppress(Unreadable):
-            for name in read_list(file)[0]:
+        with suppress(Unreadable):  # reported below, as a file that is not the one that was prepared
+            names, _ = read_list(file)
+            faults += edition_problems(layout, folder, split, len(names), edition)
+            if decoded:
+                faults += _decoded.problems(folder, split, manifest_sha256(folder), len(names), stamps.sha256)
+            for name in names:
                 image, mask = paths_of(layout, split, name, files)
                 wanted += [image] if split in layout.unlabelled else [image, mask]
     wanted = list(dict.fromkeys(wanted))
-    stamps = Stamps(folder)
     results = parallel(lambda path: _changed(folder, path, files.get(path), stamps), wanted, lambda done, total: None)
-    faults = [fault for fault in results if fault]
+    faults += [fault for fault in results if fault]
     if len(faults) > SHOWN:
         faults = [*faults[:SHOWN], f"and {len(faults) - SHOWN} more files: laurepro data verify {layout.name}"]
     stamps.save()

@@ -1,10 +1,11 @@
-"""What a data set's prepared folder holds."""
+"""What a data set's prepared folder holds, and what all its readers share."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,3 +60,11 @@ class Layout(NamedTuple):
 
 class Unreadable(Exception):
     """A file is not what it should be. The message states why, without the file's name."""
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON document that others wrote. Raises ValueError, also for one that is nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 from laurepro.atomic import is_unfinished, write_atomic
 from laurepro.datasets import _decoded
-from laurepro.datasets._layout import Layout, Unreadable
+from laurepro.datasets._layout import Layout, Unreadable, parse_json
 
 MANIFEST, STAMPS, LOCK = "manifest.json", ".stamps.json", ".lock"
 SCHEMA = 1
@@ -48,6 +49,18 @@ def check_lists(layout: Layout, names: dict[str, list[str]], folder: Path = Path
     return edition, faults
 
 
+def edition_problems(layout: Layout, folder: Path, split: str, count: int, edition: str | None) -> list[str]:
+    """Whether a split with that number of images is of another edition than the one that is expected, if one is."""
+    if edition is None or layout.editions[edition][split] == count:
+        return []
+    other = next((e for e, counts in layout.editions.items() if counts[split] == count), None)
+    use = f", or use --set data.options.edition={other}" if other else ""
+    return [
+        f"{folder / f'{split}.txt'}: lists {count} images, which is edition {other or 'unknown'}; expected "
+        f"{layout.editions[edition][split]}, edition {edition}: prepare that one{use}"
+    ]
+
+
 def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
     """Files in the folder that do not belong to the data set, without laurepro's own and those of killed processes."""
     expected = {MANIFEST, STAMPS, LOCK, *files}
@@ -57,17 +70,29 @@ def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
     return sorted(path for path in there if path not in expected and not path.startswith(f"{_decoded.FOLDER}/"))
 
 
-def read_list(file: Path) -> tuple[list[str], list[str]]:
-    """The names in a split's list, and what is wrong with it. Raises Unreadable, which names the file."""
+def is_name(name: str) -> bool:
+    """Whether an image can have that name: one printable word, not hidden, without a folder, not too long."""
+    one_word = name.isprintable() and len(name.split()) == 1 and not {"/", "\\"} & set(name)
+    return one_word and not name.startswith(".") and len(name.encode()) <= 200
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a list in UTF-8, with or without a byte order mark. Raises Unreadable, which names the file."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise Unreadable(f"{file}: is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"{file}: cannot be read ({error})") from None
-    names = [line.strip() for line in lines if line.strip()]
-    strange = [name for name in names if len(name.split()) != 1 or "/" in name or "\\" in name or name.startswith(".")]
-    faults = [f"{file}: expected one name a line, without folders, got {name!r:.60}" for name in strange]
+    except OSError as error:
+        raise Unreadable(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{file}: cannot be read as UTF-8 (byte {error.start})") from None
+
+
+def read_list(file: Path) -> tuple[list[str], list[str]]:
+    """The names in a split's list, and what is wrong with it. Raises Unreadable, which names the file."""
+    names = [line.strip() for line in read_lines(file) if line.strip()]
+    strange = [name for name in names if not is_name(name)]
+    faults = [f"{file}: expected one name a line, without folders, got {name[:60]!a}" for name in strange]
     return [name for name in names if name not in set(strange)], faults
 
 
@@ -75,15 +100,28 @@ def read_manifest(layout: Layout, folder: Path) -> dict[str, tuple[int, str]]:
     """(size, sha256) by path. Raises Unreadable, which names the file."""
     file = folder / MANIFEST
     try:
-        raw = json.loads(file.read_bytes())
+        raw = parse_json(file.read_bytes())
         if raw["schema"] != SCHEMA or raw["dataset"] != layout.name:
-            raise Unreadable(f"{file}: is of {raw['dataset']!r}, schema {raw['schema']}")
-        return {path: (int(size), str(digest)) for path, (size, digest) in raw["files"].items()}
+            raise Unreadable(f"{file}: is of {raw['dataset']!a:.60}, schema {raw['schema']!a:.60}")
+        entries = {path: (size, digest) for path, (size, digest) in raw["files"].items()}
+        if not all(map(_is_entry, entries, entries.values())):
+            raise ValueError
+        return entries
     except FileNotFoundError:
         hint = f"laurepro data prepare {layout.name} --source DIR writes it when all files are correct"
         raise Unreadable(f"{file}: is missing; {hint}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Unreadable(f"{file}: cannot be read") from None
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def _is_entry(path: str, entry: tuple[Any, Any]) -> bool:
+    """Whether a manifest's entry names a file below the folder, its size and its sha256."""
+    inside = path.isprintable() and not path.startswith("/") and ".." not in path.split("/")
+    size, digest = entry
+    return inside and type(size) is int and size >= 0 and isinstance(digest, str) and bool(_DIGEST.fullmatch(digest))
 
 
 def manifest_sha256(folder: Path) -> str | None:
@@ -109,6 +147,11 @@ def paths_of(
     return image or f"{stem}.jpg", layout.mask.format(split=split, name=name)
 
 
+def _is_stamp(stamp: Any) -> bool:
+    """Whether a value is [size, time, sha256, origin]."""
+    return isinstance(stamp, list) and [type(part) for part in stamp] == [int, int, str, str]
+
+
 class Stamps:
     """Digests of files that have not changed since they were read. A cache: without it all files are read again."""
 
@@ -116,15 +159,15 @@ class Stamps:
         self._folder = folder
         self._dirty = False
         try:
-            raw = json.loads((folder / STAMPS).read_bytes())
-            self._known: dict[str, list[Any]] = raw if isinstance(raw, dict) else {}
-        except (OSError, ValueError):
+            raw = parse_json((folder / STAMPS).read_bytes())
+            self._known: dict[str, list[Any]] = {path: stamp for path, stamp in raw.items() if _is_stamp(stamp)}
+        except (OSError, ValueError, AttributeError):
             self._known = {}
 
     def _current(self, path: str) -> list[Any] | None:
         """The stamp [size, time, sha256, origin] of a path, if its file has not changed since."""
         known = self._known.get(path)
-        if not isinstance(known, list) or len(known) != 4:
+        if known is None:
             return None
         status = (self._folder / path).stat()
         return known if known[:2] == [status.st_size, status.st_mtime_ns] else None
@@ -142,12 +185,17 @@ class Stamps:
         size, _, digest, _ = self._known[path]
         return size, digest
 
+    def known(self, path: str) -> str | None:
+        """The digest of a file that has not changed since it was read, else None. Raises OSError."""
+        stamp = self._current(path)
+        return None if stamp is None else str(stamp[2])
+
     def sha256(self, path: str) -> str:
         """The file's digest. Raises OSError."""
-        known = self._current(path)
-        if known is not None:
-            return str(known[2])
-        digest = hashlib.sha256((self._folder / path).read_bytes()).hexdigest()
+        if (known := self.known(path)) is not None:
+            return known
+        with open(self._folder / path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         self.put(path, digest, None)
         return digest
 
@@ -155,7 +203,7 @@ class Stamps:
         """Store a file's state. Origin None keeps the stored one if the bytes are still those that it produced."""
         status = (self._folder / path).stat()
         if origin is None:
-            before = self._known.get(path, [0, 0, "", ""])
+            before = self._known.get(path, (0, 0, "", ""))
             origin = before[3] if before[2] == digest else ""
         entry = [status.st_size, status.st_mtime_ns, digest, origin]
         if self._known.get(path) != entry:
@@ -164,7 +212,7 @@ class Stamps:
 
     def save(self) -> None:
         """Write the stamps, if the folder is writable."""
-        if self._dirty:
+        if self._dirty and self._folder.is_dir():
             with suppress(OSError):
                 write(self._folder / STAMPS, json.dumps(self._known).encode())
                 self._dirty = False

@@ -21,6 +21,7 @@ from laurepro.datasets._layout import Layout, Mask, Unreadable
 from laurepro.datasets._manifest import LOCK, MANIFEST, SCHEMA, Stamps, check_lists, image_stem, unexpected, write
 from laurepro.errors import LaureproError
 
+JPEGS, PNGS = (".jpg", ".jpeg"), (".png",)  # suffixes of originals
 SAVE_SECONDS = 2.0  # the most work that is lost when `prepare` is killed
 
 
@@ -34,10 +35,14 @@ class Original(NamedTuple):
 
 
 class Originals(NamedTuple):
-    """The images that a data set's `originals(source)` found, by split; `problems`: what it could not interpret."""
+    """The images that a data set's `originals(source)` found, by split.
+
+    `problems`: what it could not interpret. `notes`: what it left out, and why that is right.
+    """
 
     splits: dict[str, list[Original]]
     problems: list[str]
+    notes: tuple[str, ...] = ()
 
 
 def first_folder(source: Path, inside: tuple[str, ...], places: tuple[str, ...], needs: str) -> Path:
@@ -49,21 +54,27 @@ def first_folder(source: Path, inside: tuple[str, ...], places: tuple[str, ...],
     raise LaureproError(f"--source {source}: none of these exists: {looked}", f"expected {needs}")
 
 
-def stems(folder: Path, suffix: str) -> list[str]:
-    """Names of the folder's files with that suffix, without it, sorted; none if the folder does not exist."""
-    return sorted(file.stem for file in folder.glob(f"*{suffix}"))
+def stems(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Names of the folder's files with one of the suffixes in any case, without it, sorted.
+
+    None if the folder does not exist. Hidden files are left out: macOS leaves a file `._NAME` beside each `NAME`.
+    """
+    if not folder.is_dir():
+        return []
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file.stem for file in files if file.suffix.lower() in suffixes)
 
 
-def read_mat(file: Path, variable: str) -> Any:
-    """A variable of a MATLAB file (up to version 7). Raises Unreadable."""
-    from scipy.io import loadmat
+def hidden(*folders: Path) -> list[str]:
+    """A note for each folder with files `._NAME`, which `stems` leaves out."""
+    counts = [(f, sum(file.name.startswith("._") for file in f.iterdir())) for f in folders if f.is_dir()]
+    return [f"{folder}: {count} files ._NAME, as macOS writes them, are left out" for folder, count in counts if count]
 
-    try:
-        return loadmat(file, variable_names=[variable])[variable]
-    except KeyError:
-        raise Unreadable(f"has no variable {variable}") from None
-    except Exception as error:  # whatever SciPy's reader raises on a damaged file
-        raise Unreadable(f"is truncated or damaged ({error})") from None
+
+def existing(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
+    """The file of that name that exists with one of the suffixes, in lower or upper case; else with the first."""
+    cases = (folder / (name + case) for suffix in suffixes for case in (suffix, suffix.upper()))
+    return next((file for file in cases if file.is_file()), folder / (name + suffixes[0]))
 
 
 def as_mask(values: npt.NDArray[Any], last: int) -> Mask:
@@ -89,7 +100,8 @@ def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) 
 
     Returns:
         What is wrong with the originals, each with its file. The manifest is written only if nothing is wrong, and
-        nothing can be trained without it.
+        nothing can be trained without it. A file in `folder` that does not belong to the data set is reported too,
+        but changes nothing: no run reads it.
 
     Raises:
         LaureproError: `folder` cannot be written, or another process is preparing it.
@@ -128,13 +140,16 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
         origins = {path: _origin(origin) for path, origin in target.items()}
         if all(stamps.made_from(path) == origin for path, origin in origins.items()):
             return [], {path: (origin, None) for path, origin in origins.items()}
-        content, labels, called = original.image.read_bytes(), None, None
-        if original.mask is not None:
-            called = str(original.mask) if original.draw is None else f"{original.mask} ({original.name})"
-            try:
+        labels, called = None, None
+        try:
+            content = original.image.read_bytes()
+            if original.mask is not None:
+                called = str(original.mask) if original.draw is None else f"{original.mask} ({original.name})"
                 labels = original.mask.read_bytes() if original.draw is None else _png(original.draw())
-            except Unreadable as error:
-                return [f"{called}: {error}"], {}
+        except Unreadable as error:
+            return [f"{called}: {error}"], {}
+        except OSError as error:  # a bad block is one damaged file
+            return [f"{error.filename or called or original.image}: {error.strerror}"], {}
         known = layout.published.get(split, {}).get(original.name)
         wrong, _ = check_image(layout, str(original.image), content, called, labels, known)
         if wrong:
@@ -161,20 +176,19 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
         stamps.put(f"{split}.txt", hashlib.sha256(data).hexdigest(), "")
         files[f"{split}.txt"] = stamps.entry(f"{split}.txt")
     stamps.save()
-    wanted = {*files, *(path for job in todo.values() for path in _targets(layout, *job))}
-    faults += [f"{folder / path}: is not part of the data set" for path in unexpected(folder, wanted)]
     if faults:
         (folder / MANIFEST).unlink(missing_ok=True)
         return faults
     lines = ",\n".join(f" {json.dumps(path)}: {json.dumps(entry)}" for path, entry in sorted(files.items()))
     head = f'{{"schema": {SCHEMA}, "dataset": {json.dumps(layout.name)}, "files": {{\n'
     write(folder / MANIFEST, f"{head}{lines}\n}}}}\n".encode())
-    return []
+    return [f"{folder / path}: is not part of the data set" for path in unexpected(folder, files)]
 
 
 def _targets(layout: Layout, split: str, original: Original) -> dict[str, Path]:
     """By path in the folder, what an image's files are made from: the image, then its label map if it has one."""
-    targets = {image_stem(layout, split, original.name) + original.image.suffix: original.image}
+    suffix = original.image.suffix.lower().replace(".jpeg", ".jpg")
+    targets = {image_stem(layout, split, original.name) + suffix: original.image}
     if original.mask is not None:
         targets[layout.mask.format(split=split, name=original.name)] = original.mask
     return targets

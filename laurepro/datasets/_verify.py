@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,8 @@ def verify(layout: Layout, folder: Path, report: Report) -> Verified:
             if path is None:
                 continue
             try:
+                if (folder / path).exists() and not (folder / path).is_file():  # a FIFO would never end
+                    raise OSError(errno.EINVAL, "is no regular file")
                 contents[path] = (folder / path).read_bytes()
             except OSError as error:
                 reason = "is missing" if isinstance(error, FileNotFoundError) else error.strerror

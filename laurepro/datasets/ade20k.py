@@ -7,7 +7,7 @@ from pathlib import Path
 from laurepro.datasets import Info, _files, _prepare
 from laurepro.datasets._layout import Layout, Unreadable
 from laurepro.datasets._manifest import read_list
-from laurepro.datasets._prepare import Original, Originals
+from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -68,11 +68,16 @@ def originals(source: Path) -> Originals:
     base = _prepare.first_folder(source, ("images/training",), ("", "ADEChallengeData2016"), INFO.needs)
     splits: dict[str, list[Original]] = {}
     faults: list[str] = []
+    notes: list[str] = []
     for split, folder in (("train", "training"), ("val", "validation")):
         images, masks = base / "images" / folder, base / "annotations" / folder
-        names = _prepare.stems(images, ".jpg")
-        splits[split] = [Original(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
-        without_image = sorted(set(_prepare.stems(masks, ".png")) - set(names))
+        notes += _prepare.hidden(images, masks)
+        names = _prepare.stems(images, JPEGS)
+        splits[split] = [
+            Original(name, _prepare.existing(images, name, JPEGS), _prepare.existing(masks, name, PNGS))
+            for name in names
+        ]
+        without_image = sorted(set(_prepare.stems(masks, PNGS)) - set(names))
         faults += [f"{images / name}.jpg: is missing, and {masks / name}.png has no image" for name in without_image]
     splits["trainval"] = splits["train"] + splits["val"]
     test = next((f for f in (base / "release_test", base.parent / "release_test") if f.is_dir()), None)
@@ -83,5 +88,5 @@ def originals(source: Path) -> Originals:
             raise LaureproError(str(error)) from None
         names = [name.removesuffix(".jpg") for name in listed]
         faults += wrong
-        splits["test"] = [Original(name, test / "testing" / f"{name}.jpg", None) for name in names]
-    return Originals(splits, faults)
+        splits["test"] = [Original(name, _prepare.existing(test / "testing", name, JPEGS), None) for name in names]
+    return Originals(splits, faults, tuple(notes))

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
-from laurepro.datasets import Image, Info, Label, _files
-from laurepro.datasets._layout import Layout
-from laurepro.datasets._prepare import Original, Originals
+from laurepro.datasets import Image, Info, Label, _files, _prepare
+from laurepro.datasets._layout import Layout, Unreadable
+from laurepro.datasets._manifest import is_name, read_lines
+from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -73,6 +74,7 @@ class Dataset:
 
     def __init__(self, root: Path, split: str, *, width: Literal[256, 384, 480, 512] = 480) -> None:
         self._files = _files.Files(LAYOUT, root, split)
+        self.names = self._files.names
         self._size = (width, width * 3 // 4)
 
     def __len__(self) -> int:
@@ -110,14 +112,16 @@ def originals(source: Path) -> Originals:
     for split in INFO.splits:
         file = base / f"{split}.txt"
         splits[split] = []
-        if not file.is_file():
-            faults.append(f"{file}: is missing")
+        try:
+            lines = read_lines(file)
+        except Unreadable as error:
+            faults.append(str(error))
             continue
-        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             names = [Path(word).stem if "/" in word else word for word in line.split()]
             if not names:
                 continue
-            if len(names) > 2 or len(set(names)) > 1:
+            if len(names) > 2 or len(set(names)) > 1 or not is_name(names[0]):
                 faults.append(f"{file}, line {number}: expected one name, or the paths of an image and its label map")
                 continue
             splits[split].append(_original(base, split, names[0]))
@@ -125,7 +129,7 @@ def originals(source: Path) -> Originals:
 
 
 def _original(base: Path, split: str, name: str) -> Original:
-    image = next(
-        (f for s in (".jpg", ".png") if (f := base / split / (name + s)).is_file()), base / split / f"{name}.png"
-    )
-    return Original(name, image, base / f"{split}annot" / f"{name}.png")
+    image = _prepare.existing(base / split, name, JPEGS)
+    if not image.is_file():  # SegNet's own form
+        image = _prepare.existing(base / split, name, PNGS)
+    return Original(name, image, _prepare.existing(base / f"{split}annot", name, PNGS))

@@ -10,7 +10,6 @@ what other work calls "60 classes".
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from laurepro.datasets import Info, _files, _prepare
-from laurepro.datasets._layout import Layout, Mask, Unreadable
-from laurepro.datasets._manifest import read_list
-from laurepro.datasets._prepare import Original, Originals
+from laurepro.datasets._image import MAX_PIXELS
+from laurepro.datasets._layout import Layout, Mask, Unreadable, parse_json
+from laurepro.datasets._manifest import is_name, read_list
+from laurepro.datasets._mat import read_mat
+from laurepro.datasets._prepare import JPEGS, Original, Originals
 from laurepro.errors import LaureproError
 
 # The 59 classes by their number among the 459 categories.
@@ -117,7 +118,7 @@ _INDEX[list(IDS.values())] = np.arange(1, len(IDS) + 1)
 
 
 class Dataset(_files.Files):
-    """One split. `edition`: the one that is expected, so that a record states it; another is refused.
+    """One split. `edition`: the one that is expected, so that a record states it; `problems` refuses another.
 
     `background`: whether it is class 0, and the 59 follow.
     """
@@ -128,14 +129,6 @@ class Dataset(_files.Files):
         classes = info(background=background).classes
         layout = LAYOUT._replace(classes=classes, first=0, ignored=()) if background else LAYOUT
         super().__init__(layout, root, split)
-        expected = LAYOUT.editions[edition][split]
-        if len(self) != expected:
-            found = next((e for e, counts in LAYOUT.editions.items() if counts[split] == len(self)), "unknown")
-            raise LaureproError(
-                f"data set pascal_context: {len(self)} images in {split}, which is edition {found}; "
-                f"expected {expected}, edition {edition}",
-                f"prepare edition {edition}, or use --set data.options.edition={found}",
-            )
 
 
 def info(*, edition: str = "stanford", background: bool = False) -> Info:
@@ -143,9 +136,9 @@ def info(*, edition: str = "stanford", background: bool = False) -> Info:
     return INFO._replace(classes=("background", *INFO.classes)) if background else INFO
 
 
-def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
-    """Why the splits cannot be used; empty if they can."""
-    return _files.problems(LAYOUT, root, splits)
+def problems(root: Path, splits: tuple[str, ...], *, edition: Literal["stanford", "detail"] = "stanford") -> list[str]:
+    """Why the splits cannot be used; empty if they can. Those of another edition than the expected one cannot."""
+    return _files.problems(LAYOUT, root, splits, edition)
 
 
 def originals(source: Path) -> Originals:
@@ -173,18 +166,20 @@ def _listed(voc: Path, lists: Path, folder: Path, suffix: str) -> Originals:
         faults += wrong
         splits[split] = []
         for name in names:
-            file = folder / f"{name}{suffix}"
+            image, file = _prepare.existing(voc / "JPEGImages", name, JPEGS), _prepare.existing(folder, name, (suffix,))
             draw = partial(_draw_mat, file) if suffix == ".mat" else None
-            splits[split].append(Original(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
+            splits[split].append(Original(name, image, file, draw))
     return Originals(splits, faults)
 
 
 def _draw_mat(file: Path) -> Mask:
-    return _INDEX[_categories(_prepare.read_mat(file, "LabelMap"))]
+    return _INDEX[_categories(read_mat(file, "LabelMap"))]
 
 
 def _categories(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    if values.ndim != 2 or values.dtype.kind not in "uif" or not np.all(np.equal(np.mod(values, 1), 0)):
+    with np.errstate(invalid="ignore"):  # of infinite values
+        whole = values.dtype.kind in "uif" and values.ndim == 2 and bool(np.all(np.mod(values, 1) == 0))
+    if not whole:
         raise Unreadable(f"LabelMap is {values.dtype} {list(values.shape)}, expected whole numbers [H, W]")
     if values.min(initial=0) < 0 or values.max(initial=0) > CATEGORIES:
         raise Unreadable(f"category {values.min()} to {values.max()} is out of range: 0 to {CATEGORIES}")
@@ -194,35 +189,50 @@ def _categories(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 def _from_json(voc: Path, file: Path) -> Originals:
     """The entries of `images` by their `phase`, and `annos_segmentation` by image."""
     try:
-        with open(file, encoding="utf-8") as stream:
-            raw = json.load(stream)
+        raw = parse_json(file.read_bytes())
         annotations: dict[int, list[dict[str, Any]]] = {}
         for annotation in raw["annos_segmentation"]:
             annotations.setdefault(annotation["image_id"], []).append(annotation)
         splits: dict[str, list[Original]] = {split: [] for split in INFO.splits}
         for image in raw["images"]:
             if image["phase"] in splits:
-                name = Path(image["file_name"]).stem
-                draw = partial(_draw_json, (image["height"], image["width"]), annotations.get(image["image_id"], []))
-                splits[image["phase"]].append(Original(name, voc / "JPEGImages" / f"{name}.jpg", file, draw))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+                name, size = Path(image["file_name"]).stem, _size([image["height"], image["width"]])
+                if not is_name(name):
+                    raise ValueError(f"file_name {name[:60]!a}")
+                draw = partial(_draw_json, size, annotations.get(image["image_id"], []))
+                jpeg = _prepare.existing(voc / "JPEGImages", name, JPEGS)
+                splits[image["phase"]].append(Original(name, jpeg, file, draw))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, Unreadable) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise LaureproError(f"{file}: cannot be read as PASCAL in Detail's annotations ({reason})") from None
+        raise LaureproError(f"{file}: cannot be read as PASCAL in Detail's annotations ({reason:.200})") from None
     return Originals(splits, [])
+
+
+def _size(sides: Any) -> tuple[int, int]:
+    """Height and width, two whole numbers from 1, with at most `MAX_PIXELS` pixels. Raises Unreadable."""
+    whole = isinstance(sides, list) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+    if not whole or sides[0] * sides[1] > MAX_PIXELS:
+        raise Unreadable(
+            f"height and width are {sides!a:.60}, expected whole numbers and at most {MAX_PIXELS:,} pixels"
+        )
+    return sides[0], sides[1]
 
 
 def _draw_json(size: tuple[int, int], annotations: list[dict[str, Any]]) -> Mask:
     """Draw the annotations over each other in the file's order, as the data set's own reader does."""
-    mask = np.zeros(size, np.int64)
+    mask = np.zeros(size, np.uint16)
     for annotation in annotations:
+        name = f"annotation {annotation.get('id')!a:.60}"
         try:
-            where = decode_rle(annotation["segmentation"])
-            if where.shape != size:
-                raise Unreadable(f"annotation {annotation['id']} is {where.shape[::-1]}, its image {size[::-1]}")
-            mask[where] = int(annotation["category_id"])
+            where, category = decode_rle(annotation["segmentation"]), annotation["category_id"]
         except (KeyError, TypeError, ValueError) as error:
-            raise Unreadable(f"annotation {annotation.get('id')}: {error!r}") from None
-    return _INDEX[_categories(mask)]
+            raise Unreadable(f"{name}: {error!r:.200}") from None
+        if where.shape != size:
+            raise Unreadable(f"{name} is {where.shape[::-1]}, its image {size[::-1]}")
+        if type(category) is not int or not 0 <= category <= CATEGORIES:
+            raise Unreadable(f"{name}: category {category!a:.60} is out of range: 0 to {CATEGORIES}")
+        mask[where] = category
+    return _INDEX[mask]
 
 
 def decode_rle(segmentation: dict[str, Any]) -> npt.NDArray[np.bool_]:
@@ -236,12 +246,11 @@ def decode_rle(segmentation: dict[str, Any]) -> npt.NDArray[np.bool_]:
     Raises:
         Unreadable: It is not such a code, or its runs do not fill the mask.
     """
-    height, width = segmentation["size"]
+    height, width = _size(segmentation["size"])
     counts = segmentation["counts"]
-    if isinstance(counts, str):
-        counts = _decompress(counts)
-    runs = np.asarray(counts, np.int64)
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+    runs = np.asarray(_decompress(counts) if isinstance(counts, str) else counts)
+    whole = runs.ndim == 1 and runs.dtype.kind in "iu"
+    if not whole or (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise Unreadable(f"its runs do not fill a mask of {width}x{height}")
     inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(inside, runs).reshape((height, width), order="F")
@@ -256,6 +265,8 @@ def _decompress(code: str) -> list[int]:
             raise Unreadable(f"character {character!r} in a run-length code")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 60:
+            raise Unreadable("a number in a run-length code is too long")
         if bits & 32:
             continue
         if bits & 16:

@@ -6,15 +6,15 @@ train, VOC's label map is used: it is finer and has the ignored borders.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from laurepro.datasets import Info, _files, _prepare
 from laurepro.datasets._layout import Layout, Mask, Unreadable
 from laurepro.datasets._manifest import read_list
-from laurepro.datasets._prepare import Original, Originals
+from laurepro.datasets._mat import read_mat
+from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
 from laurepro.errors import LaureproError
 
 INFO = Info(
@@ -47,7 +47,7 @@ INFO = Info(
     splits=("train", "trainaug", "val"),
     needs=(
         "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, and beside "
-        "it benchmark_RELEASE/dataset with cls/*.mat, train.txt and val.txt"
+        "it benchmark_RELEASE/dataset with cls/*.mat, train.txt and val.txt (or VOC2012/SegmentationClassAug/*.png)"
     ),
     source=(
         "Everingham et al. 2012: host.robots.ox.ac.uk/pascal/VOC/voc2012 (VOCtrainval_11-May-2012.tar, about 2 GB); "
@@ -62,6 +62,7 @@ LAYOUT = Layout(
     ignored=(255,),
     disjoint=(("train", "val"), ("trainaug", "val")),
 )
+SBD = ("", "dataset", "benchmark_RELEASE/dataset", "SBD/dataset", "SBD", "sbd", "VOCaug/dataset")
 
 
 class Dataset(_files.Files):
@@ -77,10 +78,8 @@ def problems(root: Path, splits: tuple[str, ...]) -> list[str]:
 
 
 def originals(source: Path) -> Originals:
-    """Find VOC 2012 and SBD in one folder."""
+    """Find VOC 2012, and beside it SBD, or in it the folder SegmentationClassAug that others made of both."""
     voc = _prepare.first_folder(source, ("SegmentationClass",), ("", "VOC2012", "VOCdevkit/VOC2012"), INFO.needs)
-    places = ("", "dataset", "benchmark_RELEASE/dataset", "SBD/dataset", "SBD", "sbd")
-    sbd = _prepare.first_folder(source, ("cls",), places, INFO.needs)
     faults: list[str] = []
 
     def names(file: Path) -> list[str]:
@@ -91,25 +90,25 @@ def originals(source: Path) -> Originals:
         faults.extend(wrong)
         return listed
 
-    train, val = (names(voc / "ImageSets" / "Segmentation" / f"{split}.txt") for split in ("train", "val"))
-    annotated = {*names(sbd / "train.txt"), *names(sbd / "val.txt")}
-    more = sorted(annotated - {*train, *val})
+    def original(name: str, mask: Path, draw: Callable[[], Mask] | None = None) -> Original:
+        return Original(name, _prepare.existing(voc / "JPEGImages", name, JPEGS), mask, draw)
 
     def own(name: str) -> Original:
-        return Original(name, voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png")
+        return original(name, _prepare.existing(voc / "SegmentationClass", name, PNGS))
 
-    def extra(name: str) -> Original:
-        file = sbd / "cls" / f"{name}.mat"
-        return Original(name, voc / "JPEGImages" / f"{name}.jpg", file, partial(_draw, file))
-
-    trainaug = sorted([*map(own, train), *map(extra, more)], key=lambda original: original.name)
+    train, val = (names(voc / "ImageSets" / "Segmentation" / f"{split}.txt") for split in ("train", "val"))
+    ready_made = voc / "SegmentationClassAug"
+    if ready_made.is_dir() and not any((source / place / "cls").exists() for place in SBD):
+        masks = {name: _prepare.existing(ready_made, name, PNGS) for name in _prepare.stems(ready_made, PNGS)}
+        extra = [original(name, masks[name]) for name in masks.keys() - {*train, *val}]
+    else:
+        sbd = _prepare.first_folder(source, ("cls",), SBD, INFO.needs)
+        mats = {name: sbd / "cls" / f"{name}.mat" for split in ("train", "val") for name in names(sbd / f"{split}.txt")}
+        extra = [original(name, mats[name], partial(_draw, mats[name])) for name in mats.keys() - {*train, *val}]
+    trainaug = sorted([*map(own, train), *extra], key=lambda original: original.name)
     return Originals({"train": [*map(own, train)], "trainaug": trainaug, "val": [*map(own, val)]}, faults)
 
 
 def _draw(file: Path) -> Mask:
     """The label map of SBD's structure GTcls: uint8 [H, W]."""
-    try:
-        values = np.asarray(_prepare.read_mat(file, "GTcls")["Segmentation"].item())
-    except (ValueError, IndexError, KeyError, TypeError):
-        raise Unreadable("GTcls has no Segmentation") from None
-    return _prepare.as_mask(values, len(INFO.classes) - 1)
+    return _prepare.as_mask(read_mat(file, "GTcls", "Segmentation"), len(INFO.classes) - 1)

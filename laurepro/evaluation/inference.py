@@ -31,6 +31,7 @@ from laurepro.network.model import MEAN, STD, normalise
 CPU_PIXELS = 32 * 96**2  # of one forward pass: larger ones do not fit into a cache and are slower
 GPU_BYTES = 2**30  # of one forward pass's scores; earlier layers need a few times that
 MOST = 32  # windows or images of one forward pass
+LARGEST_FLOAT32, LARGEST_FLOAT64 = 80.0, 690.0  # whose exponentials can be summed thousands of times within range
 
 
 class Predictor(Protocol):
@@ -79,10 +80,10 @@ def class_scores(network: Predictor, images: Iterable[Tensor], classes: int, eva
 
 
 def scaled_size(height: int, width: int, long: int) -> tuple[int, int]:
-    """Height and width with the long side at `long` pixels and the short one rounded."""
+    """Height and width with the long side at `long` pixels and the short one rounded, at least 1."""
     if height > width:
-        return long, int(width * long / height + 0.5)
-    return int(height * long / width + 0.5), long
+        return long, max(1, int(width * long / height + 0.5))
+    return max(1, int(height * long / width + 0.5)), long
 
 
 def at_once(device: torch.device, classes: int, pixels: int) -> int:
@@ -142,13 +143,15 @@ def _slide(network: Predictor, images: Iterable[Tensor], classes: int, evaluatio
             scaled = _scaled_sizes(*size, evaluation)[window.scale]
             if index not in sums:
                 sums[index] = score.new_zeros(classes, *scaled)
+            if score.dtype == torch.float64:
+                sums[index] = sums[index].double()
             place = sums[index][:, window.top : window.top + score.shape[1], window.left : window.left + score.shape[2]]
             place += score[:, : place.shape[1], : place.shape[2]]
             if not window.last:
                 continue
             mean = sums.pop(index).div_(_times_seen(*scaled, evaluation.crop_size, score))
             resized = _resize(mean[None], size, evaluation)[0]
-            totals[index] = totals[index].add_(resized) if index in totals else resized
+            totals[index] = totals[index] + resized if index in totals else resized
             if window.scale == scales - 1:
                 del sizes[index]
                 yield totals.pop(index)
@@ -212,11 +215,19 @@ def _pad(image: Tensor, crop: int) -> Tensor:
 
 
 def _exponential(network: Predictor, images: Tensor, evaluation: spec.Eval) -> Tensor:
-    """exp(logits), in the multi-scale protocol exp(logits + those of the mirrored image, mirrored back)."""
+    """exp(logits), in the multi-scale protocol exp(logits + those of the mirrored image, mirrored back).
+
+    In float32, or where its range might not hold the sums over windows and scales, in float64.
+    """
     images = images.contiguous(memory_format=torch.channels_last)
     logits = network.predict(images, align_corners=evaluation.align_corners)
     if evaluation.multi_scale:
         logits += network.predict(images.flip(3), align_corners=evaluation.align_corners).flip(3)
+    highest = float(logits.max())
+    if logits.dtype == torch.float32 and LARGEST_FLOAT32 < highest < math.inf:
+        logits = logits.double()
+    if LARGEST_FLOAT64 < highest < math.inf:
+        logits = logits.clamp(max=LARGEST_FLOAT64)
     return logits.exp_()
 
 
@@ -246,6 +257,7 @@ def load_network(
 def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -> model.Network:
     """Prepare a network for evaluation: on the device, in the evaluation's precision, in evaluation mode."""
     network.autocast = torch.bfloat16 if evaluation.precision == "bfloat16" else None
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = evaluation.tf32
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
 

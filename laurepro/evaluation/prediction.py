@@ -32,6 +32,9 @@ Classes = npt.NDArray[np.int64]
 
 OPACITY = 0.55  # of the colours over an image
 ROW, SWATCH = 22, 16  # of the legend, in pixels
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # that are read
+MOST_PIXELS = 2**26  # of one image
+MOST_BYTES = 2**33  # of one image's class scores; prediction needs a few times that
 
 
 class Trained(NamedTuple):
@@ -102,28 +105,50 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
     return Trained(ready(network, experiment.eval, device), device, experiment.eval, classes)
 
 
-def check(files: Iterable[Path]) -> None:
-    """Raise LaureproError if a file is no image by its first bytes. Cheap, to be called before any work."""
+def check(files: Iterable[Path], classes: int | None = None) -> None:
+    """Raise LaureproError if a file is no image by its first bytes, or too large. Cheap, for before any work.
+
+    Args:
+        files: the images.
+        classes: n, if it is known: the scores [n, H, W] of one image must not take more than MOST_BYTES.
+    """
     for file in files:
-        with _readable(file), PIL.Image.open(file):
-            pass
+        with _readable(file), PIL.Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+        pixels = width * height
+        if pixels > MOST_PIXELS:
+            raise LaureproError(
+                f"{file}: {width} x {height} pixels, at most {MOST_PIXELS / 1e6:.0f} million are predicted",
+                "make it smaller, or cut it",
+            )
+        if classes is not None and 4 * classes * pixels > MOST_BYTES:
+            raise LaureproError(
+                f"{file}: the scores of {classes} classes for {width} x {height} pixels take "
+                f"{4 * classes * pixels / 1e9:.1f} GB, at most {MOST_BYTES / 1e9:.1f} GB are allowed",
+                "make it smaller, or cut it",
+            )
 
 
 def read(file: Path) -> Image:
-    """An image uint8 [H, W, 3], rotated as its EXIF data say.
+    """An image uint8 [H, W, 3], rotated as its EXIF data say; of 16-bit grey values the upper 8 bits.
 
     Raises:
-        LaureproError: the file is no image, or damaged.
+        LaureproError: the file is no image, damaged, or of 32 bits a pixel.
     """
-    with _readable(file), PIL.Image.open(file) as image:
-        return np.array(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+    with _readable(file), PIL.Image.open(file, formats=FORMATS) as image:
+        upright = PIL.ImageOps.exif_transpose(image)
+        if upright.mode in ("I", "F"):
+            raise ValueError(f"mode {upright.mode}, expected 8 or 16 bits a channel")
+        if upright.mode.startswith("I;16"):  # convert would clip all above 255
+            upright = PIL.Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
+        return np.array(upright.convert("RGB"))
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged image makes Pillow raise nearly anything
         reason = "not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
         raise LaureproError(f"{file}: cannot be read as an image: {reason}") from None
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from laurepro import claims, plan
+from laurepro import claims, plan, record
 from laurepro.explain.causes import TOLERANCE, Cause, Deviation, _measured, known_causes
 from laurepro.explain.choices import Switch, documented, switches
 from laurepro.explain.origins import Value, values
@@ -48,8 +48,8 @@ def explain(
     """
     address = f"{table.id}/{row.id}"
     claim_ids = tuple(c.id for c in claims.load() if address in c.addresses)
-    seeds = 1 + max((r.seed for r in records.values() if r.scale == scale.name and r.seed < 100), default=0)
-    planned = plan.row_plan(table, row, scale, max(seeds, scale.seeds), overrides)
+    seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
+    planned = plan.row_plan(table, row, scale, seeds, overrides)
     experiment, jobs = planned.experiment, planned.jobs
     by_seed = {m: _measured(m, jobs, records) for m in dict.fromkeys((*table.metrics, *row.published))}
     cells = {m: _cell(m, row, numbers) for m, numbers in by_seed.items()}

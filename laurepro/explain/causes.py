@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
-from laurepro import plan
+from laurepro import plan, record
 from laurepro.plan import RowPlan
 from laurepro.record import Record
 from laurepro.spec import Experiment, Job, Raw, Scale, layers, parts, protocols
-from laurepro.spec.metrics import METRICS, own_metric
+from laurepro.spec.metrics import METRICS
 
 TOLERANCE = 0.5  # percentage points between our mean and a printed score; `experiments/claims/paper.yaml` says why
 CONFUSABLE = ("miou59", "miou60", "miou60_background")
@@ -55,13 +55,7 @@ class Deviation(NamedTuple):
 
 def _measured(metric: str, jobs: tuple[Job, ...], records: Mapping[str, Record]) -> dict[int, float]:
     """A metric by seed."""
-    found = {}
-    for job in (j for j in jobs if j.stage == METRICS[metric].stage):
-        record = records.get(job.name)
-        value = record.metrics.get(own_metric(metric, record.dataset)) if record else None
-        if value is not None:
-            found[job.seed] = value
-    return found
+    return {seed: value for seed, (value, _) in record.by_seed(metric, jobs, records).items()}
 
 
 def known_causes(d: Deviation) -> list[Cause]:
@@ -97,10 +91,9 @@ def _protocols(d: Deviation) -> Iterable[Cause]:
     align_corners = not d.experiment.eval.align_corners
     changes: list[tuple[str, Raw]] = [(f"eval.protocol={p}", {"protocol": p}) for p in protocols.PROTOCOLS if p != name]
     changes.append((f"eval.align_corners={json.dumps(align_corners)}", {"align_corners": align_corners}))
-    seeds = max(d.by_seed) + 1
     for pair, change in changes:
         overrides = layers.merge(d.overrides, {"eval": change})
-        jobs = plan.row_plan(d.planned.table, d.planned.row, d.scale, seeds, overrides).jobs
+        jobs = plan.row_plan(d.planned.table, d.planned.row, d.scale, d.by_seed, overrides).jobs
         by_seed = _measured(d.metric, jobs, d.records)
         cause = f"evaluation protocol: {pair}"
         if by_seed:
@@ -108,7 +101,7 @@ def _protocols(d: Deviation) -> Iterable[Cause]:
             yield Cause(cause, d.state(mean), f"{d.compared(mean)} over {len(by_seed)} of the same trainings")
         else:
             text = f"not measured; this is {name or 'no named protocol'}"
-            yield Cause(cause, "unknown", text, f"{d.command} --seeds {seeds} --set {pair}")
+            yield Cause(cause, "unknown", text, f"{d.command} --seeds {plan.seeds_text(d.by_seed)} --set {pair}")
 
 
 def _weights(experiment: Experiment) -> Cause:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from laurepro import plan, record, spec
+from laurepro import datasets, plan, record, spec
 from laurepro.datasets import Images, Info, open_split
 from laurepro.distributed import prepare
 from laurepro.errors import LaureproError, unknown
@@ -21,7 +21,7 @@ from laurepro.evaluation.inference import load_network, predictions
 from laurepro.figures import Request
 from laurepro.network import checkpoint
 from laurepro.network.model import Network, normalise
-from laurepro.spec import Experiment, parts
+from laurepro.spec import Experiment
 from laurepro.upsamplers import PointSampling
 
 Image = npt.NDArray[np.uint8]
@@ -84,9 +84,8 @@ def load(address: str, request: Request) -> Trained:
         )
     experiment = planned.experiment
     device = prepare(experiment.train.threads)
-    problems = parts.load("datasets", experiment.data.name).problems(request.data, (experiment.eval.split,))
-    if problems:
-        raise LaureproError("\n".join(f"data set {experiment.data.name}: {p}" for p in problems), "give --data DIR")
+    if faults := datasets.problems(experiment.data, request.data, (experiment.eval.split,)):
+        raise LaureproError("\n".join(f"data set {experiment.data.name}: {f}" for f in faults), "give --data DIR")
     info, images = open_split(experiment.data, request.data, experiment.eval.split)
     weights = checkpoint.load_weights(record.run_folder(request.runs, job))
     network = load_network(experiment, len(info.classes), weights, device)

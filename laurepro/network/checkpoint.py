@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise LaureproError(f"{file}: no such file", hint)
     try:
-        content = _load(file.read_bytes())
+        content = _load(_bytes(file))
         state_dict: dict[str, Tensor] = content["state_dict"]
         if weights_sha256(state_dict) != content["sha256"]:
             raise Broken("its checksum differs")
@@ -132,7 +131,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> tuple[str, dict[str, Any]]:
     """Key and state of one checkpoint. Raises Broken."""
-    content = file.read_bytes()
+    content = _bytes(file)
     end = content.find(b"\n", 0, 300)
     words = content[: max(end, 0)].decode("ascii", "replace").split(" ")
     fields = dict(word.partition("=")[::2] for word in words[1:])
@@ -144,9 +143,17 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
     return fields["key"], _load(payload)
 
 
+def _bytes(file: Path) -> bytes:
+    """A file's content. Raises Broken where the disk cannot give it."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise Broken(f"cannot be read: {error.strerror}") from None
+
+
 def _load(payload: bytes | memoryview) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes make torch raise nearly anything
         raise Broken(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     return state

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import DeformConv2d
 
 from laurepro import spec
 from laurepro.network import model
@@ -61,7 +61,10 @@ def flops(row: spec.Model, op: spec.Op, classes: int, height: int, width: int) -
 
     Two for each multiply-accumulate of convolutions (deformable ones too) and matrix products, the encoding's included.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     network = on_meta(evaluated(row), op, classes)
+    importlib.import_module("torchvision")  # registers the operation
     deformable: dict[Any, Any] = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
     counter = FlopCounterMode(display=False, custom_mapping=deformable)
     with torch.no_grad(), counter:
@@ -89,11 +92,14 @@ class _ShapesAlone(TorchFunctionMode):
 @contextmanager
 def _counting(network: nn.Module, tally: dict[str, int]) -> Iterator[None]:
     """Add up what the layers of `network` compute while the context lasts."""
+    # A network that has such a layer has imported it; torchvision takes a second to import.
+    deformable = sys.modules.get("torchvision.ops.deform_conv")
+    convolutions = (nn.Conv2d, *((deformable.DeformConv2d,) if deformable else ()))
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output is not inputs[0]:
             tally["elements"] += output.numel()
-        if isinstance(module, nn.Conv2d | DeformConv2d):
+        if isinstance(module, convolutions):
             kernel = math.prod(module.kernel_size)
             tally["macs"] += output.numel() * kernel * (module.in_channels // module.groups)
         elif isinstance(module, nn.ConvTranspose2d):  # each input is multiplied by the whole kernel

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from laurepro import spec
 from laurepro.errors import LaureproError
@@ -190,7 +191,30 @@ def build(model: spec.Model, op: spec.Op, num_classes: int) -> Network:
     Raises:
         LaureproError: a part that does not exist, or parts that do not fit together.
     """
-    return Network(model, op, num_classes)
+    generator = torch.Generator().manual_seed(_seed_from(torch.get_rng_state()))
+    network = Network(model, op, num_classes)
+    if model.norm_init == "uniform":
+        draw_norm_scales(network, generator)
+    return network
+
+
+def _seed_from(state: Tensor) -> int:
+    """A seed that a state of the global generator decides, without drawing from it."""
+    generator = torch.Generator()
+    generator.set_state(state)
+    return int(torch.randint(2**62, (), generator=generator, device="cpu"))
+
+
+def draw_norm_scales(network: Network, generator: torch.Generator) -> None:
+    """Draw the scale of every batch normalisation outside the backbone from U(0, 1).
+
+    From a generator of their own, in the order head, auxiliary head, upsampler: no other weight changes, and rows that
+    differ only in the upsampler still share the head's.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and module.affine and not name.startswith("backbone."):
+            assert module.weight is not None
+            nn.init.uniform_(module.weight, generator=None if module.weight.is_meta else generator)
 
 
 def parameter_groups(network: nn.Module, train: spec.Train) -> list[dict[str, Any]]:

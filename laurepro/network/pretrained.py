@@ -39,11 +39,11 @@ RULES: tuple[tuple[str, str], ...] = (
 )
 SHOWN = 20
 # Their trainers write the best score as a NumPy number, which torch reads only if its type is listed.
-_NUMPY_NUMBER: list[Any] = [
+_NUMPY_NUMBERS: list[Any] = [
     (scalar, "numpy.core.multiarray.scalar"),
     scalar,
     np.dtype,
-    type(np.dtype(np.float64)),
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efd"},
 ]
 
 
@@ -65,17 +65,27 @@ def _bytes(file: Path) -> bytes:
 
 def _state_dict(file: Path, content: bytes) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals(_NUMPY_NUMBER):
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # the file may hold anything
         raise LaureproError(
-            f"{file}: cannot be read as torch weights: {reason}", "expected a .pth or .pth.tar"
+            f"{file}: cannot be read as torch weights: {_reason(error)}", "expected a .pth or .pth.tar"
         ) from None
     inner = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
         raise LaureproError(f"{file}: holds no state dict of tensors", "expected a .pth or .pth.tar of a network")
     return dict(inner)
+
+
+def _reason(error: Exception) -> str:
+    """Why torch could not read a file, in one line without its advice to run what is in it."""
+    refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    if refused:
+        return f"holds {refused[1]}, which is not read: only tensors, numbers and plain containers are"
+    if isinstance(error, pickle.UnpicklingError):
+        return "not a file of torch's, or damaged"
+    first = (str(error).splitlines() or [""])[0]
+    return "".join(filter(str.isprintable, first)) or type(error).__name__
 
 
 def load_pretrained(backbone: nn.Module, chosen: str, kind: str, root: Path) -> str:

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from . import _taps
 from ._cupy import Backend
+from ._sampler import Grid, base_grid
+from ._tracing import transformed
 from .upsample import (
-    Grid,
     IntegerGradient,
-    base_grid,
     bilinear_upsample,
     compute_dtype,
     location_aware_upsample,
@@ -48,10 +48,29 @@ class Terms(NamedTuple):
 
 def fused(input: Tensor, offset: Tensor, target: Tensor, scale: tuple[int, int], terms: Terms) -> Tensor:
     """The sum over all pixels, a differentiable scalar; `input` and `offset` in one dtype, float32 or float64."""
+    if torch.compiler.is_compiling() and _exclude():
+        uncompiled: Tensor = _uncompiled(input, offset, target, scale, terms)
+        return uncompiled
     if not torch.is_grad_enabled():
         input, offset = input.detach(), offset.detach()
     total: Tensor = _Fused.apply(input, offset, target, scale, terms)
     return total
+
+
+def _exclude() -> bool:
+    """Make `_uncompiled`, which torch.compile does not trace: the loops of `fused` depend on the sizes.
+
+    Only once something is compiled, because torch.compiler.disable imports the compiler, which takes seconds.
+    """
+    global _uncompiled
+    if _uncompiled is None:
+        reason = "the fused loss of backend='torch' is not compiled; fused=False composes one that is"
+        _uncompiled = torch.compiler.disable(fused, reason=reason)  # type: ignore[no-untyped-call]
+    return True
+
+
+_uncompiled: Any = None
+_exclude._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see `laurepro.ops._cupy`
 
 
 def composed(
@@ -112,7 +131,7 @@ class _Fused(torch.autograd.Function):
         for first in range(0, len(input), images):
             part = slice(first, first + images)
             # A separate leaf: the gradient of the padded map is accumulated over the windows.
-            padded = pad(input[part].detach(), offset.shape[1] // 2).requires_grad_(needs[0])
+            padded = pad(input[part].detach(), grid, offset.shape[1] // 2).requires_grad_(needs[0])
             corners = _Corners.of(input[part], grid, scale, terms.ignore_index) if terms.rule == "regression" else None
             grad_padded: Tensor | None = None
             for row in range(0, len(grid.rows), rows):
@@ -318,7 +337,7 @@ def _log_softmax_and_nll(logits: Tensor, target: Tensor, ignore_index: int) -> t
 
     A channels_last map is processed as a list of pixels: torch would copy it to another layout and back.
     """
-    if logits.is_contiguous(memory_format=torch.channels_last):
+    if not transformed() and logits.is_contiguous(memory_format=torch.channels_last):
         pixels = logits.permute(0, 2, 3, 1)
         log_p = F.log_softmax(pixels.flatten(0, 2), 1)
         nll = F.nll_loss(log_p, target.flatten(), ignore_index=ignore_index, reduction="none")

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import _cupy_loss, _losses
 from ._cupy import Backend, selected
 from ._losses import Rule, Terms, Tie
+from ._tracing import transformed
 from .upsample import IntegerGradient, ScaleFactor, check_choice, check_device, check_operands, compute_dtype
 
 Normalize = Literal["all", "valid"]
@@ -210,7 +211,7 @@ def _total(
     if fused and selected(backend, input.device) and (backend == "cupy" or _cupy_loss.takes(wide, *scale)):
         return _cupy_loss.total(wide, offset, target, scale, *terms[:-1], terms.integer_gradient == "code")
     input = input.to(dtype)
-    if fused:
+    if fused and not transformed():
         return _losses.fused(input, offset, target, scale, terms)
     return _losses.composed(input, offset, target, scale, terms, backend)
 

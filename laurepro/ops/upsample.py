@@ -1,34 +1,24 @@
 """Location-aware upsampling (LaU, section 3.1 of the paper) and its zero-offset form.
 
 On a CUDA device with CuPy the kernels of `cupy_kernels` compute both, as one op (`laurepro.ops._cupy_upsample`).
-Elsewhere it is torch's bilinear sampler, called so that it is exact. The sampler takes normalised coordinates
-g = 2 p / (n - 1) - 1 and inverts that in floating point: for most n a sample at an integer position comes back
-slightly off it, and the derivative is then that of the wrong cell, wrong by as much as the values differ.
-Two measures fix this:
-
-* the map is padded until n - 1 is a power of two. Both conversions are then exact for every position that matters
-  (integers, and fractions whose denominator is a power of two), and h = 1 and w = 1 work. No sample reads the
-  padding with a weight other than 0, because positions are clamped to the original map first;
-* for the gradient, positions are moved by at most n eps within the cell floor(p) .. floor(p) + 1, to where both
-  conversions are exact for all of them. The derivative with respect to p is constant there, hence exact.
+Elsewhere it is torch's bilinear sampler (`laurepro.ops._sampler`) or, for wide maps on a CPU, sums of table rows
+(`laurepro.ops._taps`).
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _cupy_layout, _cupy_upsample, _taps
+from . import _cupy_layout, _cupy_upsample, _sampler, _taps, _transforms
 from ._cupy import Backend, selected
+from ._sampler import Grid, base_grid
+from ._tracing import exporting, shape, transformed
 
 IntegerGradient = Literal["right", "code"]
 ScaleFactor = int | tuple[int, int]
-
-_BILINEAR, _BORDER = 0, 1  # codes of aten.grid_sampler_2d
 
 
 def location_aware_upsample(
@@ -115,24 +105,6 @@ def bilinear_upsample(
     return sample(wide, None, base_grid(wide, scale), groups=groups).to(input.dtype)
 
 
-class Grid(NamedTuple):
-    """The positions of the samples before their offsets."""
-
-    rows: Tensor  # (H, 1), of the map's dtype
-    columns: Tensor  # (W,)
-    sizes: tuple[int, int]  # h, w of the map to which positions are clamped
-
-    def window(self, rows: slice) -> Grid:
-        """Some rows of the grid."""
-        return self._replace(rows=self.rows[rows])
-
-
-def base_grid(input: Tensor, scale: tuple[int, int]) -> Grid:
-    """The grid of zero offsets of `input`, (N, C, h, w), float32 or float64."""
-    h, w = input.shape[2:]
-    return Grid(base_positions(h, scale[0], input)[:, None], base_positions(w, scale[1], input), (h, w))
-
-
 def sample(
     input: Tensor,
     offset: Tensor | None,
@@ -153,172 +125,22 @@ def sample(
         (N, C, H, W), H and W those of `grid`.
     """
     code = integer_gradient == "code"
+    if exporting():
+        return _sampler.forward(input, offset, grid)[0]
+    if transformed():
+        return _transforms.sample(input, offset, grid, code)
     if _taps.takes(input, groups if offset is None else offset.shape[1] // 2):
         tapped: Tensor = _taps.Sample.apply(input, offset, grid.rows, grid.columns, grid.sizes, code)
         return tapped
-    value: Tensor = _LocationAwareUpsample.apply(input, offset, grid, code)
+    value: Tensor = _sampler.LocationAwareUpsample.apply(input, offset, grid, code)
     return value
 
 
-def pad(input: Tensor, groups: int) -> Tensor:
+def pad(input: Tensor, grid: Grid, groups: int) -> Tensor:
     """`input` as `sample` reads it, channels last or zero-padded below and at the right; for sampling it repeatedly."""
     if _taps.eligible(input, groups):
         return input.contiguous(memory_format=torch.channels_last)
-    h, w = input.shape[2:]
-    return _pad(input, (_span(h), _span(w)))
-
-
-def base_positions(n: int, k: int, like: Tensor) -> Tensor:
-    """Positions i + s / k of the n k output indices of one axis, (n k,), in the dtype and device of `like`.
-
-    The integer part and one of k fractions, added: a division Y / k could round across an integer.
-    """
-    cells = torch.arange(n, dtype=like.dtype, device=like.device)
-    fractions = torch.arange(k, dtype=like.dtype, device=like.device) / k
-    return (cells[:, None] + fractions).view(-1)
-
-
-class _LocationAwareUpsample(torch.autograd.Function):
-    """See `sample`."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, offset: Tensor | None, at: Grid, code: bool) -> Tensor:
-        n, c = input.shape[:2]
-        base, sizes = (at.rows, at.columns), at.sizes
-        spans = (_span(sizes[0]), _span(sizes[1]))
-        padded = _pad(input, spans)
-        nan: Tensor | None = None
-        if offset is None:
-            grid = input.new_empty(1, 1, len(at.rows), len(at.columns), 2)
-            for axis, size in enumerate(sizes):
-                grid[..., 1 - axis] = _normalise(base[axis].clamp(max=size - 1), spans[axis])
-            grid = grid.expand(n, -1, -1, -1, -1)
-        else:
-            grid = _exact_grid(offset, base, sizes, spans)
-            # A NaN must not reach the sampler, which does not define its result. All other values in the grid are
-            # finite, so the sum is NaN only if one of them is. Reading the sum would stall a GPU and break a traced
-            # graph; both therefore always use the mask.
-            if torch.compiler.is_compiling() or grid.device.type != "cpu" or math.isnan(grid.sum().item()):
-                nan = grid.isnan().any(-1)
-                grid = grid.masked_fill(nan[..., None], 0.0)
-        value = _sample(padded, grid, (n, c))
-        if nan is not None:
-            _by_group(value, nan.shape[1]).masked_fill_(nan[:, :, None], float("nan"))
-        ctx.save_for_backward(padded, offset, nan, grid)
-        ctx.base, ctx.spans, ctx.sizes, ctx.shape, ctx.code = base, spans, sizes, input.shape, code
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        padded, offset, nan, grid = ctx.saved_tensors
-        n, c, h, w = ctx.shape
-        m = grid.shape[1]
-        need_input, need_offset = ctx.needs_input_grad[:2]
-        if nan is not None:
-            grad = _by_group(grad, m).masked_fill(nan[:, :, None], 0.0).flatten(1, 2)
-
-        exact_grid, inside = grid, []  # per axis: 1, or 0 where no cell lies to the right
-        if need_offset:
-            grid = _empty_grid(offset, m)
-            for axis, size in enumerate(ctx.sizes):
-                position = offset[:, axis * m : (axis + 1) * m] + ctx.base[axis]
-                eps = torch.finfo(position.dtype).eps
-                # Up to the last number below size - 1, because no cell starts at size - 1.
-                clamped = position.clamp(0, (size - 1) * (1 - eps / 2))
-                # As floating point: a boolean result takes several times as long.
-                inside.append(torch.eq(position, clamped, out=position))
-                # To the middle of a step of eps span: inside the same cell, and recovered exactly by the sampler.
-                step = clamped.mul_(1 / (eps * ctx.spans[axis])).floor_()
-                torch.add(grid.new_full((), eps - 1), step, alpha=2 * eps, out=grid[..., 1 - axis])
-            if nan is not None:
-                grid.masked_fill_(nan[..., None], 0.0)
-
-        shape = (n * m, c // m)
-        grad_padded, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-            grad.reshape(*shape, *grad.shape[2:]),
-            padded.reshape(*shape, *padded.shape[2:]),
-            grid.flatten(0, 1),
-            _BILINEAR,
-            _BORDER,
-            True,
-            [need_input, need_offset],
-        )
-        grad_input = grad_padded.view(n, c, *padded.shape[2:])[..., :h, :w] if need_input else None
-        if not need_offset:
-            return grad_input, None, None, None
-
-        grad_grid = grad_grid.view(exact_grid.shape)
-        grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
-        zero = grad_offset.new_zeros(())
-        for axis in (0, 1):
-            part = grad_offset[:, axis * m : (axis + 1) * m]
-            part.copy_(torch.addcmul(zero, grad_grid[..., 1 - axis], inside[axis], value=2 / ctx.spans[axis]))
-            if ctx.sizes[axis] == 1:
-                part.zero_()
-            if nan is not None:
-                part.masked_fill_(nan, 0.0)
-        if ctx.code:
-            value = _sample(padded, exact_grid, (n, c))
-            minus = -_by_group(grad * value, m).sum(2)
-            for axis, size in enumerate(ctx.sizes):
-                position = offset[:, axis * m : (axis + 1) * m] + ctx.base[axis]
-                on_integer = (position == position.floor()) & (position >= 0) & (position <= size - 1)
-                part = grad_offset[:, axis * m : (axis + 1) * m]
-                part.copy_(torch.where(on_integer, minus, part))
-        return grad_input, grad_offset, None, None
-
-
-def _exact_grid(offset: Tensor, base: tuple[Tensor, Tensor], sizes: tuple[int, int], spans: tuple[int, int]) -> Tensor:
-    """Normalised sample positions, (N, M, H, W, 2), column first as the sampler has it; NaN where the offset is."""
-    m = offset.shape[1] // 2
-    positions = ((offset[:, axis * m : (axis + 1) * m] + base[axis]).clamp_(0, sizes[axis] - 1) for axis in (0, 1))
-    if torch.compiler.is_compiling():  # torch.export cannot differentiate what has an `out`
-        rows, columns = (_normalise(p, span) for p, span in zip(positions, spans, strict=True))
-        return torch.stack((columns, rows), -1)
-    grid = _empty_grid(offset, m)
-    for axis, position in enumerate(positions):
-        _normalise(position, spans[axis], grid[..., 1 - axis])
-    return grid
-
-
-def _normalise(position: Tensor, span: int, out: Tensor | None = None) -> Tensor:
-    """2 p / span - 1 in one pass; the product is exact, so this rounds once however it is fused."""
-    minus_one = position.new_full((), -1.0)
-    return torch.add(minus_one, position, alpha=2 / span, out=out)
-
-
-def _by_group(maps: Tensor, m: int) -> Tensor:
-    """(N, C, H, W) as (N, M, C / M, H, W)."""
-    n, c, height, width = maps.shape
-    return maps.reshape(n, m, c // m, height, width)
-
-
-def _empty_grid(offset: Tensor, m: int) -> Tensor:
-    """(N, M, H, W, 2), each coordinate's plane contiguous: faster to fill, and as fast to sample with."""
-    n, _, height, width = offset.shape
-    return offset.new_empty(2, n, m, height, width).permute(1, 2, 3, 4, 0)
-
-
-def _sample(padded: Tensor, grid: Tensor, batch: tuple[int, int]) -> Tensor:
-    """Sample each of the M groups of channels at its positions; the groups become images of the batch."""
-    n, c = batch
-    m = grid.shape[1]
-    value: Tensor = torch.ops.aten.grid_sampler_2d(
-        padded.reshape(n * m, c // m, *padded.shape[2:]), grid.flatten(0, 1), _BILINEAR, _BORDER, True
-    )
-    return value.view(n, c, *grid.shape[2:4])
-
-
-def _span(n: int) -> int:
-    """The smallest power of two that is at least n - 1, and at least 1."""
-    return 1 << (max(n - 1, 1) - 1).bit_length()
-
-
-def _pad(input: Tensor, spans: tuple[int, int]) -> Tensor:
-    """`input`, zero-padded below and at the right to (N, C, spans[0] + 1, spans[1] + 1)."""
-    missing = (spans[0] + 1 - input.shape[2], spans[1] + 1 - input.shape[3])
-    return torch.nn.functional.pad(input, (0, missing[1], 0, missing[0])) if any(missing) else input
+    return _sampler.Frame.of(grid.sizes).pad(input)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -339,7 +161,7 @@ def scale_pair(scale_factor: ScaleFactor) -> tuple[int, int]:
 def check_input(input: Tensor) -> None:
     """Raise unless `input` is a floating-point (N, C, h, w) with C, h, w >= 1."""
     _check_floating("input", input)
-    if input.dim() != 4 or min(input.shape[1:]) < 1:
+    if input.dim() != 4 or any(size < 1 for size in shape(input)[1:]):  # `min` would compare symbolic sizes
         raise ValueError(f"input must be (N, C, h, w) with C, h and w at least 1, got {tuple(input.shape)}")
 
 
@@ -348,14 +170,13 @@ def check_operands(input: Tensor, offset: Tensor, scale_factor: ScaleFactor) -> 
     check_input(input)
     _check_floating("offset", offset)
     k_h, k_w = scale_pair(scale_factor)
-    n, c, h, w = input.shape
-    size = (h * k_h, w * k_w)
-    fits = offset.dim() == 4 and offset.shape[0] == n and tuple(offset.shape[2:]) == size
-    if not fits or offset.shape[1] not in (2, 2 * c):
+    n, c, h, w = shape(input)
+    size, given = (h * k_h, w * k_w), shape(offset)
+    if len(given) != 4 or given[0] != n or given[1] not in (2, 2 * c) or given[2:] != size:
         raise ValueError(
             f"offset must be (N, 2M, h*k_h, w*k_w) with M = 1 or M = C, that is {(n, 2, *size)} or "
             f"{(n, 2 * c, *size)} for input {tuple(input.shape)} and scale factor {(k_h, k_w)}, "
-            f"got {tuple(offset.shape)}"
+            f"got {given}"
         )
     check_device(input, "offset", offset)
     return k_h, k_w

@@ -22,6 +22,7 @@ from laurepro.report.sources import Sources, judged
 from laurepro.report.tables import comparison_grid
 from laurepro.spec.metrics import METRICS
 
+UNKNOWN = "unknown"
 _FOR_AUTHORS = "for the authors of the text"
 
 
@@ -138,7 +139,7 @@ def _computation(records: list[Record]) -> str:
     parts = []
     for device in sorted({r.environment.device for r in records}):
         on_device = [r for r in records if r.environment.device == device]
-        hours = sum(r.seconds * r.world_size for r in on_device) / 3600
+        hours = sum(r.device_seconds for r in on_device) / 3600
         median = statistics.median(r.seconds for r in on_device) / 60
         jobs = f"{len(on_device)} jobs, {hours:.2f} device hours"
         parts.append(f"{device}: {jobs}, {median:.1f} minutes for the median job")
@@ -169,13 +170,19 @@ def artefact(sources: Sources) -> Page:
         "torchvision": _values(r.environment.torchvision for r in records),
         "CuPy": _values(r.environment.cupy for r in records),
         "platform": _values(r.environment.platform for r in records),
+        "torch build": _values(r.environment.torch_build or UNKNOWN for r in records),
+        "CUDA": _values(r.environment.cuda or UNKNOWN for r in records),
+        "cuDNN": _values(r.environment.cudnn or UNKNOWN for r in records),
+        "GPU driver": _values(r.environment.driver or UNKNOWN for r in records if r.environment.device != "cpu"),
     }
-    hours = sum(r.seconds * r.world_size for r in records) / 3600
+    hours = sum(r.device_seconds for r in records) / 3600
     facts = {
         "Program": "laurepro " + _values(r.environment.laurepro for r in records),
         "Method": "location-aware upsampling for semantic segmentation (arXiv:1911.05250v2)",
         "Data sets": _values(r.dataset for r in records if r.stage != "profile"),
         "Hardware used": _values(r.environment.device for r in records),
+        "Processors": _values(r.environment.cpu or UNKNOWN for r in records),
+        "BLAS threads": _values(str(r.environment.blas_threads or UNKNOWN) for r in records),
         "Software used": "; ".join(f"{k} {v}" for k, v in versions.items()),
         "Metrics": _values(METRICS[m].title for r in records for m in r.metrics if m in METRICS),
         "Output": "one JSON record per job; this report as HTML, markdown, LaTeX, CSV, JSON",

@@ -17,7 +17,7 @@ COLOURS = dict.fromkeys(GOOD, "green") | dict.fromkeys(BAD, "red") | {"undecided
 
 
 def fell_short(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """What `--strict` complains of: a claim of the paper that could be judged at its scale and does not stand."""
+    """What `--strict` fails on: a claim of the paper that can be judged at its scale and is not supported."""
     return [v for v in verdicts if v.claim.family == "paper" and v.verdict not in (*GOOD, "not judged")]
 
 
@@ -25,12 +25,12 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     """One line for each family: how many claims have which verdict, the paper's own contradictions last."""
     lines = []
     for family in dict.fromkeys(v.claim.family for v in verdicts):
-        own = [v for v in verdicts if v.claim.family == family]
-        words = Counter(v.verdict for v in own)
+        members = [v for v in verdicts if v.claim.family == family]
+        words = Counter(v.verdict for v in members)
         counts = ", ".join(f"{words[w]} {w}" for w in SENTENCES if w in words)
-        wrong = sum(v.printed.verdict == "self-contradiction" for v in own)
+        wrong = sum(v.printed.verdict == "self-contradiction" for v in members)
         known = f"; {wrong} that the paper's own numbers contradict" if wrong else ""
-        lines.append(f"{family}: {len(own)} claims: {counts}{known}")
+        lines.append(f"{family}: {len(members)} claims: {counts}{known}")
     return "\n".join(lines)
 
 
@@ -40,13 +40,17 @@ def notes(scale: Scale, verdicts: Sequence[Verdict]) -> list[str]:
     if not scale.evidence:
         lines.append(NO_EVIDENCE)
     elif not scale.comparable:
-        lines.append("No number of the paper is reproduced at this scale; orderings alone are judged.")
+        lines.append("No number of the paper is reproduced at this scale; only orderings are judged.")
     lines.append(
         "Intervals: of the mean difference over paired seeds, two-sided t at the level that Holm's correction over the "
-        "claims of the file demands. Seeds that would decide: with 80 % power, were mean and deviation the true ones."
+        "claims of one file requires at this scale. Seeds that would decide: with 80 % power, if mean and deviation "
+        "were the true ones."
     )
     if any(isinstance(v.claim.test, Speed) and v.n for v in verdicts):
         lines.append("Speeds: over groups of forwards that took turns in one process, on one device.")
+    for note in dict.fromkeys(v.claim.note for v in verdicts if v.claim.note):
+        ids = ", ".join(v.claim.id for v in verdicts if v.claim.note == note)
+        lines.append(f"{note} This concerns {ids}.")
     if any(v.dirty for v in verdicts):
         lines.append("† measured with code that differs from its commit.")
     return lines
@@ -83,6 +87,7 @@ def _item(v: Verdict) -> dict[str, Any]:
         "seeds_needed": v.needed,
         "records": list(v.records),
         "dirty": v.dirty,
+        "note": v.claim.note,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from laurepro import plan
 from laurepro.record import Record
 from laurepro.report.blocks import Block, Bullets, Code, Heading, Table, Text
 from laurepro.report.grid import MISSING, Cell, Column, Grid, show_value
@@ -23,7 +24,7 @@ def provenance(rows: Section, pairs: tuple[str, ...]) -> list[Block]:
     for r in rows:
         if not r.records:
             continue
-        seeds = max(rec.seed for rec in r.records) + 1
+        seeds = plan.seeds_text({rec.seed for rec in r.records if rec.stage != "profile"} or {0})
         repeat = f"laurepro run {shlex.quote(r.address)} --scale {r.scale.name} --seeds {seeds} --force"
         repeat += "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
         columns = ("record", "measures", "seed", "spec hash", "commit", "device", "started", "minutes", "weights")
@@ -84,7 +85,7 @@ def environment_table(sources: Sources) -> Table:
     lines = []
     for key, records in sorted(groups.items()):
         scales = ", ".join(sorted({r.scale for r in records}))
-        hours = sum(r.seconds * r.world_size for r in records) / 3600
+        hours = sum(r.device_seconds for r in records) / 3600
         lines.append((*map(Cell, key), Cell(scales), Cell(str(len(records))), Cell(f"{hours:.2f}")))
     heads = (*(Column(c, number=False) for c in columns), Column("records"), Column("device hours"))
     return Table("Where the records were measured", Grid(heads, tuple(lines)))

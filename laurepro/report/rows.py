@@ -112,9 +112,8 @@ def scales_of(records: dict[str, Record]) -> list[str]:
 def _measure(
     table: Table, scale: Scale, records: dict[str, Record], runs: Path | None, overrides: Raw | None
 ) -> Section:
-    seeds = {r.seed for r in records.values() if r.scale == scale.name} | {0}
-    wanted = max([scale.seeds, *(s + 1 for s in seeds if s < 100)])
-    return [_row(table, row, scale, records, runs, wanted, overrides) for row in table.rows]
+    seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
+    return [_row(table, row, scale, records, runs, seeds, overrides) for row in table.rows]
 
 
 def _row(
@@ -123,40 +122,32 @@ def _row(
     scale: Scale,
     records: dict[str, Record],
     runs: Path | None,
-    seeds: int,
+    seeds: set[int],
     overrides: Raw | None,
 ) -> RowResult:
     planned = plan.row_plan(table, row, scale, seeds, overrides)
     if planned.experiment is None:
         return RowResult(table, row, scale, "quoted", "", {}, (), False, "")
-    values: dict[str, dict[int, float]] = {}
-    found: list[Record] = []
-    trainings: list[Record] = []
-    lacking: list[Job] = []  # of those that the scale wants
-    for job in planned.jobs:
-        own = records.get(job.name)
-        if own is None:
-            lacking += [job] if job.seed < scale.seeds else []
-            continue
-        found.append(own)
-        for metric, value in own.metrics.items():
-            if value is not None:
-                values.setdefault(metric, {})[job.seed] = value
-        if (need := job.needs) is not None and (training := records.get(need.name)) is not None:
-            trainings.append(training)
-    status: Status = "done" if not lacking else "partial" if found else "missing"
+    done = [job for job in planned.jobs if job.name in records]
+    missing = [job for job in planned.jobs if job.name not in records and job.seed < scale.seeds]
+    row_records = tuple(records[job.name] for job in done)
+    trainings = tuple(records[n.name] for job in done if (n := job.needs) is not None and n.name in records)
+    metrics = dict.fromkeys(m for r in row_records for m in r.metrics)
+    measured = {m: record.by_seed(m, planned.jobs, records) for m in metrics}
+    values = {m: {seed: value for seed, (value, _) in by_seed.items()} for m, by_seed in measured.items() if by_seed}
+    status: Status = "done" if not missing else "partial" if done else "missing"
     remark = ""
     failed: dict[str, FailedJob] = {}
     if runs is not None:
-        for job in lacking:
+        for job in missing:
             state, why = _live(job, runs, records, failed)
             if state is not None:
                 status, remark = state, why
     m = planned.experiment.model
     baseline = m.upsampler.kind == "bilinear" and planned.experiment.loss.kind == "cross_entropy"
     group = f"{m.head.kind}-{m.backbone.kind}-os{m.output_stride}-{planned.experiment.eval.multi_scale}"
-    result = RowResult(table, row, scale, status, remark, values, tuple(found), baseline, group)
-    return result._replace(trainings=tuple(trainings), failed=tuple(failed.values()))
+    result = RowResult(table, row, scale, status, remark, values, row_records, baseline, group)
+    return result._replace(trainings=trainings, failed=tuple(failed.values()))
 
 
 def _live(job: Job, runs: Path, records: dict[str, Record], failed: dict[str, FailedJob]) -> tuple[Status | None, str]:

@@ -84,9 +84,10 @@ def _claim(v: Verdict, known: Mapping[str, str]) -> tuple[Cell, ...]:
         low, high = (f"{end / divisor:{sign}.{digits}f}" for end in v.interval95)
         interval = Cell(f"[{low}, {high}]", "own", interval=(v.estimate, *v.interval95))
     target = next((known[a] for a in v.claim.addresses if a in known), "") if v.records else ""
+    note = f". {v.claim.note}" if v.claim.note else ""
     printed = v.printed.verdict if v.printed.verdict == "not printed" else f"{v.printed.verdict}: {v.printed.found}"
     return (
-        Cell(v.claim.what, detail=f"{v.claim.id}: {v.expected}. {v.claim.where}"),
+        Cell(v.claim.what, detail=f"{v.claim.id}: {v.expected}. {v.claim.where}{note}"),
         Cell(v.verdict + (" †" if v.dirty else ""), mark=f"{v.verdict.replace(' ', '-')} verdict"),
         Cell(printed, mark=v.printed.verdict.replace(" ", "-")),
         Cell(v.found or MISSING, target=target),

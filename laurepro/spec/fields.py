@@ -77,7 +77,11 @@ class Backbone(Part):
 
 
 class Model(Strict):
-    """What is compared: backbone, output stride, head, upsampler. Sizes and class counts are derived."""
+    """What is compared: backbone, output stride, head, upsampler. Sizes and class counts are derived.
+
+    `norm_init`: what the scales of every batch normalisation outside the backbone start from: one, or uniform in
+    [0, 1), as torch drew them up to 1.1, the authors' version among them.
+    """
 
     backbone: Backbone = Backbone()
     output_stride: Literal[8, 16, 32] = 8
@@ -87,6 +91,7 @@ class Model(Strict):
     aux_channels: int = Field(256, ge=1)
     aux_lau: bool = False
     dropout: float = Field(0.1, ge=0, lt=1)
+    norm_init: Literal["ones", "uniform"] = "ones"
 
 
 class Loss(Strict):
@@ -210,6 +215,8 @@ class Eval(Strict):
     `oracle_radius`: not a network's score but a ceiling for moving samples: a pixel counts as right where its label is
     predicted anywhere within this many pixels (the larger coordinate). None: predictions as they are.
     `precision`: with bfloat16 the network runs under autocast, and classes with nearly equal scores can swap.
+    `tf32`: on a GPU, convolutions of float32 round their factors to TF32; False evaluates in float32, whatever the
+    training did.
     """
 
     split: str = "val"
@@ -221,6 +228,7 @@ class Eval(Strict):
     align_corners: bool = True
     oracle_radius: int | None = Field(None, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    tf32: bool = False
 
 
 class Profile(Strict):

@@ -40,16 +40,32 @@ class Weights(NamedTuple):
     files: dict[str, File]
 
 
+_STORE = "https://hangzh.s3.amazonaws.com/encoding/models/{}.zip (the host is now s3.us-west-1.wasabisys.com/encoding)"
 _ENCODING = "github.com/zhanghang1989/PyTorch-Encoding, encoding/models/model_store.py (a zip with the .pth in it)"
+_NEXT = "; if no address answers, another experiment: --set train.pretrained=encnet-2020"
 _OWN = re.compile(r"([^/\\@]+)@([0-9a-f]{64})")
 
 WEIGHTS: dict[str, Weights] = {
     "encnet": Weights(
         "deep",
-        "what the released code of LaU and EncNet started from",
-        _ENCODING,
+        "what the released code of LaU started from, and for ResNet-101 that of EncNet and FastFCN",
+        "github.com/HolmesShuan/Location-aware-Upsampling-for-Semantic-Segmentation, "
+        "LaU-reg/encoding/models/model_store.py, or PyTorch-Encoding's at commit ce461da: "
+        + _STORE.format("resnet50-25c4b509 and resnet101-2a57e44d")
+        + _NEXT,
         {
             "resnet50": File("resnet50-25c4b509.pth", "sha1:25c4b50959ef024fcc050213a06b614899f94b3d"),
+            "resnet101": File("resnet101-2a57e44d.pth", "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"),
+        },
+    ),
+    "fastfcn": Weights(
+        "deep",
+        "what the released code of FastFCN, and of EncNet until December 2018, started from",
+        "github.com/wuhuikai/FastFCN, encoding/models/model_store.py: "
+        + _STORE.format("resnet50-ebb6acbb and resnet101-2a57e44d")
+        + _NEXT,
+        {
+            "resnet50": File("resnet50-ebb6acbb.pth", "sha1:ebb6acbbd1d1c90b7f446ae59d30bf70c74febc1"),
             "resnet101": File("resnet101-2a57e44d.pth", "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"),
         },
     ),
@@ -103,13 +119,8 @@ def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
         )
     if pretrained not in WEIGHTS:
         raise unknown("weights", pretrained, WEIGHTS, f"{where}, train.pretrained")
+    file_of(pretrained, backbone.kind, where)
     chosen = WEIGHTS[pretrained]
-    if backbone.kind not in chosen.files:
-        raise LaureproError(
-            f"{where}: train.pretrained {pretrained!r} has weights of {', '.join(chosen.files)}, "
-            f"model.backbone.kind is {backbone.kind!r}",
-            "weights of your own are FILE@SHA256; for random weights set train.pretrained to null",
-        )
     options = parts.all_options("backbones", backbone)
     fit = ", ".join(name for name, w in WEIGHTS.items() if w.stem == options["stem"])
     if chosen.stem != options["stem"]:
@@ -126,10 +137,23 @@ def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
         )
 
 
-def file_of(pretrained: str, kind: str) -> File:
-    """The file that a name stands for, of a depth (`resnet50`, `resnet101`)."""
+def file_of(pretrained: str, kind: str, where: str = "experiment") -> File:
+    """The file that a name stands for, of a backbone (`resnet50`, `resnet101`).
+
+    Raises:
+        LaureproError: There is none for that backbone.
+    """
     match = _OWN.fullmatch(pretrained)
-    return File(match[1], f"sha256:{match[2]}") if match else WEIGHTS[pretrained].files[kind]
+    if match:
+        return File(match[1], f"sha256:{match[2]}")
+    files = WEIGHTS[pretrained].files
+    if kind not in files:
+        raise LaureproError(
+            f"{where}: train.pretrained {pretrained!r} has weights for {', '.join(files)}, "
+            f"model.backbone.kind is {kind!r}",
+            f"train.pretrained null (random weights), or FILE@SHA256 with a file of your own in DATA/{FOLDER}/",
+        )
+    return files[kind]
 
 
 def places(root: Path) -> Iterator[Path]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from laurepro.stages._legs import Legs
+
 
 class Context(NamedTuple):
     """Where a stage works, and what it reports to."""
@@ -18,6 +20,7 @@ class Context(NamedTuple):
     weights: Path | None  # runs/<needed job>; its weights.pt is what to start from, or to evaluate
     progress: Callable[[dict[str, float | int | str]], None]  # cheap: may be called at each step
     stop_requested: Callable[[], bool]  # True after a signal: write a checkpoint and raise Stopped
+    legs: Legs | None = None  # of the job, if it is recorded
 
 
 class Stopped(Exception):

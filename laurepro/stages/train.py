@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from laurepro.errors import LaureproError
 from laurepro.network import checkpoint, model
 from laurepro.network.pretrained import load_pretrained
 from laurepro.stages import Context, Result, Stopped
+from laurepro.stages._legs import Legs
 from laurepro.training import step as training_step
 from laurepro.training.batches import Batches, reading_threads
 from laurepro.training.clock import STEPS_IN_FLIGHT, IdleClock, read_later
@@ -58,7 +60,8 @@ def run(job: spec.Job, context: Context) -> Result:
         kind = experiment.model.backbone.kind
         pretrained_sha256 = load_pretrained(network.backbone, train.pretrained, kind, context.data_root)
     stepper = training_step.set_up(network, train, experiment.loss, device)
-    progress = Progress()
+    progress, legs = Progress(), context.legs or Legs()
+    where = device_name(device), torch.get_num_threads(), world
     state = checkpoint.load_latest(context.folder, job.key)
     if state is not None:
         network.load_state_dict(state["model"])
@@ -67,6 +70,7 @@ def run(job: spec.Job, context: Context) -> Result:
         progress = Progress(**state["progress"])
         if rank == 0:
             _log.info("resumes after step %d of %d", progress.step, steps)
+            legs.resume(state.get("legs", []), progress.step, *where)
 
     try_out(stepper, train.batch_size // world, experiment.data.crop_size)
     batches = Batches(images, experiment.data, job.seed, train.batch_size, rank, world)
@@ -95,7 +99,7 @@ def run(job: spec.Job, context: Context) -> Result:
                 progress.report(context.progress, steps, batches.epoch(at), loss, rates[at])
         if not last and (stop or due):
             if rank == 0:
-                _save(context, job.key, stepper, progress)
+                _save(context, job.key, stepper, progress, legs.dump(progress.step, *where))
             if stop:
                 distributed.any_rank(False)  # a rank that left early would end the others before rank 0 has written
                 raise Stopped
@@ -132,12 +136,13 @@ def start_from(network: model.Network, part: str, context: Context) -> None:
         raise LaureproError(f"init_from: the weights in {context.weights} do not fit: {error}") from None
 
 
-def _save(context: Context, key: str, stepper: training_step.Stepper, progress: Progress) -> None:
+def _save(context: Context, key: str, stepper: training_step.Stepper, progress: Progress, legs: list[Any]) -> None:
     state = {
         "key": key,
         "model": stepper.network.state_dict(),
         "optimiser": stepper.optimizer.state_dict(),
         "progress": asdict(progress),
+        "legs": legs,
     }
     if stepper.scaler.is_enabled():
         state["scaler"] = stepper.scaler.state_dict()

@@ -1,0 +1,88 @@
+"""What was measured of a claim: the records of its rows at a scale, paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from laurepro import plan, record
+from laurepro.claims import inference
+from laurepro.claims.cells import cell
+from laurepro.claims.model import Claim, Speed, row_of
+from laurepro.record import Record
+from laurepro.spec import Job, Raw, Scale
+from laurepro.spec.metrics import METRICS, own_metric
+
+
+class Sample(NamedTuple):
+    """What was measured of a claim: of differences by seed, or of the ratio of speeds by group of forward passes."""
+
+    mean: float
+    std: float
+    n: int
+    records: tuple[Record, ...]
+
+
+class Rows:
+    """The records of rows at a scale, each row's jobs worked out once. `records`, by job name, may be replaced."""
+
+    def __init__(self, scale: Scale, records: Mapping[str, Record], overrides: Raw | None) -> None:
+        self.scale, self.records, self.overrides = scale, records, overrides
+        self.seeds = record.measured_seeds(records, scale.name) | {0}
+        self._jobs: dict[str, tuple[Job, ...]] = {}
+
+    def jobs(self, address: str) -> tuple[Job, ...]:
+        """Final jobs of a row, all seeds; none for a quoted row."""
+        if address not in self._jobs:
+            table, row = row_of(address)
+            self._jobs[address] = plan.row_plan(table, row, self.scale, self.seeds, self.overrides).jobs
+        return self._jobs[address]
+
+    def by_seed(self, address: str, metric: str) -> dict[int, tuple[float, Record]]:
+        """The metric that stands for a column, and its record, by seed."""
+        return record.by_seed(metric, self.jobs(address), self.records)
+
+    def identity(self, address: str, metric: str) -> str:
+        """Equal for rows whose metric comes from one job at this scale; a quoted row is itself."""
+        stage = METRICS[metric].stage
+        return next((job.name for job in self.jobs(address) if job.seed == 0 and job.stage == stage), address)
+
+
+def title(metric: str, scale: Scale) -> str:
+    """What the metric is called on the data of a scale: only PASCAL Context has a mIoU of 60 classes."""
+    return METRICS[own_metric(metric, "pascal_context" if scale.comparable else "")].title
+
+
+def sample(claim: Claim, rows: Rows) -> Sample | str:
+    """What was measured of a claim's comparison, or why nothing was."""
+    assert claim.row is not None and claim.metric is not None
+    ours = rows.by_seed(claim.row, claim.metric)
+    if not ours:
+        return f"no {title(claim.metric, rows.scale)} of {claim.row}"
+    if isinstance(claim.test, Speed):
+        return _speed(ours)
+    run = [address for address in claim.than if rows.jobs(address)]
+    pairs: list[tuple[float, tuple[Record, ...]]]
+    if not run:
+        best = max(v for a in claim.than if (v := cell(a, claim.metric)) is not None)
+        pairs = [(value - best, (source,)) for value, source in ours.values()]
+    else:
+        other = rows.by_seed(run[0], claim.metric)
+        if not other:
+            return f"no {title(claim.metric, rows.scale)} of {run[0]}"
+        common = sorted(set(ours) & set(other))
+        if not common:
+            return "the two rows have no seed in common"
+        pairs = [(ours[s][0] - other[s][0], (ours[s][1], other[s][1])) for s in common]
+    mean, std, n = inference.summary([value for value, _ in pairs])
+    return Sample(mean, std, n, tuple(r for _, used in pairs for r in used))
+
+
+def _speed(ours: dict[int, tuple[float, Record]]) -> Sample | str:
+    """The ratio to the bilinear twin over the groups of forward passes that took turns in one process."""
+    ratio, source = next(iter(ours.values()))
+    spread, timed = source.metrics.get("fps_ratio_std"), source.metrics.get("fps_iterations")
+    protocol = source.experiment.profile
+    if spread is None or timed is None or timed < protocol.iterations:
+        return f"{timed or 0:g} forwards were timed, not the {protocol.iterations} of the protocol"
+    return Sample(ratio, spread, protocol.groups, (source,))
