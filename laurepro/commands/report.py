@@ -58,12 +58,14 @@ def command(
     )
     for problem in sources.problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
+    for sentence in report.unavailable.sentences(sources.unavailable):
+        click.echo(printable(f"warning: {sentence}"), err=True)
     sections = list(sources.sections)
     if form == "terminal" and output is None:
-        report.print_terminal(sections)
+        report.print_terminal(sections, apart=sources.unavailable)
     else:
         if fragment or form in TABLES:
-            text = report.render(sections, "markdown" if form == "terminal" else form)
+            text = report.render(sections, "markdown" if form == "terminal" else form, sources.unavailable)
         else:
             text = report.render_page(sources, form, output.parent if output else results)
         text = printable(text)
