@@ -34,6 +34,26 @@ def paths(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def check_results(results: Path, runs: Path) -> None:
+    """Refuse a --results that does not exist, for commands that only read. The default folder need not exist.
+
+    Before a run has written its first record there is only its runs folder; who names that too means such a run.
+
+    Raises:
+        LaureproError: naming the folder.
+    """
+    from click.core import ParameterSource
+
+    from laurepro.errors import LaureproError
+
+    source = click.get_current_context().get_parameter_source
+    named = {option for option in ("results", "runs") if source(option) is ParameterSource.COMMANDLINE}
+    if "results" in named and not results.is_dir() and not ("runs" in named and runs.is_dir()):
+        raise LaureproError(
+            f"--results {results}: no such folder", "it is the folder that laurepro run --results names"
+        )
+
+
 def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --scale, --seeds and --set."""
     for option in (
