@@ -8,17 +8,10 @@ from types import ModuleType
 
 import click
 
-from laurepro.commands.options import progress
+from laurepro.commands.options import data_folder, progress
 from laurepro.errors import LaureproError, unknown
 
-_root = click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    envvar="LAUREPRO_DATA",
-    default="data",
-    show_default=True,
-    help="Data sets (or $LAUREPRO_DATA).",
-)
+_root = data_folder(name="--root")
 
 
 @click.group("data")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import check_results, paths
+from laurepro.commands.options import check_results, data_folder, paths
 
 
 @click.command("figure")
@@ -18,7 +18,7 @@ from laurepro.commands.options import check_results, paths
 @click.option("--count", type=click.IntRange(1, 24), default=4, show_default=True, help="How many images.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="The --set of the runs.")
-@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
+@data_folder()
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
