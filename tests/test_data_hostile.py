@@ -269,6 +269,20 @@ def test_a_crash_of_scipy_is_one_damaged_file(tmp_path: Path, reader: Callable[[
     _mat._end_all()
 
 
+def test_a_bit_that_crashes_scipy(tmp_path: Path) -> None:
+    """One of the 205 of 8,128 single bits of a small file of SBD's that end SciPy 1.17's reader by SIGSEGV."""
+    boundaries = np.empty((20, 1), object)
+    for index in range(20):
+        boundaries[index, 0] = np.zeros((2, 2), np.uint8)
+    structure = {"Boundaries": boundaries, "Segmentation": np.zeros((20, 30), np.uint8)}
+    savemat(tmp_path / "x.mat", {"GTcls": {**structure, "CategoriesPresent": np.arange(3)}})
+    content = bytearray((tmp_path / "x.mat").read_bytes())
+    content[272] ^= 4
+    (tmp_path / "x.mat").write_bytes(content)
+    with pytest.raises(Unreadable, match="damaged"):
+        voc2012_aug._draw(tmp_path / "x.mat")
+
+
 def test_what_takes_too_much_memory_or_time_is_refused(tmp_path: Path, reader: Callable[[str, str], None]) -> None:
     savemat(tmp_path / "bomb.mat", {"LabelMap": np.zeros((6_000, 6_000), np.uint8)}, do_compression=True)
     assert (tmp_path / "bomb.mat").stat().st_size < 100_000
