@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from laurepro import spec
 from laurepro.errors import LaureproError, unknown
-from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table
+from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table, parts
 from laurepro.spec.metrics import METRICS
 
 MOST_SEEDS = 10_000  # of one command; a plan of more would fill the memory before anything was refused
@@ -88,11 +90,36 @@ def datasets(scale_name: str) -> list[str]:
     return sorted(names)
 
 
+def of_present_data(experiment: Experiment) -> Experiment:
+    """The experiment with the digest of its data among its `sources`, where a plug-in reads them.
+
+    Such data may change under their name, and other data are another experiment. Built-in data sets are held to a
+    manifest, so that only their name is in the key. Without files the experiment stays as it is.
+
+    Raises:
+        LaureproError: a file of the data cannot be read.
+    """
+    init = experiment.init_from
+    if init is not None:
+        start = init.model_copy(update={"experiment": of_present_data(init.experiment)})
+        experiment = experiment.model_copy(update={"init_from": start})
+    name = experiment.data.name
+    file = parts.path("datasets", name)
+    if file is None or parts.is_built_in(file):
+        return experiment
+    from laurepro.datasets import data_digest
+
+    digest = data_digest(experiment.data, Path(os.environ.get("LAUREPRO_DATA") or "data"))
+    if digest is None:
+        return experiment
+    return experiment.model_copy(update={"sources": {**experiment.sources, f"data/{name}": f"sha256:{digest}"}})
+
+
 def row_plan(table: Table, row: Row, scale: Scale, seeds: int | Iterable[int], overrides: Raw | None = None) -> RowPlan:
     """The final jobs of one row (evaluate, profile); `build` adds the jobs that they need. `seeds`: N is 0…N-1."""
     if row.set is None:
         return RowPlan(table, row, None, ())
-    experiment = spec.resolve(table, row, scale, overrides)
+    experiment = of_present_data(spec.resolve(table, row, scale, overrides))
     stages = sorted({METRICS[m].stage for m in table.metrics})
     numbers = range(seeds) if isinstance(seeds, int) else sorted(set(seeds))
     jobs = tuple(

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,11 +23,10 @@ from laurepro.atomic import remove_unfinished
 from laurepro.atomic import write_atomic as write_atomic
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
-from laurepro.spec.metrics import STAGES, own_metric
+from laurepro.spec.metrics import STAGES
 
+DEEPEST = 40  # mappings and lists inside each other in a record
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
-
-
 # What any job can leave, with room to spare; beyond it arithmetic overflows. A matrix of 150 classes still has a sum.
 Count = Annotated[int, Field(ge=-(2**48), le=2**48)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
@@ -245,7 +244,11 @@ def read(file: Path) -> Record:
             if last is None or hashlib.sha256(content[:-_LAST_BYTES]).hexdigest() != last[1].decode():
                 raise ValueError("its checksum differs: it was changed after it was written")
             del raw["sha256"]
+        if _depth(raw) > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep")
         record = Record(**raw)
+        if record.stage not in STAGES:
+            raise ValueError(f"stage is {record.stage!r}, expected one of {', '.join(STAGES)}")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "record"
@@ -256,6 +259,20 @@ def read(file: Path) -> Record:
     if record.job != file.stem:
         raise LaureproError(f"{file}: the record inside is of job {record.job}")
     return record
+
+
+def _depth(value: Any) -> int:
+    """How deep mappings and lists are nested."""
+    depth, level = 0, [value]
+    while level:
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+    return depth
 
 
 def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
@@ -276,8 +293,6 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
 
 def _unsound(record: Record) -> str:
     """What would keep a record from being shown; `laurepro verify` reports all that is wrong with one."""
-    if record.stage not in STAGES:
-        return f"stage is {record.stage!r}, expected {', '.join(STAGES)}"
     n = len(record.class_names)
     matrices = {"confusion": record.confusion, "boundary_confusion": record.boundary_confusion}
     for name, matrix in matrices.items():
@@ -292,23 +307,6 @@ def _unsound(record: Record) -> str:
 def measured_seeds(records: Mapping[str, Record], scale: str) -> set[int]:
     """Every seed at which some row was scored or profiled at a scale; a shared pretraining is neither."""
     return {r.seed for r in records.values() if r.scale == scale and r.stage != "train"}
-
-
-def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> dict[int, tuple[float, Record]]:
-    """What stands for a published column, with its record, by seed.
-
-    Args:
-        column: A metric; `own_metric` says which one of a record stands for it.
-        jobs: Those of one row.
-        records: By job name.
-    """
-    measured = {}
-    for job in jobs:
-        if (record := records.get(job.name)) is not None:
-            value = record.metrics.get(own_metric(column, record.dataset))
-            if value is not None:
-                measured[job.seed] = (value, record)
-    return measured
 
 
 def find(results: Path, name: str) -> Record:

@@ -458,8 +458,8 @@ def a_1x1_convolution_fuses_the_laterals(b: Broken) -> None:
 def a_bias_in_the_offset_branch(b: Broken) -> None:
     kept = OffsetHead._branch
 
-    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int) -> nn.Sequential:
-        layers = kept(in_channels, scale_factor, bottleneck_channels)
+    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int, groups: int) -> nn.Sequential:
+        layers = kept(in_channels, scale_factor, bottleneck_channels, groups)
         layers[0] = nn.Conv2d(in_channels, bottleneck_channels, 1)
         return layers
 
@@ -470,9 +470,9 @@ def a_bias_in_the_offset_branch(b: Broken) -> None:
 def a_wider_kernel_in_the_offset_branch(b: Broken) -> None:
     kept = OffsetHead._branch
 
-    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int) -> nn.Sequential:
-        layers = kept(in_channels, scale_factor, bottleneck_channels)
-        layers[2] = nn.Conv2d(bottleneck_channels, scale_factor**2, 5, padding=2, bias=False)
+    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int, groups: int) -> nn.Sequential:
+        layers = kept(in_channels, scale_factor, bottleneck_channels, groups)
+        layers[2] = nn.Conv2d(bottleneck_channels, groups * scale_factor**2, 5, padding=2, bias=False)
         return layers
 
     b.patch.setattr(OffsetHead, "_branch", staticmethod(branch))

@@ -65,10 +65,10 @@ def test_a_job_planned_on_other_code_is_refused(plugins: Path) -> None:
     table = spec.tables()["table3a"]
     overrides = spec.parse_overrides(("model.upsampler={kind: mine}",))
     planned = spec.resolve(table, table.row("encnet-os8-bilinear"), spec.scale("smoke"), overrides)
-    check_sources(planned)
+    check_sources(planned, None)
     (plugins / "blending.py").write_text("SCALE = 2.0\n")
     with pytest.raises(LaureproError, match="upsamplers/mine: its source is not the one that was planned"):
-        check_sources(planned)
+        check_sources(planned, None)
 
 
 def test_what_a_source_covers(plugins: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from laurepro import plan, record, spec
 from laurepro.errors import LaureproError, unknown
+from laurepro.evaluation.scores import by_seed, metrics_of
 from laurepro.plan import RowPlan
 from laurepro.record import Record
 from laurepro.report.stored import parts_of, without_source
@@ -154,9 +155,9 @@ def _row(
     done = [job for job in planned.jobs if job.name in shown]
     missing = [job for job in planned.jobs if job.name not in shown and job.seed < scale.seeds]
     trainings = tuple(records[n.name] for job in done if (n := job.needs) is not None and n.name in records)
-    metrics = dict.fromkeys(m for r in shown.values() for m in r.metrics)
-    measured = {m: record.by_seed(m, planned.jobs, shown) for m in metrics}
-    values = {m: {seed: value for seed, (value, _) in by_seed.items()} for m, by_seed in measured.items() if by_seed}
+    metrics = dict.fromkeys(m for r in shown.values() for m in metrics_of(r))
+    measured = {m: by_seed(m, planned.jobs, shown) for m in metrics}
+    values = {m: {seed: value for seed, (value, _) in of.items()} for m, of in measured.items() if of}
     status: Status = "done" if not missing else "partial" if done else "missing"
     remark = ""
     failed: dict[str, FailedJob] = {}

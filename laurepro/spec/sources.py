@@ -24,6 +24,8 @@ from laurepro.spec.fields import Experiment
 def sources_of(experiment: Experiment) -> dict[str, str]:
     """`{"upsamplers/mine": "sha256:..."}` of every part whose code is not version 1 of this package.
 
+    `plan.of_present_data` adds the data of plug-ins, as `data/NAME`.
+
     Raises:
         LaureproError: a plug-in's file cannot be read.
     """
@@ -52,9 +54,12 @@ def source_of(folder: str, name: str) -> str | None:
     return f"sha256:{digest.hexdigest()}"
 
 
-def check_sources(experiment: Experiment) -> None:
-    """Raise LaureproError where a part has changed since the experiment was planned."""
+def check_sources(experiment: Experiment, data_digest: str | None) -> None:
+    """Raise LaureproError where a part, or the data of a plug-in, has changed since the experiment was planned."""
     present = sources_of(experiment)
+    data = f"data/{experiment.data.name}"
+    if data in experiment.sources:  # a profile reads no data
+        present[data] = f"sha256:{data_digest}" if data_digest else experiment.sources[data]
     for part in sorted(experiment.sources.keys() | present.keys()):
         planned, now = experiment.sources.get(part), present.get(part)
         if planned != now:
