@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from laurepro import distributed
 
-TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer fails, rather than hang for ever
+TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer fails instead of hanging for ever
 
 
 def initialise() -> None:
@@ -33,13 +33,13 @@ def initialise() -> None:
 
 
 def leave() -> None:
-    """Leave the group: threads of its that still run when Python ends would abort the process."""
+    """Leave the group: its threads would abort the process if they still ran when Python ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def device() -> torch.device:
-    """Where this process computes: its own GPU, or the CPU where there is none."""
+    """The device of this process: its own GPU, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -65,19 +65,19 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank; all ranks get the same answer, and none before all have asked."""
+    """Whether the flag is set on any rank: the same answer on all ranks, and only after all have called."""
     if world_size() == 1:
         return flag
     return bool(all_reduce_sum(torch.tensor(int(flag))).item())
 
 
 def from_rank_0(value: int) -> int:
-    """The value that rank 0 has, on every rank."""
+    """Rank 0's value, on every rank."""
     return int(all_reduce_sum(torch.tensor(value if rank() == 0 else 0)).item())
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """A sum over ranks that gradients pass: every rank's output depends on every rank's input."""
+    """A differentiable sum over ranks: every rank's output depends on every rank's input."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -89,10 +89,10 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class AllReducedBatchNorm(_BatchNorm):
-    """Batch normalisation over the batches of all ranks, for the CPU, where torch's SyncBatchNorm refuses.
+    """Batch normalisation over the batches of all ranks, for the CPU, which torch's SyncBatchNorm does not support.
 
-    Mean and centred variance are those of the whole batch, however unequally it is spread over the ranks, and so
-    are the gradients. Input [N, C, ...]; parameters and buffers are named as in BatchNorm.
+    Mean, centred variance and gradients are those of the whole batch, however unequally it is spread over the ranks.
+    Input [N, C, ...]; parameters and buffers are named as in BatchNorm.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -132,9 +132,9 @@ class AllReducedBatchNorm(_BatchNorm):
 
 
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:
-    """Make every BatchNorm in the module take its statistics over all ranks; names in `state_dict` stay.
+    """Replace every BatchNorm in the module by one with statistics over all ranks; names in `state_dict` stay.
 
-    Call it with the module on the device where it will run.
+    Call it when the module is on the device where it will run.
     """
     if world_size() == 1:
         return module
@@ -149,7 +149,7 @@ def _convert(module: nn.Module) -> nn.Module:
         new = AllReducedBatchNorm(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )
-        # The very same parameters and buffers, not copies: an optimiser may already hold them.
+        # The same parameters and buffers, not copies: an optimiser may already hold them.
         new._parameters, new._buffers = module._parameters, module._buffers
         return new.train(module.training)
     for name, child in module.named_children():
@@ -158,22 +158,22 @@ def _convert(module: nn.Module) -> nn.Module:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse what a step frees for the next one, where it would give it back and have each page made anew.
+    """Let glibc keep the memory that a step frees for the next one, instead of returning its pages to the system.
 
-    Steps of scale smoke take 0.85 of the time with it (docs/speed.md). Elsewhere than in glibc nothing happens.
+    Steps of scale smoke take 0.85 of the time with it (docs/speed.md). Without glibc it has no effect.
     """
     trim_threshold, mmap_threshold = -1, -3  # parameters of mallopt(3)
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**25)  # the most that glibc takes
+        mallopt(mmap_threshold, 2**25)  # the largest value that glibc accepts
         mallopt(trim_threshold, 2**31 - 1)
 
 
 def prepare(threads: int | None) -> torch.device:
     """Set the number of threads and deterministic arithmetic; returns the device of this process.
 
-    Only the CPU is held to determinism: some CUDA kernels have no deterministic form. The thread count changes
-    the order of sums, hence the bits, so that it is part of the experiment where bits matter.
+    Only the CPU is made deterministic: some CUDA kernels have no deterministic form. The thread count changes the
+    order of sums, hence the bits, so it is part of the experiment where bits matter.
     """
     import torch
 
@@ -182,7 +182,7 @@ def prepare(threads: int | None) -> torch.device:
     device = distributed.device()
     if device.type == "cpu":
         _keep_freed_memory()
-    # Not use_deterministic_algorithms: that also tells the compiler, and imports it, which takes longer than all else.
+    # Not use_deterministic_algorithms, which also imports the compiler; that takes longer than everything else here.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     return device
 

@@ -1,4 +1,4 @@
-"""What `laurepro doctor` looks at. Torch is asked in a process of its own: a broken build must not end ours."""
+"""The checks of `laurepro doctor`. Torch is imported in a separate process: a broken build must not end this one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from laurepro.spec import parts, weights
 
 
 class Line(NamedTuple):
-    """One thing looked at. `optional`: the suite works without it."""
+    """One check. `optional`: the suite works without it."""
 
     what: str
     ok: bool
@@ -42,31 +42,31 @@ print(json.dumps(out))
 
 
 def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
-    """Every line, in the order in which one would mend things."""
+    """Every line, in the order in which problems are best fixed."""
     version = platform.python_version()
     yield Line("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed")
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
     if probe.returncode:
         last = (probe.stderr.strip().splitlines() or ["no output"])[-1]
-        yield Line("torch", False, last, "make install brings a pair of torch and torchvision that fit together")
+        yield Line("torch", False, last, "make install installs matching versions of torch and torchvision")
     else:
-        found = json.loads(probe.stdout.splitlines()[-1])
-        yield Line("torch", True, f"{found['torch']}, torchvision {found['torchvision']} with its ops")
+        report = json.loads(probe.stdout.splitlines()[-1])
+        yield Line("torch", True, f"{report['torch']}, torchvision {report['torchvision']} with its ops")
         yield Line(
             "distributed",
-            found["gloo"],
-            f"gloo {found['gloo']}, nccl {found['nccl']}",
+            report["gloo"],
+            f"gloo {report['gloo']}, nccl {report['nccl']}",
             "this torch has no gloo",
         )
-        gpus = ", ".join(found["gpus"])
+        gpus = ", ".join(report["gpus"])
         yield Line("GPU", bool(gpus), gpus or "none", "scale smoke runs on a CPU; paper needs a CUDA GPU", True)
     cupy = next((f"{p} {v}" for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := record.version_of(p))), None)
     yield Line("CuPy", cupy is not None, cupy or "not installed", f"with a GPU, {install('cuda13')}", True)
     slurm = shutil.which("sbatch")
-    yield Line("Slurm", slurm is not None, slurm or "no sbatch here", "only needed on a cluster", True)
+    yield Line("Slurm", slurm is not None, slurm or "no sbatch on this machine", "only needed on a cluster", True)
     for name in parts.names("datasets"):
         problems = parts.load("datasets", name).problems(data, ("train", "val"))
-        fix = "bring the data set, or use scale smoke"
+        fix = "get the data set (laurepro data list), or use scale smoke"
         yield Line(f"data {name}", not problems, problems[0] if problems else "usable", fix, True)
     yield from _weights(data)
     commit, dirty = record.provenance()
@@ -81,27 +81,29 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
             yield Line(option, True, f"{folder} can be written")
     existing = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    yield Line("disk", free > 1, f"{free:.0f} GiB free for {runs}", "a smoke run needs well under 1 GiB; make room")
+    yield Line(
+        "disk", free > 1, f"{free:.0f} GiB free for {runs}", "a smoke run needs well under 1 GiB; free some space"
+    )
 
 
 def _weights(data: Path) -> Iterator[Line]:
-    """ImageNet weights that are found, their digests checked; and those of the recipes, whether or not they are."""
+    """ImageNet weights that are present, with their digests; and those of the recipes, present or not."""
     for name, published in weights.WEIGHTS.items():
-        told, right, present = [], True, False
+        texts, right, present = [], True, False
         for kind, file in published.files.items():
             if not any((folder / file.name).is_file() for folder in weights.places(data)):
-                told.append(f"no {file.name}")
+                texts.append(f"no {file.name}")
                 right = False
                 continue
             present = True
             try:
-                found = weights.find(name, kind, data)
+                path = weights.find(name, kind, data)
             except LaureproError as error:
-                told.append(str(error).splitlines()[0])
+                texts.append(str(error).splitlines()[0])
                 right = False
             else:
-                with open(found, "rb") as stream:
-                    told.append(f"{found}, sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+                with open(path, "rb") as stream:
+                    texts.append(f"{path}, sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()}")
         if present or name == weights.RECIPES:
-            fix = f"bring it to {data / weights.FOLDER}; scale paper's rows start from {weights.RECIPES}"
-            yield Line(f"weights {name}", right, "; ".join(told), fix, True)
+            fix = f"copy it to {data / weights.FOLDER}; scale paper's rows start from {weights.RECIPES}"
+            yield Line(f"weights {name}", right, "; ".join(texts), fix, True)

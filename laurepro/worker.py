@@ -1,9 +1,9 @@
-"""One process of one job: set up, run the stage, leave a record or a failure. Every launcher ends up here.
+"""One process of one job: set up, run the stage, write a record or a failure. Every launcher starts this module.
 
     python -m laurepro.worker --job '{"stage": "train", ...}' --runs runs --results results --data data
 
 Exit codes: 0 a record was written (or was there), 1 the job failed, 2 bad input, 75 another process runs this job,
-143 stopped by a signal after a checkpoint: start it again and it goes on.
+143 stopped by a signal after a checkpoint: started again, it resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent
 from laurepro.spec import Job, parts
 
-GO = -1  # what rank 0 says where there is work; any other number is the exit code
+GO = -1  # rank 0's decision where there is work; any other number is the exit code
 _stop = False
 
 
@@ -46,9 +46,9 @@ def _on_signal(signum: int, frame: object) -> None:
 
 
 class Progress:
-    """Writes `progress.json`, at most twice a second: what `status` and the launcher's bars show.
+    """Writes `progress.json`, at most twice a second, for `status` and the launcher's bars.
 
-    `each` is told of all values.
+    `each` is called with all values.
     """
 
     def __init__(self, file: Path, each: Callable[[dict[str, Any]], None] = lambda values: None) -> None:
@@ -56,13 +56,13 @@ class Progress:
         self.values: dict[str, Any] = {}
 
     def __call__(self, values: dict[str, Any]) -> None:
-        """Take the newest values."""
+        """Store the newest values."""
         self.values = values
         self.each(values)
         now = time.monotonic()
         if now - self.last > 0.5 or values.get("step") == values.get("steps"):
             self.last = now
-            with contextlib.suppress(OSError):  # only shown; a full disk is told where something would be lost
+            with contextlib.suppress(OSError):  # only shown; a full disk is an error where something would be lost
                 write_atomic(self.file, json.dumps({**values, "time": time.time()}), durable=False)
 
 
@@ -93,11 +93,11 @@ def main(argv: list[str] | None = None) -> int:
         from laurepro import distributed
 
         distributed.initialise()
-        code = distributed.from_rank_0(code)  # what rank 0 found is true for all
+        code = distributed.from_rank_0(code)  # rank 0 decides for all
         code = _run(args, job, folder, rank) if code == GO else code
         distributed.leave()
         return code
-    except Exception as error:  # whatever ends a job is told in failure.json, and by the exit code
+    except Exception as error:  # every error is reported by failure.json and the exit code
         _fail(folder, rank, error)
         return BAD_INPUT if isinstance(error, LaureproError) else 1
     finally:
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> int:
-    """Take the job's lock and clear away what is old. Returns GO, or the exit code where there is nothing to do."""
+    """Take the job's lock and remove outdated files. Returns GO, or the exit code if there is nothing to do."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -116,7 +116,7 @@ def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> 
     for old in folder.glob("failure*.json"):
         old.unlink(missing_ok=True)
     if args.fresh:
-        for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*")]:
+        for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*"), *folder.glob("counts-*.json")]:
             old.unlink()
     return GO
 
@@ -125,7 +125,7 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
     """Whether a record (and, for a training, its weights) appeared while this process started."""
     try:
         record.read(record.records_dir(args.results) / f"{job.name}.json")
-    except LaureproError:  # none, or one that cannot be read and so counts as missing
+    except LaureproError:  # none, or an unreadable one, which counts as missing
         return False
     return job.stage != "train" or record.has_weights(args.runs, job)
 
@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         except Stopped:
             logging.info("stopped by a signal; the checkpoint is written")
             return STOPPED
-    if progress is None:  # only rank 0 tells
+    if progress is None:  # only rank 0 writes the record
         return 0
     done = int(progress.values.get("step", 0))
     all_legs = legs.after(done, result.device, result.threads, distributed.world_size())
@@ -204,13 +204,13 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
 
 
 def _fail(folder: Path, rank: int, error: Exception) -> None:
-    """Leave `failure.json`: reason, rank, and the last frames. The first rank to fail is the one that counts."""
+    """Write `failure.json`: reason, rank, and the last frames. `diagnose` takes the rank that failed first."""
     with contextlib.suppress(OSError):  # the log may be on a full disk
         traceback.print_exc()
     reason = str(error) if isinstance(error, LaureproError) else f"{type(error).__name__}: {error}"
     last = tuple(traceback.format_exc().splitlines()[-failures.LAST_LINES :])
-    left = failures.Left(reason=reason, rank=rank, last_lines=last, time=time.time())
-    failures.write(folder, left, "failure.json" if rank == 0 else f"failure-rank{rank}.json")
+    note = failures.FailureNote(reason=reason, rank=rank, last_lines=last, time=time.time())
+    failures.write(folder, note, "failure.json" if rank == 0 else f"failure-rank{rank}.json")
 
 
 if __name__ == "__main__":
@@ -219,4 +219,4 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)  # all is written: to take torch apart again costs half a second a job
+    os._exit(code)  # everything is written, and tearing down torch takes half a second

@@ -127,7 +127,7 @@ time.time = lambda: 1_000_000_000.0 - 10 * (time.monotonic() - _started)  # the 
 
 
 def test_a_clock_that_goes_back(finished: Finished, tiny: Path, tmp_path: Path) -> None:
-    """It is used for nothing but what people read: a stopped run goes on, and no duration is negative."""
+    """It is used for nothing but what people read: a stopped run resumes, and no duration is negative."""
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
     folder = train_folder(finished.folder)

@@ -136,14 +136,14 @@ def test_a_stop_checkpoints_and_the_same_command_goes_on(
     wait_until(lambda: pending(worker, signal.SIGTERM), "the launcher's word to the worker")
     os.kill(worker, signal.SIGCONT)
     ran = finish(process, 60)
-    assert ran.code == 130 and "Traceback" not in ran.err and "goes on" in ran.err
+    assert ran.code == 130 and "Traceback" not in ran.err and "resumes" in ran.err
     assert "1 running" in busy.out and f"/{STEPS}" in busy.out
     assert alive(tmp_path) == []
     folder = train_folder(tmp_path)
     assert list(folder.glob("checkpoint-*.ckpt")) and not (folder / "weights.pt").exists()
     assert list(tmp_path.glob("results/records/*")) == [] and not (folder / "failure.json").exists()
     status = run_cli("status", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    assert "1 stopped (will go on)" in status.out and "0 failed" in status.out
+    assert "1 stopped (will resume)" in status.out and "0 failed" in status.out
     again = run_cli(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert again.code == 0, again.err
     assert "resumes after step" in (folder / "log.txt").read_text()
@@ -213,7 +213,7 @@ def test_two_launchers_share_the_work(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_train_and_evaluate_one_job(tiny: Path, tmp_path: Path) -> None:
-    """torchrun and gloo. The launcher is killed on the way: agent and both ranks must go, and the rest goes on."""
+    """torchrun and gloo. The launcher is killed on the way: agent and both ranks must go, and the same command resumes."""
     command = [*RUN, "--nproc-per-node", "2", "--set", "train.iterations=75"]
     process = start(*command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     wait_until(lambda: list(tmp_path.glob("runs/train-*/checkpoint-*.ckpt")), "a checkpoint", 120)

@@ -200,7 +200,7 @@ def test_a_failed_job_is_tried_again_as_told_and_no_more(machine: pytest.MonkeyP
     assert failure == failures.Failure(lost.name, 1, "ended with exit code 1", None, ("working",))
     assert skipped.job == make_job("evaluate", 1).name and skipped.reason == f"not started: {lost.name} failed"
     fresh = [c.fresh for j, _, c in start.started if j == weak]
-    assert fresh == [{weak.name}, set()]  # --force starts over once; what follows goes on
+    assert fresh == [{weak.name}, set()]  # --force starts over once; what follows resumes
     left = failures.read(tmp_path / "runs" / lost.name / "failure.json")
     assert left is not None and left.reason == failure.reason
 
@@ -209,7 +209,7 @@ def test_bad_input_is_not_tried_again(machine: pytest.MonkeyPatch, tmp_path: Pat
     job = make_job("train", 0)
     start = Stubs(codes={job.name: [2, 0]})
     (failure,) = local.launch(make_plan(job), context(tmp_path, retries=5), start)
-    assert failure.code == 2 and "mend" in failure.advice and len(start.started) == 1
+    assert failure.code == 2 and "fix" in failure.advice and len(start.started) == 1
 
 
 def test_a_job_that_another_laurepro_runs_is_waited_for(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_the_rank_that_failed_first_is_the_reason(
     tmp_path: Path, ranks: tuple[object, ...], said: dict[int, str], expected: tuple[int, str, int]
 ) -> None:
     for rank, reason in said.items():
-        left = failures.Left(reason=reason, rank=rank, last_lines=("a", "b"), time=100.0 - rank)
+        left = failures.FailureNote(reason=reason, rank=rank, last_lines=("a", "b"), time=100.0 - rank)
         failures.write(tmp_path, left, "failure.json" if rank == 0 else f"failure-rank{rank}.json")
     log = SUMMARY.format(*ranks)
     found = failures.diagnose("job", tmp_path, 1, log)

@@ -105,7 +105,7 @@ def test_the_script_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     name = cluster.job_name(job.name, context)
     assert name.startswith(f"{job.name}.") and name != cluster.job_name(job.name, make_context(runs=Path("/other")))
-    here = Path(cluster.__file__).parents[1]
+    here = Path(cluster.__file__).parents[2]
     json = f"'{job.model_dump_json(exclude_defaults=True)}'"
     expected = GOLDEN.format(
         name=name, job=job.name, again="'laurepro run table1'", here=here, python="/venv/bin/python", json=json
@@ -157,7 +157,7 @@ def test_without_slurm_it_is_said(tmp_path: Path) -> None:
     ran = run_cli(
         "run", "table3a/encnet-os8-bilinear", "--scale", "smoke", "--launcher", "slurm", cwd=tmp_path, PATH="/none"
     )
-    assert ran.code == 2 and "squeue is not there" in ran.err and "Traceback" not in ran.err
+    assert ran.code == 2 and "squeue is not installed" in ran.err and "Traceback" not in ran.err
 
 
 @pytest.mark.parametrize(

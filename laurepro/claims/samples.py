@@ -9,6 +9,7 @@ from laurepro import plan, record, spec
 from laurepro.claims import inference
 from laurepro.claims.cells import cell
 from laurepro.claims.model import Claim, Speed, row_of
+from laurepro.evaluation.scores import by_seed
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Row, Scale, Table, layers, parts
 from laurepro.spec.metrics import METRICS, own_metric
@@ -50,7 +51,7 @@ class Rows:
 
     def by_seed(self, address: str, metric: str) -> dict[int, tuple[float, Record]]:
         """The metric that stands for a column, and its record, by seed."""
-        return record.by_seed(metric, self.jobs(address), self.records)
+        return by_seed(metric, self.jobs(address), self.records)
 
     def identity(self, address: str, metric: str) -> str:
         """Equal for rows whose metric comes from one job at this scale; a quoted row is itself."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths, plural
+from laurepro.commands.options import check_results, paths, plural
 
 
 @click.command("claims")
@@ -49,6 +49,7 @@ def command(
     for pattern in only:
         if not any(fnmatchcase(i, pattern) for i in ids):
             raise LaureproError(f"--only {pattern!r} matches no claim", f"ids look like {ids[0]}")
+    check_results(results, runs)
     records, problems = record.read_all(results)
     present = Counter(r.scale for r in records.values())
     for name in sorted(set(present) - set(spec.scale_names())):

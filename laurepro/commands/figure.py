@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import check_results, paths
 
 
 @click.command("figure")
@@ -53,6 +53,7 @@ def command(
         raise click.UsageError(f"--table is for figures of a table; {name} takes --row TABLE/ROW")
     if rows and figures.FIGURES[name].of_table:
         raise click.UsageError(f"{name} shows a table: give --table TABLE")
+    check_results(results, runs)
     chosen = spec.scale(scale or "paper")
     file = output or results / "figures" / f"{name}-{chosen.name}.png"
     record.writable(file.parent, "--output" if output else "--results")

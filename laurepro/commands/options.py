@@ -34,6 +34,26 @@ def paths(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def check_results(results: Path, runs: Path) -> None:
+    """Refuse a --results that does not exist, for commands that only read. The default folder need not exist.
+
+    Before a run has written its first record there is only its runs folder; who names that too means such a run.
+
+    Raises:
+        LaureproError: naming the folder.
+    """
+    from click.core import ParameterSource
+
+    from laurepro.errors import LaureproError
+
+    source = click.get_current_context().get_parameter_source
+    named = {option for option in ("results", "runs") if source(option) is ParameterSource.COMMANDLINE}
+    if "results" in named and not results.is_dir() and not ("runs" in named and runs.is_dir()):
+        raise LaureproError(
+            f"--results {results}: no such folder", "it is the folder that laurepro run --results names"
+        )
+
+
 def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --scale, --seeds and --set."""
     for option in (
@@ -67,65 +87,6 @@ def _seeds(text: str) -> int | tuple[int, ...]:
     return parse_seeds(text)
 
 
-def launching(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what says where and how jobs run."""
-    for option in (
-        click.option("--force", is_flag=True, help="Run again what has a record."),
-        click.option(
-            "--data",
-            type=click.Path(path_type=Path),
-            envvar="LAUREPRO_DATA",
-            default="data",
-            show_default=True,
-            help="Data sets (or $LAUREPRO_DATA).",
-        ),
-        click.option(
-            "--jobs-per-gpu",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Jobs that share one GPU.",
-        ),
-        click.option(
-            "--time-limit",
-            type=click.FloatRange(0, min_open=True),
-            metavar="MINUTES",
-            help="Stop in time, each job with a checkpoint; the same command goes on.",
-        ),
-        click.option(
-            "--retries",
-            type=click.IntRange(0),
-            default=1,
-            show_default=True,
-            help="How often a failed job is started again, from its checkpoint.",
-        ),
-        click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Machines a job."),
-        click.option(
-            "--nproc-per-node",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Processes a job on each machine.",
-        ),
-        click.option("--tensorboard", is_flag=True, help="Write runs/JOB/tensorboard/ too (pip install tensorboard)."),
-        click.option("--detach", is_flag=True, help="Slurm: submit and leave."),
-        click.option("--constraint", metavar="LIST", help="Slurm: features of the nodes."),
-        click.option("--time", metavar="H:MM:SS", help="Slurm: of one job; it is requeued and goes on."),
-        click.option("--account", metavar="NAME", help="Slurm: who pays."),
-        click.option("--partition", metavar="NAME", help="Slurm: where."),
-        click.option("--cluster", metavar="NAME", help="Slurm: experiments/clusters/NAME.yaml (default: default)."),
-        click.option(
-            "--launcher",
-            default="local",
-            show_default=True,
-            metavar="NAME",
-            help="local, slurm, or dry: print the commands (with --cluster: the sbatch scripts).",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
 def plural(count: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -138,7 +99,7 @@ def choose(
     seeds: int | Collection[int] | None,
     pairs: tuple[str, ...],
 ) -> tuple[Any, list[Any]]:
-    """The scale and the rows' plans. Everything a user may have mistyped is found here."""
+    """The scale and the rows' plans. Everything that a user may have mistyped is checked here."""
     from laurepro import plan, spec
 
     scale = spec.scale(scale_name or "paper")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -11,17 +11,55 @@ from laurepro.commands.options import choose, paths, plural, progress, scaled, s
 from laurepro.errors import LaureproError
 
 if TYPE_CHECKING:
+    from laurepro.cost.budget import Choice
+    from laurepro.cost.estimate import Estimate
+    from laurepro.cost.estimator import Estimator
     from laurepro.cost.machines import Machine
     from laurepro.cost.memory import Fit
-    from laurepro.plan import Plan
+    from laurepro.launchers import LaunchContext
+    from laurepro.plan import Plan, RowPlan
+    from laurepro.record import Record
+    from laurepro.spec import Scale
+
+
+class Options(NamedTuple):
+    """What `plan` is given beside its targets."""
+
+    gpu: str | None
+    gpus: int | None
+    nproc_per_node: int
+    jobs_per_gpu: int
+    probing: bool
+    probe_seconds: float
+    fitting: bool
+    budget: float | None
+    data: Path
+    form: str
+    scale: str | None
+    seeds: int | tuple[int, ...] | None
+    pairs: tuple[str, ...]
+    results: Path
+    runs: Path
+
+
+class Outcome(NamedTuple):
+    """What there is to print."""
+
+    scale: Scale
+    rows: list[RowPlan]
+    planned: Plan
+    cost: Estimate
+    machine: Machine
+    fits: dict[str, Fit | str] | None  # with --fit
+    chosen: Choice | None  # with --budget
 
 
 @click.command("plan")
 @click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
 @click.option("--all", "everything", is_flag=True, help="Every table (also when none is named).")
-@click.option("--gpu", metavar="NAME", help="Whose data sheet tells the cost, as h100; or: measured.")
+@click.option("--gpu", metavar="NAME", help="GPU to estimate for, e.g. h100, from its data sheet; or: measured.")
 @click.option("--gpus", type=click.IntRange(1), help="How many GPUs (default: one, or this machine's).")
-@click.option("--nproc-per-node", type=click.IntRange(1), default=1, show_default=True, help="GPUs a job.")
+@click.option("--nproc-per-node", type=click.IntRange(1), default=1, show_default=True, help="GPUs per job.")
 @click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, show_default=True, help="Jobs that share one GPU.")
 @click.option("--probe", "probing", is_flag=True, help="First measure on this machine, for about a minute.")
 @click.option("--probe-seconds", type=click.FloatRange(1), default=60, show_default=True, help="About how long.")
@@ -35,7 +73,7 @@ if TYPE_CHECKING:
     "--budget",
     type=click.FloatRange(0, min_open=True),
     metavar="HOURS",
-    help="Choose what judges the most claims in so many GPU-hours.",
+    help="Choose the jobs that decide the most claims within this many GPU-hours.",
 )
 @click.option(
     "--data",
@@ -48,97 +86,122 @@ if TYPE_CHECKING:
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @scaled
 @paths
-def command(
-    targets: tuple[str, ...],
-    everything: bool,
-    gpu: str | None,
-    gpus: int | None,
-    nproc_per_node: int,
-    jobs_per_gpu: int,
-    probing: bool,
-    probe_seconds: float,
-    fitting: bool,
-    budget: float | None,
-    data: Path,
-    form: str,
-    scale: str | None,
-    seeds: int | tuple[int, ...] | None,
-    pairs: tuple[str, ...],
-    results: Path,
-    runs: Path,
-) -> None:
+def command(targets: tuple[str, ...], everything: bool, **options: Any) -> None:
     """The jobs that are missing, each once; what is reused; what cannot run yet; what it costs."""
-    import json
+    given = Options(**options)
+    outcome = _plan(targets, everything, given)
+    if given.form == "json":
+        _print_json(outcome, given)
+    elif outcome.chosen is not None:
+        _print_choice(outcome, outcome.chosen, given)
+    else:
+        _print_jobs(outcome)
 
-    from laurepro import plan, record, spec
+
+def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome:
+    """Plan, measure where --probe asks for it, and estimate."""
+    from laurepro import plan, record
     from laurepro.cost import estimate, machines, probe
     from laurepro.cost.estimator import Estimator
     from laurepro.launchers import LaunchContext
 
-    chosen, rows = choose(targets, everything or not targets, scale, seeds, pairs)
-    records, _ = record.read_all(results)
-    planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job))
-    context = LaunchContext(results, runs, data, nproc_per_node=nproc_per_node, jobs_per_gpu=jobs_per_gpu)
-    if probing:
-        if gpu not in (None, "measured"):
-            raise LaureproError(f"--probe measures this machine, and --gpu {gpu} is a data sheet: leave one out")
-        _measure(planned, context, probe_seconds, targets)
-    found = probe.read(runs)
-    machine = machines.machine(gpu, gpus, context, planned, records.values(), found)
-    estimator = Estimator(machine, records, found, runs)
-    cost = estimate.estimate(planned, estimator, found)
-    fits = _fits(planned, machine, nproc_per_node) if fitting else None
-    selected = None
-    if budget is not None:
-        from laurepro.cost import budget as budgets
+    scale, rows = choose(targets, everything or not targets, given.scale, given.seeds, given.pairs)
+    records, _ = record.read_all(given.results)
+    planned = plan.build(rows, set(records), lambda job: record.has_weights(given.runs, job))
+    context = LaunchContext(
+        given.results,
+        given.runs,
+        given.data,
+        nproc_per_node=given.nproc_per_node,
+        jobs_per_gpu=given.jobs_per_gpu,
+    )
+    if given.probing:
+        if given.gpu not in (None, "measured"):
+            raise LaureproError(f"--probe measures this machine, and --gpu {given.gpu} is a data sheet: omit one")
+        _measure(planned, context, given.probe_seconds, targets)
+    probed = probe.read(given.runs)
+    machine = machines.machine(given.gpu, given.gpus, context, planned, records.values(), probed)
+    estimator = Estimator(machine, records, probed, given.runs)
+    cost = estimate.estimate(planned, estimator, probed)
+    fits = _fits(planned, machine, given.nproc_per_node) if given.fitting else None
+    within = [r.address for r in rows] if targets else None
+    chosen = None if given.budget is None else _choose(scale, records, estimator, given, within)
+    return Outcome(scale, rows, planned, cost, machine, fits, chosen)
 
-        if machine.device is None:
-            raise LaureproError("--budget: nothing tells what a job takes", "name a GPU with --gpu, or use --probe")
-        if isinstance(seeds, tuple):
-            raise LaureproError(f"--budget: --seeds {plan.seeds_text(seeds)} names seeds", "give their number, as 5")
-        within = [r.address for r in rows] if targets else None
-        overrides = spec.parse_overrides(pairs)
-        selected = budgets.choose(
-            chosen, records, lambda job: record.has_weights(runs, job), estimator, budget, seeds, overrides, within
-        )
-    if form == "json":
-        document: dict[str, Any] = {"schema": 1, "jobs": _jobs(planned), "rows": len(rows)}
-        document |= {"reused": len(planned.reused), "estimate": estimate.as_json(cost)}
-        if fits is not None:
-            document["fit"] = {
-                name: found._asdict() if isinstance(found, tuple) else found for name, found in fits.items()
-            }
-        if selected is not None:
-            document["budget"] = {
-                "hours": budget,
-                "chosen": selected._asdict(),
-                "commands": selected.commands(chosen, pairs),
-            }
-        click.echo(json.dumps(document, indent=1))
-        return
-    if selected is not None:
-        claims, unit = plural(len(selected.claims), "claim"), cost.unit
-        click.echo(f"{claims} for {selected.hours:.3g} of {budget:g} {unit} on {machine.title}:")
-        for statement, comparisons in selected.statements().items():
-            click.echo(f"  {statement}: {', '.join(comparisons)}")
-        if selected.cheapest is not None:
-            click.echo(f"the cheapest claim that is left out takes {selected.cheapest:.3g} {unit} by itself")
-        if selected.not_estimated:
-            click.echo(f"{plural(selected.not_estimated, 'claim')} not considered: a job's time is not known")
-        jobs, rows_chosen = plural(len(selected.jobs), "job"), plural(len(selected.seeds), "row")
-        click.echo(f"{rows_chosen}, {jobs} to run:")
-        for line in selected.commands(chosen, pairs):
-            click.echo(line)
-        return
+
+def _choose(
+    scale: Scale, records: dict[str, Record], estimator: Estimator, given: Options, within: list[str] | None
+) -> Choice:
+    """What --budget buys."""
+    from laurepro import plan, record, spec
+    from laurepro.cost import budget
+
+    if estimator.machine.device is None:
+        raise LaureproError("--budget: the time of a job is not known", "name a GPU with --gpu, or use --probe")
+    if isinstance(given.seeds, tuple):
+        raise LaureproError(f"--budget: --seeds {plan.seeds_text(given.seeds)} names seeds", "give their number, as 5")
+    assert given.budget is not None
+    overrides = spec.parse_overrides(given.pairs)
+    return budget.choose(
+        scale,
+        records,
+        lambda job: record.has_weights(given.runs, job),
+        estimator,
+        given.budget,
+        given.seeds,
+        overrides,
+        within,
+    )
+
+
+def _print_json(outcome: Outcome, given: Options) -> None:
+    import json
+
+    from laurepro.cost import estimate
+
+    planned = outcome.planned
+    document: dict[str, Any] = {"schema": 1, "jobs": _jobs(planned), "rows": len(outcome.rows)}
+    document |= {"reused": len(planned.reused), "estimate": estimate.as_json(outcome.cost)}
+    if outcome.fits is not None:
+        document["fit"] = {name: f._asdict() if isinstance(f, tuple) else f for name, f in outcome.fits.items()}
+    if outcome.chosen is not None:
+        document["budget"] = {
+            "hours": given.budget,
+            "chosen": outcome.chosen._asdict(),
+            "commands": outcome.chosen.commands(outcome.scale, given.pairs),
+        }
+    click.echo(json.dumps(document, indent=1))
+
+
+def _print_choice(outcome: Outcome, chosen: Choice, given: Options) -> None:
+    """What --budget buys, and the commands that run it."""
+    claims, unit = plural(len(chosen.claims), "claim"), outcome.cost.unit
+    click.echo(f"{claims} for {chosen.hours:.3g} of {given.budget:g} {unit} on {outcome.machine.title}:")
+    for statement, comparisons in chosen.statements().items():
+        click.echo(f"  {statement}: {', '.join(comparisons)}")
+    if chosen.cheapest is not None:
+        click.echo(f"the cheapest claim that is left out takes {chosen.cheapest:.3g} {unit} by itself")
+    if chosen.not_estimated:
+        click.echo(f"{plural(chosen.not_estimated, 'claim')} not considered: a job's time is not known")
+    click.echo(f"{plural(len(chosen.seeds), 'row')}, {plural(len(chosen.jobs), 'job')} to run:")
+    for line in chosen.commands(outcome.scale, given.pairs):
+        click.echo(line)
+
+
+def _print_jobs(outcome: Outcome) -> None:
+    """The jobs with the rows that they are for, the summary and the costs."""
+    from laurepro.cost import estimate
+
+    planned = outcome.planned
     for job in planned.jobs:
         users = planned.wanted_by[job.name]
         more = f" and {len(users) - 3} more" if len(users) > 3 else ""
         click.echo(f"{job.name}  for {', '.join(users[:3])}{more}")
-    click.echo(summary(rows, planned, chosen.name))
-    for line in estimate.lines(cost):
+    click.echo(summary(outcome.rows, planned, outcome.scale.name))
+    for line in estimate.lines(outcome.cost):
         click.echo(line)
-    for name, found_fit in (fits or {}).items():
-        click.echo(f"{name}: {found_fit if isinstance(found_fit, str) else _fit_line(found_fit)}")
+    for name, fit in (outcome.fits or {}).items():
+        click.echo(f"{name}: {fit if isinstance(fit, str) else _fit_line(fit)}")
 
 
 def _jobs(planned: Plan) -> list[dict[str, Any]]:
@@ -166,11 +229,11 @@ def _fits(planned: Plan, machine: Machine, processes: int) -> dict[str, Fit | st
     if machine.sheet is not None:
         available: float | None = machine.sheet.memory / machine.capacity
     else:
-        here = memory.available_bytes(distributed.device())
-        available = None if here is None else here / (machine.units if machine.is_cpu else machine.capacity)
+        free = memory.available_bytes(distributed.device())
+        available = None if free is None else free / (machine.units if machine.is_cpu else machine.capacity)
     on_cpu = machine.sheet is None and distributed.device().type == "cpu"
     margin = memory.CPU_MARGIN if on_cpu else memory.GPU_MARGIN
-    found: dict[str, Fit | str] = {}
+    fits: dict[str, Fit | str] = {}
     seen: set[str] = set()
     trainings = [j for j in planned.jobs if j.stage == "train"]
     with progress("memory") as report:
@@ -181,32 +244,32 @@ def _fits(planned: Plan, machine: Machine, processes: int) -> dict[str, Fit | st
                 continue
             seen.add(same)
             try:
-                found[job.name] = memory.fit(job, num_classes(job.experiment.data), processes, available, margin)
+                fits[job.name] = memory.fit(job, num_classes(job.experiment.data), processes, available, margin)
             except NotImplementedError as error:
-                found[job.name] = f"memory not predicted: {error}"
-    return found
+                fits[job.name] = f"memory not predicted: {error}"
+    return fits
 
 
-def _fit_line(found: Fit) -> str:
+def _fit_line(fit: Fit) -> str:
     """`16 images a process: 20.4 GB predicted, fits (62 would)`."""
-    need = f"{plural(found.pictures, 'image')} a process: {found.peak_bytes / 1e9:.3g} GB predicted"
-    if found.fits is None:
+    need = f"{plural(fit.pictures, 'image')} a process: {fit.peak_bytes / 1e9:.3g} GB predicted"
+    if fit.fits is None:
         return need
-    if found.fits:
-        return f"{need}, fits ({found.largest} would)"
-    remedy = f"fits with --nproc-per-node {found.processes}" if found.processes else "fits with no number of processes"
-    return f"{need}, DOES NOT FIT (at most {found.largest}; {remedy}; --set train.accumulate=N is another experiment)"
+    if fit.fits:
+        return f"{need}, fits ({fit.largest} would)"
+    remedy = f"fits with --nproc-per-node {fit.processes}" if fit.processes else "fits with no number of processes"
+    return f"{need}, DOES NOT FIT (at most {fit.largest}; {remedy}; --set train.accumulate=N is another experiment)"
 
 
-def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ...]) -> None:
-    """Run the probe, and leave what it found in the runs' folder."""
+def _measure(planned: Plan, context: LaunchContext, seconds: float, targets: tuple[str, ...]) -> None:
+    """Run the probe, and store its measurements in the runs folder."""
     from laurepro import record
     from laurepro.commands.run import check_data
     from laurepro.cost import machines, probe, trial, work
     from laurepro.network import costs
 
     record.writable(context.runs, "--runs")
-    check_data(planned, context.data, targets, "local")
+    check_data(planned, context.data, targets)
     if not any(j.stage != "profile" for j in planned.jobs):
         raise LaureproError("--probe: the plan has no training and no evaluation to measure")
     counted = costs.read()
@@ -217,7 +280,7 @@ def _measure(planned: Plan, context: Any, seconds: float, targets: tuple[str, ..
 
     device = machines.local_device()
     with progress("probe") as report:
-        new = trial.measure(planned, operations, context, device, seconds, report)
-    for name, reason in new.missing.items():
+        measured = trial.measure(planned, operations, context, device, seconds, report)
+    for name, reason in measured.missing.items():
         click.echo(f"not measured: {name}: {reason}", err=True)
-    probe.write(context.runs, new)
+    probe.write(context.runs, measured)

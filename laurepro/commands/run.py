@@ -3,130 +3,114 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from laurepro.commands.options import choose, launching, paths, plural, scaled, summary
-from laurepro.errors import LaureproError, unknown
+from laurepro.commands.launching import LaunchCommand, Launching, chosen_options, launching
+from laurepro.commands.options import choose, plural, summary
+from laurepro.errors import LaureproError
+
+if TYPE_CHECKING:
+    from laurepro.launchers import Failure, LaunchContext
+    from laurepro.plan import Plan
 
 
-@click.command("run")
+@click.command("run", cls=LaunchCommand, short_help="Run what is missing of the tables or rows named.")
 @click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
 @click.option("--all", "everything", is_flag=True, help="Every table.")
-@scaled
 @launching
-@paths
 def command(targets: tuple[str, ...], everything: bool, **options: Any) -> None:
-    """Run what is missing of the tables or rows named; goes on from checkpoints and reuses records."""
+    """Run what is missing of the tables or rows named: resume from checkpoints, reuse records."""
     if not targets and not everything:
         raise click.UsageError("name a TABLE or TABLE/ROW, as in `laurepro run table3a --scale smoke`, or give --all")
-    _run(targets, everything, **options)
+    _run(targets, everything, Launching.of(options))
 
 
-def _run(
-    targets: tuple[str, ...],
-    everything: bool,
-    *,
-    scale: str | None,
-    seeds: int | tuple[int, ...] | None,
-    pairs: tuple[str, ...],
-    launcher: str,
-    nproc_per_node: int,
-    nodes: int,
-    jobs_per_gpu: int,
-    retries: int,
-    time_limit: float | None,
-    cluster: str | None,
-    partition: str | None,
-    account: str | None,
-    time: str | None,
-    constraint: str | None,
-    detach: bool,
-    tensorboard: bool,
-    data: Path,
-    force: bool,
-    results: Path,
-    runs: Path,
-) -> None:
-    """Plan, check, launch. Raises click.exceptions.Exit(1) when a job failed."""
+def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
+    """Plan, check, launch. Raises click.exceptions.Exit, with code 1 when a job failed."""
     from laurepro import plan, record
-    from laurepro.launchers import LaunchContext, TimeIsUp
+    from laurepro.launchers import LaunchContext
     from laurepro.spec import parts
     from laurepro.training import events
 
-    if tensorboard:
+    if given.tensorboard:
         events.check()
-    if parts.path("launchers", launcher) is None:
-        raise unknown("launcher", launcher, parts.names("launchers"))
-    chosen, rows = choose(targets, everything, scale, seeds, pairs)
+    launcher_options = chosen_options(given.launcher, given.launcher_options)
+    results, runs = given.results, given.runs
+    chosen, rows = choose(targets, everything, given.scale, given.seeds, given.pairs)
     record.writable(results, "--results")
     record.writable(runs, "--runs")
     records, problems = record.read_all(results)
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
-    planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), force)
-    check_data(planned, data, targets, launcher)
+    planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), given.force)
+    if "preview" not in parts.features_of("launchers", given.launcher):
+        check_data(planned, given.data, targets)
     click.echo(summary(rows, planned, chosen.name), err=True)
     if not planned.jobs:
         return
-    own = {job.name for row in rows for job in row.jobs}
-    fresh = {j.name for j in planned.jobs if force and (j.name in own or j.stage == "train")} - {
-        j.needs.name for j in planned.jobs if j.stage == "train" and j.needs
-    }
     context = LaunchContext(
         results=results,
         runs=runs,
-        data=data,
-        nproc_per_node=nproc_per_node,
-        nodes=nodes,
-        jobs_per_gpu=jobs_per_gpu,
-        fresh=frozenset(fresh),
-        retries=retries,
-        time_limit=None if time_limit is None else 60 * time_limit,
-        cluster=_cluster(launcher, cluster, partition=partition, account=account, time=time, constraint=constraint),
-        detach=detach,
+        data=given.data,
+        nproc_per_node=given.nproc_per_node,
+        nodes=given.nodes,
+        jobs_per_gpu=given.jobs_per_gpu,
+        fresh=_fresh(planned) if given.force else frozenset(),
+        retries=given.retries,
+        time_limit=None if given.time_limit is None else 60 * given.time_limit,
+        options=launcher_options,
         closing=_closing(targets, chosen.name, results, runs),
-        tensorboard=tensorboard,
+        tensorboard=given.tensorboard,
     )
-    try:
-        failures = parts.load("launchers", launcher).launch(planned, context)
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from the checkpoints", err=True)
-        raise click.exceptions.Exit(130) from None
-    except TimeIsUp as up:
-        failures = up.failures
-        click.echo(f"stopped by --time-limit: {up}; the same command goes on from the checkpoints", err=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise LaureproError(f"{error.filename or runs}: {error.strerror}") from None
+    failures = _launch(given.launcher, planned, context)
     for failure in failures:
-        rank = "" if failure.rank is None else f" (rank {failure.rank})"
-        click.echo(f"failed: {failure.job}: {failure.reason}{rank}", err=True)
-        for line in failure.last_lines:
-            click.echo(f"  | {line}", err=True)
-        if (log := runs / failure.job / "log.txt").is_file():
-            click.echo(f"  log: {log}\n  {failure.advice}", err=True)
+        _show(failure, runs)
     if failures:
         click.echo(f"{plural(len(failures), 'job')} of {len(planned.jobs)} failed", err=True)
         raise click.exceptions.Exit(2 if all(f.code == 2 for f in failures) else 1)
 
 
-def _cluster(launcher: str, name: str | None, **changes: str | None) -> Any:
-    """The cluster where the launcher is Slurm's, or one is named; else None."""
-    if launcher != "slurm" and name is None and not any(changes.values()):
-        return None
-    if launcher not in ("slurm", "dry"):
-        given = [o for o, v in (("cluster", name), *changes.items()) if v is not None]
-        raise LaureproError(f"--{given[0]} is for --launcher slurm; this is --launcher {launcher}")
-    from laurepro.launchers import _cluster as cluster
+def _fresh(planned: Plan) -> frozenset[str]:
+    """The jobs that --force starts over: the rows' jobs and their trainings, but not what a training starts from."""
+    final = {job.name for row in planned.rows for job in row.jobs}
+    started_from = {job.needs.name for job in planned.jobs if job.stage == "train" and job.needs}
+    return frozenset(j.name for j in planned.jobs if j.name in final or j.stage == "train") - started_from
 
-    return cluster.read(name or "default", **changes)
+
+def _launch(launcher: str, planned: Plan, context: LaunchContext) -> list[Failure]:
+    """Run the plan by a launcher. Returns the failures."""
+    from laurepro.launchers import TimeIsUp
+    from laurepro.spec import parts
+
+    try:
+        failures: list[Failure] = parts.load("launchers", launcher).launch(planned, context)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command resumes from the checkpoints", err=True)
+        raise click.exceptions.Exit(130) from None
+    except TimeIsUp as up:
+        click.echo(f"stopped by --time-limit: {up}; the same command resumes from the checkpoints", err=True)
+        return up.failures
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise LaureproError(f"{error.filename or context.runs}: {error.strerror}") from None
+    return failures
+
+
+def _show(failure: Failure, runs: Path) -> None:
+    """Why a job failed, and what a user can do about it."""
+    rank = "" if failure.rank is None else f" (rank {failure.rank})"
+    click.echo(f"failed: {failure.job}: {failure.reason}{rank}", err=True)
+    for line in failure.last_lines:
+        click.echo(f"  | {line}", err=True)
+    if (log := runs / failure.job / "log.txt").is_file():
+        click.echo(f"  log: {log}\n  {failure.advice}", err=True)
 
 
 def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) -> tuple[tuple[str, ...], ...]:
-    """What a cluster runs when all has ended: the report, and the verdicts."""
+    """What a cluster runs when all jobs have ended: the report, and the verdicts."""
     tables = dict.fromkeys(target.partition("/")[0] for target in targets)
     folders = ("--scale", scale, "--results", str(results), "--runs", str(runs))
     return (
@@ -135,8 +119,8 @@ def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) ->
     )
 
 
-def check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: str) -> None:
-    """Stop before any work where a data set is absent. What is missing is said all at once."""
+def check_data(planned: Plan, root: Path, targets: tuple[str, ...]) -> None:
+    """Stop before any work if a data set is absent. All problems are reported together."""
     import json
 
     from laurepro import datasets, spec
@@ -157,7 +141,7 @@ def check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: str
             missing += [f"data set {data.name}: {problem}" for problem in problems]
     missing = list(dict.fromkeys(missing))
     missing += weights.problems((job.experiment for job in planned.jobs if job.stage == "train"), root)
-    if missing and launcher != "dry":
+    if missing:
         target = " ".join(targets) or "--all"
         raise LaureproError(
             "\n".join(missing),
@@ -169,24 +153,24 @@ def check_data(planned: Any, root: Path, targets: tuple[str, ...], launcher: str
 def table_command(table: str) -> click.Command:
     """The command named as a table: run what is missing of it, then show its report."""
 
-    @click.command(table, help=f"Run what is missing of {table}, then report it.")
-    @scaled
+    @click.command(table, cls=LaunchCommand, help=f"Run what is missing of {table}, then report it.")
     @launching
-    @paths
     def command(**options: Any) -> None:
+        from laurepro.spec import parts
+
+        given = Launching.of(options)
         failed = None
         try:
-            _run((table,), False, **options)
+            _run((table,), False, given)
         except click.exceptions.Exit as error:
             if error.exit_code == 130:
                 raise
             failed = error
-        if options["launcher"] != "dry":
+        if "preview" not in parts.features_of("launchers", given.launcher):
             from laurepro import report, spec
 
-            names = [options["scale"] or "paper"]
-            where = options["results"], options["runs"]
-            sections, _ = report.collect((table,), names, *where, spec.parse_overrides(options["pairs"]))
+            overrides = spec.parse_overrides(given.pairs)
+            sections, _ = report.collect((table,), [given.scale or "paper"], given.results, given.runs, overrides)
             report.print_terminal(sections)
         if failed is not None:
             raise failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import datetime
 import math
@@ -13,23 +14,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import choose, paths, scaled
+from laurepro.commands.options import check_results, choose, paths, scaled
 from laurepro.errors import LaureproError
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from laurepro.failures import Left
+    from laurepro.failures import FailureNote
+    from laurepro.launchers import State as JobState
     from laurepro.plan import RowPlan
     from laurepro.record import Record
 
-SECONDS = 1.0  # between two looks on a terminal
-SLURM_SECONDS = 5.0  # between two questions to a cluster's controller, which many ask
-PLAIN_SECONDS = 10.0  # elsewhere: a line there stays
+SECONDS = 1.0  # between two updates on a terminal
+LAUNCHER_SECONDS = 5.0  # between two questions to a launcher: many users ask a cluster's controller
+PLAIN_SECONDS = 10.0  # between two updates elsewhere, where every line stays
 
 
 class Running(NamedTuple):
-    """A job whose lock is held, and what it last said of itself."""
+    """A running job, with its last progress."""
 
     job: str
     epoch: int | None
@@ -46,14 +48,14 @@ class State(NamedTuple):
     done: int
     missing: int
     running: tuple[Running, ...]
-    queued: tuple[str, ...]  # on a cluster
+    queued: tuple[str, ...]  # submitted by a launcher
     stopped: tuple[str, ...]
-    failed: tuple[tuple[str, Left | None], ...]
+    failed: tuple[tuple[str, FailureNote | None], ...]
 
 
 @click.command("status")
 @click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
-@click.option("--watch", is_flag=True, help="Go on looking until all is done, or Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Keep updating until all jobs are done, or Ctrl-C.")
 @scaled
 @paths
 def command(
@@ -68,6 +70,7 @@ def command(
     """What is running, done, failed (with the reason and the log's last lines) and missing."""
     from laurepro import record, spec
 
+    check_results(results, runs)
     records, problems = record.read_all(results)
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
     if scale:
@@ -87,8 +90,8 @@ def command(
 
     def look() -> list[State]:
         done = {f.stem for f in record.records_dir(results).glob("*.json")} - broken
-        in_queue = submitted.states()
-        states = [_state(name, rows, done, runs, in_queue) for name, rows in plans.items()]
+        jobs = submitted.states()
+        states = [_state(name, rows, done, runs, jobs) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 
     for problem in problems:
@@ -102,8 +105,8 @@ def command(
         click.echo(f"no records in {results}, nothing started in {runs}")
 
 
-def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, in_queue: dict[str, str]) -> State:
-    """What the jobs of some rows are doing; `in_queue` is what Slurm says of those it holds."""
+def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, submitted: dict[str, JobState]) -> State:
+    """The state of the jobs of some rows; `submitted`: what the launchers report."""
     from laurepro import failures, plan, record
 
     planned = plan.build(rows, done, lambda job: record.has_weights(runs, job))
@@ -112,10 +115,10 @@ def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, in_queue
         folder = runs / name
         if not (folder / "job.json").is_file():
             continue
-        # On a file system whose locks one node does not see of another, Slurm knows.
-        if record.running(runs, name) or in_queue.get(name) == "RUNNING":
+        # Where a file system does not show the locks of other nodes, the launcher knows.
+        if record.running(runs, name) or submitted.get(name) == "running":
             running.append(_running(name, folder))
-        elif name in in_queue:
+        elif name in submitted:
             queued.append(name)
         elif (folder / "failure.json").is_file():
             failed.append((name, failures.read(folder / "failure.json")))
@@ -144,28 +147,39 @@ def _begun(rows: list[RowPlan], known: set[str], default: int) -> list[RowPlan]:
 
 
 class _Submitted:
-    """The jobs of a folder that Slurm holds, waiting or running, by name; none where nothing was submitted."""
+    """The jobs of a folder that launchers have submitted and that have not ended, by name."""
 
     def __init__(self, runs: Path) -> None:
-        self.runs, self.asked, self.told = runs, -math.inf, False
-        self.found: dict[str, str] = {}  # state by number
+        self.runs, self.asked = runs, -math.inf
+        self.jobs: dict[str, JobState] = {}
+        self.problems: set[str] = set()  # that have been reported
 
-    def states(self) -> dict[str, str]:
-        """What the controller said some seconds ago at most."""
-        from laurepro import record
-        from laurepro.launchers import _cluster as cluster
+    def states(self) -> dict[str, JobState]:
+        """Their states, at most some seconds old."""
+        from laurepro.spec import parts
 
-        numbers = {file.parent.name: record.read_json(file) or {} for file in self.runs.glob("*/slurm.json")}
-        if numbers and time.monotonic() - self.asked >= SLURM_SECONDS:
-            self.asked = time.monotonic()
+        if time.monotonic() - self.asked < LAUNCHER_SECONDS:
+            return self.jobs
+        self.asked, self.jobs = time.monotonic(), {}
+        for name in parts.names("launchers"):
             try:
-                self.found = {job.id: job.state for job in cluster.queue().values() if job.active}
-            except LaureproError as error:  # another machine than a login node still sees the folders
-                if not self.told:
-                    click.echo(f"the queue cannot be seen from here: {error}", err=True)
-                self.told = True
-        states = {name: self.found.get(str(state.get("id"))) for name, state in numbers.items()}
-        return {name: state for name, state in states.items() if state is not None}
+                if _reports_states(name):
+                    self.jobs |= parts.load("launchers", name).states(self.runs)
+            except Exception as error:  # of a plug-in, too: what the others report is shown
+                problem = str(error) if isinstance(error, LaureproError) else f"{type(error).__name__}: {error}"
+                if problem not in self.problems:
+                    click.echo(f"launcher {name}: {problem}", err=True)
+                self.problems.add(problem)
+        return self.jobs
+
+
+def _reports_states(launcher: str) -> bool:
+    """Whether a launcher defines `states`, read without importing it."""
+    from laurepro.spec import parts
+
+    file = parts.path("launchers", launcher)
+    nodes = parts.syntax(file).body if file is not None else []
+    return any(isinstance(node, ast.FunctionDef) and node.name == "states" for node in nodes)
 
 
 def _running(name: str, folder: Path) -> Running:
@@ -181,12 +195,12 @@ def _summary(state: State) -> str:
     queued = f"{len(state.queued)} queued, " if state.queued else ""
     return (
         f"scale {state.scale}: {state.done} done, {len(state.running)} running, {queued}{len(state.failed)} failed, "
-        f"{len(state.stopped)} stopped (will go on), {state.missing} missing"
+        f"{len(state.stopped)} stopped (will resume), {state.missing} missing"
     )
 
 
 def _cells(run: Running) -> tuple[str, str, str, str]:
-    """Epoch, step, loss and time left; a value that is not known is a question mark."""
+    """Epoch, step, loss and time left; an unknown value is a question mark."""
     left = "?" if run.seconds_left is None else str(datetime.timedelta(seconds=round(run.seconds_left)))
     loss = "?" if run.loss is None else f"{run.loss:.3f}"
     epoch = "?" if run.epoch is None else str(run.epoch + 1)
@@ -194,7 +208,7 @@ def _cells(run: Running) -> tuple[str, str, str, str]:
 
 
 def _lines(states: list[State], runs: Path) -> list[str]:
-    """The plain text of it."""
+    """The states as plain text."""
     lines = []
     for state in states:
         lines.append(_summary(state))
@@ -210,7 +224,7 @@ def _lines(states: list[State], runs: Path) -> list[str]:
 
 
 def _view(states: list[State], runs: Path) -> Group:
-    """The same for a terminal that is redrawn."""
+    """The states for a terminal that is redrawn."""
     from rich import box
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -235,7 +249,7 @@ def _view(states: list[State], runs: Path) -> Group:
 
 
 def _watch(look: Callable[[], list[State]], runs: Path) -> None:
-    """Show it again and again until nothing is left to do."""
+    """Update the view until nothing is left to do."""
 
     def over(states: list[State]) -> bool:
         return bool(states) and not any(s.running or s.queued or s.stopped or s.missing for s in states)

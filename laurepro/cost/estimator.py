@@ -153,7 +153,8 @@ class Estimator:
         else:
             speed, images = self._speed(job)
         if speed is None:
-            return None, f"no {job.stage} like it was measured on {machine.device}"
+            what = "training" if job.stage == "train" else "evaluation"
+            return None, f"no {what} like it was measured on {machine.device}"
         cost = self.about(job, count=True)[1]
         if cost is None:
             return None, self.uncountable[costs.network_name(job.experiment)]
@@ -179,8 +180,9 @@ class Estimator:
         return min(1.0, int(digits) / steps)
 
     def _comparable(self, entry: Record) -> bool:
-        machine = self.machine
-        same = entry.environment.device == machine.device and entry.world_size == machine.context.nproc_per_node
+        """Whether all of it was done on this device, by as many processes."""
+        where = {(leg.environment.device, leg.world_size) for leg in entry.legs or (entry,)}
+        same = where == {(self.machine.device, self.machine.context.nproc_per_node)}
         return same and entry.stage in ("train", "evaluate")
 
     def _by_kind(self, records: Iterable[Record]) -> dict[str, list[float]]:
@@ -191,7 +193,7 @@ class Estimator:
         return seconds
 
     def _whole(self, entry: Record) -> float:
-        """A record's seconds are those since the last restart; the clock in a training's progress counts all of it."""
+        """A record's seconds. Without legs they may begin at a restart; the clock in a training's progress does not."""
         progress = record.read_json(record.run_folder(self.runs, entry.job) / "progress.json") or {}
         clock = progress.get("seconds") if entry.stage == "train" else None
         return max(entry.seconds, float(clock)) if isinstance(clock, int | float) else entry.seconds

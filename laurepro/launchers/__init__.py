@@ -1,8 +1,16 @@
-"""How jobs are started. A launcher is one file here with
+"""How jobs are started. A launcher is one file here, or below `$LAUREPRO_PLUGINS`, with
 
     def launch(plan: Plan, context: LaunchContext) -> list[Failure]
 
-`--launcher NAME` is `launchers/NAME.py`. It is given jobs in an order that respects their needs.
+`--launcher NAME` is `launchers/NAME.py`. A plan lists its jobs in an order that respects their needs. The file may also
+have
+
+    class Options(NamedTuple)                          options of `laurepro run`, typed, with defaults and a docstring
+    def states(runs: Path) -> dict[str, State]         the jobs that it has submitted and that have not ended, by name
+    FEATURES = ("preview",)                            it only shows what would run
+
+An option `queue_name` is `--queue-name` on the command line, and the docstring's line on it is its help. The options
+given are in `context.options`: `Options(**context.options)`.
 """
 
 from __future__ import annotations
@@ -10,16 +18,28 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from laurepro.failures import Failure
+from laurepro.failures import STOP, Failure
 from laurepro.spec import Job
 
-if TYPE_CHECKING:
-    from laurepro.launchers._cluster import Cluster
+__all__ = [
+    "DEFAULT",
+    "STOP",
+    "Failure",
+    "LaunchContext",
+    "State",
+    "TimeIsUp",
+    "command",
+    "cores",
+    "job_threads",
+    "shell_line",
+]
 
-__all__ = ["STOP", "Failure", "LaunchContext", "TimeIsUp", "command", "cores", "job_threads", "shell_line"]
+DEFAULT = "local"
+State = Literal["queued", "running"]
 
 
 class LaunchContext(NamedTuple):
@@ -33,15 +53,14 @@ class LaunchContext(NamedTuple):
     jobs_per_gpu: int = 1
     fresh: frozenset[str] = frozenset()
     retries: int = 0  # how often a failed job is started again, from its checkpoint
-    time_limit: float | None = None  # seconds after which all is stopped, with checkpoints
-    cluster: Cluster | None = None
-    detach: bool = False  # submit and leave
-    closing: tuple[tuple[str, ...], ...] = ()  # commands of laurepro that a cluster runs when all has ended
+    time_limit: float | None = None  # seconds after which every job is stopped, with a checkpoint
+    options: Mapping[str, Any] = {}  # the launcher's own, those that differ from their defaults
+    closing: tuple[tuple[str, ...], ...] = ()  # arguments of `laurepro` to run when all jobs have ended
     tensorboard: bool = False  # write event files beside the log
 
 
 class TimeIsUp(Exception):
-    """The time limit was reached; what ran has written its checkpoint."""
+    """The time limit was reached; the running jobs have written their checkpoints."""
 
     def __init__(self, done: int, total: int, failures: list[Failure]) -> None:
         super().__init__(f"{done} of {total} jobs done")
@@ -53,13 +72,13 @@ def command(
 ) -> list[str]:
     """The exact command of one job: torchrun for several processes, the worker itself for one.
 
-    A single process needs no rendezvous; without torchrun's agent one import of torch a job is saved.
+    A single process needs no rendezvous; without torchrun's agent a job imports torch once less.
 
     Args:
         job: What to run.
         context: Where, and on how many processes and nodes.
-        endpoint: HOST:PORT where several nodes meet.
-        run_id: What they call the meeting (default: the job's name).
+        endpoint: HOST:PORT of the rendezvous of several nodes.
+        run_id: The id of that rendezvous (default: the job's name).
     """
     worker = ["-m", "laurepro.worker", "--job", job.model_dump_json(exclude_defaults=True), "--runs", str(context.runs)]
     worker += ["--results", str(context.results), "--data", str(context.data)]
@@ -71,14 +90,14 @@ def command(
     if context.nodes > 1:
         rendezvous = [f"--nnodes={context.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id or job.name}"]
         rendezvous += [f"--rdzv-endpoint={endpoint}"]
-    # Restarts are the launcher's, from the checkpoint: in-place elastic restart is unreliable with gloo.
+    # The launcher restarts jobs, from the checkpoint: torchrun's restart in place is unreliable with gloo.
     torchrun = ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={context.nproc_per_node}"]
     return [sys.executable, *torchrun, "--max-restarts=0", *worker]
 
 
 def shell_line(job: Job, context: LaunchContext) -> str:
-    """The command as one would type it, on each of its nodes, with its environment."""
-    if job.stage == "profile":  # a speed is that of one process
+    """The command to type on each of a job's nodes, with its environment."""
+    if job.stage == "profile":  # a speed is measured by one process
         context = context._replace(nproc_per_node=1, nodes=1)
     environment = f"OMP_NUM_THREADS={job_threads(job, context)} "
     words = command(job, context)

@@ -1,4 +1,4 @@
-"""A Slurm cluster: `experiments/clusters/<name>.yaml`, the sbatch script of a job, what the queue says."""
+"""A Slurm cluster: `experiments/clusters/<name>.yaml`, the sbatch script of a job, and the queue."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Cluster(Strict):
 
 
 def names() -> list[str]:
-    """The clusters that are described."""
+    """The clusters that have a file."""
     return sorted(f.stem for f in (spec.experiments_dir() / "clusters").glob("*.yaml"))
 
 
 def read(name: str, **changes: str | None) -> Cluster:
-    """Read `experiments/clusters/NAME.yaml`; `changes` that are not None come from the command line.
+    """Read `experiments/clusters/NAME.yaml`; `changes` that are not None replace its fields.
 
     Raises:
-        LaureproError: There is no such file, or a field of it is wrong.
+        LaureproError: The file does not exist, or a field of it is wrong.
     """
     file = spec.experiments_dir() / "clusters" / f"{name}.yaml"
     if name not in names():
         raise unknown("cluster", name, names(), str(file.parent))
-    raw = spec.read_mapping(file, "what sbatch is told: " + ", ".join(Cluster.model_fields))
+    raw = spec.read_mapping(file, "options of sbatch: " + ", ".join(Cluster.model_fields))
     try:
         return Cluster.model_validate({**raw, **{k: v for k, v in changes.items() if v is not None}})
     except ValidationError as error:
@@ -58,14 +58,14 @@ def read(name: str, **changes: str | None) -> Cluster:
 
 
 def job_name(job: str, context: LaunchContext) -> str:
-    """The job's name in the queue: its own, and a mark of the folders, so that two results folders do not meet."""
-    where = f"{context.results.resolve()}\n{context.runs.resolve()}"
-    return f"{job}.{hashlib.sha256(where.encode()).hexdigest()[:6]}"
+    """The job's name in the queue: its name, and a digest of the folders, which keeps two results folders apart."""
+    folders = f"{context.results.resolve()}\n{context.runs.resolve()}"
+    return f"{job}.{hashlib.sha256(folders.encode()).hexdigest()[:6]}"
 
 
 def directives(cluster: Cluster, name: str, log: Path, nodes: int = 1, processes: int = 0) -> list[str]:
-    """The `#SBATCH` lines. One task a node: torchrun starts the `processes` of a node itself. 0: a job of commands."""
-    asked: dict[str, str | int | None] = {
+    """The `#SBATCH` lines. One task per node: torchrun starts a node's `processes`. 0: a job of plain commands."""
+    requested: dict[str, str | int | None] = {
         "job-name": name,
         "output": str(log),
         "open-mode": "append",
@@ -81,7 +81,7 @@ def directives(cluster: Cluster, name: str, log: Path, nodes: int = 1, processes
         "constraint": cluster.constraint,
         "signal": f"B:USR1@{cluster.signal_seconds}" if processes else None,
     }
-    given = {k: v for k, v in asked.items() if v is not None} | cluster.options
+    given = {k: v for k, v in requested.items() if v is not None} | cluster.options
     lines = [f"#SBATCH --{k}" + ("" if v is None else f"={shlex.quote(str(v))}") for k, v in given.items()]
     return [*lines, "#SBATCH --requeue"]
 
@@ -89,24 +89,23 @@ def directives(cluster: Cluster, name: str, log: Path, nodes: int = 1, processes
 def script(job: Job, context: LaunchContext, cluster: Cluster) -> str:
     """The sbatch script of one job.
 
-    Before the time is over, and where the cluster says so when the job is to make room for another, Slurm sends USR1 to
-    this shell. It leaves the file STOP, which the worker looks for after each step: the worker writes a checkpoint
-    and ends, and the job goes back into the queue. Any other failure is tried again `--retries` times on the same
-    nodes, except for bad input.
+    Before the time limit, and on a pre-emption where the cluster is configured so, Slurm sends USR1 to this shell. The
+    shell creates the file STOP, which the worker checks for after each step. The worker writes a checkpoint and ends,
+    and the job is requeued. Any other failure, except for bad input, is retried `--retries` times on the same nodes.
     """
-    alone = job.stage == "profile"  # a speed is that of one process
-    own = context._replace(nproc_per_node=1, nodes=1) if alone else context
+    if job.stage == "profile":  # a speed is measured by one process
+        context = context._replace(nproc_per_node=1, nodes=1)
     folder = record.run_folder(context.runs, job)
     threads = job.experiment.train.threads or cluster.cpus_per_process
-    own = own._replace(fresh=frozenset())  # under --force only the first attempt starts over
-    words = [*command(job, own, "$MASTER_ADDR:$MASTER_PORT", "$SLURM_JOB_ID-$round"), "$fresh"]
+    every_attempt = context._replace(fresh=frozenset())  # under --force only the first attempt starts over
+    words = [*command(job, every_attempt, "$MASTER_ADDR:$MASTER_PORT", "$SLURM_JOB_ID-$round"), "$fresh"]
     run = " ".join("${fresh}" if w == "$fresh" else f'"{w}"' if "=$" in w else shlex.quote(w) for w in words)
     fresh = ["""  if [ "$round" = 0.0 ]; then fresh=--fresh; fi"""] if job.name in context.fresh else []
     lines = [
         "#!/bin/bash",
-        *directives(cluster, job_name(job.name, context), folder / "log.txt", own.nodes, own.nproc_per_node),
+        *directives(cluster, job_name(job.name, context), folder / "log.txt", context.nodes, context.nproc_per_node),
         "",
-        *_surroundings(cluster),
+        *_environment(cluster),
         f"export OMP_NUM_THREADS={threads}",
         'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
@@ -119,7 +118,7 @@ def script(job: Job, context: LaunchContext, cluster: Cluster) -> str:
         "  round=${SLURM_RESTART_COUNT:-0}.$attempt",
         "  fresh=",
         *fresh,
-        f"  srun --nodes={own.nodes} --ntasks={own.nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 {run} &",
+        f"  srun --nodes={context.nodes} --ntasks={context.nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 {run} &",
         "  step=$!",
         '  while true; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done  # a signal ends a wait',
         f'  if [ "$code" -eq 0 ] || [ "$code" -eq {BAD_INPUT} ] || [ -n "$stopped" ]; then break; fi',
@@ -131,25 +130,25 @@ def script(job: Job, context: LaunchContext, cluster: Cluster) -> str:
 
 
 def closing_script(context: LaunchContext, cluster: Cluster) -> str:
-    """The script of the last small job: what is to be done when all others have ended, well or not."""
+    """The script of the last small job: the commands to run when all others have ended, well or not."""
     name, log = job_name("closing", context), context.runs / "closing.txt"
     commands = [shlex.join([sys.executable, "-m", "laurepro", *words]) for words in context.closing]
-    return "\n".join(["#!/bin/bash", *directives(cluster, name, log), "", *_surroundings(cluster), *commands]) + "\n"
+    return "\n".join(["#!/bin/bash", *directives(cluster, name, log), "", *_environment(cluster), *commands]) + "\n"
 
 
-def _surroundings(cluster: Cluster) -> list[str]:
-    again = shlex.join(["laurepro", *sys.argv[1:]])  # what a person types to do it again
-    here = shlex.quote(str(Path(__file__).parents[2]))
+def _environment(cluster: Cluster) -> list[str]:
+    retry_command = shlex.join(["laurepro", *sys.argv[1:]])  # what a user types to repeat it
+    root = shlex.quote(str(Path(__file__).parents[2]))
     return [
         *cluster.setup,
-        f"export LAUREPRO_COMMAND={shlex.quote(again)}",
-        f"export PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export LAUREPRO_COMMAND={shlex.quote(retry_command)}",
+        f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
     ]
 
 
 # ------------------------------------------------------------------------------------------------ the queue
 
-# States of a job that will still do something, or is doing it. All others have ended.
+# States of a job that waits or runs. All others have ended.
 ACTIVE = {
     "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING",
     "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
@@ -170,30 +169,30 @@ class Queued(NamedTuple):
 
 
 def queue() -> dict[str, Queued]:
-    """The user's jobs by name, ended ones too for as long as Slurm remembers them; of one name the newest.
+    """The user's jobs by name, ended ones included while Slurm remembers them; the newest of those with one name.
 
     Raises:
-        LaureproError: squeue is not there, or cannot reach its controller.
+        LaureproError: squeue is not installed, or cannot reach its controller.
     """
-    # Plain fields: what --json calls a state has changed its type between Slurm's versions.
+    # Plain fields: the type of --json's state changed between Slurm's versions.
     out = slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r")
-    found: dict[str, Queued] = {}
+    jobs: dict[str, Queued] = {}
     for line in out.splitlines():
         number, name, state, reason = line.split("|", 3)
-        old = found.get(name)
-        if old is None or (not old.active and int(number) > int(old.id)) or state in ACTIVE:
-            found[name] = Queued(number, state, reason)
-    return found
+        other = jobs.get(name)
+        if other is None or (not other.active and int(number) > int(other.id)) or state in ACTIVE:
+            jobs[name] = Queued(number, state, reason)
+    return jobs
 
 
 def slurm(*words: str) -> str:
-    """What one of Slurm's commands prints. Raises LaureproError with what it complains about."""
+    """The output of one of Slurm's commands. Raises LaureproError with its error message."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError:
-        raise LaureproError(f"{words[0]} is not there", "run this where Slurm is installed: a login node") from None
+        raise LaureproError(f"{words[0]} is not installed", "run this on a login node of the cluster") from None
     except subprocess.TimeoutExpired:
-        raise LaureproError(f"{words[0]} does not answer for two minutes", "try again later") from None
+        raise LaureproError(f"{words[0]} has not answered for two minutes", "try again later") from None
     if done.returncode != 0:
         raise LaureproError(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""What a launcher shows on stderr: bars on a terminal, plain lines elsewhere."""
+"""A launcher's progress on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laurepro.spec import Job
 
 
 class Lines:
-    """Progress where there is no terminal: a line when a job starts, ends or fails."""
+    """Progress without a terminal: a line when a job starts, ends or fails."""
 
     def __init__(self, total: int) -> None:
         self.total, self.count = total, 0
@@ -25,20 +25,20 @@ class Lines:
         return None
 
     def line(self, text: str) -> None:
-        """One line on stderr."""
+        """Print one line on stderr."""
         click.echo(f"[{self.count}/{self.total}] {text}", err=True)
 
     def done(self, job: Job, seconds: float) -> None:
-        """A job ended well."""
+        """Report a job that succeeded."""
         self.count += 1
         self.line(f"done     {job.name} in {seconds:.0f} s")
 
     def update(self, running: list[tuple[Job, Path]]) -> None:
-        """Nothing to redraw."""
+        """Redraw the progress of the running jobs and their folders: nothing to do."""
 
 
 class Bars(Lines):
-    """Progress on a terminal: one bar for the whole, one for each running job."""
+    """Progress on a terminal: one bar for all jobs, one for each running job."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
@@ -60,12 +60,12 @@ class Bars(Lines):
         self.bars.stop()
 
     def line(self, text: str) -> None:
-        """A line above the bars; starts are shown by their bar."""
+        """Print a line above the bars, unless it reports a start, which has its bar."""
         if not text.startswith("started"):
             self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def done(self, job: Job, seconds: float) -> None:
-        """A job ended well."""
+        """Report a job that succeeded."""
         super().done(job, seconds)
         self.bars.update(self.all, completed=self.count)
 

@@ -6,18 +6,25 @@ import click
 
 from laurepro.launchers import Failure, LaunchContext, shell_line
 from laurepro.launchers._cluster import script
+from laurepro.launchers.slurm import Options, cluster
 from laurepro.plan import Plan
+
+FEATURES = ("preview",)
 
 
 def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
-    """One line a job, in an order that respects their needs; for a cluster the sbatch script of each."""
-    if context.nodes > 1 and context.cluster is None:
-        where = "MASTER_ADDR the name of one of them that all can reach, MASTER_PORT (29500) a free port of it"
+    """Print one line per job, needed jobs first; with an option of the cluster, each job's sbatch script."""
+    options = Options(**context.options)
+    described = cluster(options) if options._replace(detach=False) != Options() else None
+    if context.nodes > 1 and described is None:
+        where = (
+            "MASTER_ADDR set to the name of one of them that all can reach, MASTER_PORT (29500) to a free port of it"
+        )
         click.echo(f"start each line on all {context.nodes} machines, with {where}", err=True)
     for job in plan.jobs:
         after = f"  # after {job.needs.name}" if job.needs and job.needs in plan.jobs else ""
-        if context.cluster is None:
+        if described is None:
             click.echo(shell_line(job, context) + after)
         else:
-            click.echo(f"# {job.name}{after}\n{script(job, context, context.cluster)}")
+            click.echo(f"# {job.name}{after}\n{script(job, context, described)}")
     return []

@@ -1,4 +1,4 @@
-"""This machine: a queue that keeps its GPUs, or its cores, busy with one process group a job."""
+"""This machine: a queue that keeps its GPUs, or its cores, busy with one process group per job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from laurepro.plan import Plan
 from laurepro.spec import Job
 
 POLL_SECONDS = 0.1
-BUSY_SECONDS = 2.0  # until a job that another laurepro runs is asked for again
+BUSY_SECONDS = 2.0  # until a job that another laurepro runs is tried again
 GRACE_SECONDS = 60.0  # for a stopped worker to write its checkpoint
 
 Process = subprocess.Popen[bytes]
@@ -33,7 +33,7 @@ Start = Callable[[Job, LaunchContext, tuple[str, ...]], Process]
 
 
 class Running(NamedTuple):
-    """A started job: its process, the seats it holds, and how long its log was before."""
+    """A started job: its process, the seats it holds, and how long its log was before it started."""
 
     job: Job
     process: Process
@@ -43,7 +43,7 @@ class Running(NamedTuple):
 
 
 def gpus() -> list[str]:
-    """The GPUs there are, without importing torch."""
+    """The GPUs of this machine, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
@@ -62,13 +62,13 @@ def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process
     environment = os.environ | {
         "OMP_NUM_THREADS": str(job_threads(job, context)),
         "LAUREPRO_PARENT": str(os.getpid()),
-        "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a person types to do it again
+        "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a user types to repeat it
         "PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p),
     }
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     with open(folder / "log.txt", "ab") as log:
-        # A session of its own: Ctrl-C reaches the launcher alone, which then lets the worker checkpoint.
+        # In a new session, Ctrl-C reaches the launcher alone, which then lets the worker write a checkpoint.
         return subprocess.Popen(
             command(job, context),
             stdin=subprocess.DEVNULL,
@@ -81,20 +81,20 @@ def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process
 
 
 def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Failure]:
-    """Run every job of the plan; a failure stops only what needs it.
+    """Run every job of the plan; a failure stops only the jobs that need it.
 
-    Ctrl-C, or SIGTERM, asks the workers to checkpoint and stop, waits for them and raises KeyboardInterrupt.
+    Ctrl-C, or SIGTERM, makes the workers write a checkpoint and stop, waits for them and raises KeyboardInterrupt.
 
     Args:
         plan: What to run.
         context: Where and how.
-        start: How a job becomes a process.
+        start: Starts a job's process.
 
     Returns:
-        The jobs that failed for good.
+        The jobs that failed and are not retried.
 
     Raises:
-        LaureproError: A job asks for more GPUs than there are, or for more than one machine; raised before any work.
+        LaureproError: A job needs more GPUs than there are, or more than one machine; raised before any work.
         TimeIsUp: The context's time limit was reached before the end.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -102,7 +102,7 @@ def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Fai
         queue = Queue(plan, context, start, show)
         try:
             queue.run()
-        except BaseException as error:  # whatever ends the launcher, what runs may keep its work
+        except BaseException as error:  # whatever ends the launcher, the running jobs may keep their work
             if isinstance(error, KeyboardInterrupt):
                 show.line("stopping: each running job writes a checkpoint")
             _stop(queue.running)
@@ -118,13 +118,13 @@ class Queue:
         if context.nodes > 1:
             raise LaureproError(
                 f"--nodes {context.nodes}: the local launcher has one machine",
-                "--launcher slurm runs on several, --launcher dry prints the line to start on each",
+                "--launcher slurm uses several, --launcher dry prints the line to start on each",
             )
         self.devices = gpus()
         if self.devices and context.nproc_per_node > len(self.devices):
             raise LaureproError(
                 f"--nproc-per-node {context.nproc_per_node}: this machine has {len(self.devices)} GPU(s)",
-                "each process needs a GPU of its own",
+                "each process needs its own GPU",
             )
         on_cores = None if self.devices else cores()
         self.units = len(self.devices) or core_seats(plan.jobs, context, cores())
@@ -133,10 +133,10 @@ class Queue:
         self.waiting, self.running = list(plan.jobs), list[Running]()
         self.finished, self.failures = set[str](), dict[str, Failure]()
         self.attempts: Counter[str] = Counter()
-        self.ask_again: dict[str, float] = {}  # another laurepro runs these: when to look whether it has ended
+        self.retry_at: dict[str, float] = {}  # of jobs that another laurepro runs
 
     def run(self) -> None:
-        """Until nothing waits or runs. Raises TimeIsUp."""
+        """Run until no job waits or runs. Raises TimeIsUp."""
         limit = self.context.time_limit
         end = math.inf if limit is None else time.monotonic() + limit
         while self.waiting or self.running:
@@ -154,7 +154,7 @@ class Queue:
             time.sleep(POLL_SECONDS)
 
     def lost(self, job: Job) -> bool:
-        """Whether what the job needs has failed, and so the job with it."""
+        """Whether the job cannot run because the one it needs has failed."""
         if job.needs is None or job.needs.name not in self.failures:
             return False
         need = self.failures[job.needs.name]
@@ -164,7 +164,7 @@ class Queue:
 
     def begin(self) -> None:
         """Start the jobs for which there is room."""
-        held = {name for name, at in self.ask_again.items() if at > time.monotonic()}
+        held = {name for name, at in self.retry_at.items() if at > time.monotonic()}
         demands = [self.demands[job.name] for job in self.waiting]
         running = {run.job.name: run.seats for run in self.running}
         for name, seats in starts(demands, running, self.units, self.capacity, held).items():
@@ -186,7 +186,7 @@ class Queue:
         self.show.line(f"started  {job.name}")
 
     def ended(self, run: Running, code: int) -> None:
-        """Take note of how a job ended, and whether it is tried again."""
+        """Note how a job ended, and whether it is retried."""
         name, folder = run.job.name, self.context.runs / run.job.name
         log = text_from(folder / "log.txt", run.log_size)
         if code == 0:
@@ -194,16 +194,16 @@ class Queue:
             self.show.done(run.job, time.monotonic() - run.started)
             return
         if first_code(code, log) == BUSY:
-            if name not in self.ask_again:
+            if name not in self.retry_at:
                 self.show.line(f"waiting  {name}: another laurepro runs it")
-            self.ask_again[name] = time.monotonic() + BUSY_SECONDS
+            self.retry_at[name] = time.monotonic() + BUSY_SECONDS
             self.waiting.append(run.job)
             return
         failure = diagnose(name, folder, code, log)
         self.attempts[name] += 1
         if self.attempts[name] <= self.context.retries and failure.code != BAD_INPUT:
             nth = f"retry {self.attempts[name]} of {self.context.retries}"
-            self.show.line(f"FAILED   {name}: {failure.reason}; starts again, {nth}")
+            self.show.line(f"FAILED   {name}: {failure.reason}; {nth}")
             self.waiting.insert(0, run.job)
         else:
             self.show.line(f"FAILED   {name}: {failure.reason}")

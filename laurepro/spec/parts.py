@@ -1,9 +1,9 @@
 """The folder is the registry: `kind: lau` is the file `upsamplers/lau.py`.
 
-A plug-in's options are the keyword-only arguments of its class. They are read from the source with `ast`, so that a
-misspelt option is an error within milliseconds, before torch is imported, and nothing of a plug-in runs before it is
-used. More folders of the same layout (`backbones/ heads/ upsamplers/ datasets/ launchers/ stages/`) are searched where
-`$LAUREPRO_PLUGINS` names them.
+A plug-in's options are the keyword-only arguments of its class, or the fields of one without `__init__`. They are read
+from the source with `ast`, so that a misspelt option is an error within milliseconds, before torch is imported, and
+nothing of a plug-in runs before it is used. More folders of the same layout (`backbones/ heads/ upsamplers/ datasets/
+launchers/ stages/`) are searched where `$LAUREPRO_PLUGINS` names them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from types import ModuleType
 from typing import Annotated, Any, Literal, Union
 
 import annotated_types
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec.fields import Part, Strict
 from laurepro.spec.files import plugin_folders
 
 PACKAGE = Path(__file__).parents[1]
-CLASS_OF = {"backbones": "Backbone", "upsamplers": "Upsampler", "heads": "Head", "datasets": "Dataset"}
+CLASS_OF = {
+    "backbones": "Backbone",
+    "upsamplers": "Upsampler",
+    "heads": "Head",
+    "datasets": "Dataset",
+    "launchers": "Options",
+}
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -118,25 +124,53 @@ def features_of(folder: str, name: str) -> frozenset[str]:
 
 @cache
 def options(folder: str, file: Path) -> type[BaseModel]:
-    """A pydantic model of a plug-in's options, read from its class without importing it."""
+    """A pydantic model of a plug-in's options, read from its class without importing it.
+
+    Its name is FOLDER/NAME of the plug-in that defines the class, which another one may import. A field's description
+    is what the class's docstring says of it.
+    """
     class_name = CLASS_OF[folder]
     for node in syntax(file).body:
+        if isinstance(node, ast.ImportFrom) and any(alias.name == class_name for alias in node.names):
+            definition = path(folder, (node.module or "").rpartition(".")[2])
+            if definition is not None and definition != file:
+                return options(folder, definition)
         if isinstance(node, ast.ClassDef) and node.name == class_name:
-            init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+            texts = _descriptions(ast.get_docstring(node) or "")
             fields: dict[str, Any] = {}
-            if init is not None:
-                for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
-                    try:
-                        kind = _type(arg.annotation) if arg.annotation else Any
-                        fields[arg.arg] = (kind, ... if default is None else ast.literal_eval(default))
-                    except (ValueError, TypeError):
-                        raise LaureproError(
-                            f"{file}, line {arg.lineno}: option {ast.unparse(arg)!r} cannot be read",
-                            "an option has a type of builtins, Literal, Annotated[..., Ge(1)] or Any, "
-                            "and a literal default",
-                        ) from None
+            for name, annotation, default in _arguments(node):
+                try:
+                    kind = _type(annotation) if annotation else Any
+                    value = ... if default is None else ast.literal_eval(default)
+                    fields[name] = (kind, Field(value, description=texts.get(name)))
+                except (ValueError, TypeError):
+                    typed = f"{name}: {ast.unparse(annotation)}" if annotation else name
+                    raise LaureproError(
+                        f"{file}, line {(annotation or node).lineno}: option {typed!r} cannot be read",
+                        "an option has a type of builtins, Literal, Annotated[..., Ge(1)] or Any, "
+                        "and a literal default",
+                    ) from None
             return create_model(f"{folder}/{file.stem}", __base__=Strict, **fields)
+    if folder == "launchers":  # it may have none
+        return create_model(f"{folder}/{file.stem}", __base__=Strict)
     raise LaureproError(f"{file}: no class {class_name} in it", f"a plug-in of {folder}/ defines class {class_name}")
+
+
+def _arguments(node: ast.ClassDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:
+    """Name, annotation and default of what a class is built from."""
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is not None:
+        arguments = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+        return [(a.arg, a.annotation, default) for a, default in arguments]
+    annotated = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+    return [(n.target.id, n.annotation, n.value) for n in annotated if isinstance(n.target, ast.Name)]
+
+
+def _descriptions(docstring: str) -> dict[str, str]:
+    """What a docstring's section Args or Attributes says of each name."""
+    section = re.search(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)*)", docstring, re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1], re.MULTILINE) if section else []
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "Any": Any}
