@@ -326,7 +326,7 @@ def test_schedules() -> None:
 
 
 def test_profiled_size() -> None:
-    """Table 8's caption says 512 x 512; the cost added in Table 1 is that of a 480 x 480 picture."""
+    """Table 8's caption says 512 x 512; the cost added in Table 1 is that of a 480 x 480 image."""
     for table, size in (("table1", 480), ("table8", 512)):
         for row in TABLES[table]["rows"]:
             assert effective(f"{table}/{row['id']}")["profile"] == {"height": size, "width": size}

@@ -45,7 +45,7 @@ class Rows:
         return self._jobs[address]
 
     def missing(self, address: str) -> str | None:
-        """Why a row's jobs are unknown: its plug-in is missing. Its records cannot be told from other rows' then."""
+        """Why a row's jobs are unknown: its plug-in is missing, and without it no record can be matched to the row."""
         self.jobs(address)
         return self._missing.get(address)
 
