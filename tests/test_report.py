@@ -579,7 +579,6 @@ WILD: dict[str, dict[str, Any] | str] = {  # by the reason that is given
     "stage is 'nosuch'": {"stage": "nosuch"},
     "world_size: ": {"world_size": 10**400},
     "recursion": "[" * 100_000 + "]" * 100_000,
-    "nested more than": "[" * 100 + "]" * 100,
 }
 
 
