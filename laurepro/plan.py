@@ -31,7 +31,9 @@ class RowPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`jobs` in an order that respects what each needs; `reused` already have a record."""
+    """`jobs` in an order that respects what each needs; `reused` already have a record.
+
+    `wanted_by`: the addresses of the rows that need a job, by its name."""
 
     rows: tuple[RowPlan, ...]
     jobs: tuple[Job, ...]
@@ -188,13 +190,13 @@ def build(
         if not forced and job.name in done and (depth == 0 or has_weights(job)):
             reused[job.name] = job
             if need is not None and need.name in done:
-                _reuse_chain(need, address)
+                _mark_reused(need, address)
             return
         if need is not None:
             want(need, address, depth + 1)
         ordered.setdefault(job.name, job)
 
-    def _reuse_chain(job: Job, address: str) -> None:
+    def _mark_reused(job: Job, address: str) -> None:
         users = wanted.setdefault(job.name, [])
         if address not in users:
             users.append(address)

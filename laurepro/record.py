@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from laurepro import __version__
 from laurepro.atomic import remove_unfinished
-from laurepro.atomic import write_atomic as write_atomic
+from laurepro.atomic import write_atomic as write_atomic  # a public name of this module
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
 from laurepro.spec.metrics import STAGES
