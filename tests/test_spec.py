@@ -99,6 +99,7 @@ def resolve_all(scale: str = "smoke") -> None:
         ("    set: {}", "    set: {}\n    init_from: table3/x", ["'encnet-os8-bilinear'", "init_from", "'table3'"]),
         ("    set: {}", "    set: {}\n    init_from: table3a/x", ["unknown row", "'x'"]),
         ("    set: {}", "    set: {}\n    init_from: table3a/encnet-os8-bilinear", ["init_from", "circular"]),
+        ("    set: {}", "    set: {}\n    baseline: nosuch", ["baseline", "unknown other row of table3a: 'nosuch'"]),
         ("title:", "title: again\ntitle:", ["line 2", "duplicate key 'title'"]),
     ],
 )
