@@ -88,6 +88,7 @@ class Stubs:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with eight GPUs, which is asked quickly."""
+    monkeypatch.setattr(local, "torch_gpus", lambda: 8)
     monkeypatch.setattr(local, "gpus", lambda: [f"g{i}" for i in range(8)])
     monkeypatch.setattr(local, "POLL_SECONDS", 0.01)
     return monkeypatch

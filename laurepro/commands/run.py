@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from laurepro.commands.launching import LaunchCommand, Launching, chosen_options, launching
 from laurepro.commands.options import choose, plural, summary
-from laurepro.errors import LaureproError
+from laurepro.errors import LaureproError, printable
 
 if TYPE_CHECKING:
     from laurepro.launchers import Failure, LaunchContext
@@ -89,7 +90,8 @@ def _launch(launcher: str, planned: Plan, context: LaunchContext) -> list[Failur
     try:
         failures: list[Failure] = parts.load("launchers", launcher).launch(planned, context)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command resumes from the checkpoints", err=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            click.echo("interrupted; the same command resumes from the checkpoints", err=True)
         raise click.exceptions.Exit(130) from None
     except TimeIsUp as up:
         click.echo(f"stopped by --time-limit: {up}; the same command resumes from the checkpoints", err=True)
@@ -104,9 +106,9 @@ def _launch(launcher: str, planned: Plan, context: LaunchContext) -> list[Failur
 def _show(failure: Failure, runs: Path) -> None:
     """Why a job failed, and what a user can do about it."""
     rank = "" if failure.rank is None else f" (rank {failure.rank})"
-    click.echo(f"failed: {failure.job}: {failure.reason}{rank}", err=True)
+    click.echo(printable(f"failed: {failure.job}: {failure.reason}{rank}"), err=True)
     for line in failure.last_lines:
-        click.echo(f"  | {line}", err=True)
+        click.echo(printable(f"  | {line}"), err=True)
     if (log := runs / failure.job / "log.txt").is_file():
         click.echo(f"  log: {log}\n  {failure.advice}", err=True)
 
