@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,9 @@ class RowPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`jobs` in an order that respects what each needs; `reused` already have a record."""
+    """`jobs` in an order that respects what each needs; `reused` already have a record.
+
+    `wanted_by`: the addresses of the rows that need a job, by its name."""
 
     rows: tuple[RowPlan, ...]
     jobs: tuple[Job, ...]
@@ -150,10 +153,14 @@ def row_plan(
 
 def check_overrides(rows: Iterable[tuple[Table, Row]], scale: Scale, overrides: Raw | None) -> None:
     """Raise LaureproError for a field of --set that none of the rows has."""
-    runnable = [(table, row) for table, row in rows if row.set is not None]
-    lacking = [set(_resolve(table, row, scale, overrides, True)[1]) for table, row in runnable if overrides]
-    if nowhere := set.intersection(*lacking) if lacking else set():
-        spec.resolve(*runnable[0], scale, _without(overrides or {}, _fields(overrides or {}) - nowhere))
+    lacking: list[tuple[Table, Row, set[str]]] = []
+    for table, row in rows if overrides else ():
+        with suppress(LaureproError):  # of the row itself, as a plug-in that is missing
+            if row.set is not None:
+                lacking.append((table, row, set(_resolve(table, row, scale, overrides, True)[1])))
+    if lacking and (nowhere := set.intersection(*(fields for _, _, fields in lacking))):
+        table, row, _ = lacking[0]
+        spec.resolve(table, row, scale, _without(overrides or {}, _fields(overrides or {}) - nowhere))
 
 
 def _resolve(
@@ -260,13 +267,13 @@ def build(
         if not forced and job.name in done and (depth == 0 or has_weights(job)):
             reused[job.name] = job
             if need is not None and need.name in done:
-                _reuse_chain(need, address)
+                _mark_reused(need, address)
             return
         if need is not None:
             want(need, address, depth + 1)
         ordered.setdefault(job.name, job)
 
-    def _reuse_chain(job: Job, address: str) -> None:
+    def _mark_reused(job: Job, address: str) -> None:
         users = wanted.setdefault(job.name, [])
         if address not in users:
             users.append(address)

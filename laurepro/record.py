@@ -12,21 +12,26 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
 from laurepro import __version__
 from laurepro.atomic import remove_unfinished
-from laurepro.atomic import write_atomic as write_atomic
+from laurepro.atomic import write_atomic as write_atomic  # a public name of this module
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
-from laurepro.spec.metrics import own_metric
+from laurepro.spec.metrics import STAGES
 
+DEEPEST = 40  # mappings and lists inside each other in a record
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
+# What any job can leave, with room to spare; beyond it arithmetic overflows. A matrix of 150 classes still has a sum.
+Count = Annotated[int, Field(ge=-(2**48), le=2**48)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class Environment(Strict):
@@ -54,10 +59,10 @@ class Leg(Strict):
     """The part of a job that one start of it did: up to a checkpoint, or to the end."""
 
     environment: Environment
-    world_size: int
+    world_size: Whole
     started: str
-    seconds: float
-    step: int  # steps (of an evaluation: images) that were done at its end
+    seconds: Number
+    step: Whole  # steps (of an evaluation: images) that were done at its end
 
 
 class Record(Strict):
@@ -70,22 +75,22 @@ class Record(Strict):
     scale: str
     dataset: str
     split: str
-    seed: int
+    seed: Whole
     experiment: Experiment
-    metrics: dict[str, float | None]
+    metrics: dict[str, Number | None]
     class_names: tuple[str, ...] = ()
-    confusion: tuple[tuple[int, ...], ...] | None = None
-    boundary_confusion: tuple[tuple[int, ...], ...] | None = None
-    boundary_counts: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = Field({})  # by metric: intersections, unions
-    curve: tuple[tuple[int, float], ...] = ()
+    confusion: tuple[tuple[Count, ...], ...] | None = None
+    boundary_confusion: tuple[tuple[Count, ...], ...] | None = None
+    boundary_counts: dict[str, tuple[tuple[Count, ...], tuple[Count, ...]]] = Field({})  # intersections, unions
+    curve: tuple[tuple[Whole, Number], ...] = ()
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
     data_sha256: str | None = None  # `datasets.data_digest`; None: generated, or a record from before there was one
     idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
     environment: Environment  # of the last leg
     started: str  # the first leg
-    seconds: float  # of all legs
-    world_size: int  # of the last leg
+    seconds: Number  # of all legs
+    world_size: Whole  # of the last leg
     legs: tuple[Leg, ...] = ()  # of a job that was stopped and resumed; (): it was done in one
     command: str
 
@@ -240,13 +245,35 @@ def read(file: Path) -> Record:
             if last is None or hashlib.sha256(content[:-_LAST_BYTES]).hexdigest() != last[1].decode():
                 raise ValueError("its checksum differs: it was changed after it was written")
             del raw["sha256"]
+        if _depth(raw) > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep")
         record = Record(**raw)
-    except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
+        if record.stage not in STAGES:
+            raise ValueError(f"stage is {record.stage!r}, expected one of {', '.join(STAGES)}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "record"
+        raise LaureproError(f"{file}: not a readable record: {where}: {first['msg']}") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaureproError(f"{file}: not a readable record: {reason}") from None
     if record.job != file.stem:
         raise LaureproError(f"{file}: the record inside is of job {record.job}")
     return record
+
+
+def _depth(value: Any) -> int:
+    """How deep mappings and lists are nested."""
+    depth, level = 0, [value]
+    while level:
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+    return depth
 
 
 def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
@@ -256,6 +283,8 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
     for file in sorted(records_dir(results).glob("*.json")):
         try:
             record = read(file)
+            if problem := _unsound(record):
+                raise LaureproError(f"{file}: not a readable record: {problem}")
         except LaureproError as error:
             problems.append(str(error))
         else:
@@ -263,26 +292,22 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
     return records, problems
 
 
+def _unsound(record: Record) -> str:
+    """What would keep a record from being shown; `laurepro verify` reports all that is wrong with one."""
+    n = len(record.class_names)
+    matrices = {"confusion": record.confusion, "boundary_confusion": record.boundary_confusion}
+    for name, matrix in matrices.items():
+        if matrix is not None and (n == 0 or {len(matrix), *map(len, matrix)} != {n}):
+            return f"{name} is not {n} x {n}, and there are {n} class names"
+    for name, counts in record.boundary_counts.items():
+        if {len(part) for part in counts} != {n}:
+            return f"boundary_counts of {name} are not those of {n} classes"
+    return ""
+
+
 def measured_seeds(records: Mapping[str, Record], scale: str) -> set[int]:
     """Every seed at which some row was scored or profiled at a scale; a shared pretraining is neither."""
     return {r.seed for r in records.values() if r.scale == scale and r.stage != "train"}
-
-
-def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> dict[int, tuple[float, Record]]:
-    """What stands for a published column, with its record, by seed.
-
-    Args:
-        column: A metric; `own_metric` says which one of a record stands for it.
-        jobs: Those of one row.
-        records: By job name.
-    """
-    measured = {}
-    for job in jobs:
-        if (record := records.get(job.name)) is not None:
-            value = record.metrics.get(own_metric(column, record.dataset))
-            if value is not None:
-                measured[job.seed] = (value, record)
-    return measured
 
 
 def find(results: Path, name: str) -> Record:

@@ -5,6 +5,7 @@ Imports torch only to evaluate weights again.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -16,7 +17,7 @@ from laurepro import record
 from laurepro.errors import LaureproError
 from laurepro.evaluation import scores
 from laurepro.record import Record
-from laurepro.spec import Job
+from laurepro.spec import Job, parts
 
 CLOSE = 1e-9  # of recomputed metrics: a mean's last bits may differ between versions of numpy
 OTHER_DEVICE = 1e-3  # share of labelled pixels that another device, or version of torch, may classify differently
@@ -35,9 +36,11 @@ def files(results: Path, targets: tuple[str, ...]) -> list[Path]:
     """The record files named by path, job or key; all of them for `all` or no name.
 
     Raises:
-        LaureproError: a name that matches nothing, with the nearest ones.
+        LaureproError: a name that matches nothing, with the nearest ones; or no such folder.
     """
     folder = record.records_dir(results)
+    if not folder.is_dir() and not (targets and all(Path(target).is_file() for target in targets)):
+        raise LaureproError(f"--results {results}: there is no folder {folder}")
     every = sorted(folder.glob("*.json"))
     if not targets or "all" in targets:
         return every
@@ -66,7 +69,11 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     problems = []
     if b'\n"sha256": "' not in file.read_bytes()[-100:]:
         problems.append("it has no checksum: it is older than checksums")
-    problems += _identity(stored)
+    absent = _absent(stored)
+    try:
+        problems += _identity(stored)
+    except LaureproError as error:  # the key covers a source that is not there
+        absent.append(f"its key was not checked: {error}")
     problems += _plausible(stored)
     try:
         metrics = _metrics(stored)
@@ -77,11 +84,13 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
         value = stored.metrics[name]
         if not _same(value, expected):
             problems.append(f"metric {name} is {value}, its counts give {expected}")
-    need = _job(stored).needs if stored.stage == "evaluate" else None
-    training = (others or {}).get(need.name) if need else None
+    training = None
+    with contextlib.suppress(LaureproError):
+        need = _job(stored).needs if stored.stage == "evaluate" else None
+        training = (others or {}).get(need.name) if need else None
     if training is not None and training.weights_sha256 != stored.weights_sha256:
         problems.append(f"it is of weights {_short(stored)}, {training.job} left {_short(training)}")
-    notes = ["made by code that differs from its commit"] if stored.environment.dirty else []
+    notes = absent + (["made by code that differs from its commit"] if stored.environment.dirty else [])
     if stored.legs:
         worlds = ", ".join(str(leg.world_size) for leg in stored.legs)
         commits = ", ".join((leg.environment.commit or "unknown")[:8] for leg in stored.legs)
@@ -90,6 +99,17 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     if training is not None and training.dataset == stored.dataset and len(set(copies)) > 1:
         notes.append(f"of another copy of {stored.dataset} ({copies[0][:12]}) than its training ({copies[1][:12]})")
     return Certificate(file, tuple(problems), tuple(notes), len(metrics))
+
+
+def _absent(stored: Record) -> list[str]:
+    """The plug-ins of a record's experiment that are not installed here."""
+    model = stored.experiment.model
+    kinds = {"heads": model.head.kind, "upsamplers": model.upsampler.kind, "datasets": stored.experiment.data.name}
+    return [
+        f"its {folder.removesuffix('s')} {kind!r} is not here: it cannot be evaluated again"
+        for folder, kind in kinds.items()
+        if parts.path(folder, kind) is None
+    ]
 
 
 def _job(stored: Record) -> Job:
@@ -140,17 +160,20 @@ def _plausible(stored: Record) -> list[str]:
 
 
 def _metrics(stored: Record) -> dict[str, float | None]:
-    """What the metrics must be, by what was counted. Raises ValueError if they cannot be recomputed."""
+    """What the metrics that a record states must be, by its counts. Raises ValueError if they cannot be recomputed.
+
+    Metrics that it does not state are newer than the record: `scores.metrics_of` computes them.
+    """
     if stored.stage != "evaluate":
         fps, latency = stored.metrics.get("fps"), stored.metrics.get("latency_ms")
         return {"fps": 1000 / latency} if fps is not None and latency else {}
     if stored.confusion is None:
         raise ValueError("an evaluation without a confusion matrix: its metrics cannot be recomputed")
     expected = scores.recomputed(stored)
-    odd = sorted(set(expected) ^ set(stored.metrics))
-    if odd:
-        raise ValueError(f"metrics {', '.join(odd)}: not both in the record and from its counts")
-    return expected
+    unknown = sorted(set(stored.metrics) - set(expected))
+    if unknown:
+        raise ValueError(f"metrics {', '.join(unknown)}: its counts do not give them")
+    return {name: expected[name] for name in stored.metrics}
 
 
 def _same(value: float | None, expected: float | None) -> bool:
@@ -182,7 +205,6 @@ def rerun(stored: Record, runs: Path, data: Path, progress: Callable[[dict[str, 
     import torch
 
     from laurepro.network import checkpoint
-    from laurepro.spec import parts
     from laurepro.stages import Context
 
     digest = checkpoint.weights_sha256(checkpoint.load_weights(folder))

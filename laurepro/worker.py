@@ -120,7 +120,7 @@ def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> 
     for old in folder.glob("failure*.json"):
         old.unlink(missing_ok=True)
     if args.fresh:
-        for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*")]:
+        for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*"), *folder.glob("counts-*.json")]:
             old.unlink()
     return GO
 

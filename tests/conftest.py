@@ -233,7 +233,7 @@ def torch_settings() -> Iterator[None]:
 Fuzz = Callable[..., None]
 
 
-@pytest.fixture(params=[60, pytest.param(5000, marks=pytest.mark.acceptance)], ids=["", "long"])
+@pytest.fixture(params=[25, pytest.param(2000, marks=pytest.mark.acceptance)], ids=["", "long"])
 def fuzz(request: pytest.FixtureRequest) -> Fuzz:
     """`fuzz(check, *strategies)` calls `check` with generated values: a few every day, thousands in acceptance."""
 

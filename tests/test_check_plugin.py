@@ -103,6 +103,15 @@ def problems(root, splits):
 """
 
 LAUNCHER = """
+from typing import NamedTuple
+
+class Options(NamedTuple):
+    '''Attributes:
+        queue_name: the queue.
+    '''
+
+    queue_name: str = "short"
+
 def launch(plan, context):
     return [job.name for job in plan.jobs]
 
@@ -124,10 +133,10 @@ def failing(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 SHIPPED = [(folder, name) for folder in ("upsamplers", "heads") for name in parts.names(folder)]
 SHIPPED += [("launchers", "dry"), ("launchers", "local")]
-FULL_WIDTH = pytest.param("backbones", "resnet50", marks=pytest.mark.acceptance)
+SLOW = [pytest.param("backbones", name, marks=pytest.mark.acceptance) for name in ("resnet50", "timm")]
 
 
-@pytest.mark.parametrize(("folder", "name"), [*SHIPPED, FULL_WIDTH], ids=lambda value: value)
+@pytest.mark.parametrize(("folder", "name"), [*SHIPPED, *SLOW], ids=lambda value: value)
 def test_shipped_parts_keep_their_contracts(folder: str, name: str, tmp_path: Path) -> None:
     (part,) = plugin.find(name, tmp_path)
     outcomes = list(plugin.run(part))
@@ -176,6 +185,8 @@ RETURN = 'return F.interpolate(self.mix(input), scale_factor=self.k, mode="neare
         ("datasets", "import torch\n" + DATASET, "imports quickly", "line 1 imports torch"),
         ("datasets", DATASET.replace("return [f", "return [] and [f"), "unknown split", "expected a list"),
         ("datasets", DATASET + "LAYOUT = None\n", "prepared", "LAYOUT alone"),
+        ("launchers", LAUNCHER.replace(' = "short"', ""), "Options", "TypeError"),
+        ("launchers", LAUNCHER.replace("queue_name: the", "the"), "Options", "no line on queue_name"),
         ("launchers", LAUNCHER.replace("(plan, context)", "(plan)"), "launch takes", "TypeError"),
         ("launchers", LAUNCHER.replace("return [job", "return None and [job"), "launch takes", "got None"),
         ("launchers", LAUNCHER.replace("return {f", "return {'a': 'running'} or {f"), "states", "'running'"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from hypothesis import strategies as st
 
 from laurepro import claims, plan, record, spec
 from laurepro.claims import Verdict, cells, inference, model
+from laurepro.claims.judge import judge_rows
+from laurepro.claims.samples import Rows
 from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.report import claims as show
+from laurepro.spec import Job
 
 LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
 
@@ -90,7 +95,7 @@ def test_claims_over_two_imagenet_files_have_a_note(results: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ("where: ", "were: ", ["statements.0.where", "Field required"]),
         ("than: table1/encnet-os8-lau2x-off", "then: table1/encnet-os8-lau2x-off", ["'then'", "nearest: than"]),
@@ -107,14 +112,14 @@ def test_claims_over_two_imagenet_files_have_a_note(results: Path) -> None:
         ("than: table1/encnet-os8-lau2x-off}", "metric: miou60}", ["C1.4x-over-2x", "needs `than`"]),
     ],
 )
-def test_a_broken_file_says_where(experiments: Path, old: str, new: str, said: list[str]) -> None:
+def test_a_broken_file_is_refused_with_its_place(experiments: Path, old: str, new: str, expected: list[str]) -> None:
     file = experiments / "claims" / "paper.yaml"
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(LaureproError) as error:
         model.read(file)
-    assert [s for s in [str(file), *said] if s not in str(error.value)] == [], str(error.value)
+    assert [text for text in [str(file), *expected] if text not in str(error.value)] == [], str(error.value)
 
 
 # ------------------------------------------------------------------------------------ what the paper's cells say
@@ -440,9 +445,109 @@ def test_terminal_markdown_and_strict(results: Path) -> None:
     assert "| C8.enc8: LaU is above bilinear" in table.out and table.out.startswith("## Claims, scale smoke")
     assert run_cli("claims", "--strict", "--only", "C8.enc8", cwd=results).code == 0
     assert run_cli("claims", "--strict", "--only", "C8.*", cwd=results).code == 1
-    for option, said in ((("--only", "D1"), "matches no claim"), (("--scale", "smok"), "nearest: smoke")):
+    for option, message in ((("--only", "D1"), "matches no claim"), (("--scale", "smok"), "nearest: smoke")):
         wrong = CliRunner().invoke(main, ["claims", *option, "--results", str(results / "results")])
-        assert wrong.exit_code == 2 and said in wrong.output
+        assert wrong.exit_code == 2 and message in wrong.output
+
+
+UPSAMPLER = """\
+import torch.nn.functional as F
+from torch import nn
+
+class Upsampler(nn.Module):
+    def __init__(self, channels, feature_channels, *, factor: int = 2):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, input, feature):
+        return F.interpolate(input, scale_factor=self.factor)
+"""
+
+
+def test_without_a_plugin_the_other_records_are_judged(experiments: Path, tmp_path: Path) -> None:
+    """A row of a table names a plug-in that is missing: its claims say so, the others stand as with it."""
+    (tmp_path / "plugins" / "upsamplers").mkdir(parents=True)
+    (tmp_path / "plugins" / "upsamplers" / "mine.py").write_text(UPSAMPLER)
+    file = experiments / "table3a.yaml"
+    grid = "upsampler: {kind: grid, scale_factor: 4}"
+    assert file.read_text().count(grid) == 1
+    file.write_text(
+        file.read_text()
+        .replace(grid, "upsampler: {kind: mine}")
+        .replace("offset_guided, offset_weight: 0.0", "cross_entropy")
+    )
+    for found in planted("smoke", {LAU: noisy(51), BILINEAR: noisy(50, std=0.2)}).values():
+        record.write(tmp_path / "results", found)
+    other = make_record(Job(stage="evaluate", scale="photos", seed=0, experiment=found.experiment), {"miou": 1.0})
+    record.write(tmp_path / "results", other)
+
+    def verdicts(**extra: Path) -> tuple[dict[str, Any], str]:
+        ran = run_cli("claims", "--format", "json", cwd=tmp_path, LAUREPRO_EXPERIMENTS=experiments, **extra)
+        assert ran.code == 0, ran.err
+        return {i["id"]: i for i in json.loads(ran.out)["items"]}, ran.err
+
+    there, _ = verdicts(LAUREPRO_PLUGINS=tmp_path / "plugins")
+    gone, warnings = verdicts()
+    about = {i for i, item in there.items() if "table3a/encnet-os8-grid4x" in item["rows"]}
+    assert about >= {"K1.off", "K2.grid"} and there["C8.enc8"]["verdict"] == "same sign here"
+    assert {i: item for i, item in gone.items() if i not in about} == {i: t for i, t in there.items() if i not in about}
+    for claim in about:
+        assert gone[claim]["verdict"] == "not run"
+        assert (
+            gone[claim]["found"] == "table3a/encnet-os8-grid4x needs upsamplers/mine, which no folder of plug-ins has"
+        )
+    assert "1 record of scale 'photos', which no folder of experiments or plug-ins has" in warnings
+    wrong = run_cli("claims", "--set", "model.upsampler.kind=mine", cwd=tmp_path, LAUREPRO_EXPERIMENTS=experiments)
+    assert wrong.code == 2 and "unknown upsampler 'mine'" in wrong.err  # a slip of --set is one
+
+
+def sealed(file: Path, found: Record, change: dict[str, Any]) -> None:
+    """Write a record that has been changed and has a checksum that fits, which whoever made it can compute."""
+    raw = json.loads(record.dump(found))
+    del raw["sha256"]
+    for key, value in change.items():
+        raw[key] = raw[key] | value if isinstance(value, dict) else value
+    body = json.dumps(raw)[:-1] + ","
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"metrics": {"miou": value}} for value in (1e308, -1e200, -math.inf, 10**400, "x")),
+        *({"seed": value} for value in (-1, 10**400)),
+        {"stage": "nosuch"},
+        {"scale": "../smoke"},
+        {"dataset": "\x1b[2J"},
+        {"metrics": {"miou": None, "no such metric": 1.0}},
+    ],
+    ids=lambda change: re.sub(r"\W+", "-", str(change))[:40],
+)
+def test_a_hostile_record_is_no_traceback_and_the_others_still_count(tmp_path: Path, change: dict[str, Any]) -> None:
+    found = planted("smoke", {LAU: noisy(51, n=3), BILINEAR: noisy(50, n=3, std=0.2)})
+    changed = next(job for job, r in found.items() if "-lau-" in job and r.seed == 1)
+    for job, r in found.items():
+        sealed(tmp_path / "records" / f"{job}.json", r, change if job == changed else {})
+    arguments = ["claims", "--scale", "smoke", "--only", "C8.enc8", "--results", str(tmp_path)]
+    for form in ("terminal", "markdown", "json") if "dataset" in change else ("json",):
+        ran = CliRunner().invoke(main, [*arguments, "--format", form])
+        assert ran.exit_code == 0 and "\x1b" not in ran.output, ran.output
+    (item,) = json.loads(ran.stdout, parse_constant=pytest.fail)["items"]
+    assert item["n"] in (2, 3) and (item["n"] == 3 or "warning" in ran.stderr or change["metrics"]["miou"] is None)
+
+
+def test_hostile_speeds(tmp_path: Path) -> None:
+    """No number of a profile gives a traceback or JSON that is none."""
+    fps = {"fps_ratio": 0.98, "fps_ratio_std": 0.001, "fps_iterations": 100.0}
+    found = next(r for r in profiled(**fps).values() if r.experiment.model.upsampler.kind == "lau")
+    scale = spec.scale("paper")
+    rows = Rows(scale, {}, None)
+    for metric, value in itertools.product(fps, (1e308, -1.0, 0.0, 1e-320, math.nan, math.inf)):
+        sealed(tmp_path / "records" / f"{found.job}.json", found, {"metrics": {metric: value}})
+        rows.records, _ = record.read_all(tmp_path)
+        verdicts = judge_rows(rows)
+        json.loads(show.as_json([(scale, verdicts)]), parse_constant=pytest.fail)
 
 
 def test_without_records(tmp_path: Path) -> None:

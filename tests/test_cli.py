@@ -60,7 +60,7 @@ def test_show_gives_value_origin_and_protocol(tmp_path: Path) -> None:
         assert row.id in out
     line = next(line for line in out.splitlines() if line.split()[:1] == ["encnet-os8-lau4x-off"])
     assert "50.30" in line and "authors" in line and "pascal_context" in line and "val" in line
-    assert re.search(r"encnet-os8-bilinear .*49\.10 .*quoted, run", out)
+    assert re.search(r"encnet-os8-bilinear .*49\.10 .*quoted, rerun", out)
     blank = run_cli("show", "table5/hrnet-w48", cwd=tmp_path).out
     assert "43.20" in blank and "—" in blank and "0.00" not in blank
     assert "encnet-r50-bilinear" not in blank

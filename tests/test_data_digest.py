@@ -124,6 +124,7 @@ def test_generated_scenes_and_absent_data_have_none(tmp_path: Path, root: Path) 
     assert data_digest(DATA, tmp_path / "nowhere") is None and data_digest(spec.Data(name="camvid"), root) is None
 
 
+@pytest.mark.acceptance  # a worker, for seconds
 def test_a_record_names_the_data_of_a_plug_in(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(Path(__file__).parents[1] / "experiments", tmp_path / "experiments")
     scale = TINY.replace("name: shapes", "name: squares").replace(

@@ -158,6 +158,28 @@ def test_every_command_has_its_line() -> None:
     assert [name for name, _ in cli.walk()] and set(cli.SHORT) == {name for name, _ in cli.walk()}
 
 
+def test_the_demo_ends_with_commands_that_work(tmp_path: Path) -> None:
+    """With a `laurepro` that does nothing: what make prints after it names its records, and commands that exist."""
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    stub = tmp_path / ".venv" / "bin" / "laurepro"
+    stub.parent.mkdir(parents=True)
+    for file in (stub, stub.with_name("python"), tmp_path / ".venv" / ".run"):
+        file.write_text("#!/bin/sh\n")
+        file.chmod(0o755)
+    ran = subprocess.run(["make", "--silent", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    said, _, following = ran.stdout.partition("Next:\n")
+    assert "Records: runs/demo/results" in said and "nothing about the paper" in said
+    activate, *commands = following.splitlines()
+    assert activate == "  source .venv/bin/activate" and len(commands) == 3
+    for line in commands:
+        name, *words = shlex.split(line)[1:]
+        command = cli.main.commands[name]
+        assert isinstance(command, click.Group) or command.make_context(name, words)
+
+
 def test_no_file_is_large() -> None:
     large = {str(f.relative_to(ROOT)): f.stat().st_size for f in tracked() if f.stat().st_size > 2**20}
     assert large == {}

@@ -262,6 +262,26 @@ def test_a_restarted_training_took_what_its_own_clock_says(tmp_path: Path) -> No
     assert cost.seconds is not None and cost.seconds.middle > 4000
 
 
+def test_a_job_of_several_legs_took_all_of_them_where_they_are_alike(tmp_path: Path) -> None:
+    """Interrupted and resumed; a leg on another device, or by more processes, makes it no measure of this one."""
+    job = job_of(ROW, "train")
+    (base,) = recorded(job, 4000).values()
+    first = record.Leg(environment=base.environment, world_size=1, seconds=3990, started=base.started, step=9)
+    other = first.environment.model_copy(update={"device": "X"})
+    asked = job_of(ROW, "train", seed=1)
+    for leg, basis in (
+        (first, estimator.RECORDS),
+        (first.model_copy(update={"environment": other}), None),
+        (first.model_copy(update={"world_size": 2}), None),
+    ):
+        last = first.model_copy(update={"seconds": 10.0})
+        found = recorded(job, 4000, legs=(leg, last)) | recorded(job_of(ROW, "evaluate"), 1)
+        cost = measured(found, tmp_path).cost(asked)
+        assert (cost.basis == basis) if basis else cost.seconds is None
+        if basis:
+            assert cost.seconds is not None and cost.seconds.middle == 4000 + estimator.START_SECONDS.middle
+
+
 def test_the_speed_of_other_experiments_tells(tmp_path: Path) -> None:
     trained = job_of("table3a/encnet-os8-bilinear", "train")
     asked = job_of("table3a/encnet-os32-bilinear", "train")
@@ -274,10 +294,10 @@ def test_the_speed_of_other_experiments_tells(tmp_path: Path) -> None:
     assert cost.seconds.middle == pytest.approx(whole)
     assert cost.seconds.high / cost.seconds.middle == pytest.approx(estimator.FEW)
     evaluate = found.cost(job_of("table3a/encnet-os32-bilinear", "evaluate"))
-    assert evaluate.seconds is None and evaluate.basis == "no evaluate like it was measured on H"
+    assert evaluate.seconds is None and evaluate.basis == "no evaluation like it was measured on H"
 
 
-def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_training_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     job = job_of(ROW, "train")
     folder = record.run_folder(tmp_path, job)
     folder.mkdir()
@@ -308,6 +328,21 @@ def test_the_probe_tells_of_every_seed_under_its_conditions(tmp_path: Path) -> N
     # a data sheet does not listen to it
     named = machines.machine("t4", 1, CONTEXT, planned(ROW), [], found)
     assert Estimator(named, {}, found, tmp_path).cost(job_of(ROW, "train")).basis == estimator.SHEET
+
+
+def test_a_probe_of_other_or_changed_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dirty tree can have changed since, under the same commit."""
+
+    def notes(probed: tuple[str, bool], now: tuple[str, bool]) -> list[str]:
+        monkeypatch.setattr(record, "provenance", lambda: now)
+        found = a_probe(job_of(ROW, "train"), commit=probed[0], dirty=probed[1])
+        cost = estimate.estimate(planned(ROW), measured({}, tmp_path, found), found)
+        return [note for note in cost.notes if "other code" in note]
+
+    assert notes(("abc", False), ("abc", False)) == []
+    assert "commit abc" in notes(("abc", False), ("def", False))[0]
+    assert "commit abc, with changes" in notes(("abc", True), ("abc", True))[0]
+    assert "commit abc" in notes(("abc", False), ("abc", True))[0]
 
 
 def test_probes_of_the_same_code_complete_each_other(tmp_path: Path) -> None:

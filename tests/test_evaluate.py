@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -13,16 +15,17 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from test_stages import make_context, make_job
+from test_stages import after, make_context, make_job
 from torch import Tensor, nn
 
 from laurepro import spec
 from laurepro.datasets import open_split
-from laurepro.evaluation import counting, inference
+from laurepro.evaluation import counting, inference, unfinished
 from laurepro.evaluation.scores import scores
 from laurepro.network import checkpoint, model
 from laurepro.network.model import normalise
 from laurepro.stages import Stopped, evaluate, train
+from laurepro.stages._legs import Legs
 
 pytestmark = pytest.mark.usefixtures("torch_settings")
 
@@ -364,3 +367,69 @@ def test_pictures_without_labels_give_predictions_and_no_number(trained: Path, m
     result = evaluate.run(make_job("evaluate", eval={"split": "test"}), context)
     assert set(result.metrics.values()) == {None} and not np.any(result.confusion)
     assert sorted(f.name for f in (trained / "unlabelled" / "predictions").iterdir()) == ["a.png", "b.png"]
+
+
+# ---------------------------------------------------------------------------------------- stopped and resumed
+
+
+def long_job(split: str = "val") -> spec.Job:
+    """Twenty images in three blocks of eight."""
+    data = {"options": {"train_images": 18, "val_images": 20}}
+    return make_job("evaluate", data=data, eval={"mode": "slide", "base_size": 64, "crop_size": 64, "split": split})
+
+
+def evaluated(trained: Path, folder: Path, job: spec.Job, stop: int = 10**6) -> tuple[Any, list[int], Legs]:
+    legs, steps = Legs(), list[int]()
+    context = make_context(folder, weights=trained / "train", stop=after(stop))
+    context = context._replace(legs=legs, progress=lambda values: steps.append(int(values["step"])))
+    try:
+        return evaluate.run(job, context), steps, legs
+    except Stopped:
+        return None, steps, legs
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_stopped_evaluation_resumes_after_its_last_whole_block(trained: Path, split: str) -> None:
+    folder, job = trained / f"resumed-{split}", long_job(split)
+    whole, steps, _ = evaluated(trained, trained / f"whole-{split}", job)
+    assert steps == list(range(1, 21))
+    assert evaluated(trained, folder, job, 11)[:2] == (None, list(range(1, 12)))
+    result, steps, legs = evaluated(trained, folder, job, 10)
+    assert result is None and steps == list(range(9, 19))
+    result, steps, legs = evaluated(trained, folder, job)
+    assert result == whole and steps == list(range(17, 21)), "eight images of each start are not counted again"
+    assert [leg.step for leg in legs.after(20, "cpu", 1, 1)] == [11, 18, 20]
+    if split == "test":
+        maps = [
+            {f.name: f.read_bytes() for f in (f / "predictions").iterdir()} for f in (folder, trained / "whole-test")
+        ]
+        assert maps[0] == maps[1] and len(maps[0]) == 20
+    assert not list(folder.glob("counts-*"))
+
+
+@pytest.mark.parametrize("fault", ["damaged", "other weights", "label map gone", "merge interrupted", "killed"])
+def test_counts_that_cannot_be_trusted_are_not_used(trained: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    folder, job = trained / fault, long_job("test")
+    whole, _, _ = evaluated(trained, folder, job)
+    if fault == "killed":  # between two images, with counts written after each block
+        monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+        context = make_context(folder, weights=trained / "train")
+        context = context._replace(legs=Legs(), progress=lambda values: 1 // (12 - int(values["step"])))
+        with pytest.raises(ZeroDivisionError):
+            evaluate.run(job, context)
+    else:
+        evaluated(trained, folder, job, 11)
+    file = folder / "counts-0.json"
+    if fault == "damaged":
+        file.write_bytes(file.read_bytes().replace(b"1", b"2", 1)[:-1] + b" ")
+    elif fault == "other weights":
+        text = json.loads(file.read_text().partition("\n")[2])
+        text["evaluation"][1] = "0" * 64
+        body = json.dumps(text)
+        file.write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
+    elif fault == "label map gone":
+        next((folder / "predictions").iterdir()).unlink()
+    elif fault == "merge interrupted":  # rank 1's blocks are in rank 0's file already
+        (folder / "counts-1.json").write_bytes(file.read_bytes())
+    result, steps, _ = evaluated(trained, folder, job)
+    assert result == whole and steps[0] == (9 if fault in ("merge interrupted", "killed") else 1)

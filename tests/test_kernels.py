@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import tomllib
@@ -559,34 +560,94 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(_cupy, "_warned", set())
     monkeypatch.setattr("torch.version.hip", None)
-    _cupy._import_problem.cache_clear()
+    _cupy._cached_problem.cache_clear()
     cuda = torch.device("cuda", 0)
     try:
-        with pytest.warns(UserWarning, match=r"CuPy cannot be imported.*plain torch.*laurepro\[cuda13\]"):
+        with pytest.warns(UserWarning, match=r"plain torch.*CuPy cannot be imported.*pip install 'cupy-cuda13x"):
             assert not _cupy.selected("auto", cuda)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert not _cupy.selected("auto", cuda)
             assert not _cupy.selected("torch", cuda)
-        with pytest.raises(RuntimeError, match=r"backend='cupy': CuPy cannot be imported.*laurepro\[cuda13\]"):
+        with pytest.raises(RuntimeError, match=r"backend='cupy': CuPy cannot be imported.*cupy-cuda13x"):
             _cupy.selected("cupy", cuda)
     finally:
-        _cupy._import_problem.cache_clear()
+        _cupy._cached_problem.cache_clear()
 
 
 def test_with_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", type(sys)("cupy"))
+    fake = type(sys)("cupy")
+    fake.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(compute_capability="90"))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr("torch.version.hip", None)
-    _cupy._import_problem.cache_clear()
+    _cupy._cached_problem.cache_clear()
     try:
         assert _cupy.selected("auto", torch.device("cuda", 0)) and _cupy.selected("cupy", torch.device("cuda", 0))
         assert not _cupy.selected("torch", torch.device("cuda", 0))
         monkeypatch.setattr("torch.version.hip", "6.0")
-        _cupy._import_problem.cache_clear()
+        _cupy._cached_problem.cache_clear()
         with pytest.raises(RuntimeError, match="ROCm"):
             _cupy.selected("cupy", torch.device("cuda", 0))
     finally:
-        _cupy._import_problem.cache_clear()
+        _cupy._cached_problem.cache_clear()
+
+
+class NoDriver:
+    def __init__(self) -> None:
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+
+class OldDriver:
+    @property
+    def compute_capability(self) -> str:
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+
+@pytest.mark.parametrize("device", [NoDriver, OldDriver])
+def test_cupy_that_cannot_use_the_gpu_is_not_taken(device: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy is imported whatever the driver; "auto" must not fail at the first kernel."""
+    fake = type(sys)("cupy")
+    fake.cuda = SimpleNamespace(Device=device)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(_cupy, "_warned", set())
+    monkeypatch.setattr("torch.version.hip", None)
+    _cupy._cached_problem.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"plain torch.*cannot use the GPU.*cudaErrorInsufficientDriver"):
+            assert not _cupy.selected("auto", torch.device("cuda", 0))
+        with pytest.raises(RuntimeError, match=r"cannot use the GPU.*InsufficientDriver"):
+            _cupy.selected("cupy", torch.device("cuda", 0))
+    finally:
+        _cupy._cached_problem.cache_clear()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cupy.py").write_text("raise PermissionError(13, 'Permission denied', '/read/only')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr("torch.version.hip", None)
+    _cupy._cached_problem.cache_clear()
+    try:
+        assert re.search("/read/only.*CUPY_CACHE_DIR", _cupy._problem())
+    finally:
+        _cupy._cached_problem.cache_clear()
+
+
+def test_compiled_code_takes_the_kernels_and_exported_code_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch 2.11 `is_exporting` is true in whatever torch.compile traces; "auto" must not take it at its word."""
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: torch.compiler.is_dynamo_compiling())
+    monkeypatch.setattr(_cupy, "_cached_problem", lambda: "")
+    cuda = torch.device("cuda", 0)
+
+    def function(x: Tensor) -> Tensor:
+        return x + 1 if _cupy.selected("auto", cuda) else x - 1
+
+    torch._dynamo.reset()
+    assert torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1)) == 1
+    with monkeypatch.context() as exporting:
+        exporting.setattr(torch.compiler, "is_exporting", lambda: True)
+        torch._dynamo.reset()
+        assert torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1)) == -1
 
 
 class FakeCupy:

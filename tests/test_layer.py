@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, environment
 from torch import Tensor, nn
 
 from laurepro import spec
@@ -37,7 +42,7 @@ CASES = [
 
 
 def test_every_block_of_the_page_is_run() -> None:
-    assert len(BLOCKS) == PAGE.count("```python") == 7
+    assert len(BLOCKS) == PAGE.count("```python") == 8
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -45,6 +50,41 @@ def test_the_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(BLOCKS[name], name, "exec"), {"__name__": "page"})
+
+
+ALONE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from laurepro.nn import LocationAwareUpsample
+from laurepro.ops import offset_guided_cross_entropy
+upsample = LocationAwareUpsample(8, 2, 4)
+offset = upsample.offset_head(torch.randn(1, 8, 4, 5))
+offset_guided_cross_entropy(torch.randn(1, 3, 4, 5), offset, torch.randint(3, (1, 8, 10)), 2).backward()
+assert upsample.offset_head.rows[0].weight.grad is not None
+print(sorted(name for name in sys.modules if name.startswith("laurepro.") and not name.startswith("laurepro.ops")))
+"""
+
+
+def test_the_layer_needs_only_torch_and_numpy(tmp_path: Path) -> None:
+    """Installed with `pip install --no-deps`: every other dependency and extra of the package is blocked."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
+    names = {re.match(r"[\w.-]+", line)[0].lower() for line in (*project["dependencies"], *extras)}  # type: ignore[index]
+    assert {"click", "pydantic", "scipy", "timm"} < names
+    modules = {m for m, owners in packages_distributions().items() if {o.lower() for o in owners} & names}
+    blocked = modules - {"torch", "functorch", "torchgen", "numpy"}
+    assert {"click", "pydantic", "PIL", "yaml", "torchvision"} < blocked
+    command = [sys.executable, "-c", f"BLOCKED = {blocked!r}\n{ALONE}"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "['laurepro.nn']"
 
 
 # -------------------------------------------------------------------------------------------- torch.compile

@@ -19,7 +19,8 @@ from laurepro.bench import _measure
 from laurepro.cli import main
 from laurepro.cost import memory
 from laurepro.errors import LaureproError
-from laurepro.stages import train
+from laurepro.network import counted
+from laurepro.stages import profile, train
 from laurepro.training import step as training_step
 from laurepro.training import try_out
 
@@ -71,6 +72,42 @@ def test_fixed_part_and_part_of_each_picture() -> None:
 def test_options_need_less_for_a_picture(option: dict[str, Any], least: float, most: float) -> None:
     plain = memory.predict(job().experiment, CLASSES).each
     assert least * plain <= memory.predict(job(train=option).experiment, CLASSES).each <= most * plain
+
+
+BACKBONE = """\
+from torch import nn
+
+
+class Backbone(nn.Module):
+    def __init__(self, output_stride: int, *, width: int = 16) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(3, width, output_stride, output_stride)
+        self.channels, self.strides, self.checkpoint_blocks = (width,), (output_stride,), False
+
+    def forward(self, image):
+        return (self.only(image).relu(),)
+"""
+
+
+def test_a_backbone_of_your_own_has_costs_memory_and_a_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One map, no stages named as a ResNet's, no batch normalisation: shapes are all that is asked of it."""
+    (tmp_path / "backbones").mkdir()
+    (tmp_path / "backbones" / "patches.py").write_text(BACKBONE)
+    monkeypatch.setenv("LAUREPRO_PLUGINS", str(tmp_path))
+    parts = {"kind": "patches"}
+    model = {"backbone": parts, "head": {"kind": "encnet", "channels": 8, "codewords": 4}, "aux": False}
+    small = {"height": 64, "width": 96, "seconds": 0.1, "iterations": 3, "groups": 3, "warmup": 1}
+    e = spec.Experiment.model_validate(
+        {"model": model, "data": {"name": "shapes", "crop_size": 64}, "train": {"iterations": 1}, "profile": small}
+    )
+    patches = 3 * 8 * 8 * 16  # weights of a convolution of 8x8, which is used once for each of 8 x 12 outputs
+    cost = counted.counts(e.model, e.op, CLASSES, 64, 96)
+    head = counted.counts(e.model, e.op, CLASSES, 64, 96).macs - patches * 8 * 12
+    assert cost.macs > patches * 8 * 12 and head == 8 * 12 * (9 * 16 * 8 + 8 * 8 + 8 * CLASSES) + 8 * 8 + 8 * CLASSES
+    predicted = memory.predict(e, CLASSES)
+    assert predicted.fixed > 2 * 4 * cost.params and predicted.each > 4 * 16 * 8 * 8
+    result = profile.run(spec.Job(stage="profile", scale="smoke", seed=0, experiment=e), make_context(tmp_path / "job"))
+    assert result.metrics["params"] == cost.params and (result.metrics["fps"] or 0) > 0
 
 
 def build_step(precision: str) -> tuple[_measure.Call, _measure.Call]:

@@ -93,7 +93,7 @@ def code(kind: Kind, red: str) -> Callable[[Callable[[Broken], None]], Callable[
 
 # ------------------------------------------------------------------------------------------- printed numbers
 
-# Row, metric, printed, changed: the items that go red, of `arithmetic` where nothing else is said.
+# Row, metric, printed, changed: the items that go red, of `arithmetic` unless another subject is named.
 CELLS = """
 table1/encnet-os8-lau2x-off miou60 49.61 50.30: C1.4x-over-2x
 table1/encnet-os8-lau3x-off miou60 49.67 50.30: C1.4x-over-3x
@@ -209,13 +209,13 @@ def the_released_codes_split_of_pascal_context(b: Broken) -> None:
 
 
 @code("text", "arithmetic.C22.voc2012 arithmetic.C22.voc2012_aug")
-def a_picture_less_in_voc(b: Broken) -> None:
+def an_image_less_in_voc(b: Broken) -> None:
     held = voc2012_aug.LAYOUT.editions[""]
     b.patch.setitem(voc2012_aug.LAYOUT.editions, "", {split: n - 1 for split, n in held.items()})
 
 
 @code("text", "arithmetic.C22.ade20k")
-def more_test_pictures_in_ade20k(b: Broken) -> None:
+def more_test_images_in_ade20k(b: Broken) -> None:
     b.patch.setitem(ade20k.LAYOUT.editions[""], "test", 3_552)
 
 
@@ -458,8 +458,8 @@ def a_1x1_convolution_fuses_the_laterals(b: Broken) -> None:
 def a_bias_in_the_offset_branch(b: Broken) -> None:
     kept = OffsetHead._branch
 
-    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int) -> nn.Sequential:
-        layers = kept(in_channels, scale_factor, bottleneck_channels)
+    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int, groups: int) -> nn.Sequential:
+        layers = kept(in_channels, scale_factor, bottleneck_channels, groups)
         layers[0] = nn.Conv2d(in_channels, bottleneck_channels, 1)
         return layers
 
@@ -470,9 +470,9 @@ def a_bias_in_the_offset_branch(b: Broken) -> None:
 def a_wider_kernel_in_the_offset_branch(b: Broken) -> None:
     kept = OffsetHead._branch
 
-    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int) -> nn.Sequential:
-        layers = kept(in_channels, scale_factor, bottleneck_channels)
-        layers[2] = nn.Conv2d(bottleneck_channels, scale_factor**2, 5, padding=2, bias=False)
+    def branch(in_channels: int, scale_factor: int, bottleneck_channels: int, groups: int) -> nn.Sequential:
+        layers = kept(in_channels, scale_factor, bottleneck_channels, groups)
+        layers[2] = nn.Conv2d(bottleneck_channels, groups * scale_factor**2, 5, padding=2, bias=False)
         return layers
 
     b.patch.setattr(OffsetHead, "_branch", staticmethod(branch))

@@ -612,7 +612,9 @@ def test_op_errors(args: tuple[Any, ...], options: dict[str, Any], error: type[E
         ((U, D, T.to("meta"), 2), {}, ValueError, "target is on meta"),
         ((U, D, T, 3), {}, ValueError, r"\(2, 2, 12, 15\)"),
         ((U, D, T, 2), {"backend": "cupy"}, ValueError, "needs CUDA tensors, got tensors on cpu"),
-        ((U, D, T + 3, 2), {}, IndexError, "out of bounds"),
+        ((U, D, T + 3, 2), {}, IndexError, r"label 3,.*0 to 2.*ignore_index, which is -1; ignore_index=3"),
+        ((U, D, T + 255, 2), {}, IndexError, r"label 255.*ignore_index=255 ignores"),
+        ((U, D, T - 1, 2), {"ignore_index": 255}, IndexError, r"label -1.*ignore_index, which is 255"),
     ],
 )
 def test_loss_errors(
@@ -620,6 +622,28 @@ def test_loss_errors(
 ) -> None:
     with pytest.raises(error, match=words):
         loss(*args, **options)
+
+
+@pytest.mark.parametrize("loss", [offset_guided_cross_entropy, offset_regression_loss])
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_wrong_label_among_many_is_refused_and_ignored_on_request(loss: Op, fused: bool) -> None:
+    target = T.clone()
+    target[1, 3, 4] = 255
+    with pytest.raises(IndexError, match=r"label 255.*ignore_index"):
+        loss(U, D, target, 2, fused=fused)
+    assert torch.equal(
+        loss(U, D, target, 2, fused=fused, ignore_index=255), loss(U, D, target.where(target < 255, -1), 2, fused=fused)
+    )
+
+
+@pytest.mark.parametrize("loss", [offset_guided_cross_entropy, offset_regression_loss])
+def test_labels_without_values_are_not_read(loss: Op) -> None:
+    """On the meta device, as fake tensors, and while a graph is recorded."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert loss(*(t.to("meta") for t in (U, D, T)), 2).device.type == "meta"
+    with FakeTensorMode() as mode:
+        assert loss(*(mode.from_tensor(t) for t in (U, D, T)), 2, fused=False).shape == ()
 
 
 def test_loss_option_errors() -> None:

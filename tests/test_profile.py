@@ -141,7 +141,7 @@ LAU = {"kind": "lau"}
         model({"kind": "pixelshuffle"}),
         model(LAU, head="deeplabv3plus", output_stride=16),
     ],
-    ids=lambda m: f"{m.head.kind}-{m.backbone.kind}-{m.backbone.stem}-{m.upsampler.kind}",
+    ids=lambda m: f"{m.head.kind}-{m.backbone.kind}-{m.backbone.options.get('stem', 'deep')}-{m.upsampler.kind}",
 )
 def test_counts_agree_with_ptflops(row: spec.Model) -> None:
     """ptflops has the same convention, but for a bias, which it takes for one operation more at each output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import re
@@ -20,9 +21,10 @@ from conftest import Ran, environment, make_record, run_cli
 from laurepro import plan, record, report, spec
 from laurepro.cli import main
 from laurepro.errors import LaureproError
-from laurepro.report import RowResult, blocks, columns, latex, tables
+from laurepro.report import RowResult, blocks, columns, comparison, latex, tables
 from laurepro.report.blocks import Page
-from laurepro.spec import Job
+from laurepro.report.rows import scales_of
+from laurepro.spec import Job, parts
 
 BILINEAR, LAU = "encnet-os8-bilinear", "encnet-os8-lau4x-off"
 DASH = "—"
@@ -96,6 +98,15 @@ def label(row: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- numbers
+
+
+def test_a_row_is_compared_with_the_baseline_that_it_names(empty: Planted) -> None:
+    """Table c has six bilinear rows: without a name, the first one would stand for all."""
+    for row, miou in (("bilinear", 40.0), ("bilinear-norm-uniform", 44.0), ("lau4x-norm-uniform", 45.0)):
+        empty.add(f"tablec/{row}", "camvid-cpu", [{"miou": miou}])
+    rows = {r.row.id: r for r in empty.section("tablec", "camvid-cpu")}
+    differences = comparison.over_baseline(list(rows.values()), rows["lau4x-norm-uniform"], "miou")
+    assert differences == [1.0]
 
 
 def test_mean_and_standard_deviation_over_seeds(planted: Planted) -> None:
@@ -184,7 +195,7 @@ def test_conventions_are_never_mixed(planted: Planted) -> None:
 def test_a_record_of_another_scale_is_not_shown(planted: Planted) -> None:
     assert planted.rows(scale="paper")["encnet-os32-bilinear"].values == {}
     assert 42.0 not in planted.rows(scale="paper")[LAU].values["miou60"].values()
-    assert report.scales_with_records(planted.results) == ["paper", "smoke"]
+    assert scales_of(record.read_all(planted.results)[0]) == ["paper", "smoke"]
 
 
 def test_one_record_stands_in_every_table_that_has_its_experiment(planted: Planted) -> None:
@@ -558,3 +569,160 @@ def test_another_projects_experiments_folder_is_not_ours(tmp_path: Path) -> None
     (tmp_path / "experiments" / "table1.yaml").write_text("title: something else\n")
     ran = run_cli("show", "table3a", cwd=tmp_path, LAUREPRO_EXPERIMENTS="")
     assert ran.code == 0 and "50.30" in ran.out, ran.err
+
+
+def seal(file: Path, body: str) -> None:
+    """Write a record's bytes with a checksum that fits: whoever made them can compute one."""
+    file.write_text(f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+
+
+WILD: dict[str, dict[str, Any] | str] = {  # by the reason that is given
+    "confusion is not 2 x 2, and": {"confusion": [[1, 2], [3]]},
+    "confusion is not 2 x 2": {"confusion": []},
+    "confusion is not 0 x 0": {"confusion": [[1, 0], [0, 1]], "class_names": []},
+    "confusion.0.0: Input should be less": {"confusion": [[2**64, 0], [0, 1]]},
+    "boundary_counts of boundary_iou": {"boundary_counts": {"boundary_iou": [[1], [2, 3]]}},
+    "curve.1.1: Input should be": {"curve": [[1, 1.0], [2, float("nan")]]},
+    "curve.0.0: ": {"curve": [[10**400, 1e308], [2, -1e308]]},
+    "metrics.miou: ": {"metrics": {"miou": 1e308}},
+    "stage is 'nosuch'": {"stage": "nosuch"},
+    "world_size: ": {"world_size": 10**400},
+    "recursion": "[" * 100_000 + "]" * 100_000,
+}
+
+
+def test_hostile_records_are_unreadable_and_no_traceback(empty: Planted) -> None:
+    """Each of another row; the one that is sound is shown."""
+    rows = [r.id for r in spec.tables()["table3a"].rows if r.set is not None and r.id != LAU]
+    assert len(rows) >= len(WILD)
+    empty.add(LAU, "smoke", [{"miou": 41.0}])
+    expected = []
+    for row, (reason, change) in zip(rows, WILD.items(), strict=False):
+        (job,) = jobs_of(row, "smoke", 1)
+        good = make_record(job, {"miou": 1.0}, confusion=((1, 0), (0, 1)), class_names=("a", "b"))
+        raw = json.loads(record.dump(good))
+        del raw["sha256"]
+        body = json.dumps(raw | change)[:-1] if isinstance(change, dict) else f'{json.dumps(raw)[:-1]}, "x": {change}'
+        file = empty.results / "records" / f"{job.name}.json"
+        body += ","
+        file.write_text(f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+        expected.append((f"{file}: not a readable record: ", reason))
+    commands = [("report", "table3a", "--scale", "smoke", "--format", form) for form in ("terminal", "html", "latex")]
+    commands += [("claims", "--scale", "smoke"), ("status", "table3a", "--scale", "smoke")]
+    commands += [("explain", f"table3a/{LAU}", "--scale", "smoke")]
+    for args in commands:
+        ran = invoke(empty, *args)
+        assert ran.code == 0, (args, ran)
+        lines = (ran.out + ran.err).splitlines()
+        for start, reason in expected:
+            assert any(start in line and reason in line for line in lines), (args, reason)
+    statuses = {name: r.status for name, r in empty.rows().items() if name in (LAU, *rows[: len(WILD)])}
+    assert statuses == {LAU: "done", **dict.fromkeys(rows[: len(WILD)], "missing")}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("report", "table3a"),
+        ("claims",),
+        ("status",),
+        ("explain", f"table3a/{LAU}"),
+        ("figure", "cost", "--output", "x.png"),
+    ],
+)
+def test_a_results_folder_that_does_not_exist_is_named(tmp_path: Path, args: tuple[str, ...]) -> None:
+    (tmp_path / "runs").mkdir()
+    folder = tmp_path / "typo"
+    ran = CliRunner().invoke(main, [*args, "--results", str(folder)])
+    assert ran.exit_code == 2 and f"--results {folder}: no such folder" in ran.stderr and ran.stdout == ""
+    if args[0] in ("report", "status"):  # a run before its first record has only its runs folder
+        begun = CliRunner().invoke(main, [*args, "--results", str(folder), "--runs", str(tmp_path / "runs")])
+        assert begun.exit_code == 0, begun.output
+
+
+# ------------------------------------------------------------------------------------- sources that are not here
+
+MINE = """
+from torch import nn
+FEATURES = ("location_aware",)
+class Upsampler(nn.Module):
+    def __init__(self, channels, feature_channels, *, factor: int = 2): ...
+    def forward(self, input, feature): ...  # {edition}
+"""
+SET = "model.upsampler={kind: mine, factor: 3}"
+
+
+@pytest.fixture
+def measured_with_mine(empty: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plug-in folder, and records of two of its editions: 40 and 42 of the first, 10 of the second."""
+    plugins = tmp_path / "plugins"
+    (plugins / "upsamplers").mkdir(parents=True)
+    monkeypatch.setenv("LAUREPRO_PLUGINS", str(plugins))
+    table = spec.tables()["table3a"]
+    for edition, values in ((1, (40.0, 42.0)), (2, (10.0,))):
+        (plugins / "upsamplers" / "mine.py").write_text(MINE.replace("{edition}", str(edition)))
+        parts.syntax.cache_clear()
+        for job in plan.row_plan(table, table.row(BILINEAR), spec.scale("smoke"), 2, spec.parse_overrides((SET,))).jobs:
+            if job.seed < len(values):
+                record.write(empty.results, make_record(job, {"miou": values[job.seed]}))
+    assert len(record.read_all(empty.results)[0]) == 3
+    return plugins
+
+
+def test_only_records_of_the_present_source_are_shown(measured_with_mine: Path, empty: Planted) -> None:
+    ran = invoke(empty, "report", "table3a", "--scale", "smoke", "--set", SET)
+    assert ran.code == 0 and "10.00" in ran.out and "40.00" not in ran.out and "±" not in ran.out, ran.err
+    assert f"table3a/{BILINEAR}: 2 records of other code" in " ".join(ran.out.split())
+    (measured_with_mine / "upsamplers" / "mine.py").write_text(MINE.replace("{edition}", "3"))
+    parts.syntax.cache_clear()
+    ran = invoke(empty, "report", "table3a", "--scale", "smoke", "--set", SET)
+    assert "10.00" not in ran.out and f"table3a/{BILINEAR}: 3 records of other code" in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize("asked", [("--set", SET), ()])
+def test_records_of_a_missing_plugin_are_shown_apart(
+    measured_with_mine: Path, empty: Planted, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("LAUREPRO_PLUGINS")
+    for form in ("terminal", "markdown", "html", "latex", "json", "csv", "checklist"):
+        ran = invoke(empty, "report", "table3a", "--scale", "smoke", "--format", form, *asked)
+        assert ran.code == 0, ran.err
+        assert "upsamplers/mine is not available, name its folder in $LAUREPRO_PLUGINS: 3 records" in ran.err
+        if form not in ("csv", "json", "checklist"):
+            words = " ".join(ran.out.replace("\\", "").replace("$pm$", "±").split())
+            assert "41.00 ± 1.41" in words and "10.00" in words, "one line each: two sources are not mixed"
+            assert "30.67" not in words
+        if form == "json":
+            apart = json.loads(ran.out)["unavailable"]
+            assert sorted(e["ours"]["miou"]["values"] for e in apart) == [[10.0], [40.0, 42.0]]
+            assert all(e["missing"] == ["upsamplers/mine"] and e["sources"] for e in apart)
+    row = report.gather(("table3a",), ["smoke"], results=empty.results, pairs=asked[1:]).sections[0][0]
+    assert (row.status, row.remark) == ("missing", "upsamplers/mine is not available" if asked else "")
+
+
+def test_a_mistyped_part_stays_an_error(measured_with_mine: Path, empty: Planted) -> None:
+    ran = invoke(empty, "report", "table3a", "--scale", "smoke", "--set", "model.upsampler={kind: mime}")
+    assert ran.code == 2 and "nearest: mine" in ran.err
+
+
+def test_records_of_a_missing_scale_are_shown_apart(empty: Planted, experiments: Path) -> None:
+    (experiments / "scales" / "mine.yaml").write_text((experiments / "scales" / "smoke.yaml").read_text())
+    empty.add(LAU, "mine", [{"miou": 41.0}])
+    empty.add(LAU, "smoke", [{"miou": 42.0}])
+    (experiments / "scales" / "mine.yaml").unlink()
+    for scale, also in (((), "42.00"), (("--scale", "mine"), "")):
+        ran = invoke(empty, "report", *scale)
+        assert ran.code == 0 and "41.00" in ran.out and also in ran.out, ran.err
+        assert "scales/mine is not available, name its folder in $LAUREPRO_PLUGINS: 1 records" in ran.err
+        assert invoke(empty, "report", *scale, "--format", "csv").code == 0
+    assert invoke(empty, "report", "--scale", "yours").code == 2
+
+
+def test_two_copies_of_the_data_are_not_mixed(empty: Planted) -> None:
+    jobs = jobs_of(LAU, "smoke", 3)
+    for job, copy, day in zip(jobs, ("a" * 64, "b" * 64, None), (1, 2, 3), strict=True):
+        started = f"2026-01-0{day}T00:00:00+00:00"
+        record.write(empty.results, make_record(job, {"miou": 40.0 + job.seed}, data_sha256=copy, started=started))
+    row = empty.rows()[LAU]
+    assert row.values == {"miou": {1: 41.0, 2: 42.0}}, "of the later copy, and of one that is not known"
+    assert row.other_sources == 1 and empty.json_row(LAU)["records_of_other_sources"] == 1

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, planned, run_cli
 
@@ -127,3 +128,45 @@ def test_bounds_of_options(plugins: Path) -> None:
     for wrong in ({"n": 0}, {"n": True}, {"t": ["a"]}, {"m": "z"}):
         with pytest.raises(LaureproError, match="here: upsampler 'mine', option"):
             parts.bind("upsamplers", "mine", wrong, "here")
+
+
+DATASET = """
+from pathlib import Path
+import numpy as np
+from laurepro.datasets import Info
+
+INFO = Info("dots", ("dark", "light"), "two classes", "free", ("train", "val"))
+
+class Dataset:
+    def __init__(self, root: Path, split: str, *, train_images: int = 0, val_images: int = 0):
+        self.images = np.load(root / "dots" / f"{split}.npy")
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        grey = self.images[index]
+        return np.repeat(grey[:, :, None], 3, 2), (grey > 127).astype(np.int64)
+
+def problems(root, splits):
+    return [f"{root / 'dots' / s}.npy is not there" for s in splits if not (root / "dots" / f"{s}.npy").is_file()]
+"""
+
+
+def test_edited_data_of_a_plugin_are_another_experiment(tmp_path: Path, tiny: Path, plugins: Path) -> None:
+    """All images of a plug-in's data set changed under its name: its records are not those of the new images."""
+    (plugins / "datasets").mkdir()
+    (plugins / "datasets" / "dots.py").write_text(DATASET)
+    data = tmp_path / "elsewhere"
+    (data / "dots").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        np.save(data / "dots" / f"{split}.npy", rng.integers(0, 256, (4, 96, 96), np.uint8))
+    options = (ROW, "--scale", "tiny", "--set", "data.name=dots", "--set", "train.iterations=2")
+    env = {"LAUREPRO_PLUGINS": plugins, "LAUREPRO_EXPERIMENTS": tiny}
+    ran = run_cli("run", *options, "--data", data, cwd=tmp_path, **env)
+    assert ran.code == 0, ran.err
+    assert not planned(*options, "--data", data, cwd=tmp_path, **env)
+    assert not planned(*options, cwd=tmp_path, LAUREPRO_DATA=data, **env)
+    np.save(data / "dots" / "val.npy", np.zeros((4, 96, 96), np.uint8))
+    assert len(planned(*options, "--data", data, cwd=tmp_path, **env)) == 2

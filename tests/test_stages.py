@@ -213,6 +213,15 @@ def test_a_gpu_that_is_kept_waiting_is_idle() -> None:
     assert idle[0] == 0.0 and 0.19 < idle[1] < 0.4 and idle[2] < 0.1
 
 
+def test_checkpoints_by_time_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train.run(make_job(), make_context(tmp_path / "plain"))
+    assert not list((tmp_path / "plain").glob("*.ckpt"))
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    assert train.run(make_job(), make_context(tmp_path / "timed")) == plain
+    names = sorted(f.name for f in (tmp_path / "timed").glob("*.ckpt"))
+    assert names == [f"checkpoint-{step:08d}.ckpt" for step in (STEPS - 2, STEPS - 1)]
+
+
 def test_starting_from_other_weights(tmp_path: Path) -> None:
     parent = make_job(seed=7, train={"iterations": 1})
     train.run(parent, make_context(tmp_path / "parent"))
@@ -392,7 +401,7 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     with pytest.raises(LaureproError, match="cannot be divided over 2"):
         train.run(make_job(train={"batch_size": 3}), make_context(folder / "odd"))
     with pytest.raises(RuntimeError, match="not finite at step 4, rank 1"):
-        agree(math.nan if rank == 1 else 1.0, False, 4)
+        agree(math.nan if rank == 1 else 1.0, False, False, 4)
     told: list[float] = []
     context = make_context(folder / "two", stop=after(5 if rank == 1 else 10**6))
     with pytest.raises(Stopped):  # rank 1 alone is told to stop, and both do
@@ -409,6 +418,9 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
         train.run(together_job(), make_context(folder / "behind", stop=after(3 if rank == 1 else 10**6)))
     assert (folder / "behind" / "checkpoint-00000004.ckpt").is_file()
     out["behind"] = tuple(train.run(together_job(), make_context(folder / "behind")))
+    train.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step, as late as the losses are read
+    out["timed"] = tuple(train.run(together_job(), make_context(folder / "timed")))
+    train.CHECKPOINT_SECONDS = 600.0
     STEPS_IN_FLIGHT["cpu"] = 0
     out["sampled"] = tuple(train.run(sampled_job(), make_context(folder / "sampled")))
     with pytest.raises(LaureproError, match="the 4 images of each of 2 processes cannot be split"):
@@ -417,6 +429,15 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     context = make_context(folder / f"evaluate{rank}", weights=folder / "one")
     out["evaluate"] = tuple(evaluate.run(together_job("evaluate"), context))
     out["whole"] = tuple(evaluate.run(together_job("evaluate", "whole"), context))
+    for name in ("halves", "joined"):  # the second is to be resumed by one process
+        context = make_context(folder / name, weights=folder / "one", stop=after(9 if rank == 1 else 10**6))
+        with pytest.raises(Stopped):
+            evaluate.run(together_job("evaluate"), context._replace(legs=Legs()))
+        assert sorted(file.name for file in (folder / name).iterdir()) == ["counts-0.json", "counts-1.json"]
+    legs = Legs()
+    context = make_context(folder / "halves", weights=folder / "one")._replace(legs=legs)
+    out["halves"] = tuple(evaluate.run(together_job("evaluate"), context))
+    assert not list((folder / "halves").iterdir()) and (rank or len(legs.after(40, "cpu", 1, 2)) == 2)
     torch.save(out, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -458,6 +479,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptur
     np.testing.assert_allclose([v for _, v in two[0].curve], [v for _, v in one.curve], rtol=0, atol=1e-5)
     assert Result(*ranks[0]["straight"]) == two[0]  # stopped and resumed or not
     assert Result(*ranks[0]["behind"]) == two[0]  # and with losses read late
+    assert Result(*ranks[1]["timed"]) == two[0]  # and with checkpoints by time
+    assert [f.name for f in sorted((tmp_path / "timed").glob("*.ckpt"))] == [
+        f"checkpoint-{step:08d}.ckpt" for step in (STEPS - 4, STEPS - 2)
+    ]
     sampled = train.run(sampled_job(), make_context(tmp_path / "sampled1"))
     assert Result(*ranks[1]["sampled"]).curve[0][1] == pytest.approx(sampled.curve[0][1], abs=1e-5)
     train.run(micro_job(), make_context(tmp_path / "micro1"))
@@ -472,6 +497,13 @@ def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptur
         assert result.boundary_confusion == evaluated.boundary_confusion
         assert result.metrics == evaluated.metrics
         assert Result(*rank["whole"]).confusion == whole_pictures.confusion
+        assert Result(*rank["halves"]) == result  # stopped and resumed or not
+    steps: list[Any] = []
+    context = make_context(tmp_path / "joined", weights=tmp_path / "one")
+    context = context._replace(legs=Legs(), progress=lambda values: steps.append(values["step"]))
+    assert evaluate.run(together_job("evaluate"), context) == evaluated
+    assert steps[0] > 8 and steps[-1] == 40  # what two processes had counted is not counted again
+    assert "world_size 2 -> 1" in caplog.records[-1].message
 
 
 def dozen_job(stage: str = "train") -> spec.Job:

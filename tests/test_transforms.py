@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 from laurepro.nn import LocationAwareUpsample
 from laurepro.ops import (
+    _cupy,
     bilinear_upsample,
     location_aware_loss_maps,
     location_aware_upsample,
@@ -130,3 +131,21 @@ def test_forward_mode_and_second_derivatives_are_refused(call: Callable[..., Any
     input, offset, _ = arguments()
     with pytest.raises(RuntimeError, match=r"first derivatives only, in reverse mode: use torch\.func\."):
         call(input, offset)
+
+
+def test_the_kernels_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their ops have no rules for torch.func: "auto" takes torch, also with a GPU, and "cupy" says so."""
+    monkeypatch.setattr(_cupy, "_cached_problem", lambda: "")
+    cuda = torch.device("cuda", 0)
+    chosen: list[bool] = []
+    assert _cupy.selected("auto", cuda)
+
+    def function(x: Tensor) -> Tensor:
+        chosen.append(_cupy.selected("auto", cuda))
+        with pytest.raises(RuntimeError, match=r"backend='cupy' does not work.*torch\.func"):
+            _cupy.selected("cupy", cuda)
+        return x.sum()
+
+    grad(function)(torch.zeros(2))
+    vmap(function)(torch.zeros(2, 2))
+    assert chosen == [False, False]

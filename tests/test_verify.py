@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Finished, make_record, run_cli
+from click.testing import CliRunner
+from conftest import ROOT, Finished, make_record, run_cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laurepro import plan, record, spec, verify
+from laurepro.commands.verify import command as verify_command
 from laurepro.errors import LaureproError
 from laurepro.evaluation import scores
 from laurepro.record import Record
 from laurepro.spec import Job
+from laurepro.spec.metrics import METRICS
 
 CLASSES = ("a", "b", "c")
 MATRIX = ((50, 2, 1), (3, 40, 0), (0, 4, 9))
@@ -113,8 +118,7 @@ def test_a_record_without_a_checksum_is_read_and_complained_of(tmp_path: Path) -
     [
         ({"metrics": {**sound().metrics, "miou": 99.0}}, ["metric miou is 99.0, its counts give"]),
         ({"metrics": {**sound().metrics, "boundary_miou": None}}, ["metric boundary_miou is None"]),
-        ({"metrics": {"miou": sound().metrics["miou"]}}, ["pixacc", "not both in the record"]),
-        ({"metrics": {**sound().metrics, "fps": 3.0}}, ["fps", "not both"]),
+        ({"metrics": {**sound().metrics, "fps": 3.0}}, ["metrics fps: its counts do not give them"]),
         ({"confusion": ((51, 2, 1), *MATRIX[1:])}, ["metric miou", "metric pixacc"]),
         ({"confusion": None}, ["without a confusion matrix"]),
         ({"confusion": ((-50, 2, 1), *MATRIX[1:])}, ["negative"]),
@@ -142,6 +146,103 @@ def test_an_experiment_that_was_changed_has_another_key(tmp_path: Path) -> None:
     assert f"key is '{before.key}'" in problems(tmp_path, changed)
 
 
+def test_a_metric_that_is_added_later_breaks_no_committed_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed from the counts that old records hold, and `verify` judges what they state."""
+    plain = scores.scores
+
+    def with_fwiou(confusion: Any, *args: Any) -> Any:
+        iou = scores.class_iou(confusion)
+        total = confusion.sum()
+        return {
+            **plain(confusion, *args),
+            "fwiou": float(100 * (confusion.sum(1) * iou).sum() / total) if total else None,
+        }
+
+    monkeypatch.setattr(scores, "scores", with_fwiou)
+    monkeypatch.setitem(METRICS, "fwiou", METRICS["miou"]._replace(title="fwIoU"))
+    scores._names.cache_clear()
+    records, _ = record.read_all(ROOT / "results")
+    evaluated = [r for r in records.values() if r.stage == "evaluate"]
+    assert len(evaluated) == 61
+    for stored in evaluated:
+        assert verify.verify(record.records_dir(ROOT / "results") / f"{stored.job}.json").problems == ()
+        added = scores.metrics_of(stored)
+        assert 0 < float(added["fwiou"] or 0) < 100 and added["miou"] == stored.metrics["miou"]
+    scores._names.cache_clear()
+
+
+@pytest.mark.parametrize("field", ["upsampler", "head", "dataset"])
+def test_a_record_whose_plug_in_is_absent_is_verified_and_says_so(tmp_path: Path, field: str) -> None:
+    before = sound()
+    experiment = before.experiment.model_dump(mode="json")
+    if field == "dataset":
+        experiment["data"]["name"] = "elsewhere"
+    else:
+        experiment["model"][field] = {"kind": "elsewhere", "width": 3}
+    there = Job(stage="evaluate", scale=before.scale, seed=0, experiment=spec.Experiment.model_validate(experiment))
+    filled = {"confusion": MATRIX, "boundary_confusion": EDGES, "class_names": CLASSES, "weights_sha256": "ab" * 32}
+    certificate = verify.verify(record.write(tmp_path, make_record(there, before.metrics, **filled)))
+    assert certificate.problems == () and certificate.metrics >= 5
+    assert f"its {field} 'elsewhere' is not here: it cannot be evaluated again" in certificate.notes
+    forged = make_record(there, {**before.metrics, "miou": 99.0}, **filled)
+    assert "metric miou" in problems(tmp_path, forged)
+
+
+def sealed(folder: Path, changes: dict[str, Any]) -> Path:
+    """A record with other fields, whatever they are, and the checksum of that."""
+    file = record.write(folder, sound())
+    raw = {**json.loads(file.read_text()), **changes}
+    del raw["sha256"]
+    body = "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(raw[k])}" for k in sorted(raw)) + ","
+    file.write_text(f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+    return file
+
+
+DEEP: Any = functools.reduce(lambda inner, _: {"a": inner}, range(60), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stage": "nosuch"}, "stage is 'nosuch', expected one of train, evaluate, profile"),
+        ({"confusion": [[2**65, 0, 0], [0, 1, 0], [0, 0, 1]]}, "not a readable record"),
+        ({"boundary_counts": {"boundary_iou": [[2**70] * 3, [2**70] * 3]}}, "not a readable record"),
+        ({"experiment": {"data": {"options": {"a": DEEP}}}}, "nested more than 40 deep"),
+        ({"confusion": [[1, 2], [3]]}, "confusion is not 3 x 3"),
+        ({"confusion": []}, "confusion is not 3 x 3"),
+        ({"boundary_counts": {"boundary_iou": [[1], [1, 2]]}}, "boundary_counts of boundary_iou"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_sealed_hostile_record_is_a_problem_and_no_traceback(tmp_path: Path, changes: Any, said: str) -> None:
+    text = "; ".join(verify.verify(sealed(tmp_path, changes)).problems)
+    assert said.removeprefix("not a readable record") in text and text, text
+
+
+def test_a_record_that_is_nested_without_end(tmp_path: Path) -> None:
+    file = record.write(tmp_path, sound())
+    file.write_text('{"a": ' * 100_000)
+    assert "not a readable record" in str(record.read_all(tmp_path)[1])
+    assert verify.verify(file).problems
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(field=st.sampled_from(sorted(Record.model_fields)), value=VALUES)
+@settings(max_examples=60)
+def test_any_value_in_a_sealed_record_is_judged(
+    tmp_path_factory: pytest.TempPathFactory, field: str, value: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("sealed")
+    verify.verify(sealed(folder, {field: value}))
+    record.read_all(folder)
+
+
 def test_the_weights_are_those_that_the_training_left(tmp_path: Path) -> None:
     training = make_record(job("train"), {}, weights_sha256="cd" * 32)
     others = {training.job: training}
@@ -160,6 +261,11 @@ def test_which_records(tmp_path: Path) -> None:
     assert verify.files(tmp_path, ()) == verify.files(tmp_path, ("all",)) == [file]
     assert verify.files(tmp_path, (file.stem,)) == verify.files(tmp_path, (key,)) == [file]
     assert verify.files(tmp_path / "elsewhere", (str(file),)) == [file]
+    for targets in ((), ("all",), ("typo",)):
+        with pytest.raises(LaureproError, match=r"there is no folder .*elsewhere/records"):
+            verify.files(tmp_path / "elsewhere", targets)
+    ran = CliRunner().invoke(verify_command, ["all", "--results", str(tmp_path / "typo")])
+    assert isinstance(ran.exception, LaureproError)  # exit code 2
     with pytest.raises(LaureproError, match=f"nearest: {file.stem}"):
         verify.files(tmp_path, (file.stem[:-2],))
 

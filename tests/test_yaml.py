@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import hypothesis
 import pytest
+import yaml
 from conftest import environment, run_cli
 from hypothesis import strategies as st
 
-from laurepro import spec
+from laurepro import claims, plan, spec
 from laurepro.errors import LaureproError
 
 CHAIN = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 5000))
@@ -106,3 +110,80 @@ def test_text_is_read_or_refused(text: str) -> None:
             read()
         except LaureproError as error:
             assert "\n" not in str(error)
+
+
+# ------------------------------------------------------------------------- valid YAML that a table cannot mean
+
+FIELDS = (
+    *("train", "train.lr", "train.phases", "train.pretrained", "model", "model.backbone", "model.backbone.kind"),
+    *("model.backbone.blocks", "model.head", "model.head.rates", "model.upsampler", "model.upsampler.kind"),
+    *("data", "data.name", "data.options", "data.augment.short_side", "eval.factors", "eval.split", "loss.kind"),
+    *("op", "profile", "version", "recipe", "init_from.part", "model.backbone.kind.x", "a.b", ".", "..lr", "x"),
+)
+VALUES = (
+    *("", "null", "true", "0", "-1", "1e400", ".inf", ".nan", "x", "[]", "[1]", "[[1]]", "[-1,0,1,2]", "{}", "2001-01-01"),
+    *("{kind: x}", "{kind: 3}", "{kind: []}", "{kind: null}", "{kind: ../x}", "{kind: /tmp/x}", "{kind: lau}", "9" * 400),
+    *("{kind: resnet50, width: 0}", "{a: {b: 1}}", "!!binary aGk=", "!!set {a}", "!!omap [a: 1]", "~", "&a x", "|"),
+    *("encnet@", "x@y@z", "../shapes", "/etc/passwd", '"\\x1b[31m"', '"a\\nb"'),
+)  # fmt: skip
+
+
+@hypothesis.given(st.sampled_from(FIELDS), st.sampled_from(VALUES), st.sampled_from(["smoke", "paper"]))
+@hypothesis.settings(max_examples=60)
+def test_a_setting_is_taken_or_refused(field: str, value: str, scale: str) -> None:
+    _resolved("table3a", scale, f"{field}={value}")
+
+
+NODES = (None, True, -1, 1.5, "", "a\nb", "\x1b[31m", [], [[1]], {}, {"kind": []}, {"a": {"b": 1}}, 10**400, "../x")
+
+
+@pytest.mark.parametrize("name", ["table6.yaml", "scales/smoke.yaml", "recipes/ade20k.yaml", "claims/controls.yaml"])
+@hypothesis.given(st.randoms(use_true_random=False), st.sampled_from(NODES))
+@hypothesis.settings(max_examples=10, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_any_value_anywhere_in_a_file_is_taken_or_refused(
+    name: str, experiments: Path, random: Random, value: object
+) -> None:
+    file = experiments / name
+    text = file.read_text()
+    content = spec.read_yaml(file)
+    node, key = random.choice(list(_places(content)))
+    node[key] = value
+    file.write_text(yaml.safe_dump(content))
+    for cached in (spec.table._tables, spec.table._scale):
+        cached.cache_clear()
+    try:
+        _resolved("table6", "paper" if "recipe" in name else "smoke")
+        claims.model._load.cache_clear()
+        claims.load()
+    except LaureproError as error:
+        assert "\x1b" not in str(error)
+    finally:
+        file.write_text(text)
+
+
+def test_a_pretraining_without_a_mapping_is_named(experiments: Path) -> None:
+    file = experiments / "scales" / "smoke.yaml"
+    content = spec.read_yaml(file)
+    content["pretrain"]["set"]["model"] = 1.5
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(LaureproError, match=r"smoke\.yaml, pretrain: model.*1\.5"):
+        row = plan.select(["table3a/encnet-os8-bilinear"], spec.scale("smoke"))[0]
+        plan.row_plan(*row, spec.scale("smoke"), 1)
+
+
+def _places(node: object) -> Iterator[tuple[Any, Any]]:
+    """Every value of a document, as its container and key."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield node, key
+        yield from _places(value)
+
+
+def _resolved(table: str, scale_name: str, *pairs: str) -> None:
+    """Resolve a table and compute its keys, or be refused in a few lines that a terminal can print."""
+    try:
+        scale = spec.scale(scale_name)
+        for table_, row in plan.select([table], scale):
+            for job in plan.row_plan(table_, row, scale, 1, spec.parse_overrides(pairs)).jobs:
+                assert job.key
+    except LaureproError as error:
+        assert len(str(error).splitlines()) <= 4 and "\x1b" not in str(error)

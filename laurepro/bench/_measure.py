@@ -79,17 +79,9 @@ def row(
     calls: int = 1,
     **others: Any,
 ) -> Row:
-    """A variant's row: its time and memory beside those of its peer, which may both be missing.
+    """A variant's row, its time and memory beside its peer's; None where `times` and `peaks` lack a variant.
 
-    Args:
-        case: of the row.
-        variant: by its name in `times` and `peaks`.
-        ours: see `Row`.
-        peer: by its name in `times` and `peaks`.
-        times: of what was timed.
-        peaks: from `peak_bytes`; a reason becomes the note where there is no other.
-        calls: what the milliseconds are divided by.
-        others: further fields of the row.
+    Milliseconds are divided by `calls`. A reason among the peaks becomes the note where `others` has none.
     """
     timed, base = times.get(variant), times.get(peer)
     peak, base_peak = (peaks or {}).get(variant), (peaks or {}).get(peer)

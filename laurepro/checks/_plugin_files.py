@@ -94,6 +94,16 @@ def preparation(part: Part) -> str:
     return "LAYOUT and originals" if layout else "none: a data set without files"
 
 
+def launcher_options(part: Part) -> str:
+    """Options of `laurepro run` have defaults, and a line of help in the docstring."""
+    options = getattr(part.module(), "Options", None)
+    if options is None:
+        return "none"
+    undocumented = [name for name in options._fields if f"{name}:" not in (options.__doc__ or "")]
+    expect(not undocumented, f"the docstring of Options has no line on {', '.join(undocumented)}")
+    return ", ".join(f"{name}={value!r}" for name, value in options()._asdict().items())
+
+
 def launch(part: Part) -> str:
     from laurepro.launchers import LaunchContext
     from laurepro.plan import Plan

@@ -51,6 +51,7 @@ CHECKS: dict[str, list[tuple[str, Callable[[Part], str]]]] = {
     ],
     "launchers": [
         ("it imports quickly", files.light),
+        ("its Options have defaults and help", files.launcher_options),
         ("launch takes a plan and a context", files.launch),
         ("states of an empty folder are none", files.states),
     ],

@@ -90,4 +90,5 @@ def seeds_needed(margin: float, std: float, alpha: float, wanted: float = POWER)
 def summary(values: Like) -> tuple[float, float, int]:
     """Mean, standard deviation and number; the deviation is NaN for a single value."""
     array: Any = np.asarray(values, dtype=np.float64)
-    return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else float("nan"), int(array.size)
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that no score can have; the deviation is not finite
+        return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else float("nan"), int(array.size)

@@ -118,7 +118,7 @@ def _family(claims: Sequence[Claim], scale: Scale, rows: Rows) -> list[Verdict]:
             verdicts[claim.id] = _count(base, rows)
         else:
             tests[claim.id] = _comparison(claim, rows)
-            measured = sample(claim, rows)
+            measured = next(filter(None, map(rows.missing, claim.addresses)), None) or sample(claim, rows)
             if isinstance(measured, str):
                 verdicts[claim.id] = base._replace(verdict="not run", found=measured)
             else:
@@ -131,12 +131,12 @@ def _why_not_judged(claim: Claim, scale: Scale, rows: Rows) -> str | None:
     """Why a claim of measured rows cannot be judged at a scale, or None."""
     if scale.comparable:
         return None
-    dataset = rows.jobs(claim.addresses[0])[0].experiment.data.name
-    if claim.dataset not in (None, dataset):
+    dataset = next((job.experiment.data.name for job in rows.jobs(claim.addresses[0])), None)
+    if dataset is not None and claim.dataset not in (None, dataset):
         return f"about {claim.dataset} alone, and this is {dataset}"
     if isinstance(claim.test, (Gain, Similar, Speed, Count)):
         return "an amount is judged at scale paper only"
-    if any(not rows.jobs(a) for a in claim.than):
+    if any(not rows.jobs(a) and not rows.missing(a) for a in claim.than):
         return "a printed number of others is compared at scale paper only"
     assert claim.metric is not None
     identities = [rows.identity(a, claim.metric) for a in claim.addresses]
@@ -177,6 +177,8 @@ def _decide(
 
 def _verdict(base: Verdict, s: Sample, margin: float, p: float, p_holm: float, alpha: float, scale: Scale) -> Verdict:
     show = _format(base.claim)
+    if not math.isfinite(s.mean) or math.isinf(s.std):
+        return base._replace(verdict="undecided", found="a value that no metric can have", n=s.n)
     measured = base._replace(
         n=s.n,
         estimate=s.mean,

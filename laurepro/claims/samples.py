@@ -9,8 +9,9 @@ from laurepro import plan, record, spec
 from laurepro.claims import inference
 from laurepro.claims.cells import cell
 from laurepro.claims.model import Claim, Speed, row_of
+from laurepro.evaluation.scores import by_seed
 from laurepro.record import Record
-from laurepro.spec import Job, Raw, Scale
+from laurepro.spec import Job, Raw, Row, Scale, Table, layers, parts
 from laurepro.spec.metrics import METRICS, own_metric
 
 
@@ -30,24 +31,49 @@ class Rows:
         self.scale, self.records, self.overrides = scale, records, overrides
         self.seeds = record.measured_seeds(records, scale.name) | {0}
         self._jobs: dict[str, tuple[Job, ...]] = {}
+        self._missing: dict[str, str] = {}
         every_row = ((table, row) for table in spec.tables().values() for row in table.rows)
         plan.check_overrides(every_row, scale, overrides)
 
     def jobs(self, address: str) -> tuple[Job, ...]:
-        """Final jobs of a row, all seeds; none for a quoted row."""
+        """Final jobs of a row, all seeds; none for a quoted row, nor for one that names a plug-in that is missing."""
         if address not in self._jobs:
             table, row = row_of(address)
-            self._jobs[address] = plan.row_plan(table, row, self.scale, self.seeds, self.overrides, partial=True).jobs
+            if parts_missing := _missing(table, row, self.scale):
+                self._missing[address] = f"{address} needs {', '.join(parts_missing)}, which no folder of plug-ins has"
+                self._jobs[address] = ()
+            else:
+                planned = plan.row_plan(table, row, self.scale, self.seeds, self.overrides, partial=True)
+                self._jobs[address] = planned.jobs
         return self._jobs[address]
+
+    def missing(self, address: str) -> str | None:
+        """Why a row's jobs are unknown: its plug-in is missing, and without it no record can be matched to the row."""
+        self.jobs(address)
+        return self._missing.get(address)
 
     def by_seed(self, address: str, metric: str) -> dict[int, tuple[float, Record]]:
         """The metric that stands for a column, and its record, by seed."""
-        return record.by_seed(metric, self.jobs(address), self.records)
+        return by_seed(metric, self.jobs(address), self.records)
 
     def identity(self, address: str, metric: str) -> str:
         """Equal for rows whose metric comes from one job at this scale; a quoted row is itself."""
         stage = METRICS[metric].stage
         return next((job.name for job in self.jobs(address) if job.seed == 0 and job.stage == stage), address)
+
+
+def _missing(table: Table, row: Row, scale: Scale) -> list[str]:
+    """The parts and the data set that a row, or the row that it starts from, names and that are nowhere."""
+    if row.set is None:
+        return []
+    experiment = layers.plain(spec.layered(table, row, scale).experiment)
+    model = experiment.get("model", {})
+    named = [(f"{slot}s", model.get(slot, {}).get("kind")) for slot in ("backbone", "head", "upsampler")]
+    named.append(("datasets", experiment.get("data", {}).get("name")))
+    missing = [
+        f"{folder}/{kind}" for folder, kind in named if isinstance(kind, str) and parts.path(folder, kind) is None
+    ]
+    return missing or (_missing(*row_of(row.init_from), scale) if row.init_from else [])
 
 
 def title(metric: str, scale: Scale) -> str:

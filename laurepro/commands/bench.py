@@ -114,12 +114,12 @@ def prompt(**options: Any) -> None:
     _ROUNDS,
     _shapes(
         *("tiny", "small", "full"),
-        what="CamVid's pictures and scale, an eighth of them at camvid-cpu, a dry run's (default: full on a GPU).",
+        what="full: CamVid's images; small: an eighth, at camvid-cpu; tiny: a dry run (default: full on a GPU).",
     ),
     _DEVICE,
 )
 def epoch(**options: Any) -> None:
-    """An epoch of CamVid's size against the same steps on one batch, and how long the device stands still."""
+    """An epoch of CamVid's size against the same steps on one batch, and the idle time of the device."""
     _run("epoch", **options)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from laurepro.commands.options import data_folder
+
 
 @click.group("check", invoke_without_command=True)
 @click.option("--only", metavar="GLOB", multiple=True, help="Only items whose id matches, as in 'counts.*'.")
@@ -26,14 +28,7 @@ def command(ctx: click.Context, only: tuple[str, ...], form: str) -> None:
 
 @command.command("plugin")
 @click.argument("name")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    envvar="LAUREPRO_DATA",
-    default="data",
-    show_default=True,
-    help="Data sets, for a plug-in that reads one (or $LAUREPRO_DATA).",
-)
+@data_folder("Data sets, for a plug-in that reads one (or $LAUREPRO_DATA).")
 def plugin(name: str, data: Path) -> None:
     """Test the plug-in NAME against the contract of its folder: backbone, head, upsampler, data set or launcher.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import check_results, paths, plural
 
 
 @click.command("claims")
@@ -38,6 +38,7 @@ def command(
     runs: Path,
 ) -> None:
     """Judge the statements of the paper from the records, with intervals over seeds."""
+    from collections import Counter
     from fnmatch import fnmatchcase
 
     from laurepro import claims, record, spec
@@ -48,15 +49,17 @@ def command(
     for pattern in only:
         if not any(fnmatchcase(i, pattern) for i in ids):
             raise LaureproError(f"--only {pattern!r} matches no claim", f"ids look like {ids[0]}")
+    check_results(results, runs)
     records, problems = record.read_all(results)
-    present = {r.scale for r in records.values()}
+    present = Counter(r.scale for r in records.values())
+    for name in sorted(set(present) - set(spec.scale_names())):
+        count = plural(present[name], "record")
+        click.echo(f"warning: {count} of scale {name!r}, which no folder of experiments or plug-ins has", err=True)
     names = [scale] if scale else [s for s in spec.scale_names() if s in present] or ["paper"]
     overrides = spec.parse_overrides(pairs)
     by_scale = []
     for name in names:
-        verdicts = claims.judge(
-            spec.scale(name), records, overrides
-        )  # all of them: Holm's family is more than what is shown
+        verdicts = claims.judge(spec.scale(name), records, overrides)  # of all claims: Holm's family is all of them
         chosen = [v for v in verdicts if not only or any(fnmatchcase(v.claim.id, p) for p in only)]
         by_scale.append((spec.scale(name), chosen))
     for problem in problems:

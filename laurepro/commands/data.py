@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import click
 
-from laurepro.commands.options import progress
+from laurepro.commands.options import data_folder, progress
 from laurepro.errors import LaureproError, unknown
 
-_root = click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    envvar="LAUREPRO_DATA",
-    default="data",
-    show_default=True,
-    help="Data sets (or $LAUREPRO_DATA).",
-)
+_root = data_folder(name="--root")
 
 
 @click.group("data")
@@ -32,6 +26,8 @@ def list_(root: Path, form: str) -> None:
     """List the data sets: contents, requirements, source and licence, and what is below --root."""
     import json
 
+    from laurepro import spec
+    from laurepro.datasets import problems
     from laurepro.spec import parts
 
     listed = []
@@ -39,7 +35,7 @@ def list_(root: Path, form: str) -> None:
         module = parts.load("datasets", name)
         optional = module.LAYOUT.optional if hasattr(module, "LAYOUT") else ()
         needed = tuple(split for split in module.INFO.splits if split not in optional)
-        listed.append({**module.INFO._asdict(), "problems": module.problems(root, needed)})
+        listed.append({**module.INFO._asdict(), "problems": problems(spec.Data(name=name), root, needed)})
     if form == "json":
         click.echo(json.dumps({"schema": 1, "root": str(root), "datasets": listed}, indent=1))
         return
@@ -52,7 +48,9 @@ def list_(root: Path, form: str) -> None:
 
 
 def _size(folder: Path) -> str:
-    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    with suppress(OSError):
+        total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return f", {total / 1e9:.2f} GB" if total else ""
 
 
@@ -92,13 +90,16 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
         raise LaureproError(f"--source DIR is missing: {name} is prepared from {module.INFO.needs}", module.INFO.source)
     if not source.is_dir():
         raise LaureproError(f"--source {source}: is not a folder", f"expected {module.INFO.needs}")
-    originals = module.originals(source)
+    try:
+        originals = module.originals(source)
+    except OSError as error:
+        raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
     for note in originals.notes:
         click.echo(note, err=True)
     with progress("prepare") as report:
-        problems = _prepare.prepare(module.LAYOUT, originals, root / name, report)
+        faults = _prepare.prepare(module.LAYOUT, originals, root / name, report)
     counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())
-    _report(problems, f"{root / name}: prepared, {counts} images")
+    _report(faults, f"{root / name}: prepared, {counts} images")
 
 
 @command.command()
@@ -151,8 +152,11 @@ def _verify_one(name: str, root: Path) -> None:
     if not hasattr(module, "LAYOUT"):
         _report(module.problems(root, module.INFO.splits), f"{name}: {module.INFO.description}")
         return
-    with progress("verify") as report:
-        verified = _verify.verify(module.LAYOUT, root / name, report)
+    try:
+        with progress("verify") as report:
+            verified = _verify.verify(module.LAYOUT, root / name, report)
+    except OSError as error:
+        raise LaureproError(f"{error.filename or root / name}: {error.strerror}") from None
     _report(verified.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in verified.images.items())} images")
     click.echo(f"{'% of pixels':20}" + "".join(f"{split:>10}" for split in verified.pixels))
     for index, label in enumerate([*module.LAYOUT.classes, "(ignored)"]):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import data_folder, paths
 
 
 @click.command("doctor")
-@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
+@data_folder()
 @paths
 def command(data: Path, results: Path, runs: Path) -> None:
     """Versions, GPU, CuPy, Slurm, data, weights and disk: each line with its fix."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import check_results, paths
 
 
 @click.command("explain")
@@ -41,6 +41,7 @@ def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results:
         names = ", ".join(f"{t.id}/{r.id}" for t, r in rows)
         raise LaureproError(f"{target!r} is a table; name one of its rows", names)
     ((table, row),) = rows
+    check_results(results, runs)
     records, problems = record.read_all(results)
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)

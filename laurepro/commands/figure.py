@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import check_results, data_folder, paths
 
 
 @click.command("figure")
@@ -18,7 +18,7 @@ from laurepro.commands.options import paths
 @click.option("--count", type=click.IntRange(1, 24), default=4, show_default=True, help="How many images.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="The --set of the runs.")
-@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
+@data_folder()
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -53,6 +53,7 @@ def command(
         raise click.UsageError(f"--table is for figures of a table; {name} takes --row TABLE/ROW")
     if rows and figures.FIGURES[name].of_table:
         raise click.UsageError(f"{name} shows a table: give --table TABLE")
+    check_results(results, runs)
     chosen = spec.scale(scale or "paper")
     file = output or results / "figures" / f"{name}-{chosen.name}.png"
     record.writable(file.parent, "--output" if output else "--results")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import paths, scaled
+from laurepro.commands.options import data_folder, paths, scaled
 from laurepro.errors import LaureproError, unknown
 
 if TYPE_CHECKING:
@@ -127,14 +127,7 @@ def launching(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         paths,
         click.option("--force", is_flag=True, help="Run again what has a record."),
-        click.option(
-            "--data",
-            type=click.Path(path_type=Path),
-            envvar="LAUREPRO_DATA",
-            default="data",
-            show_default=True,
-            help="Data sets (or $LAUREPRO_DATA).",
-        ),
+        data_folder(),
         click.option(
             "--jobs-per-gpu",
             type=click.IntRange(1),

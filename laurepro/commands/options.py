@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -32,6 +33,47 @@ def paths(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def _set_data_folder(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    """Tell the whole process which folder was chosen: a plug-in's data are part of an experiment's key."""
+    os.environ["LAUREPRO_DATA"] = str(value)
+    return value
+
+
+def data_folder(
+    text: str = "Data sets (or $LAUREPRO_DATA).", name: str = "--data"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the option of the data sets' folder, with its help."""
+    return click.option(
+        name,
+        type=click.Path(path_type=Path),
+        envvar="LAUREPRO_DATA",
+        default="data",
+        show_default=True,
+        callback=_set_data_folder,
+        help=text,
+    )
+
+
+def check_results(results: Path, runs: Path) -> None:
+    """Refuse a --results that does not exist, for commands that only read. The default folder need not exist.
+
+    Before a run has written its first record there is only its runs folder; who names that too means such a run.
+
+    Raises:
+        LaureproError: naming the folder.
+    """
+    from click.core import ParameterSource
+
+    from laurepro.errors import LaureproError
+
+    source = click.get_current_context().get_parameter_source
+    named = {option for option in ("results", "runs") if source(option) is ParameterSource.COMMANDLINE}
+    if "results" in named and not results.is_dir() and not ("runs" in named and runs.is_dir()):
+        raise LaureproError(
+            f"--results {results}: no such folder", "it is the folder that laurepro run --results names"
+        )
 
 
 def scaled(function: Callable[..., Any]) -> Callable[..., Any]:

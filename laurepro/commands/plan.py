@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import choose, paths, plural, progress, scaled, summary
+from laurepro.commands.options import choose, data_folder, paths, plural, progress, scaled, summary
 from laurepro.errors import LaureproError
 
 if TYPE_CHECKING:
@@ -75,14 +75,7 @@ class Outcome(NamedTuple):
     metavar="HOURS",
     help="Choose the jobs that decide the most claims within this many GPU-hours.",
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    envvar="LAUREPRO_DATA",
-    default="data",
-    show_default=True,
-    help="Data sets, for --probe (or $LAUREPRO_DATA).",
-)
+@data_folder("Data sets, for --probe (or $LAUREPRO_DATA).")
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @scaled
 @paths
@@ -104,10 +97,12 @@ def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome
     from laurepro.cost import estimate, machines, probe
     from laurepro.cost.estimator import Estimator
     from laurepro.launchers import LaunchContext
+    from laurepro.network import initial_weights
 
     scale, rows = choose(targets, everything or not targets, given.scale, given.seeds, given.pairs)
     records, _ = record.read_all(given.results)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(given.runs, job))
+    initial_weights.check(job.experiment for job in planned.jobs if job.stage == "train")
     context = LaunchContext(
         given.results,
         given.runs,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import check_results, paths
 
 TABLES = ("terminal", "csv", "json")  # formats of the tables alone
 PAGES = ("markdown", "html", "latex", "checklist", "artefact")
@@ -50,6 +50,7 @@ def command(
 
     if fragment and form not in ("markdown", "latex"):
         raise click.UsageError(f"--fragment is for markdown and latex, not {form}")
+    check_results(results, runs)
     if output is not None:
         record.writable(output.parent, "--output")
     sources = report.gather(
@@ -57,12 +58,14 @@ def command(
     )
     for problem in sources.problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
+    for sentence in report.unavailable.sentences(sources.unavailable):
+        click.echo(printable(f"warning: {sentence}"), err=True)
     sections = list(sources.sections)
     if form == "terminal" and output is None:
-        report.print_terminal(sections)
+        report.print_terminal(sections, apart=sources.unavailable)
     else:
         if fragment or form in TABLES:
-            text = report.render(sections, "markdown" if form == "terminal" else form)
+            text = report.render(sections, "markdown" if form == "terminal" else form, sources.unavailable)
         else:
             text = report.render_page(sources, form, output.parent if output else results)
         text = printable(text)

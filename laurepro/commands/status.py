@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import choose, paths, plural, scaled
+from laurepro.commands.options import check_results, choose, paths, plural, scaled
 from laurepro.errors import LaureproError, printable
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def command(
     """What is running, done, failed (with the reason and the log's last lines) and missing."""
     from laurepro import record, spec
 
+    check_results(results, runs)
     records, problems = record.read_all(results)
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
     if scale:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from laurepro.commands.options import paths, progress
+from laurepro.commands.options import data_folder, paths, progress
 from laurepro.errors import LaureproError, unknown
 
 DATASETS = ("ade20k", "shapes")  # ADE20K has a server; at scale smoke the generated scenes stand in for it
@@ -24,7 +24,7 @@ DATASETS = ("ade20k", "shapes")  # ADE20K has a server; at scale smoke the gener
     metavar="FILE",
     help="The zip (default: submissions/JOB.zip).",
 )
-@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
+@data_folder()
 @paths
 def command(
     dataset: str, key: str, split: str | None, score: bool, output: Path | None, data: Path, results: Path, runs: Path

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import paths
+from laurepro.commands.options import data_folder, paths
 
 
 @click.command("verify")
 @click.argument("targets", nargs=-1, metavar="[RECORD|all]...")
 @click.option("--rerun", is_flag=True, help="Also evaluate the weights again, if they are available.")
-@click.option("--data", type=click.Path(path_type=Path), envvar="LAUREPRO_DATA", default="data", show_default=True)
+@data_folder()
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @paths
 def command(targets: tuple[str, ...], rerun: bool, data: Path, form: str, results: Path, runs: Path) -> None:

@@ -99,8 +99,9 @@ def _notes(jobs: Iterable[JobCost], estimator: Estimator, probe: Probe | None, m
         yield f"a training is assumed to hold {ACTIVATIONS.low:g}-{ACTIVATIONS.high:g} times its layers' outputs"
     if estimator.unused:
         yield estimator.unused
-    if bases[PROBE] and probe is not None and probe.commit != record.provenance()[0]:
-        yield f"the probe of {probe.time} was made with other code, commit {(probe.commit or 'unknown')[:10]}"
+    if bases[PROBE] and probe is not None and (probe.dirty or (probe.commit, probe.dirty) != record.provenance()):
+        code = f"commit {(probe.commit or 'unknown')[:10]}{', with changes' if probe.dirty else ''}"
+        yield f"the probe of {probe.time} may have been made with other code: {code}"
     if bases[RECORDS]:
         yield "records do not state how many jobs ran at a time; the same number is assumed"
 

@@ -153,7 +153,8 @@ class Estimator:
         else:
             speed, images = self._speed(job)
         if speed is None:
-            return None, f"no {job.stage} like it was measured on {machine.device}"
+            what = "training" if job.stage == "train" else "evaluation"
+            return None, f"no {what} like it was measured on {machine.device}"
         cost = self.about(job, count=True)[1]
         if cost is None:
             return None, self.uncountable[costs.network_name(job.experiment)]
@@ -179,8 +180,9 @@ class Estimator:
         return min(1.0, int(digits) / steps)
 
     def _comparable(self, entry: Record) -> bool:
-        machine = self.machine
-        same = entry.environment.device == machine.device and entry.world_size == machine.context.nproc_per_node
+        """Whether all of it was done on this device, by as many processes."""
+        where = {(leg.environment.device, leg.world_size) for leg in entry.legs or (entry,)}
+        same = where == {(self.machine.device, self.machine.context.nproc_per_node)}
         return same and entry.stage in ("train", "evaluate")
 
     def _by_kind(self, records: Iterable[Record]) -> dict[str, list[float]]:
@@ -191,13 +193,13 @@ class Estimator:
         return seconds
 
     def _whole(self, entry: Record) -> float:
-        """A record's seconds are those since the last restart; the clock in a training's progress counts all of it."""
+        """A record's seconds. Without legs they may begin at a restart; the clock in a training's progress does not."""
         progress = record.read_json(record.run_folder(self.runs, entry.job) / "progress.json") or {}
         clock = progress.get("seconds") if entry.stage == "train" else None
         return max(entry.seconds, float(clock)) if isinstance(clock, int | float) else entry.seconds
 
     def _speed(self, job: Job) -> tuple[Span | None, int | None]:
-        """Operations a second of measured jobs, their start included: of those like it, else of all that are counted.
+        """Operations a second, the start included, of the recorded jobs like it; without any, of the probed ones.
 
         The second value is the number of images to assume of an evaluation whose data set does not state it: any will
         do where the speed is of evaluations on the same images.
@@ -206,30 +208,17 @@ class Estimator:
         if like not in self._speeds:
             alike = [other for other in self._jobs if _likeness(other) == like]
             images = 1 if alike and job.stage == "evaluate" else None
-            speeds: dict[str, float] = {}
-            for other in alike:
+            speeds = []
+            for other in {self.about(other)[0]: other for other in alike}.values():
                 name, cost, _ = self.about(other, count=True)
                 operations = None if cost is None else work(other, cost, images)
                 if operations is not None:
-                    speeds[name] = operations / self._taken(name)
-            speed = _band(list(speeds.values())) if speeds else None
-            self._speeds[like] = (speed, images) if alike else (self._counted_speed(job.stage), None)
+                    speeds.append(operations / (statistics.median(self._recorded[name]) + START_SECONDS.middle))
+            for m in self._probed.values() if not alike else ():
+                if m.stage == job.stage and m.operations is not None:
+                    speeds.append(m.operations / m.seconds[1])
+            self._speeds[like] = _band(speeds) if speeds else None, images
         return self._speeds[like]
-
-    def _counted_speed(self, stage: str) -> Span | None:
-        """Operations a second of all measured jobs of a stage whose networks are in `costs.yaml`."""
-        speeds: dict[str, float] = {}
-        for other in self._jobs:
-            name, _, operations = self.about(other)
-            if other.stage == stage and operations is not None:
-                speeds[name] = operations / self._taken(name)
-        for name, measured in self._probed.items():
-            if measured.stage == stage and measured.operations is not None:
-                speeds[name] = measured.operations / measured.seconds[1]
-        return _band(list(speeds.values())) if speeds else None
-
-    def _taken(self, name: str) -> float:
-        return statistics.median(self._recorded[name]) + START_SECONDS.middle
 
 
 def _likeness(job: Job) -> tuple[str, ...]:

@@ -106,7 +106,10 @@ def problems(data: spec.Data, root: Path, splits: tuple[str, ...]) -> list[str]:
     """
     check = parts.load("datasets", data.name).problems
     accepted = inspect.signature(check).parameters
-    result: list[str] = check(root, splits, **{k: v for k, v in data.options.items() if k in accepted})
+    try:
+        result: list[str] = check(root, splits, **{k: v for k, v in data.options.items() if k in accepted})
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        return [f"{error.filename or root}: {error.strerror}"]
     return result
 
 

@@ -26,7 +26,7 @@ def read_mat(file: Path, variable: str, field: str | None = None) -> npt.NDArray
     """A numeric variable of a MATLAB file, or a field of a structure. May be called by several threads.
 
     Raises:
-        Unreadable: The file is damaged, has no such variable, needs more than 1 GiB or a minute, or crashes the reader.
+        Unreadable: The file is damaged, has no such variable, needs over 256 MiB or a minute, or crashes the reader.
     """
     reader = _idle.pop() if _idle else _start()
     assert reader.stdin is not None and reader.stdout is not None

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.io import loadmat
 
 SECONDS = 60  # for one file, then SIGALRM ends this process
-BYTES = 2**30  # of memory for one file, unpacked
+BYTES = 2**28  # of memory for one file, unpacked
 
 
 def limit_memory() -> None:
@@ -36,7 +36,7 @@ def answer(file: str, variable: str, field: str | None) -> tuple[str | None, byt
     except KeyError:
         return f"has no variable {variable}", b""
     except MemoryError:
-        return f"takes more than {BYTES / 2**30:.0f} GiB when unpacked", b""
+        return f"takes more than {BYTES >> 20} MiB when unpacked", b""
     except Exception as error:  # whatever SciPy's reader raises on a damaged file
         return f"is truncated or damaged ({error})", b""
     try:

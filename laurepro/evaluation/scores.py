@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from laurepro.spec.metrics import own_metric
+
 if TYPE_CHECKING:
     from laurepro.record import Record
+    from laurepro.spec import Job
 
 Confusion = npt.NDArray[np.int64]
 Scores = dict[str, float | None]
@@ -62,6 +66,42 @@ def recomputed(record: Record) -> Scores:
         raise ValueError(f"{record.job} has no confusion matrix")
     edges = None if record.boundary_confusion is None else np.array(record.boundary_confusion)
     return scores(np.array(record.confusion), record.dataset, edges, record.boundary_counts)
+
+
+def metrics_of(record: Record) -> Mapping[str, float | None]:
+    """A record's metrics: those that it states, and of an evaluation those that were added since, from its counts."""
+    if record.stage != "evaluate" or record.confusion is None:
+        return record.metrics
+    if _names(record.dataset, len(record.confusion), tuple(record.boundary_counts)) <= record.metrics.keys():
+        return record.metrics
+    try:
+        return {**recomputed(record), **record.metrics}
+    except (ValueError, IndexError):  # counts that cannot be right; `laurepro verify` reports them
+        return record.metrics
+
+
+def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> dict[int, tuple[float, Record]]:
+    """What stands for a published column, with its record, by seed.
+
+    Args:
+        column: A metric; `own_metric` says which one of a record stands for it.
+        jobs: Those of one row.
+        records: By job name.
+    """
+    measured = {}
+    for job in jobs:
+        if (record := records.get(job.name)) is not None:
+            value = metrics_of(record).get(own_metric(column, record.dataset))
+            if value is not None:
+                measured[job.seed] = (value, record)
+    return measured
+
+
+@cache
+def _names(dataset: str, classes: int, boundary: tuple[str, ...]) -> frozenset[str]:
+    """The metrics that counts of this form give."""
+    empty = np.zeros((classes, classes), np.int64)
+    return frozenset(scores(empty, dataset, empty, dict.fromkeys(boundary, np.zeros((2, classes), np.int64).tolist())))
 
 
 def class_iou(confusion: Confusion) -> npt.NDArray[np.float64]:

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
-from laurepro import plan, record
+from laurepro import plan
+from laurepro.evaluation.scores import by_seed
 from laurepro.plan import RowPlan
 from laurepro.record import Record
 from laurepro.spec import Experiment, Job, Raw, Scale, layers, parts, protocols
@@ -55,7 +56,7 @@ class Deviation(NamedTuple):
 
 def _measured(metric: str, jobs: tuple[Job, ...], records: Mapping[str, Record]) -> dict[int, float]:
     """A metric by seed."""
-    return {seed: value for seed, (value, _) in record.by_seed(metric, jobs, records).items()}
+    return {seed: value for seed, (value, _) in by_seed(metric, jobs, records).items()}
 
 
 def known_causes(d: Deviation) -> list[Cause]:

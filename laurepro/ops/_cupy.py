@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 import cupy_kernels
-from laurepro.errors import install
+
+from ._tracing import exporting, transformed
 
 Backend = Literal["auto", "cupy", "torch"]
 
@@ -115,29 +116,30 @@ def _guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
 def selected(backend: Backend, device: torch.device) -> bool:
     """Whether the kernels compute a call with tensors on `device`.
 
-    "auto" takes them on a CUDA device where CuPy is installed; where it is not, it warns once and takes torch. It also
-    takes torch while torch.export traces, so that the program runs anywhere.
+    "auto" takes them on a CUDA device that CuPy can use; where it cannot, it warns once and takes torch. It also takes
+    torch while a program is exported, so that the program runs anywhere, and under torch.func, whose transforms the ops
+    of the kernels do not know.
 
     Raises:
         ValueError: no such backend; or "cupy" with tensors that are not on a CUDA device.
-        RuntimeError: "cupy" without CuPy.
+        RuntimeError: "cupy" without CuPy, or under torch.func.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if backend == "torch" or (backend == "auto" and (device.type != "cuda" or torch.compiler.is_exporting())):
+    elsewhere = device.type != "cuda" or exporting() or transformed()
+    if backend == "torch" or (backend == "auto" and elsewhere):
         return False
+    if transformed():
+        raise RuntimeError("backend='cupy' does not work under the transforms of torch.func; use 'auto' or 'torch'")
     if device.type not in LOADERS:
         raise ValueError(f"backend='cupy' needs CUDA tensors, got tensors on {device}; use 'auto' or 'torch'")
     if device.type != "cuda":
         return True
     if backend == "cupy":
         if problem := _problem():
-            raise RuntimeError(f"backend='cupy': {problem}; {_ADVICE}")
+            raise RuntimeError(f"backend='cupy': {problem}")
         return True
     return _usable()
-
-
-_ADVICE = f"{install('cuda13')} (or cuda12)"
 
 
 def _usable() -> bool:
@@ -146,25 +148,33 @@ def _usable() -> bool:
     if problem and problem not in _warned:
         _warned.add(problem)
         warnings.warn(
-            f"{problem}: location-aware upsampling and its losses run as plain torch, which is slower; {_ADVICE}",
+            f"location-aware upsampling and its losses run as plain torch, which is slower: {problem}",
             stacklevel=4,
         )
     return not problem
 
 
 def _problem() -> str:
-    """Why CuPy cannot be used; empty if it can."""
-    return _import_problem()
+    """Why CuPy cannot be used, and what to do; empty if it can."""
+    return _cached_problem()
 
 
 @functools.cache
-def _import_problem() -> str:
+def _cached_problem() -> str:
     if torch.version.hip:
         return "the kernels are for CUDA, and this torch is for ROCm"
     try:
-        import cupy  # noqa: F401
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x) brings it"
+    except OSError as error:  # CuPy makes its folders as it is imported
+        return f"CuPy cannot be imported ({error}); CUPY_CACHE_DIR names a folder in which it can write"
     except Exception as error:  # a broken installation may raise anything
-        return f"CuPy cannot be imported ({error})"
+        return f"CuPy cannot be imported ({type(error).__name__}: {error})"
+    try:  # CuPy is imported whatever the driver, and would fail at the first kernel
+        cupy.cuda.Device().compute_capability  # noqa: B018
+    except Exception as error:
+        return f"CuPy cannot use the GPU ({type(error).__name__}: {error}); nvidia-smi names the driver's CUDA version"
     return ""
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._tracing import is_known, jit_traces, traced
+from ._tracing import is_known, jit_traces, readable, traced
 
 _BILINEAR, _BORDER = 0, 1  # codes of aten.grid_sampler_2d
 
@@ -139,7 +139,7 @@ def forward(input: Tensor, offset: Tensor | None, at: Grid) -> tuple[Tensor, Ten
         # A NaN must not reach the sampler, which does not define its result. All other values in the grid are finite,
         # so the sum is NaN only if one of them is. Reading the sum would stall a GPU and break a traced graph; both
         # therefore always use the mask.
-        if traced() or grid.device.type != "cpu" or math.isnan(grid.sum()):
+        if not readable(grid) or math.isnan(grid.sum()):
             nan = grid.isnan().any(-1)
             grid = grid.masked_fill(nan[..., None], 0.0)
     value = _sample(padded, grid, (n, c), frame)

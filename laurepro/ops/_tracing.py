@@ -33,6 +33,12 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether values can be read without waiting: on a CPU, neither recorded nor transformed, and not a fake tensor."""
+    fake = hasattr(tensor, "fake_mode")
+    return tensor.device.type == "cpu" and not (fake or traced() or transformed())
+
+
 def is_known(size: int) -> bool:
     """Whether a size is a number, and not a symbol or a tensor in a program for every size."""
     if not isinstance(size, int):

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import _cupy_loss, _losses
 from ._cupy import Backend, selected
 from ._losses import Rule, Terms, Tie
-from ._tracing import transformed
+from ._tracing import readable, transformed
 from .upsample import IntegerGradient, ScaleFactor, check_choice, check_device, check_operands, compute_dtype
 
 Normalize = Literal["all", "valid"]
@@ -61,13 +61,14 @@ def offset_guided_cross_entropy(
     Args:
         input: class logits before upsampling, (N, C, h, w), floating point.
         offset: (N, 2M, h k_h, w k_w), M in {1, C}, in input pixels, rows first (see `location_aware_upsample`).
-        target: class indices, int64, (N, h k_h, w k_w): labels at the size of the upsampled logits.
+        target: class indices, int64, (N, h k_h, w k_w): labels at the size of the upsampled logits. Each is a class
+            or `ignore_index`.
         scale_factor: k, or (k_h, k_w).
         offset_weight: the paper's lambda. With 0 this is the cross-entropy of the LaU logits.
         tie: the weight of L = L'. "paper" penalises it (weight 1 only if L < L'), "code" does not (if L <= L').
         normalize: "all" divides by N H W, ignored pixels included, as the authors' code does; "valid" by the
             number of pixels that are not ignored.
-        ignore_index: the label of pixels that contribute nothing.
+        ignore_index: the label of pixels that contribute nothing; many data sets use 255.
         backend: as in `location_aware_upsample`.
         integer_gradient: see `location_aware_upsample`.
         valid_count: with `normalize="valid"`, the number to divide by instead of this batch's: in data-parallel
@@ -83,10 +84,11 @@ def offset_guided_cross_entropy(
     Raises:
         ValueError: shapes or devices do not match, or an option has no such value.
         TypeError: `input` or `offset` is not floating point, or `target` not int64.
-        IndexError: on a CPU, a label is neither a class nor `ignore_index`.
+        IndexError: on a CPU, a label is neither a class nor `ignore_index`. On a GPU labels are not checked, because
+            reading them would stall it: with the kernels the loss is NaN, otherwise torch stops the process.
         RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
-    scale = _check(input, offset, target, scale_factor, normalize, backend)
+    scale = _check(input, offset, target, scale_factor, normalize, ignore_index, backend)
     check_choice("tie", tie, ("paper", "code"))
     terms = Terms(tie, offset_weight, 0.0, 1.0, ignore_index, integer_gradient)
     total = _total(input, offset, target, scale, terms, backend, fused)
@@ -124,13 +126,14 @@ def offset_regression_loss(
     Args:
         input: class logits before upsampling, (N, C, h, w), floating point.
         offset: (N, 2, h k_h, w k_w), in input pixels, row offset first.
-        target: class indices, int64, (N, h k_h, w k_w): labels at the size of the upsampled logits.
+        target: class indices, int64, (N, h k_h, w k_w): labels at the size of the upsampled logits. Each is a class
+            or `ignore_index`.
         scale_factor: k, or (k_h, k_w).
         offset_weight: the paper's lambda.
         regression_weight: the paper's gamma.
         beta: where SmoothL1 turns from quadratic to linear, in input pixels; 0 is the L1 distance.
         normalize: the denominator of both terms, see `offset_guided_cross_entropy`.
-        ignore_index: the label of pixels that contribute nothing.
+        ignore_index: the label of pixels that contribute nothing; many data sets use 255.
         backend: as in `location_aware_upsample`.
         integer_gradient: see `location_aware_upsample`.
         valid_count: see `offset_guided_cross_entropy`.
@@ -142,10 +145,11 @@ def offset_regression_loss(
     Raises:
         ValueError: shapes or devices do not match, M is not 1, beta < 0, or an option has no such value.
         TypeError: `input` or `offset` is not floating point, or `target` not int64.
-        IndexError: on a CPU, a label is neither a class nor `ignore_index`.
+        IndexError: on a CPU, a label is neither a class nor `ignore_index`. On a GPU labels are not checked, because
+            reading them would stall it: with the kernels the loss is NaN, otherwise torch stops the process.
         RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
-    scale = _check(input, offset, target, scale_factor, normalize, backend)
+    scale = _check(input, offset, target, scale_factor, normalize, ignore_index, backend)
     _check_one_offset(input, offset)
     if not beta >= 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
@@ -176,7 +180,7 @@ def location_aware_loss_maps(
         rule: the loss whose weights are returned: "regression" (eq. 4) or "offset_guided" (eq. 3).
         offset_weight: the paper's lambda.
         tie: as in `offset_guided_cross_entropy`; used with `rule="offset_guided"`.
-        ignore_index: the label of pixels that contribute nothing.
+        ignore_index: the label of pixels that contribute nothing; many data sets use 255.
         backend: as in `location_aware_upsample`.
 
     Returns:
@@ -185,10 +189,11 @@ def location_aware_loss_maps(
     Raises:
         ValueError: shapes or devices do not match, M is not 1, or an option has no such value.
         TypeError: `input` or `offset` is not floating point, or `target` not int64.
-        IndexError: on a CPU, a label is neither a class nor `ignore_index`.
+        IndexError: on a CPU, a label is neither a class nor `ignore_index`. On a GPU labels are not checked, because
+            reading them would stall it: with the kernels the loss is NaN, otherwise torch stops the process.
         RuntimeError: `backend="cupy"` where CuPy cannot be imported.
     """
-    scale = _check(input, offset, target, scale_factor, "all", backend)
+    scale = _check(input, offset, target, scale_factor, "all", ignore_index, backend)
     _check_one_offset(input, offset)
     check_choice("rule", rule, ("offset_guided", "regression"))
     check_choice("tie", tie, ("paper", "code"))
@@ -235,7 +240,13 @@ def _denominator(
 
 
 def _check(
-    input: Tensor, offset: Tensor, target: Tensor, scale_factor: ScaleFactor, normalize: str, backend: Backend
+    input: Tensor,
+    offset: Tensor,
+    target: Tensor,
+    scale_factor: ScaleFactor,
+    normalize: str,
+    ignore_index: int,
+    backend: Backend,
 ) -> tuple[int, int]:
     scale = check_operands(input, offset, scale_factor)
     if not isinstance(target, Tensor) or target.dtype != torch.int64:
@@ -249,8 +260,22 @@ def _check(
         )
     check_device(input, "target", target)
     check_choice("normalize", normalize, ("all", "valid"))
-    selected(backend, input.device)
+    if not selected(backend, input.device):
+        _check_labels(target, input.shape[1], ignore_index)
     return scale
+
+
+def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise IndexError for a label that is neither a class nor `ignore_index`, unless reading labels stalls a GPU."""
+    if not readable(target):
+        return
+    wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
+    if wrong.numel():
+        label = int(wrong[0])
+        raise IndexError(
+            f"target has the label {label}, which is neither a class (0 to {classes - 1} for {classes} channels of "
+            f"input) nor ignore_index, which is {ignore_index}; ignore_index={label} ignores such pixels"
+        )
 
 
 def _check_one_offset(input: Tensor, offset: Tensor) -> None:

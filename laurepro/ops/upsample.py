@@ -48,10 +48,11 @@ def location_aware_upsample(
         scale_factor: k, or (k_h, k_w).
         integer_gradient: "right", or "code" for the rule of the authors' released code: the derivative at an integer
             position in [0, n - 1] is -V (their far tap drops out there).
-        backend: "cupy", "torch", or "auto": "cupy" on a CUDA device where CuPy is installed (extra `cuda13`), else
-            "torch", with one warning if the device is a CUDA device; "torch" also for a dtype or a size that the
-            kernels do not take. Both compute the same function up to rounding. With "cupy", and on a CPU with 32
-            channels or more and M = 1, a channels_last `input` gives a channels_last output.
+        backend: "cupy", "torch", or "auto". "auto" is "cupy" on a CUDA device that CuPy (package cupy-cuda13x or
+            cupy-cuda12x) can use, else "torch", with one warning if the device is a CUDA device; "torch" also for a
+            dtype or a size that the kernels do not take, and in an exported program. Both compute the same function
+            up to rounding. With "cupy", and on a CPU with 32 channels or more and M = 1, a channels_last `input`
+            gives a channels_last output.
 
     Returns:
         V, (N, C, h k_h, w k_w), in the dtype of `input`. Half types are computed in float32, others in the wider of

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from laurepro.report import unavailable
 from laurepro.report.grid import MISSING, notes, show_value
 from laurepro.report.page import build
-from laurepro.report.rows import RowResult, Section, collect, measure, scales_with_records
+from laurepro.report.rows import RowResult, Section, collect, measure
 from laurepro.report.sources import Sources, gather
 from laurepro.report.tables import compare, document, frame, grid
 from laurepro.report.terminal import print_terminal
+from laurepro.report.unavailable import Unavailable
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "json")
 
@@ -36,19 +38,25 @@ __all__ = [
     "print_terminal",
     "render",
     "render_page",
-    "scales_with_records",
     "show_value",
 ]
 
 
-def render(sections: list[Section], form: str) -> str:
-    """The tables as text in one of FORMATS, except `terminal`, which `print_terminal` writes."""
+def render(sections: list[Section], form: str, apart: tuple[Unavailable, ...] = ()) -> str:
+    """The tables as text in one of FORMATS, except `terminal`, which `print_terminal` writes.
+
+    Args:
+        sections: The tables, each at a scale.
+        form: The format.
+        apart: Records whose source is not available, for JSON.
+    """
     if form == "json":
-        return json.dumps(document(sections), indent=1, ensure_ascii=False)
+        more = {"unavailable": unavailable.document(apart)} if apart else {}
+        return json.dumps(document(sections) | more, indent=1, ensure_ascii=False)
     if form == "csv":
         import pandas
 
-        table = pandas.concat([frame(rows) for rows in sections])
+        table = pandas.concat([frame(rows) for rows in sections]) if sections else pandas.DataFrame()
         return str(table.map(_no_formula).to_csv(index=False)).rstrip("\n")
     from laurepro.report import latex, markdown
 

@@ -311,4 +311,5 @@ COLUMNS: tuple[ReportColumn, ...] = (
     ReportColumn(_every_metric, json="ours"),
     ReportColumn(lambda rows, r, m: r.dirty, json="dirty"),
     ReportColumn(lambda rows, r, m: [rec.job for rec in r.records], json="records"),
+    ReportColumn(lambda rows, r, m: r.other_sources, json="records_of_other_sources"),
 )

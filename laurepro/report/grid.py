@@ -80,6 +80,11 @@ def notes(rows: Section) -> list[str]:
             lines.append(
                 f"Only {least:.0f} forward passes were timed for some rows, not the paper's 100: a time limit applied."
             )
+    lines += [
+        f"{r.address}: {r.other_sources} records of other code, or of another copy of the data, are not shown."
+        for r in rows
+        if r.other_sources
+    ]
     devices = sorted({rec.environment.device for r in rows for rec in r.records})
     commits = sorted({(rec.environment.commit or "")[:12] or "unknown commit" for r in rows for rec in r.records})
     if devices:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from laurepro.report import provenance, verdicts
+from laurepro.report import provenance, unavailable, verdicts
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
 from laurepro.report.grid import MISSING, Cell, Column, Grid, notes
 from laurepro.report.rows import RowResult, Section
@@ -33,6 +33,12 @@ def build(sources: Sources) -> Page:
         blocks += verdicts.claims(scale, claims_judged, sources.sections)
     for rows in sources.sections:
         blocks += _table(rows, sources)
+    if sources.unavailable:
+        blocks += [
+            Heading("Records whose source is not available", "unavailable"),
+            Bullets(tuple(unavailable.sentences(sources.unavailable))),
+            Table("Records whose source is not available", unavailable.grid(sources.unavailable)),
+        ]
     if sources.figures:
         blocks += [Heading("Figures", "figures"), *sources.figures]
     blocks += provenance.failures(sources)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from laurepro import plan, record, spec
-from laurepro.errors import unknown
+from laurepro.errors import LaureproError, unknown
+from laurepro.evaluation.scores import by_seed, metrics_of
+from laurepro.plan import RowPlan
 from laurepro.record import Record
-from laurepro.spec import Job, Raw, Row, Scale, Table
+from laurepro.report.stored import parts_of, without_source
+from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table, layers
 from laurepro.spec.metrics import own_metric
 
 Status = Literal["done", "partial", "running", "failed", "missing", "quoted"]
@@ -36,6 +40,7 @@ class RowResult(NamedTuple):
     group: str
     trainings: tuple[Record, ...] = ()
     failed: tuple[FailedJob, ...] = ()
+    other_sources: int = 0  # records of the same experiment on other code or another copy of the data: not shown
 
     @property
     def address(self) -> str:
@@ -99,12 +104,6 @@ def sections_of(
     return [_measure(tables[t], spec.scale(s), records, runs, overrides) for t in ids for s in scales]
 
 
-def scales_with_records(results: Path) -> list[str]:
-    """Every scale that has records, `paper` first."""
-    records, _ = record.read_all(results)
-    return scales_of(records)
-
-
 def scales_of(records: dict[str, Record]) -> list[str]:
     """Every scale that has records, `paper` first."""
     present = {r.scale for r in records.values()}
@@ -115,47 +114,92 @@ def _measure(
     table: Table, scale: Scale, records: dict[str, Record], runs: Path | None, overrides: Raw | None
 ) -> Section:
     seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
-    return [_row(table, row, scale, records, runs, seeds, overrides) for row in table.rows]
+    at_scale = [r for r in records.values() if r.scale == scale.name]
+    absent = without_source(at_scale)
+    by_parts: dict[tuple[str, ...], list[Record]] = {}
+    for r in at_scale:
+        by_parts.setdefault(tuple(parts_of(r.experiment).values()), []).append(r)
+    rows = []
+    for row in table.rows:
+        try:
+            planned = plan.row_plan(table, row, scale, seeds, overrides, partial=True)
+        except LaureproError:
+            missing = absent and _parts_asked_for(table, row, scale, overrides) & absent
+            if not missing:
+                raise
+            remark = f"{', '.join(sorted(missing))} is not available"
+            rows.append(RowResult(table, row, scale, "missing", remark, {}, (), False, ""))
+        else:
+            rows.append(_row(planned, scale, records, by_parts, runs))
+    return rows
+
+
+def _parts_asked_for(table: Table, row: Row, scale: Scale, overrides: Raw | None) -> set[str]:
+    """The parts that a row names, as `upsamplers/mine`, whether there are such or not."""
+    tree = layers.plain(spec.layered(table, row, scale, overrides).experiment)
+    model, data = tree.get("model") or {}, tree.get("data") or {}
+    slots = {"backbones": "backbone", "heads": "head", "upsamplers": "upsampler"}
+    kinds = {folder: (model.get(slot) or {}).get("kind") for folder, slot in slots.items()}
+    return {f"{folder}/{kind}" for folder, kind in (*kinds.items(), ("datasets", data.get("name"))) if kind}
 
 
 def _row(
-    table: Table,
-    row: Row,
+    planned: RowPlan,
     scale: Scale,
     records: dict[str, Record],
+    by_parts: dict[tuple[str, ...], list[Record]],
     runs: Path | None,
-    seeds: set[int],
-    overrides: Raw | None,
 ) -> RowResult:
-    planned = plan.row_plan(table, row, scale, seeds, overrides, partial=True)
-    if planned.experiment is None:
+    table, row, experiment = planned.table, planned.row, planned.experiment
+    if experiment is None:
         return RowResult(table, row, scale, "quoted", "", {}, (), False, "")
-    found: list[Record] = []
-    trainings: list[Record] = []
-    lacking: list[Job] = []  # of those that the scale wants
-    for job in planned.jobs:
-        own = records.get(job.name)
-        if own is None:
-            lacking += [job] if job.seed < scale.seeds else []
-            continue
-        found.append(own)
-        if (need := job.needs) is not None and (training := records.get(need.name)) is not None:
-            trainings.append(training)
-    measured = {m: record.by_seed(m, planned.jobs, records) for own in found for m in own.metrics}
-    values = {m: {seed: value for seed, (value, _) in by_seed.items()} for m, by_seed in measured.items() if by_seed}
-    status: Status = "done" if not lacking else "partial" if found else "missing"
+    shown, other_copies = _of_one_copy([records[job.name] for job in planned.jobs if job.name in records])
+    done = [job for job in planned.jobs if job.name in shown]
+    missing = [job for job in planned.jobs if job.name not in shown and job.seed < scale.seeds]
+    trainings = tuple(records[n.name] for job in done if (n := job.needs) is not None and n.name in records)
+    metrics = dict.fromkeys(m for r in shown.values() for m in metrics_of(r))
+    measured = {m: by_seed(m, planned.jobs, shown) for m in metrics}
+    values = {m: {seed: value for seed, (value, _) in of.items()} for m, of in measured.items() if of}
+    status: Status = "done" if not missing else "partial" if done else "missing"
     remark = ""
     failed: dict[str, FailedJob] = {}
     if runs is not None:
-        for job in lacking:
+        for job in missing:
             state, why = _live(job, runs, records, failed)
             if state is not None:
                 status, remark = state, why
-    m = planned.experiment.model
-    baseline = m.upsampler.kind == "bilinear" and planned.experiment.loss.kind == "cross_entropy"
-    group = f"{m.head.kind}-{m.backbone.kind}-os{m.output_stride}-{planned.experiment.eval.multi_scale}"
-    result = RowResult(table, row, scale, status, remark, values, tuple(found), baseline, group)
-    return result._replace(trainings=tuple(trainings), failed=tuple(failed.values()))
+    m = experiment.model
+    baseline = m.upsampler.kind == "bilinear" and experiment.loss.kind == "cross_entropy"
+    group = f"{m.head.kind}-{m.backbone.kind}-os{m.output_stride}-{experiment.eval.multi_scale}"
+    others = _of_other_sources(planned, by_parts.get(tuple(parts_of(experiment).values()), []))
+    result = RowResult(table, row, scale, status, remark, values, tuple(shown.values()), baseline, group)
+    return result._replace(trainings=trainings, failed=tuple(failed.values()), other_sources=others + other_copies)
+
+
+def _of_one_copy(row_records: list[Record]) -> tuple[dict[str, Record], int]:
+    """A row's records without those on another copy of the data than the latest, and how many those are."""
+    latest = max((r for r in row_records if r.data_sha256), key=lambda r: r.started, default=None)
+    copy = latest.data_sha256 if latest else None
+    kept = {r.job: r for r in row_records if r.data_sha256 in (None, copy)}
+    return kept, len(row_records) - len(kept)
+
+
+def _of_other_sources(planned: RowPlan, candidates: list[Record]) -> int:
+    """How many records there are of a row's experiment whose parts had other code."""
+    experiment, stages = planned.experiment, {job.stage for job in planned.jobs}
+    assert experiment is not None
+    others = [r for r in candidates if r.stage in stages and r.experiment.sources != experiment.sources]
+    expected = _without_sources(experiment) if others else ""
+    return sum(_without_sources(r.experiment) == expected for r in others)
+
+
+def _without_sources(experiment: Experiment) -> str:
+    start = experiment.init_from
+    if start is not None:
+        inner = start.experiment.model_copy(update={"sources": {}})
+        start = start.model_copy(update={"experiment": inner})
+    plain = experiment.model_copy(update={"sources": {}, "init_from": start})
+    return json.dumps(plain.model_dump(mode="json"), sort_keys=True)  # a record's file has sorted keys
 
 
 def _live(job: Job, runs: Path, records: dict[str, Record], failed: dict[str, FailedJob]) -> tuple[Status | None, str]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from laurepro import record, spec
+from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.report.blocks import Figure
 from laurepro.report.rows import Section, scales_of, sections_of
+from laurepro.report.unavailable import Unavailable, unavailable
 from laurepro.spec import Scale
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class Sources(NamedTuple):
     scales: tuple[Scale, ...]
     figures: tuple[Figure, ...]
     pairs: tuple[str, ...]
+    unavailable: tuple[Unavailable, ...] = ()
 
 
 def gather(
@@ -48,7 +51,12 @@ def gather(
     """
     records, problems = record.read_all(results)
     overrides = spec.parse_overrides(pairs)
-    names = scales or scales_of(records) or ["paper"]
+    known = set(spec.scale_names())
+    chosen = {s: r for s, r in records.items() if scales is None or r.scale in scales}
+    apart = unavailable(chosen)
+    names = scales_of(records) or ["paper"] if scales is None else scales
+    if any(e.scale in names and e.scale not in known for e in apart):  # its file is gone, its records are not
+        names = [n for n in names if n in known]
     sections = sections_of(targets, names, records, runs, overrides)
     if not targets and scales is None:  # a table without records at a scale has nothing to show there
         begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
@@ -60,6 +68,7 @@ def gather(
         scales=tuple(spec.scale(n) for n in names),
         figures=figures(results),
         pairs=pairs,
+        unavailable=apart,
     )
 
 
@@ -70,17 +79,24 @@ def figures(results: Path) -> tuple[Figure, ...]:
     readable = []
     for file in sorted((results / "figures").glob("*.png")):
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=["PNG"]) as image:
                 text = {k: str(v) for k, v in image.info.items()}
-        except OSError:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for damaged files
             continue
         readable.append(Figure(file, text.get("Title", file.stem), text.get("Description", "no description")))
     return tuple(readable)
 
 
 def judged(sources: Sources) -> list[tuple[Scale, list[Verdict]]]:
-    """The verdicts at each scale."""
+    """The verdicts at each scale where the rows are those of an available source."""
     from laurepro import claims
 
     overrides = spec.parse_overrides(sources.pairs)
-    return [(scale, claims.judge(scale, sources.records, overrides)) for scale in sources.scales]
+    verdicts = []
+    for scale in sources.scales:
+        try:
+            verdicts.append((scale, claims.judge(scale, sources.records, overrides)))
+        except LaureproError:
+            if not sources.unavailable:
+                raise
+    return verdicts

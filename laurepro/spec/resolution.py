@@ -114,7 +114,7 @@ def resolve(
         layer = Layer("scale, pretrain", scale.file, ("pretrain", "set"))
         tree = adapt(merge(layers.pretraining, sourced(scale.pretrain.set, layer)), scale.adapt, scale.file)
         backbone = plain(layers.pretraining).get("model", {}).get("backbone")
-        if backbone is not None:  # its options by --set lie above the scale's
+        if backbone is not None and isinstance(tree.get("model"), dict):  # its options by --set lie above the scale's
             tree = {**tree, "model": {**tree["model"], "backbone": layers.pretraining["model"]["backbone"]}}
         pretrain = _build(plain(tree), f"{scale.file}, pretrain")
         init = InitFrom(experiment=pretrain, part="backbone", seed=scale.pretrain.seed)

@@ -6,6 +6,7 @@ predictions of a test split are kept as label maps, for `laurepro submit`.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -13,13 +14,15 @@ from pathlib import Path
 import torch
 
 from laurepro import distributed, spec
-from laurepro.datasets import open_split
+from laurepro.datasets import data_digest, num_classes, open_split
 from laurepro.distributed import device_name, prepare
-from laurepro.evaluation import counting, submission
+from laurepro.evaluation import counting, submission, unfinished
 from laurepro.evaluation.inference import BLOCK, load_network, predictions
 from laurepro.evaluation.scores import scores
 from laurepro.network import checkpoint
 from laurepro.stages import Context, Result, Stopped
+
+_log = logging.getLogger(__name__)
 
 
 def run(job: spec.Job, context: Context) -> Result:
@@ -28,7 +31,7 @@ def run(job: spec.Job, context: Context) -> Result:
     Raises:
         LaureproError: The weights are missing or broken.
         RuntimeError: A score is infinite or NaN.
-        Stopped: A stop was requested; nothing is left behind.
+        Stopped: A stop was requested; the counts of whole blocks are kept if the context has legs.
     """
     experiment, evaluation = job.experiment, job.experiment.eval
     rank, world = distributed.rank(), distributed.world_size()
@@ -40,12 +43,24 @@ def run(job: spec.Job, context: Context) -> Result:
     weights = checkpoint.load_weights(context.weights)
     network = load_network(experiment, classes, weights, device)
 
-    kept = predictions_folder(context.folder, rank) if evaluation.split == "test" else None
     size = BLOCK[evaluation.mode]
-    indices = [i for i in range(len(images)) if i // size % world == rank]
     names = submission.names(images, evaluation.split)
-    total = counting.zero(classes)
-    seen, stop, began = 0, False, time.monotonic()
+    blocks = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    digest, where = checkpoint.weights_sha256(weights), (device_name(device), torch.get_num_threads(), world)
+    counted, total = _resume(job, context, digest, blocks, names, where)
+    before = sum(len(blocks[block]) for block in counted)
+    kept = predictions_folder(context.folder, rank, keep=before > 0) if evaluation.split == "test" else None
+
+    remaining = [block for block in range(len(blocks)) if block not in counted]
+    indices = [index for block in remaining[rank::world] for index in blocks[block]]
+    whole = (counted if rank == 0 else []), total  # blocks, and their counts
+    seen, stop, began, saved = 0, False, time.monotonic(), time.monotonic()
+
+    def save() -> None:
+        if context.legs is not None:
+            identity = _identity(job, context, digest, len(images))
+            unfinished.save(context.folder, rank, identity, *whole, context.legs.dump(before + seen, *where))
+
     with torch.inference_mode():
         for index, label, predicted in predictions(network, images, indices, classes, evaluation, device):
             if kept is not None:
@@ -56,16 +71,25 @@ def run(job: spec.Job, context: Context) -> Result:
             seen += 1
             if rank == 0:
                 seconds = round(time.monotonic() - began, 1)
-                context.progress({"step": seen, "steps": len(indices), "seconds": seconds})
+                context.progress({"step": before + seen, "steps": before + len(indices), "seconds": seconds})
+            if index + 1 == blocks[index // size].stop:
+                whole = [*whole[0], index // size], total
+                if time.monotonic() - saved > unfinished.SECONDS:
+                    save()
+                    saved = time.monotonic()
             if context.stop_requested():
                 stop = True
                 break
     if distributed.any_rank(stop):
+        save()
+        distributed.any_rank(False)  # a rank that left early would end the others before they have written
         raise Stopped
     total = counting.each(total, distributed.all_reduce_sum)
-    counted = int(distributed.all_reduce_sum(torch.tensor(seen)))
-    if counted != len(images):
-        raise RuntimeError(f"{counted} images were counted, {len(images)} expected")
+    everything = before + int(distributed.all_reduce_sum(torch.tensor(seen)))
+    if everything != len(images):
+        raise RuntimeError(f"{everything} images were counted, {len(images)} expected")
+    if context.legs is not None and rank == 0:
+        unfinished.clear(context.folder)
 
     matrix, edges = total.confusion.numpy(), total.boundary_confusion.numpy()
     boundary: dict[str, list[list[int]]] = {metric: counts.tolist() for metric, counts in total.boundary.items()}
@@ -76,16 +100,49 @@ def run(job: spec.Job, context: Context) -> Result:
         boundary_counts=boundary,
         class_names=info.classes,
         curve=[],
-        weights_sha256=checkpoint.weights_sha256(weights),
+        weights_sha256=digest,
         device=device_name(device),
         threads=torch.get_num_threads(),
     )
 
 
-def predictions_folder(folder: Path, rank: int = 0) -> Path:
-    """An empty folder for the label maps of a job. All ranks call it; only rank 0 clears it."""
+def _resume(
+    job: spec.Job, context: Context, digest: str, blocks: list[range], names: list[str], where: tuple[str, int, int]
+) -> tuple[list[int], counting.Counts]:
+    """The blocks that an earlier start has counted, on every rank, and on rank 0 their counts.
+
+    Rank 0 decides, and writes what it merged into its own file before another rank can write.
+    """
+    mask, total = torch.zeros(len(blocks), dtype=torch.int64), counting.zero(num_classes(job.experiment.data))
+    if context.legs is not None and distributed.rank() == 0:
+        images = sum(map(len, blocks))
+        identity = _identity(job, context, digest, images)
+        stored = unfinished.load(context.folder, identity)
+        if stored is not None and job.experiment.eval.split == "test":
+            kept = [names[index] for block in stored[0] for index in blocks[block]]
+            stored = stored if submission.complete(context.folder / "predictions", kept) else None
+        if stored is None:
+            unfinished.clear(context.folder)
+        else:
+            counted, total, legs = stored
+            mask[counted] = 1
+            done = sum(len(blocks[block]) for block in counted)
+            _log.info("resumes after %d of %d images", done, images)
+            unfinished.save(context.folder, 0, identity, counted, total, legs)
+            unfinished.clear(context.folder, keep=0)
+            context.legs.resume(legs, done, *where)
+    return distributed.all_reduce_sum(mask).nonzero().flatten().tolist(), total
+
+
+def _identity(job: spec.Job, context: Context, digest: str, images: int) -> tuple[str | None, ...]:
+    """What counts must belong to: the same job, weights and images."""
+    return job.key, digest, data_digest(job.experiment.data, context.data_root), str(images)
+
+
+def predictions_folder(folder: Path, rank: int = 0, keep: bool = False) -> Path:
+    """A folder for the label maps of a job, emptied unless `keep`. All ranks call it; only rank 0 clears it."""
     kept = folder / "predictions"
-    if rank == 0:
+    if rank == 0 and not keep:
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
     distributed.any_rank(False)  # no rank writes before it exists

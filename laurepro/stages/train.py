@@ -28,7 +28,7 @@ from laurepro.stages._legs import Legs
 from laurepro.training import step as training_step
 from laurepro.training.batches import Batches, reading_threads
 from laurepro.training.clock import STEPS_IN_FLIGHT, IdleClock, read_later
-from laurepro.training.progress import Progress, agree
+from laurepro.training.progress import CHECKPOINT_SECONDS, Progress, agree
 from laurepro.training.schedule import dropout_seed, learning_rates
 from laurepro.training.try_out import try_out
 
@@ -76,7 +76,8 @@ def run(job: spec.Job, context: Context) -> Result:
     batches = Batches(images, experiment.data, job.seed, train.batch_size, rank, world)
     stream = batches.tensors(progress.step, steps, reading_threads(train), device)
     every = max(25, steps // 10)
-    began, clock = time.monotonic() - progress.seconds, IdleClock(device)
+    saved, clock = time.monotonic(), IdleClock(device)
+    began = saved - progress.seconds
     unread: deque[tuple[int, Callable[[], float]]] = deque()  # steps, and their losses
 
     for step, (batch, target) in enumerate(stream, progress.step):
@@ -92,8 +93,9 @@ def run(job: spec.Job, context: Context) -> Result:
         due = last or (step + 1) % every == 0
         while unread and (len(unread) > STEPS_IN_FLIGHT[device.type] or due or stop):
             at, read = unread.popleft()
-            loss, asked = agree(read(), context.stop_requested(), at)
-            stop = stop or asked
+            late = rank == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS
+            loss, stop_asked, save_asked = agree(read(), context.stop_requested(), late, at)
+            stop, due = stop or stop_asked, due or save_asked
             progress.add(loss, time.monotonic() - began, clock.idle_seconds(), steps)
             if rank == 0:
                 progress.report(context.progress, steps, batches.epoch(at), loss, rates[at])
@@ -103,6 +105,7 @@ def run(job: spec.Job, context: Context) -> Result:
             if stop:
                 distributed.any_rank(False)  # a rank that left early would end the others before rank 0 has written
                 raise Stopped
+            saved = time.monotonic()
 
     digest = checkpoint.weights_sha256(network.state_dict())
     if rank == 0:

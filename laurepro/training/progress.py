@@ -13,6 +13,7 @@ from laurepro import distributed
 
 CURVE_POINTS = 50
 LOG_STEPS = 20
+CHECKPOINT_SECONDS = 600.0  # a checkpoint is written at least that often, besides every tenth of the steps
 _log = logging.getLogger(__name__)
 
 
@@ -63,17 +64,18 @@ class Progress:
             _log.info(text, self.step, steps, epoch, loss, lr, self.seconds, 100 * self.idle_share)
 
 
-def agree(loss: float, stop: bool, step: int) -> tuple[float, bool]:
-    """The mean loss over ranks, and whether any rank was asked to stop, in one small sum.
+def agree(loss: float, stop: bool, save: bool, step: int) -> tuple[float, bool, bool]:
+    """The mean loss over ranks, and whether any rank was asked to stop, or to save, in one small sum.
 
     Raises:
         RuntimeError: on every rank alike, if the loss of one is infinite or NaN.
     """
     rank, world = distributed.rank(), distributed.world_size()
-    flags = torch.zeros(2 + world, dtype=torch.float64)
-    flags[0], flags[1], flags[2 + rank] = loss, stop, not math.isfinite(loss)
+    flags = torch.zeros(3 + world, dtype=torch.float64)
+    flags[0], flags[1], flags[2] = loss, stop, save
+    flags[3 + rank] = not math.isfinite(loss)
     total = distributed.all_reduce_sum(flags).tolist()
-    bad = [str(r) for r, flag in enumerate(total[2:]) if flag]
+    bad = [str(r) for r, flag in enumerate(total[3:]) if flag]
     if bad:
         raise RuntimeError(f"the loss is not finite at step {step}, rank {', '.join(bad)}: try a smaller train.lr")
-    return total[0] / world, total[1] > 0
+    return total[0] / world, total[1] > 0, total[2] > 0
