@@ -163,3 +163,30 @@ def test_a_line_break_does_not_reach_a_script(field: str) -> None:
         _cluster.script(make_job("train", 0), context._replace(runs=Path("r\nrm x")), fine)
     with pytest.raises(LaureproError, match="--nice"):
         _cluster.script(make_job("train", 0), context, fine.model_copy(update={"options": {"nice\nrm x": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "refused"),
+    [
+        ("aspp-os8-bilinear", ["train.batch_size=1"], True),
+        ("aspp-os8-bilinear", ["train.batch_size=4", "train.accumulate=4"], True),
+        ("aspp-os8-bilinear", ["train.batch_size=2"], False),
+        ("encnet-os8-lau4x-off", ["train.batch_size=1"], False),
+    ],
+)
+def test_one_image_is_too_few_for_some_networks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: str, words: list[str], refused: bool
+) -> None:
+    """Known before the pretraining, which has larger batches."""
+    from click.testing import CliRunner
+
+    from laurepro.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    options = [word for pair in words for word in ("--set", pair)]
+    command = ["run", f"table3a/{row}", "--scale", "smoke", "--launcher", "dry", *options]
+    ran = CliRunner().invoke(main, command)
+    assert ran.exit_code == (2 if refused else 0), ran.output
+    if refused:
+        batch = words[0].partition("=")[2]
+        assert f"train.batch_size {batch}" in ran.output and "head aspp" in ran.output, ran.output

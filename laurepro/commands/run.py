@@ -32,7 +32,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     """Plan, check, launch. Raises click.exceptions.Exit, with code 1 when a job failed."""
     from laurepro import plan, record
     from laurepro.launchers import LaunchContext
-    from laurepro.network import initial_weights
+    from laurepro.network import batch_norm, initial_weights
     from laurepro.spec import parts
     from laurepro.training import events
 
@@ -47,7 +47,9 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), given.force)
-    initial_weights.check(job.experiment for job in planned.jobs if job.stage == "train")
+    trainings = [job.experiment for job in planned.jobs if job.stage == "train"]
+    initial_weights.check(trainings)
+    batch_norm.check(trainings)
     if "preview" not in parts.features_of("launchers", given.launcher):
         check_data(planned, given.data, targets)
     click.echo(summary(rows, planned, chosen.name), err=True)
