@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from laurepro import record
 from laurepro.spec import Strict
 
 LAST_LINES = 6
+FULL_BYTES = 16 * 1024  # less than a note, a log's line and their folder take
 LOG_BYTES = 64 * 1024  # of a log's end: a job may have written gigabytes
 BAD_INPUT, BUSY, STOPPED = 2, 75, 143  # exit codes of a worker; 0: a record was written, 1: the job failed
 _ENTRY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*: (-?\d+) ")
@@ -113,9 +115,18 @@ def diagnose(job: str, folder: Path, code: int, log: str, how: str | None = None
             how = "stopped by a signal after a checkpoint"
         last = [line for line in log.splitlines() if line.strip()][-LAST_LINES:]
         reason = how or f"ended with exit code {code}"
+        if disk_is_full(folder):  # so that it could leave no note
+            reason += f"; no space is left on the disk of {folder}"
         note = FailureNote(reason=reason, rank=rank, last_lines=tuple(last), time=time.time())
     write(folder, note)
     return Failure(job, code, note.reason, note.rank, note.last_lines)
+
+
+def disk_is_full(folder: Path) -> bool:
+    """Whether nothing more can be written on a folder's disk."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    return False
 
 
 def _ranks(log: str) -> list[tuple[int, int]]:

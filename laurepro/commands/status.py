@@ -57,7 +57,7 @@ def command(
     runs: Path,
 ) -> None:
     """What is running, done, failed (with the reason and the log's last lines) and missing."""
-    from laurepro import record, spec
+    from laurepro import failures, record, spec
 
     check_results(results, runs)
     records, problems = record.read_all(results)
@@ -83,6 +83,8 @@ def command(
         states = [_state(name, rows, done, runs, jobs) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 
+    if runs.is_dir() and failures.disk_is_full(runs):
+        click.echo(f"no space is left on the disk of {runs}: jobs that end there cannot say why")
     for problem in problems:
         click.echo(printable(f"unreadable: {problem}"))
     if watch:
