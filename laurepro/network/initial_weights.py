@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from laurepro import spec
 from laurepro.datasets import num_classes
 from laurepro.errors import LaureproError
+from laurepro.spec import parts
 
 SHOWN = 3
 
@@ -34,7 +35,9 @@ def check(experiments: Iterable[spec.Experiment]) -> None:
 def _same_network(experiment: spec.Experiment, init: spec.InitFrom) -> bool:
     ours, theirs = experiment.model, init.experiment.model
     if init.part == "backbone":
-        return ours.backbone == theirs.backbone and ours.output_stride == theirs.output_stride
+        file = parts.path("backbones", ours.backbone.kind)
+        dilated = file is not None and parts.is_built_in(file)  # their weights are the same at every output stride
+        return ours.backbone == theirs.backbone and (dilated or ours.output_stride == theirs.output_stride)
     return ours == theirs and num_classes(experiment.data) == num_classes(init.experiment.data)
 
 
