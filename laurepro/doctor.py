@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from laurepro import record
+from laurepro import datasets, record, spec
 from laurepro.errors import LaureproError, install
 from laurepro.launchers.local import gpus
 from laurepro.spec import parts, weights
@@ -65,7 +65,7 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     slurm = shutil.which("sbatch")
     yield Line("Slurm", slurm is not None, slurm or "no sbatch on this machine", "only needed on a cluster", True)
     for name in parts.names("datasets"):
-        problems = parts.load("datasets", name).problems(data, ("train", "val"))
+        problems = datasets.problems(spec.Data(name=name), data, ("train", "val"))
         fix = "get the data set (laurepro data list), or use scale smoke"
         yield Line(f"data {name}", not problems, problems[0] if problems else "usable", fix, True)
     yield from _weights(data)

@@ -247,7 +247,7 @@ def build(
     Args:
         rows: From `row_plan`.
         done: Names of jobs that have a record.
-        has_weights: Whether a training's final weights are at hand: a record alone (one that was shipped)
+        has_weights: Whether a training's final weights are available: a record alone (one that was shipped)
             cannot be evaluated again.
         force: Run the rows' own jobs again although they have records.
     """

@@ -19,7 +19,7 @@ class Metric(NamedTuple):
 
 # How far from an edge counts as boundary, in pixels; `boundary_miou` is that of 3, and stored as a whole matrix.
 BOUNDARY_WIDTHS = (1, 3, 5, 9)
-BOUNDARY_SHARE = 0.02  # of the picture's diagonal: the width that Cheng et al. (2021) take for boundary IoU
+BOUNDARY_SHARE = 0.02  # of the image's diagonal: the width that Cheng et al. (2021) take for boundary IoU
 
 METRICS: dict[str, Metric] = {
     "miou": Metric("mIoU", "%", "evaluate", 2, "higher", "mean over classes of intersection / union"),
@@ -76,7 +76,7 @@ def own_metric(column: str, dataset: str) -> str:
 
 
 class Cost(NamedTuple):
-    """What can be counted exactly, for one picture; see `laurepro.stages.profile.counts`."""
+    """What can be counted exactly, for one image; see `laurepro.network.counted.counts`."""
 
     params: int
     macs: int
