@@ -65,7 +65,12 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     slurm = shutil.which("sbatch")
     yield Line("Slurm", slurm is not None, slurm or "no sbatch on this machine", "only needed on a cluster", True)
     for name in parts.names("datasets"):
-        module = parts.load("datasets", name)
+        try:
+            module = parts.load("datasets", name)
+        except LaureproError as error:
+            what, fix = str(error).splitlines()[:2]
+            yield Line(f"data {name}", False, what, fix.strip(), True)
+            continue
         if not module.INFO.splits:  # the reader of your own folders, which has no data
             continue
         problems = module.problems(data, tuple(split for split in ("train", "val") if split in module.INFO.splits))

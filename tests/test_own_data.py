@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import ROOT
 
-from laurepro import cli, datasets, plan, spec
+from laurepro import cli, datasets, doctor, plan, spec
 from laurepro.commands import new_scale
 from laurepro.datasets import folder
 
@@ -135,6 +136,11 @@ def test_mixed_sizes_and_modes_are_read_and_reported(tree: Path) -> None:
     assert run("data", "verify", "photos", "--root", "data").exit_code == 0
     assert "your own images, 3 classes; 40 images" in run("data", "list", "--root", "data").output
     assert run("check", "plugin", "photos", "--data", "data").exit_code == 0
+    pixels = [image for image, _ in datasets.open_split(data, tree / "data", "val")[1]]  # type: ignore[attr-defined]
+    assert run("data", "decode", "photos", "--split", "val", "--root", "data").exit_code == 0
+    images = datasets.open_split(data, tree / "data", "val")[1]
+    assert images._files.decoded is not None  # type: ignore[attr-defined]
+    assert all(np.array_equal(before, images[i][0]) for i, before in enumerate(pixels))
     again = prepare(source, "--share", "60,20,20", "--seed", 3)
     digest = datasets.data_digest(data, tree / "data")
     assert again.exit_code == 0 and datasets.data_digest(data, tree / "data") == digest
@@ -243,7 +249,7 @@ def split_folders(source: Path) -> None:
 
 def folders_of_splits(source: Path) -> None:
     for kind in ("images", "masks"):
-        for split, names in {"train": (0, 1, 2), "Val": (3,), "test": (4, 5)}.items():
+        for split, names in {"training": (0, 1, 2), "Valid": (3,), "test": (4, 5)}.items():
             (source / kind / split).mkdir()
             for n in names:
                 (source / kind / f"a{n}.png").rename(source / kind / split / f"a{n}.png")
@@ -266,6 +272,7 @@ def test_layouts_of_folders(tree: Path, layout: Callable[[Path], None]) -> None:
     layout(source)
     ran = prepare(source)
     assert ran.exit_code == 0 and "train 3, val 1, test 2" in ran.output, ran.output
+    assert "not read" not in ran.output
     _, images = datasets.open_split(spec.Data(name="photos"), tree / "data", "val")
     _, ids = scene(48, 32, 3)
     assert np.array_equal(images[0][1], np.select([ids == 0, ids == 1, ids == 7], [0, 1, 2], -1))
@@ -363,7 +370,7 @@ def key(name: str = "photos") -> str:
     return planned.jobs[0].name
 
 
-def test_two_copies_are_two_data_sets(tree: Path) -> None:
+def test_two_copies_are_two_data_sets(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy's digest is in the key: a changed label map, or a changed class, is another experiment."""
     source = small(tree / "source")
     assert prepare(source, "--share", "50,50").exit_code == 0
@@ -382,6 +389,15 @@ def test_two_copies_are_two_data_sets(tree: Path) -> None:
     ran = run("run", "table3a/encnet-os8-bilinear", "--scale", "smoke", "--set", "data.name=photos")
     assert ran.exit_code == 2 and "is not the file that was prepared" in ran.output
     (tree / "data" / "photos" / "dataset.json").write_text("{}")
+    ran = run("data", "list", "--root", "data")
+    assert "shapes" in ran.output and "dataset.json: is missing or damaged" in ran.output
+    no_torch = subprocess.CompletedProcess((), 1, "", "not looked for")
+    monkeypatch.setattr("laurepro.doctor.subprocess.run", lambda *_, **__: no_torch)
+    monkeypatch.setattr("laurepro.record.provenance", lambda: (None, False))
+    lines = {line.what: line for line in doctor.examine(tree / "data", tree / "results", tree / "runs")}
+    assert (
+        "is missing or damaged" in lines["data photos"].found and "data shapes" in lines and "data folder" not in lines
+    )
     ran = run("data", "verify", "photos", "--root", "data")
     assert ran.exit_code == 2 and "laurepro data prepare folder --name photos --source DIR" in ran.output
 
@@ -504,3 +520,21 @@ def test_the_whole_page(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = next(f.stem for f in (tree / "results").rglob("train-*.json"))
     images = sorted((tree / "my-photos" / "images").iterdir())[:2]
     assert run("predict", "--job", job, *images).exit_code == 0
+
+
+def test_what_is_left_out_is_named(tree: Path) -> None:
+    source = small(tree / "source", 4)
+    (source / "images" / "more").mkdir()
+    (source / "images" / "loop.png").symlink_to("loop.png")
+    (source / "train.txt").write_text("a0\n")
+    (source / "val.txt").write_text("a1.png\n")
+    ran = prepare(source)
+    assert ran.exit_code == 0, ran.output
+    assert "more: this folder is not read" in ran.output and "3 images are in no list" in ran.output
+    (source / "val.txt").write_text("a1\nloop\n")
+    shutil.copy(source / "images" / "a3.png", source / "images" / "A0.png")
+    shutil.copy(source / "masks" / "a3.png", source / "masks" / "A0.png")
+    (source / "train.txt").write_text("a0\nA0\n")
+    ran = prepare(source)
+    assert ran.exit_code == 2 and "Traceback" not in ran.output
+    assert "loop.png: has no label map" in ran.output and "would be named a0, in lower or upper case" in ran.output

@@ -33,7 +33,11 @@ def list_(root: Path, form: str) -> None:
 
     listed = []
     for name in parts.names("datasets"):
-        module = parts.load("datasets", name)
+        try:
+            module = parts.load("datasets", name)
+        except LaureproError as error:  # one damaged folder hides no other data set
+            click.echo(error, err=True)
+            continue
         optional = module.LAYOUT.optional if hasattr(module, "LAYOUT") else ()
         needed = tuple(split for split in module.INFO.splits if split not in optional)
         listed.append({**module.INFO._asdict(), "problems": problems(spec.Data(name=name), root, needed)})

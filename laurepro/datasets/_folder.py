@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from laurepro.datasets._manifest import is_name, read_lines
 from laurepro.datasets._prepare import Original
 
 SPLITS = ("train", "val", "test")
+_SPELT = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 IMAGE_FOLDERS, MASK_FOLDERS = ("images", "jpegimages"), ("masks", "labels", "segmentationclass")
 LIST_FOLDERS = (".", "ImageSets/Segmentation", "ImageSets", "splits", "lists")
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -121,8 +123,12 @@ def read(request: Request, report: Report) -> Contents:
         if len({split for split, _ in same}) > 1:
             faults.append(", ".join(f"{image} ({split})" for split, image in same) + ": splits share this image")
     for split, originals in made.items():
-        twice = [name for name, n in Counter(o.name for o in originals).items() if n > 1]
-        faults += [f"{split}: several images would be named {name}; rename all but one" for name in twice]
+        twice = [name for name, n in Counter(o.name.casefold() for o in originals).items() if n > 1]
+        faults += [
+            f"{split}: several images would be named {name}, in lower or upper case; rename all but one"
+            for name in twice
+        ]
+    notes += _unread(source)
     turns = Counter(result.turned for result in results if result.turned)
     notes += [f"{count} images {how}" for how, count in turns.items()]
     shares = {s: [*map(int, p[: len(classes.names)]), int(p[IGNORED])] for s, p in pixels.items()}
@@ -146,14 +152,14 @@ def _units(source: Path) -> Iterator[tuple[str | None, Path, Path]]:
     """Each split (None: not known) with its folder of images and its folder of label maps, which may be the same."""
     images, masks = _below(source, IMAGE_FOLDERS), _below(source, MASK_FOLDERS)
     if images is not None and masks is not None:
-        inside = {split: _below(images, (split,)) for split in SPLITS}
+        inside = {split: _below(images, _SPELT[split]) for split in SPLITS}
         if not any(inside.values()):
             yield None, images, masks
         for split, folder in inside.items():
             if folder is not None:
-                yield split, folder, _below(masks, (split,)) or masks / split
+                yield split, folder, _below(masks, _SPELT[split]) or masks / folder.name
         return
-    folders = {split: _below(source, (split,)) for split in SPLITS}
+    folders = {split: _below(source, _SPELT[split]) for split in SPLITS}
     if not any(folders.values()):
         yield None, source, source
     for split, folder in folders.items():
@@ -199,8 +205,18 @@ def _images_in(folder: Path, faults: list[str]) -> list[Path]:
 
 
 def _outside(source: Path, files: list[Path]) -> list[str]:
-    root = source.resolve()
-    return [f"{f}: links to {f.resolve()}, outside --source" for f in files if not f.resolve().is_relative_to(root)]
+    root = os.path.realpath(source)
+    real = {file: os.path.realpath(file) for file in files}  # of a link to itself too
+    return [f"{f}: links to {to}, outside --source" for f, to in real.items() if not Path(to).is_relative_to(root)]
+
+
+def _unread(source: Path) -> list[str]:
+    """A note on each folder beside images or label maps, or beside folders of splits, that is not read."""
+    units = list(_units(source))
+    read = {folder for _, images, masks in units for folder in (images, masks)}
+    parents = {folder if split is None else folder.parent for split, *folders in units for folder in folders}
+    inside = (f for parent in parents - {source} if parent.is_dir() for f in parent.iterdir() if f.is_dir())
+    return [f"{f}: this folder is not read" for f in sorted(inside) if f not in read and not f.name.startswith(".")]
 
 
 # ---------------------------------------------------------------------------------------------------------- splits
@@ -242,7 +258,8 @@ def _splits(request: Request, pairs: list[_Pair]) -> tuple[dict[str, list[_Pair]
 
 
 def _list_of(source: Path, split: str) -> Path | None:
-    return next((f for folder in LIST_FOLDERS if (f := source / folder / f"{split}.txt").is_file()), None)
+    files = (source / folder / f"{name}.txt" for folder in LIST_FOLDERS for name in _SPELT[split])
+    return next((file for file in files if file.is_file()), None)
 
 
 def _listed(file: Path, pairs: list[_Pair]) -> tuple[list[_Pair], list[str]]:
