@@ -9,6 +9,9 @@ import contextlib
 import ctypes
 import datetime
 import os
+import secrets
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laurepro import distributed
+from laurepro.errors import LaureproError
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer fails instead of hanging for ever
+SHARED_SECONDS = 5.0  # for a file that one node wrote to appear on another
 
 
 def initialise() -> None:
@@ -74,6 +79,57 @@ def any_rank(flag: bool) -> bool:
 def from_rank_0(value: int) -> int:
     """Rank 0's value, on every rank."""
     return int(all_reduce_sum(torch.tensor(value if rank() == 0 else 0)).item())
+
+
+def bytes_from_rank_0(value: bytes) -> bytes:
+    """Rank 0's value, on every rank; it must have the same length on all."""
+    if world_size() == 1:
+        return value
+    values = list(value if rank() == 0 else bytes(len(value)))
+    return bytes(all_reduce_sum(torch.tensor(values)).tolist())
+
+
+def ranks_with(flag: bool) -> list[int]:
+    """The ranks on which the flag is set: the same answer on all ranks."""
+    flags = torch.zeros(world_size(), dtype=torch.int64)
+    flags[rank()] = int(flag)
+    return torch.nonzero(all_reduce_sum(flags)).flatten().tolist()
+
+
+def check_shared(folder: Path) -> None:
+    """Check that all ranks see the same folder: rank 0 writes a token into it, which the others look for.
+
+    Raises:
+        LaureproError: on every rank alike, where one does not see it: nodes without a common folder would train on
+            from different checkpoints, and evaluate different weights.
+    """
+    if world_size() == 1:
+        return
+    token = folder / f"shared-{bytes_from_rank_0(secrets.token_bytes(8)).hex()}"
+    if rank() == 0:
+        token.touch()
+    any_rank(False)  # it is written
+    blind = ranks_with(not _appears(token))
+    if rank() == 0:
+        token.unlink(missing_ok=True)
+    if blind:
+        raise LaureproError(
+            f"--runs {folder.parent}: rank {', '.join(map(str, blind))} of {world_size()} has another folder there "
+            "than rank 0, which wrote a file that it cannot see",
+            "the nodes of a job need one --runs folder, on a disk that all of them mount",
+        )
+
+
+def _appears(file: Path) -> bool:
+    """Whether a file is there within some seconds, for which a network file system may show an older listing."""
+    end = time.monotonic() + SHARED_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            if file.name in os.listdir(file.parent):
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
 
 
 class _SumOverRanks(torch.autograd.Function):

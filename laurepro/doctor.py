@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from laurepro import record
 from laurepro.errors import LaureproError, install
+from laurepro.launchers.local import gpus
 from laurepro.spec import parts, weights
 
 
@@ -45,7 +46,7 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     """Every line, in the order in which problems are best fixed."""
     version = platform.python_version()
     yield Line("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed")
-    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    probe = subprocess.run([sys.executable, "-P", "-c", _PROBE], capture_output=True, text=True, check=False)
     if probe.returncode:
         last = (probe.stderr.strip().splitlines() or ["no output"])[-1]
         yield Line("torch", False, last, "make install installs matching versions of torch and torchvision")
@@ -58,8 +59,7 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
             f"gloo {report['gloo']}, nccl {report['nccl']}",
             "this torch has no gloo",
         )
-        gpus = ", ".join(report["gpus"])
-        yield Line("GPU", bool(gpus), gpus or "none", "scale smoke runs on a CPU; paper needs a CUDA GPU", True)
+        yield _gpus(report)
     cupy = next((f"{p} {v}" for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := record.version_of(p))), None)
     yield Line("CuPy", cupy is not None, cupy or "not installed", f"with a GPU, {install('cuda13')}", True)
     slurm = shutil.which("sbatch")
@@ -91,6 +91,20 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     free = shutil.disk_usage(existing).free / 2**30
     yield Line(
         "disk", free > 1, f"{free:.0f} GiB free for {runs}", "a smoke run needs well under 1 GiB; free some space"
+    )
+
+
+def _gpus(report: dict[str, Any]) -> Line:
+    """The GPUs that torch sees; where it sees none of those that nvidia-smi lists, something is to be fixed."""
+    if report["gpus"]:
+        return Line("GPU", True, ", ".join(report["gpus"]))
+    listed = gpus()
+    if not listed:
+        return Line("GPU", False, "none", "scale smoke runs on a CPU; paper needs a CUDA GPU", True)
+    build = f"is built for CUDA {report['cuda']}" if report["cuda"] else "is built without CUDA"
+    fix = "install a torch for CUDA, or the driver that it needs" if report["cuda"] else "install a torch for CUDA"
+    return Line(
+        "GPU", False, f"nvidia-smi lists {len(listed)}, and torch {report['torch']}, which {build}, sees none", fix
     )
 
 

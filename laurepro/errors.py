@@ -29,6 +29,14 @@ class LaureproError(Exception):
         super().__init__(printable(message if hint is None else f"{message}\n  {hint}"))
 
 
+class UnknownField(LaureproError):
+    """A key or an option that does not exist where it is given, which may be right elsewhere."""
+
+    def __init__(self, message: str, hint: str, name: str) -> None:
+        super().__init__(message, hint)
+        self.name = name
+
+
 def unknown(what: str, name: str, available: Iterable[str], where: str = "") -> LaureproError:
     """The error for a name that does not exist, with the available names and the nearest to what was typed.
 
@@ -41,6 +49,8 @@ def unknown(what: str, name: str, available: Iterable[str], where: str = "") -> 
     hint = f"{nearest}available: {', '.join(names) or 'none'}"
     if "LAUREPRO_PLUGINS" not in os.environ and os.path.isdir("plugins"):
         hint += "\n  ./plugins is not searched; to search it: export LAUREPRO_PLUGINS=plugins"
+    if what == "key" or what.startswith("option of "):
+        return UnknownField(f"{prefix}unknown {what} {name!r}", hint, str(name))
     return LaureproError(f"{prefix}unknown {what} {name!r}", hint)
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
+import os
 import re
+import shutil
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from laurepro import record
 from laurepro.spec import Strict
 
 LAST_LINES = 6
+FULL_BYTES = 16 * 1024  # less than a note, a log's line and their folder take
+LOG_BYTES = 64 * 1024  # of a log's end: a job may have written gigabytes
 BAD_INPUT, BUSY, STOPPED = 2, 75, 143  # exit codes of a worker; 0: a record was written, 1: the job failed
 _ENTRY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*: (-?\d+) ")
 
@@ -48,6 +54,14 @@ class FailureNote(Strict):
     last_lines: tuple[str, ...]
     time: float
 
+    @field_validator("reason", "last_lines", mode="before")
+    @classmethod
+    def _encodable(cls, value: Any) -> Any:
+        """Text with bytes that are not UTF-8, as in a path, is written with escapes."""
+        if isinstance(value, str):
+            return value.encode(errors="backslashreplace").decode()
+        return [cls._encodable(line) for line in value] if isinstance(value, list | tuple) else value
+
 
 def write(folder: Path, note: FailureNote, name: str = "failure.json") -> None:
     """Write a note, if that is possible: the disk may be what failed."""
@@ -64,11 +78,11 @@ def read(file: Path) -> FailureNote | None:
 
 
 def text_from(log: Path, offset: int = 0) -> str:
-    """The text that was written to a log since it was `offset` bytes long."""
+    """The text that was written to a log since it was `offset` bytes long; the end of it, where that is long."""
     try:
         with open(log, "rb") as stream:
-            stream.seek(offset)
-            return stream.read().decode(errors="replace")
+            stream.seek(max(offset, stream.seek(0, os.SEEK_END) - LOG_BYTES))
+            return stream.read(LOG_BYTES).decode(errors="replace")
     except OSError:
         return ""
 
@@ -101,9 +115,18 @@ def diagnose(job: str, folder: Path, code: int, log: str, how: str | None = None
             how = "stopped by a signal after a checkpoint"
         last = [line for line in log.splitlines() if line.strip()][-LAST_LINES:]
         reason = how or f"ended with exit code {code}"
+        if disk_is_full(folder):  # so that it could leave no note
+            reason += f"; no space is left on the disk of {folder}"
         note = FailureNote(reason=reason, rank=rank, last_lines=tuple(last), time=time.time())
     write(folder, note)
     return Failure(job, code, note.reason, note.rank, note.last_lines)
+
+
+def disk_is_full(folder: Path) -> bool:
+    """Whether nothing more can be written on a folder's disk."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    return False
 
 
 def _ranks(log: str) -> list[tuple[int, int]]:
@@ -119,13 +142,47 @@ def _ranks(log: str) -> list[tuple[int, int]]:
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Ask to be killed when the parent dies (Linux): an orphan would keep training beside its successor.
 
     The setting survives exec, so that the launcher can make it for torchrun's agent too.
+
+    Args:
+        parent: The process that must still be the parent; where it has died already, this process ends at once.
     """
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def orphaned() -> bool:
+    """Whether the process that started this worker died before the worker asked to die with it.
+
+    A worker's parent is the launcher, or torchrun's agent, which is recognised by its command line.
+    """
+    parent, launcher = os.getppid(), os.environ.get("LAUREPRO_PARENT")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return launcher is not None and parent != int(launcher)
+    try:
+        return not re.search(rb"torchrun|torch\.distributed", Path(f"/proc/{parent}/cmdline").read_bytes())
+    except OSError:
+        return Path("/proc/self/cmdline").exists()  # without /proc, as on macOS, nothing is known
+
+
+def write_holder(folder: Path) -> None:
+    """Note in a job's folder that this process holds its lock, for the messages of others."""
+    note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M")}
+    with contextlib.suppress(OSError):
+        record.write_atomic(folder / "holder.json", json.dumps(note), durable=False)
+
+
+def holder(folder: Path) -> str:
+    """Which process holds a job's lock, as far as that is known."""
+    note = record.read_json(folder / "holder.json") or {}
+    if not {"pid", "host", "since"} <= note.keys():
+        return "another process"
+    return f"process {note['pid']} on {note['host']}, since {note['since']},"
 
 
 STOP = "STOP"  # a file of this name in a job's folder makes the job write a checkpoint and stop

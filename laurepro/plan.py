@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from laurepro import spec
-from laurepro.errors import LaureproError, unknown
+from laurepro.errors import LaureproError, UnknownField, unknown
 from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table, parts
 from laurepro.spec.metrics import METRICS
 
@@ -21,6 +22,7 @@ class RowPlan(NamedTuple):
     row: Row
     experiment: Experiment | None
     jobs: tuple[Job, ...]
+    left_out: tuple[str, ...] = ()  # fields of --set that the row does not have
 
     @property
     def address(self) -> str:
@@ -29,7 +31,9 @@ class RowPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`jobs` in an order that respects what each needs; `reused` already have a record."""
+    """`jobs` in an order that respects what each needs; `reused` already have a record.
+
+    `wanted_by`: the addresses of the rows that need a job, by its name."""
 
     rows: tuple[RowPlan, ...]
     jobs: tuple[Job, ...]
@@ -113,11 +117,28 @@ def of_present_data(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"sources": {**experiment.sources, f"data/{name}": f"sha256:{digest}"}})
 
 
-def row_plan(table: Table, row: Row, scale: Scale, seeds: int | Iterable[int], overrides: Raw | None = None) -> RowPlan:
-    """The final jobs of one row (evaluate, profile); `build` adds the jobs that they need. `seeds`: N is 0…N-1."""
+def row_plan(
+    table: Table,
+    row: Row,
+    scale: Scale,
+    seeds: int | Iterable[int],
+    overrides: Raw | None = None,
+    partial: bool = False,
+) -> RowPlan:
+    """The final jobs of one row (evaluate, profile); `build` adds the jobs that they need.
+
+    Args:
+        table: Of the row.
+        row: Of the table.
+        scale: At which it is run.
+        seeds: Their numbers; N stands for 0…N-1.
+        overrides: --set.
+        partial: Leave out fields of --set that the row does not have, as one of several rows; see `check_overrides`.
+    """
     if row.set is None:
         return RowPlan(table, row, None, ())
-    experiment = of_present_data(spec.resolve(table, row, scale, overrides))
+    experiment, left_out = _resolve(table, row, scale, overrides, partial)
+    experiment = of_present_data(experiment)
     stages = sorted({METRICS[m].stage for m in table.metrics})
     numbers = range(seeds) if isinstance(seeds, int) else sorted(set(seeds))
     jobs = tuple(
@@ -125,7 +146,65 @@ def row_plan(table: Table, row: Row, scale: Scale, seeds: int | Iterable[int], o
         for stage in stages
         for seed in ((0,) if stage == "profile" else numbers)
     )
-    return RowPlan(table, row, experiment, jobs)
+    return RowPlan(table, row, experiment, jobs, left_out)
+
+
+def check_overrides(rows: Iterable[tuple[Table, Row]], scale: Scale, overrides: Raw | None) -> None:
+    """Raise LaureproError for a field of --set that none of the rows has."""
+    lacking: list[tuple[Table, Row, set[str]]] = []
+    for table, row in rows if overrides else ():
+        with suppress(LaureproError):  # of the row itself, as a plug-in that is missing
+            if row.set is not None:
+                lacking.append((table, row, set(_resolve(table, row, scale, overrides, True)[1])))
+    if lacking and (nowhere := set.intersection(*(fields for _, _, fields in lacking))):
+        table, row, _ = lacking[0]
+        spec.resolve(table, row, scale, _without(overrides or {}, _fields(overrides or {}) - nowhere))
+
+
+def _resolve(
+    table: Table, row: Row, scale: Scale, overrides: Raw | None, partial: bool
+) -> tuple[Experiment, tuple[str, ...]]:
+    """The experiment, and the fields of --set that are left out."""
+    left_out: set[str] = set()
+    while True:
+        kept = _without(overrides or {}, left_out)
+        try:
+            return spec.resolve(table, row, scale, kept), tuple(sorted(left_out))
+        except UnknownField as error:
+            named = [field for field in sorted(_fields(kept)) if error.name in field.split(".")]
+            if not partial or not named:
+                raise
+            others = {f: _message(table, row, scale, _without(kept, {f})) for f in named}
+            left_out.add(next((f for f, message in others.items() if message != str(error)), named[0]))
+
+
+def _message(table: Table, row: Row, scale: Scale, overrides: Raw) -> str:
+    """The error of a row with these overrides, or nothing."""
+    try:
+        spec.resolve(table, row, scale, overrides)
+    except UnknownField as error:
+        return str(error)
+    return ""
+
+
+def _fields(overrides: Raw, path: str = "") -> set[str]:
+    """The fields that --set gives, as `train.lr`."""
+    deeper = {k: isinstance(v, dict) and bool(v) for k, v in overrides.items()}
+    return set().union(*(_fields(v, f"{path}{k}.") if deeper[k] else {f"{path}{k}"} for k, v in overrides.items()))
+
+
+def _without(overrides: Raw, fields: Collection[str], path: str = "") -> Raw:
+    """The overrides without some fields; a section that then is empty is left out too."""
+    kept: Raw = {}
+    for key, value in overrides.items():
+        if isinstance(value, dict) and value:
+            value = _without(value, fields, f"{path}{key}.")
+            if not value:
+                continue
+        elif f"{path}{key}" in fields:
+            continue
+        kept[key] = value
+    return kept
 
 
 def parse_seeds(text: str) -> int | tuple[int, ...]:
@@ -186,13 +265,13 @@ def build(
         if not forced and job.name in done and (depth == 0 or has_weights(job)):
             reused[job.name] = job
             if need is not None and need.name in done:
-                _reuse_chain(need, address)
+                _mark_reused(need, address)
             return
         if need is not None:
             want(need, address, depth + 1)
         ordered.setdefault(job.name, job)
 
-    def _reuse_chain(job: Job, address: str) -> None:
+    def _mark_reused(job: Job, address: str) -> None:
         users = wanted.setdefault(job.name, [])
         if address not in users:
             users.append(address)

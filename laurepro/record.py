@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -14,21 +15,19 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
 from laurepro import __version__
 from laurepro.atomic import remove_unfinished
-from laurepro.atomic import write_atomic as write_atomic
+from laurepro.atomic import write_atomic as write_atomic  # a public name of this module
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
 from laurepro.spec.metrics import STAGES
 
 DEEPEST = 40  # mappings and lists inside each other in a record
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
-
-
 # What any job can leave, with room to spare; beyond it arithmetic overflows. A matrix of 150 classes still has a sum.
 Count = Annotated[int, Field(ge=-(2**48), le=2**48)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
@@ -295,8 +294,6 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
 
 def _unsound(record: Record) -> str:
     """What would keep a record from being shown; `laurepro verify` reports all that is wrong with one."""
-    if record.stage not in STAGES:
-        return f"stage is {record.stage!r}, expected {', '.join(STAGES)}"
     n = len(record.class_names)
     matrices = {"confusion": record.confusion, "boundary_confusion": record.boundary_confusion}
     for name, matrix in matrices.items():
@@ -351,17 +348,49 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+class Progress(NamedTuple):
+    """The last progress that a job reported; what is unknown, or no number, is None."""
+
+    step: int | None = None
+    steps: int | None = None
+    epoch: int | None = None
+    loss: float | None = None
+    seconds: float | None = None
+
+
+def progress(runs: Path, name: str) -> Progress:
+    """Read a job's `progress.json`."""
+    values = read_json(run_folder(runs, name) / "progress.json") or {}
+    number = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and abs(v) < 1e12}
+    step, steps, epoch = (int(number[k]) if k in number else None for k in ("step", "steps", "epoch"))
+    return Progress(step, steps, epoch, number.get("loss"), number.get("seconds"))
+
+
 def running(runs: Path, name: str) -> bool:
     """Whether some process holds the job's lock (the kernel frees it when the holder dies)."""
+    import fcntl
+
+    try:
+        descriptor = os.open(run_folder(runs, name) / "lock", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which needs no permission to write
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        return error.errno == errno.ENOSYS and _soft_lock_held(run_folder(runs, name) / "lock")
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _soft_lock_held(file: Path) -> bool:
+    """Whether a lock is held that filelock makes of a file's existence, where the system has no flock."""
     from filelock import FileLock, Timeout
 
-    file = run_folder(runs, name) / "lock"
-    if not file.exists():
-        return False
-    lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with FileLock(file, timeout=0):
+            return False
+    except (Timeout, OSError):
         return True
-    lock.release()
-    return False

@@ -27,17 +27,12 @@ from filelock import FileLock, Timeout
 from laurepro import failures, record
 from laurepro.atomic import write_atomic
 from laurepro.errors import LaureproError
-from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent
+from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent, orphaned
 from laurepro.spec import Job, parts
 
+LOCK_SECONDS = 0.2  # longer than `status` holds a lock that it looks at
 GO = -1  # rank 0's decision where there is work; any other number is the exit code
 _stop = False
-
-
-def _orphaned() -> bool:
-    """Whether the launcher died before this process could ask to die with it."""
-    parent = os.environ.get("LAUREPRO_PARENT")
-    return parent is not None and "TORCHELASTIC_RUN_ID" not in os.environ and os.getppid() != int(parent)
 
 
 def _on_signal(signum: int, frame: object) -> None:
@@ -69,7 +64,7 @@ class Progress:
 def main(argv: list[str] | None = None) -> int:
     """Run one job in this process. Returns the exit code."""
     die_with_parent()
-    if _orphaned():
+    if orphaned():
         return 1
     parser = argparse.ArgumentParser(prog="python -m laurepro.worker", description=__doc__.splitlines()[0])
     parser.add_argument("--job", required=True, help="the job as JSON")
@@ -80,8 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ["LAUREPRO_DATA"] = str(args.data)  # where a data set without a plug-in's file is looked for
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, _on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
+            signal.signal(number, _on_signal)
     job = Job.model_validate_json(args.job)
     folder = record.run_folder(args.runs, job)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
 
         distributed.initialise()
         code = distributed.from_rank_0(code)  # rank 0 decides for all
-        code = _run(args, job, folder, rank) if code == GO else code
+        if code == GO:
+            distributed.check_shared(folder)
+            code = _run(args, job, folder, rank)
         distributed.leave()
         return code
     except Exception as error:  # every error is reported by failure.json and the exit code
@@ -108,10 +106,16 @@ def main(argv: list[str] | None = None) -> int:
 def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> int:
     """Take the job's lock and remove outdated files. Returns GO, or the exit code if there is nothing to do."""
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
-        logging.info("another process runs %s", job.name)
+        logging.info("%s runs %s", failures.holder(folder), job.name)
         return BUSY
+    except OSError as error:
+        raise LaureproError(
+            f"{lock.lock_file}: cannot be locked: {error.strerror}",
+            "choose a --runs folder on a file system with locks; NFS needs lockd on the server and on this machine",
+        ) from None
+    failures.write_holder(folder)
     if not args.fresh and _finished(args, job):
         return 0
     for old in folder.glob("failure*.json"):

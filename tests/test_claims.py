@@ -95,7 +95,7 @@ def test_claims_over_two_imagenet_files_have_a_note(results: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ("where: ", "were: ", ["statements.0.where", "Field required"]),
         ("than: table1/encnet-os8-lau2x-off", "then: table1/encnet-os8-lau2x-off", ["'then'", "nearest: than"]),
@@ -112,14 +112,14 @@ def test_claims_over_two_imagenet_files_have_a_note(results: Path) -> None:
         ("than: table1/encnet-os8-lau2x-off}", "metric: miou60}", ["C1.4x-over-2x", "needs `than`"]),
     ],
 )
-def test_a_broken_file_says_where(experiments: Path, old: str, new: str, said: list[str]) -> None:
+def test_a_broken_file_is_refused_with_its_place(experiments: Path, old: str, new: str, expected: list[str]) -> None:
     file = experiments / "claims" / "paper.yaml"
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(LaureproError) as error:
         model.read(file)
-    assert [s for s in [str(file), *said] if s not in str(error.value)] == [], str(error.value)
+    assert [text for text in [str(file), *expected] if text not in str(error.value)] == [], str(error.value)
 
 
 # ------------------------------------------------------------------------------------ what the paper's cells say
@@ -445,9 +445,9 @@ def test_terminal_markdown_and_strict(results: Path) -> None:
     assert "| C8.enc8: LaU is above bilinear" in table.out and table.out.startswith("## Claims, scale smoke")
     assert run_cli("claims", "--strict", "--only", "C8.enc8", cwd=results).code == 0
     assert run_cli("claims", "--strict", "--only", "C8.*", cwd=results).code == 1
-    for option, said in ((("--only", "D1"), "matches no claim"), (("--scale", "smok"), "nearest: smoke")):
+    for option, message in ((("--only", "D1"), "matches no claim"), (("--scale", "smok"), "nearest: smoke")):
         wrong = CliRunner().invoke(main, ["claims", *option, "--results", str(results / "results")])
-        assert wrong.exit_code == 2 and said in wrong.output
+        assert wrong.exit_code == 2 and message in wrong.output
 
 
 UPSAMPLER = """\
@@ -487,7 +487,7 @@ def test_without_a_plugin_the_other_records_are_judged(experiments: Path, tmp_pa
         return {i["id"]: i for i in json.loads(ran.out)["items"]}, ran.err
 
     there, _ = verdicts(LAUREPRO_PLUGINS=tmp_path / "plugins")
-    gone, said = verdicts()
+    gone, warnings = verdicts()
     about = {i for i, item in there.items() if "table3a/encnet-os8-grid4x" in item["rows"]}
     assert about >= {"K1.off", "K2.grid"} and there["C8.enc8"]["verdict"] == "same sign here"
     assert {i: item for i, item in gone.items() if i not in about} == {i: t for i, t in there.items() if i not in about}
@@ -496,7 +496,7 @@ def test_without_a_plugin_the_other_records_are_judged(experiments: Path, tmp_pa
         assert (
             gone[claim]["found"] == "table3a/encnet-os8-grid4x needs upsamplers/mine, which no folder of plug-ins has"
         )
-    assert "1 record of scale 'photos', which no folder of experiments or plug-ins has" in said
+    assert "1 record of scale 'photos', which no folder of experiments or plug-ins has" in warnings
     wrong = run_cli("claims", "--set", "model.upsampler.kind=mine", cwd=tmp_path, LAUREPRO_EXPERIMENTS=experiments)
     assert wrong.code == 2 and "unknown upsampler 'mine'" in wrong.err  # a slip of --set is one
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_record
+from conftest import ROOT, make_record
 
 from laurepro import claims, plan, spec
 from laurepro.claims import inference
@@ -87,6 +87,19 @@ def test_family_wise_error(times: int, real: int) -> None:
     wrong = (adjusted[:, real:] <= ALPHA).any(-1).mean()
     assert abs(wrong - ALPHA) < POINTS
     assert real == 0 or (adjusted[:, :real] <= ALPHA).mean() > 0.999
+
+
+@pytest.mark.parametrize("times", SIZES)
+@pytest.mark.parametrize(("alpha", "errors", "stated"), [(ALPHA, 0.167, "17 of 100"), (0.001, 0.0053, "5 of 1,000")])
+def test_seeds_that_are_added_after_a_look_err_more(times: int, alpha: float, errors: float, stated: str) -> None:
+    """docs/claims.md warns of stopping at the first verdict, with these numbers."""
+    drawn = np.random.default_rng(13).normal(0, 1, (times, 10))
+    decided = np.zeros(times, dtype=bool)
+    for n in range(3, 11):
+        mean, error = drawn[:, :n].mean(1), drawn[:, :n].std(1, ddof=1) / math.sqrt(n)
+        decided |= inference.p_value(np.abs(mean), error, n) <= alpha
+    assert abs(decided.mean() - errors) < 4 * math.sqrt(errors / times)
+    assert stated in " ".join((ROOT / "docs" / "claims.md").read_text().split())
 
 
 @pytest.mark.parametrize("times", SIZES)

@@ -299,9 +299,10 @@ def test_a_reader_that_leaves_gets_no_traceback(args: list[str], tmp_path: Path)
 
 def test_doctor_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "profile.py").write_text("raise ImportError('taken for the module that torch imports')")
     ran = run_cli("doctor", "--runs", "file/runs", cwd=tmp_path)
     assert ran.code == 1 and "Traceback" not in ran.err
     for what in ("python", "torch", "CuPy", "data shapes", "commit", "--results", "disk"):
         assert re.search(rf"^(ok|note) +{what}: \S", ran.out, re.M), what
     assert re.findall(r"^FIX +(\S+):", ran.out, re.M) == ["--runs"]
-    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "profile.py"]

@@ -1,15 +1,20 @@
-"""Every number in the tables of docs/evidence.md is what the committed records say."""
+"""Every number in the tables of docs/evidence.md, and those it draws conclusions from, are what the records give."""
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import ROOT
+from scipy import stats
 
-from laurepro import report, spec
+from laurepro import claims, record, report, spec
+from laurepro.claims.samples import Rows
 from laurepro.report.comparison import interval
 from laurepro.report.rows import RowResult
 
@@ -69,3 +74,92 @@ def test_a_row_is_what_its_records_say(address: str) -> None:
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_a_difference_is_what_the_records_say(one: str, other: str) -> None:
     assert difference_line(one, other) in PAGE.splitlines(), f"make it\n{difference_line(one, other)}"
+
+
+# -------------------------------------------------------------------------------- how much three seeds can show
+
+TEXT = " ".join(PAGE.split())
+LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
+
+
+@cache
+def scored(metric: str) -> dict[str, npt.NDArray[np.float64]]:
+    """Rows with three seeds, without those that take another row's weights and the one that diverges."""
+    rows = [a for a in dict.fromkeys(ROWS) if "oracle" not in a and not a.endswith("pixelshuffle2x")]
+    return {a: np.array([v[s] for s in range(3)]) for a in rows if len(v := values(a, metric)) == 3}
+
+
+def pooled(metric: str) -> tuple[float, int, float]:
+    """Standard deviation of a paired difference over rows and seeds, its degrees of freedom, and the seeds' ICC."""
+    table = np.array(list(scored(metric).values()))
+    rows, seeds = table.shape
+    residual = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    freedom = (rows - 1) * (seeds - 1)
+    within = (residual**2).sum() / freedom
+    between = rows * ((table.mean(0) - table.mean()) ** 2).sum() / (seeds - 1)
+    return math.sqrt(2 * within), freedom, (between - within) / (between + (rows - 1) * within)
+
+
+@pytest.mark.parametrize(("title", "metric"), [("mIoU", "miou"), ("bmIoU", "boundary_miou")])
+def test_the_pooled_deviation(title: str, metric: str) -> None:
+    deviation, freedom, icc = pooled(metric)
+    half = stats.t.ppf(0.975, freedom) * deviation / math.sqrt(3)
+    assert f"| {title} | {deviation:.2f} | {icc:.2f} | ±{half:.2f} |" in PAGE.splitlines()
+    assert f"the {len(scored(metric))} rows that have three seeds" in TEXT and f"{freedom} degrees of freedom" in TEXT
+
+
+def test_what_the_decided_comparison_rests_on() -> None:
+    records, _ = record.read_all(ROOT / "results")
+    verdicts = claims.judge(spec.scale(SCALE), records)
+    (decided,) = [v for v in verdicts if v.verdict in ("supported", "contradicted")]
+    assert decided.claim.id == "K3.enc8" and decided.p and decided.p_holm and decided.std and decided.estimate
+    families = [round(decided.p_holm / decided.p), 48]
+    first = next(v for v in verdicts if v.claim.id == "C8.enc8")
+    assert first.level is not None and round(0.05 / (1 - first.level)) == families[1]
+    assert f"p = {decided.p:.4f}, corrected over the {families[0]} comparisons of its file {decided.p_holm:.3f}" in TEXT
+    assert f"one of {sum(families)} comparisons is decided" in TEXT
+    deviation, freedom, _ = pooled("boundary_miou")
+    chance = stats.chi2.cdf(2 * (decided.std / deviation) ** 2, 2)
+    assert f"comes up in {100 * chance:.0f} of 100 cases" in TEXT and f"deviation of {decided.std:.2f};" in TEXT
+    p = 2 * stats.t.sf(decided.estimate / (deviation / math.sqrt(3)), freedom)
+    assert f"the corrected p is {families[0] * p:.3f}" in TEXT
+    assert f"of both files it is {sum(families) * decided.p:.2f}" in TEXT
+    assert first.interval is not None and first.verdict == "undecided"
+    low, high = (f"{end:+.2f}".replace("-", "−") for end in first.interval)
+    assert f"{first.estimate:+.2f}, corrected interval [{low}, {high}]" in TEXT
+
+
+def test_the_narrowest_interval() -> None:
+    half = {}
+    for one, other in PAIRS:
+        if len(a := values(one, "miou")) == len(b := values(other, "miou")) == 3 and "oracle" not in one:
+            ends = interval([a[s] - b[s] for s in range(3)])
+            assert ends is not None
+            half[one, other] = (ends[1] - ends[0]) / 2
+    (narrowest, width) = min(half.items(), key=lambda item: item[1])
+    assert narrowest == ("table3a/encnet-os8-grid4x", "tablec/grid8x") and f"±{width:.2f}. Of" in TEXT
+
+
+def test_the_classes_that_the_score_is_made_of() -> None:
+    records, _ = record.read_all(ROOT / "results")
+    rows = Rows(spec.scale(SCALE), records, None)
+
+    def confusions(address: str) -> npt.NDArray[np.float64]:
+        return np.array([r.confusion for _, r in rows.by_seed(address, "miou").values()], dtype=np.float64)
+
+    def iou(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        hit = np.diagonal(confusion, axis1=1, axis2=2)
+        return np.asarray(100 * hit / (confusion.sum(1) + confusion.sum(2) - hit))
+
+    names = [n.lower() for n in next(iter(rows.by_seed(LAU, "miou").values()))[1].class_names]
+    pole, pedestrian, bicyclist = (names.index(n) for n in ("pole", "pedestrian", "bicyclist"))
+    assert max(iou(confusions(a))[:, pole].max() for a in scored("miou")) < 0.2
+    gain = (iou(confusions(LAU)) - iou(confusions(BILINEAR))).mean(0)
+    assert (gain[pedestrian] + gain[bicyclist]) / gain.sum() == pytest.approx(0.5, abs=0.03)
+    pixels = confusions(BILINEAR)[0].sum(1)
+    assert 100 * (pixels[pedestrian] + pixels[bicyclist]) / pixels.sum() == pytest.approx(0.9, abs=0.05)
+
+
+def test_the_scores_are_not_independent() -> None:
+    both = [np.concatenate(list(scored(metric).values())) for metric in ("miou", "boundary_iou")]
+    assert np.corrcoef(both)[0, 1] == pytest.approx(0.9, abs=0.05)

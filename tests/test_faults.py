@@ -6,6 +6,7 @@ that nothing disturbed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 from conftest import ROW, Finished, Ran, environment, run_cli
 from test_launch import assert_same_bits, train_folder
+
+from laurepro import failures
 
 RUN = ["run", ROW, "--scale", "tiny", "--retries", "0"]
 
@@ -86,6 +89,19 @@ def test_a_disk_that_is_full_at_a_record(
     assert again.code == 0, again.err
     shutil.copytree(results, tmp_path / "results")
     assert_same_bits(tmp_path, finished)
+
+
+def test_a_disk_without_a_page_left_is_the_reason(tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
+    """Where no note can be written, by launcher or worker: the launcher still says why, and status too."""
+    runs = small_disk("64k")
+    (runs / "job").mkdir()
+    with contextlib.suppress(OSError), open(runs / "all", "wb") as stream:
+        stream.write(bytes(65536))
+    failure = failures.diagnose("job", runs / "job", 1, "")
+    assert failure.reason == f"ended with exit code 1; no space is left on the disk of {runs / 'job'}"
+    assert not (runs / "job" / "failure.json").exists()
+    status = run_cli("status", "--runs", runs, cwd=tmp_path)
+    assert status.code == 0 and f"no space is left on the disk of {runs}" in status.out, status
 
 
 def test_a_limit_on_the_size_of_files(finished: Finished, tiny: Path, tmp_path: Path) -> None:

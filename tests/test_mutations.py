@@ -93,7 +93,7 @@ def code(kind: Kind, red: str) -> Callable[[Callable[[Broken], None]], Callable[
 
 # ------------------------------------------------------------------------------------------- printed numbers
 
-# Row, metric, printed, changed: the items that go red, of `arithmetic` where nothing else is said.
+# Row, metric, printed, changed: the items that go red, of `arithmetic` unless another subject is named.
 CELLS = """
 table1/encnet-os8-lau2x-off miou60 49.61 50.30: C1.4x-over-2x
 table1/encnet-os8-lau3x-off miou60 49.67 50.30: C1.4x-over-3x
@@ -209,13 +209,13 @@ def the_released_codes_split_of_pascal_context(b: Broken) -> None:
 
 
 @code("text", "arithmetic.C22.voc2012 arithmetic.C22.voc2012_aug")
-def a_picture_less_in_voc(b: Broken) -> None:
+def an_image_less_in_voc(b: Broken) -> None:
     held = voc2012_aug.LAYOUT.editions[""]
     b.patch.setitem(voc2012_aug.LAYOUT.editions, "", {split: n - 1 for split, n in held.items()})
 
 
 @code("text", "arithmetic.C22.ade20k")
-def more_test_pictures_in_ade20k(b: Broken) -> None:
+def more_test_images_in_ade20k(b: Broken) -> None:
     b.patch.setitem(ade20k.LAYOUT.editions[""], "test", 3_552)
 
 

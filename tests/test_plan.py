@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from conftest import planned, run_cli
 
 from laurepro import plan, spec
+from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.plan import Plan
 from laurepro.spec import Job
@@ -311,3 +316,63 @@ def test_force_runs_the_rows_own_jobs_and_not_what_others_share() -> None:
 def test_a_row_with_nothing_to_run_asks_for_nothing() -> None:
     found = make("table3b/ccl-r101", "table5/hrnet-w48")
     assert found.jobs == () and found.reused == () and [r.experiment for r in found.rows] == [None, None]
+
+
+# ------------------------------------------------------------------------------ --set, of several rows
+
+
+def test_a_field_that_a_row_lacks_is_left_out_for_that_row(tmp_path: Path) -> None:
+    """As the edition of PASCAL Context, which ADE20K has not, in one command for both."""
+    rows = ["table3a/encnet-os8-lau4x-off", "table5/encnet-r50-bilinear"]
+    words = ["--set", "data.options.edition=detail", "--set", "model.upsampler.bottleneck_channels=96"]
+    ran = run_cli("plan", *rows, *words, "--set", "train.lr=0.5", "--format", "json", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "--set data.options.edition: left out for table5/encnet-r50-bilinear, which" in ran.err
+    assert "--set model.upsampler.bottleneck_channels: left out for table5/encnet-r50-bilinear, which" in ran.err
+    alone = [
+        *planned(rows[0], *words, "--set", "train.lr=0.5", cwd=tmp_path),
+        *planned(rows[1], "--set", "train.lr=0.5", cwd=tmp_path),
+    ]
+    assert {job["key"] for job in json.loads(ran.out)["jobs"]} == {job["key"] for job in alone}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (("train.lrr=1",), "unknown key 'lrr'"),
+        (("data.options.editoin=detail",), "'editoin'"),
+        (("data.options.edition=detail", "train.lrr=1"), "unknown key 'lrr'"),
+        (("model.head.kind=asp",), "unknown head 'asp'"),
+        (("train.lr=fast",), "train.lr"),
+    ],
+)
+def test_a_field_that_no_row_has_stays_an_error(pairs: tuple[str, ...], message: str) -> None:
+    from laurepro.commands.options import choose
+
+    rows = ("table3a/encnet-os8-lau4x-off", "table5/encnet-r50-bilinear")
+    with pytest.raises(LaureproError, match=message):
+        choose(rows, False, "paper", 1, pairs)
+
+
+def test_a_field_of_one_row_that_it_lacks_stays_an_error(tmp_path: Path) -> None:
+    ran = run_cli("plan", "table5/encnet-r50-bilinear", "--set", "data.options.edition=detail", cwd=tmp_path)
+    assert ran.code == 2 and "'edition'" in ran.err
+
+
+def test_two_parts_with_one_option_of_a_name() -> None:
+    """`channels` of head and upsampler: the one that the row lacks is left out, and no other."""
+    scale = spec.scale("paper")
+    table = spec.tables()["table3a"]
+    overrides = {"model": {"head": {"channels": 64}, "upsampler": {"channels": 3}}, "train": {"lr": 0.5}}
+    row = plan.row_plan(table, table.row("aspp-os8-bilinear"), scale, 1, overrides, partial=True)
+    assert row.left_out == ("model.upsampler.channels",) and row.experiment is not None
+    assert row.experiment.model.head.options["channels"] == 64 and row.experiment.train.lr == 0.5
+
+
+def test_report_and_claims_take_the_set_of_such_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["report", "table3a", "table5", "--format", "csv"], ["claims"]):
+        ran = CliRunner().invoke(main, [*words, "--scale", "paper", "--set", "data.options.edition=detail"])
+        assert ran.exit_code == 0, ran.output
+        ran = CliRunner().invoke(main, [*words, "--scale", "paper", "--set", "train.lrr=1"])
+        assert ran.exit_code == 2 and "unknown key 'lrr'" in ran.output, ran.output

@@ -88,6 +88,7 @@ class Stubs:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with eight GPUs, which is asked quickly."""
+    monkeypatch.setattr(local, "torch_gpus", lambda: 8)
     monkeypatch.setattr(local, "gpus", lambda: [f"g{i}" for i in range(8)])
     monkeypatch.setattr(local, "POLL_SECONDS", 0.01)
     return monkeypatch
@@ -313,3 +314,16 @@ def test_the_rank_that_failed_first_is_the_reason(
     assert failures.first_code(1, log) == expected[0]
     left_now = failures.read(tmp_path / "failure.json")
     assert left_now is not None and left_now.reason == expected[1]
+
+
+def test_of_a_long_log_only_the_end_is_read(tmp_path: Path) -> None:
+    """A gigabyte of it, sparse: the summary is at its end, and what is older than the attempt is not read."""
+    log = tmp_path / "log.txt"
+    with open(log, "wb") as stream:
+        stream.truncate(2**30)
+        stream.seek(0, 2)
+        stream.write(SUMMARY.format(1, -9, " ", 0, 1, " ").encode())
+    text = failures.text_from(log, 5)
+    assert len(text) <= failures.LOG_BYTES and failures.first_code(1, text) == -9
+    assert failures.text_from(log, log.stat().st_size - 3) == text[-3:] and failures.text_from(tmp_path / "none") == ""
+    assert failures.text_from(log, log.stat().st_size + 9) == ""

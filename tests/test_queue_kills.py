@@ -24,6 +24,7 @@ import sys
 from laurepro.cli import main
 from laurepro.launchers import local
 local.gpus = lambda: [str(i) for i in range(8)]
+local.torch_gpus = lambda: 8
 local.BUSY_SECONDS = 0.5
 command = local.command
 local.command = lambda *a: [sys.executable, "laurepro.worker.py", *command(*a)[3:]]

@@ -21,7 +21,7 @@ from conftest import Ran, environment, make_record, run_cli
 from laurepro import plan, record, report, spec
 from laurepro.cli import main
 from laurepro.errors import LaureproError
-from laurepro.report import RowResult, blocks, columns, latex, tables
+from laurepro.report import RowResult, blocks, columns, comparison, latex, tables
 from laurepro.report.blocks import Page
 from laurepro.report.rows import scales_of
 from laurepro.spec import Job, parts
@@ -98,6 +98,15 @@ def label(row: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- numbers
+
+
+def test_a_row_is_compared_with_the_baseline_that_it_names(empty: Planted) -> None:
+    """Table c has six bilinear rows: without a name, the first one would stand for all."""
+    for row, miou in (("bilinear", 40.0), ("bilinear-norm-uniform", 44.0), ("lau4x-norm-uniform", 45.0)):
+        empty.add(f"tablec/{row}", "camvid-cpu", [{"miou": miou}])
+    rows = {r.row.id: r for r in empty.section("tablec", "camvid-cpu")}
+    differences = comparison.over_baseline(list(rows.values()), rows["lau4x-norm-uniform"], "miou")
+    assert differences == [1.0]
 
 
 def test_mean_and_standard_deviation_over_seeds(planted: Planted) -> None:

@@ -385,7 +385,9 @@ def picture(sources: Sources, file: Path, size: int = 16) -> None:
 
 def test_figures_of_the_results_folder_are_shown_with_their_words(sources: Sources, tmp_path: Path) -> None:
     picture(sources, tmp_path / "results" / "figures" / "a b.png")
+    good = (tmp_path / "results" / "figures" / "a b.png").read_bytes()
     (tmp_path / "results" / "figures" / "broken.png").write_text("no picture")
+    (tmp_path / "results" / "figures" / "cut.png").write_bytes(good[:30])
     found = report.gather(results=tmp_path / "results")
     page = Parsed(report.render_page(found, "html", tmp_path))
     (image,) = [a for tag, a in page.elements if tag == "img"]

@@ -69,6 +69,7 @@ GOLDEN = """\
 
 module load cuda
 export LAUREPRO_COMMAND={again}
+export PYTHONSAFEPATH=1
 export PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}
 export OMP_NUM_THREADS=1
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

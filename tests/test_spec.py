@@ -99,6 +99,7 @@ def resolve_all(scale: str = "smoke") -> None:
         ("    set: {}", "    set: {}\n    init_from: table3/x", ["'encnet-os8-bilinear'", "init_from", "'table3'"]),
         ("    set: {}", "    set: {}\n    init_from: table3a/x", ["unknown row", "'x'"]),
         ("    set: {}", "    set: {}\n    init_from: table3a/encnet-os8-bilinear", ["init_from", "circular"]),
+        ("    set: {}", "    set: {}\n    baseline: nosuch", ["baseline", "unknown other row of table3a: 'nosuch'"]),
         ("title:", "title: again\ntitle:", ["line 2", "duplicate key 'title'"]),
     ],
 )
@@ -384,19 +385,34 @@ def test_every_row_resolves_at_every_scale_and_its_canonical_form_is_final(scale
 
 
 @pytest.mark.parametrize(
-    ("address", "stage", "name"),
+    ("address", "stage", "name", "with_ones"),
     [
-        ("table3a/encnet-os8-lau4x-off", "evaluate", "evaluate-pascal_context-encnet-resnet50-lau-s0-0b01b6bc67"),
-        ("table3a/encnet-os8-lau4x-off", "train", "train-pascal_context-encnet-resnet50-lau-s0-a0d466a2a4"),
-        ("table6/encnet-r101-lau4x-off", "evaluate", "test-ade20k-encnet-resnet101-lau-s0-585dd4a47b"),
-        ("table6/encnet-r101-lau4x-off", "train", "train-ade20k-encnet-resnet101-lau-s0-7f0cb371d3"),
+        (
+            "table3a/encnet-os8-lau4x-off",
+            "evaluate",
+            "evaluate-pascal_context-encnet-resnet50-lau-s0-6fbb6fde80",
+            "0b01b6bc67",
+        ),
+        (
+            "table3a/encnet-os8-lau4x-off",
+            "train",
+            "train-pascal_context-encnet-resnet50-lau-s0-4fcd0260d8",
+            "a0d466a2a4",
+        ),
+        ("table6/encnet-r101-lau4x-off", "evaluate", "test-ade20k-encnet-resnet101-lau-s0-7f95813bca", "585dd4a47b"),
+        ("table6/encnet-r101-lau4x-off", "train", "train-ade20k-encnet-resnet101-lau-s0-8ebd8d53a6", "7f0cb371d3"),
     ],
 )
-def test_pinned_names(address: str, stage: str, name: str) -> None:
-    """Another name would orphan every record there is. It may change with a row's meaning, and with nothing else."""
+def test_pinned_names(address: str, stage: str, name: str, with_ones: str) -> None:
+    """Another name would orphan every record there is. It may change with a row's meaning, and with nothing else.
+
+    With `norm_init: ones`, keys are those from before that field was.
+    """
     table, _, row = address.partition("/")
-    experiment = spec.resolve(spec.tables()[table], spec.tables()[table].row(row), spec.scale("paper"))
-    assert Job(stage=stage, scale="paper", seed=0, experiment=experiment).name == name
+    args = spec.tables()[table], spec.tables()[table].row(row), spec.scale("paper")
+    assert Job(stage=stage, scale="paper", seed=0, experiment=spec.resolve(*args)).name == name
+    ones = spec.resolve(*args, {"model": {"norm_init": "ones"}})
+    assert Job(stage=stage, scale="paper", seed=0, experiment=ones).key == with_ones
 
 
 def test_a_changed_copy_of_a_job_has_a_key_of_its_own() -> None:
@@ -422,6 +438,7 @@ def test_pinned_defaults() -> None:
             "aux_channels": 256,
             "aux_lau": False,
             "dropout": 0.1,
+            "norm_init": "ones",
         },
         "loss": {
             "kind": "cross_entropy",
@@ -477,6 +494,7 @@ def test_pinned_defaults() -> None:
             "align_corners": True,
             "oracle_radius": None,
             "precision": "float32",
+            "tf32": False,
         },
         "profile": {
             "height": 480,

@@ -92,14 +92,14 @@ def test_activations_cannot_be_checkpointed() -> None:
 
 def test_images_are_normalised_as_the_weights_expect() -> None:
     """An image of 0 ... 1 that the data set normalised by ImageNet's statistics reaches the model with mean 0.5."""
-    backbone = build_backbone(spec.Backbone(kind="timm", name="tf_efficientnet_lite0", stages=2), 8).eval()
+    backbone = build_backbone(spec.Backbone(kind="timm", name="tf_efficientnet_lite0", stages=3), 8).eval()
     image = torch.rand(1, 3, 32, 32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     expected = backbone.body((image - 0.5) / 0.5)
     for got, want in zip(backbone((image - mean) / std), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     plain = build_backbone(
-        spec.Backbone(kind="timm", name="tf_efficientnet_lite0", stages=2, normalisation="imagenet"), 8
+        spec.Backbone(kind="timm", name="tf_efficientnet_lite0", stages=3, normalisation="imagenet"), 8
     )
     plain.load_state_dict(backbone.state_dict())
     torch.testing.assert_close(plain.eval()(image)[0], backbone.body(image)[0])

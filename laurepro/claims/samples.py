@@ -32,6 +32,8 @@ class Rows:
         self.seeds = record.measured_seeds(records, scale.name) | {0}
         self._jobs: dict[str, tuple[Job, ...]] = {}
         self._missing: dict[str, str] = {}
+        every_row = ((table, row) for table in spec.tables().values() for row in table.rows)
+        plan.check_overrides(every_row, scale, overrides)
 
     def jobs(self, address: str) -> tuple[Job, ...]:
         """Final jobs of a row, all seeds; none for a quoted row, nor for one that names a plug-in that is missing."""
@@ -41,11 +43,12 @@ class Rows:
                 self._missing[address] = f"{address} needs {', '.join(parts_missing)}, which no folder of plug-ins has"
                 self._jobs[address] = ()
             else:
-                self._jobs[address] = plan.row_plan(table, row, self.scale, self.seeds, self.overrides).jobs
+                planned = plan.row_plan(table, row, self.scale, self.seeds, self.overrides, partial=True)
+                self._jobs[address] = planned.jobs
         return self._jobs[address]
 
     def missing(self, address: str) -> str | None:
-        """Why a row's jobs are unknown: its plug-in is missing. Its records cannot be told from other rows' then."""
+        """Why a row's jobs are unknown: its plug-in is missing, and without it no record can be matched to the row."""
         self.jobs(address)
         return self._missing.get(address)
 

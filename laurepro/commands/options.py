@@ -127,7 +127,13 @@ def choose(
     scale = spec.scale(scale_name or "paper")
     overrides = spec.parse_overrides(pairs)
     rows = plan.select(targets, scale, everything)
-    return scale, [plan.row_plan(t, r, scale, seeds or scale.seeds, overrides) for t, r in rows]
+    plan.check_overrides(rows, scale, overrides)
+    plans = [plan.row_plan(t, r, scale, seeds or scale.seeds, overrides, partial=True) for t, r in rows]
+    for field in dict.fromkeys(field for p in plans for field in p.left_out):
+        without = [p.address for p in plans if field in p.left_out]
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        click.echo(f"--set {field}: left out for {', '.join(without[:3])}{more}, which have no such field", err=True)
+    return scale, plans
 
 
 def summary(rows: list[Any], planned: Any, scale: str) -> str:

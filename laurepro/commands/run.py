@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from laurepro.commands.launching import LaunchCommand, Launching, chosen_options, launching
 from laurepro.commands.options import choose, plural, summary
-from laurepro.errors import LaureproError
+from laurepro.errors import LaureproError, printable
 
 if TYPE_CHECKING:
     from laurepro.launchers import Failure, LaunchContext
@@ -31,7 +32,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     """Plan, check, launch. Raises click.exceptions.Exit, with code 1 when a job failed."""
     from laurepro import plan, record
     from laurepro.launchers import LaunchContext
-    from laurepro.network import initial_weights
+    from laurepro.network import batch_norm, initial_weights
     from laurepro.spec import parts
     from laurepro.training import events
 
@@ -46,7 +47,9 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), given.force)
-    initial_weights.check(job.experiment for job in planned.jobs if job.stage == "train")
+    trainings = [job.experiment for job in planned.jobs if job.stage == "train"]
+    initial_weights.check(trainings)
+    batch_norm.check(trainings)
     if "preview" not in parts.features_of("launchers", given.launcher):
         check_data(planned, given.data, targets)
     click.echo(summary(rows, planned, chosen.name), err=True)
@@ -89,7 +92,8 @@ def _launch(launcher: str, planned: Plan, context: LaunchContext) -> list[Failur
     try:
         failures: list[Failure] = parts.load("launchers", launcher).launch(planned, context)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command resumes from the checkpoints", err=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            click.echo("interrupted; the same command resumes from the checkpoints", err=True)
         raise click.exceptions.Exit(130) from None
     except TimeIsUp as up:
         click.echo(f"stopped by --time-limit: {up}; the same command resumes from the checkpoints", err=True)
@@ -104,9 +108,9 @@ def _launch(launcher: str, planned: Plan, context: LaunchContext) -> list[Failur
 def _show(failure: Failure, runs: Path) -> None:
     """Why a job failed, and what a user can do about it."""
     rank = "" if failure.rank is None else f" (rank {failure.rank})"
-    click.echo(f"failed: {failure.job}: {failure.reason}{rank}", err=True)
+    click.echo(printable(f"failed: {failure.job}: {failure.reason}{rank}"), err=True)
     for line in failure.last_lines:
-        click.echo(f"  | {line}", err=True)
+        click.echo(printable(f"  | {line}"), err=True)
     if (log := runs / failure.job / "log.txt").is_file():
         click.echo(f"  log: {log}\n  {failure.advice}", err=True)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import check_results, choose, paths, scaled
-from laurepro.errors import LaureproError
+from laurepro.commands.options import check_results, choose, paths, plural, scaled
+from laurepro.errors import LaureproError, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -23,22 +23,11 @@ if TYPE_CHECKING:
     from laurepro.failures import FailureNote
     from laurepro.launchers import State as JobState
     from laurepro.plan import RowPlan
-    from laurepro.record import Record
+    from laurepro.record import Progress, Record
 
 SECONDS = 1.0  # between two updates on a terminal
 LAUNCHER_SECONDS = 5.0  # between two questions to a launcher: many users ask a cluster's controller
 PLAIN_SECONDS = 10.0  # between two updates elsewhere, where every line stays
-
-
-class Running(NamedTuple):
-    """A running job, with its last progress."""
-
-    job: str
-    epoch: int | None
-    step: int | None
-    steps: int | None
-    loss: float | None
-    seconds_left: float | None
 
 
 class State(NamedTuple):
@@ -47,7 +36,7 @@ class State(NamedTuple):
     scale: str
     done: int
     missing: int
-    running: tuple[Running, ...]
+    running: tuple[tuple[str, Progress], ...]
     queued: tuple[str, ...]  # submitted by a launcher
     stopped: tuple[str, ...]
     failed: tuple[tuple[str, FailureNote | None], ...]
@@ -68,7 +57,7 @@ def command(
     runs: Path,
 ) -> None:
     """What is running, done, failed (with the reason and the log's last lines) and missing."""
-    from laurepro import record, spec
+    from laurepro import failures, record, spec
 
     check_results(results, runs)
     records, problems = record.read_all(results)
@@ -94,15 +83,37 @@ def command(
         states = [_state(name, rows, done, runs, jobs) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 
+    if runs.is_dir() and failures.disk_is_full(runs):
+        click.echo(f"no space is left on the disk of {runs}: jobs that end there cannot say why")
     for problem in problems:
-        click.echo(f"unreadable: {problem}")
+        click.echo(printable(f"unreadable: {problem}"))
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
             _watch(look, runs)
-    elif states := look():
+        return
+    states = look()
+    if states:
         click.echo("\n".join(_lines(states, runs)))
-    else:
+    others = [] if targets else _others(plans, {name: r.scale for name, r in records.items()}, runs)
+    if others:
+        click.echo(f"{plural(len(others), 'job')} of other settings: see them with the --set that they were run with")
+    elif not states:
         click.echo(f"no records in {results}, nothing started in {runs}")
+
+
+def _others(plans: dict[str, list[RowPlan]], recorded: dict[str, str], runs: Path) -> list[str]:
+    """Jobs of these scales with a record or a folder that no table has, as those of a --set.
+
+    Args:
+        plans: The rows by scale.
+        recorded: The scale of each job that has a record.
+        runs: Where the folders are.
+    """
+    from laurepro import plan, record
+
+    started = {file.parent.name: (record.read_json(file) or {}).get("scale") for file in runs.glob("*/job.json")}
+    wanted = set().union(*(plan.build(rows, set(), lambda job: False).wanted_by for rows in plans.values()))
+    return [name for name, scale in {**started, **recorded}.items() if name not in wanted and scale in plans]
 
 
 def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, submitted: dict[str, JobState]) -> State:
@@ -117,7 +128,7 @@ def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, submitte
             continue
         # Where a file system does not show the locks of other nodes, the launcher knows.
         if record.running(runs, name) or submitted.get(name) == "running":
-            running.append(_running(name, folder))
+            running.append((name, record.progress(runs, name)))
         elif name in submitted:
             queued.append(name)
         elif (folder / "failure.json").is_file():
@@ -182,15 +193,6 @@ def _reports_states(launcher: str) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name == "states" for node in nodes)
 
 
-def _running(name: str, folder: Path) -> Running:
-    from laurepro import record
-
-    values = record.read_json(folder / "progress.json") or {}
-    step, steps, spent = (values.get(k) for k in ("step", "steps", "seconds"))
-    left = spent / step * (steps - step) if step and steps and spent else None
-    return Running(name, values.get("epoch"), step, steps, values.get("loss"), left)
-
-
 def _summary(state: State) -> str:
     queued = f"{len(state.queued)} queued, " if state.queued else ""
     return (
@@ -199,12 +201,15 @@ def _summary(state: State) -> str:
     )
 
 
-def _cells(run: Running) -> tuple[str, str, str, str]:
+def _cells(last: Progress) -> tuple[str, str, str, str]:
     """Epoch, step, loss and time left; an unknown value is a question mark."""
-    left = "?" if run.seconds_left is None else str(datetime.timedelta(seconds=round(run.seconds_left)))
-    loss = "?" if run.loss is None else f"{run.loss:.3f}"
-    epoch = "?" if run.epoch is None else str(run.epoch + 1)
-    return epoch, f"{'?' if run.step is None else run.step}/{run.steps or '?'}", loss, left
+    left = "?"
+    if last.step and last.steps and last.seconds:
+        with contextlib.suppress(OverflowError):
+            left = str(datetime.timedelta(seconds=round(last.seconds / last.step * (last.steps - last.step))))
+    loss = "?" if last.loss is None else f"{last.loss:.3f}"
+    epoch = "?" if last.epoch is None else str(last.epoch + 1)
+    return epoch, f"{'?' if last.step is None else last.step}/{last.steps or '?'}", loss, left
 
 
 def _lines(states: list[State], runs: Path) -> list[str]:
@@ -212,15 +217,15 @@ def _lines(states: list[State], runs: Path) -> list[str]:
     lines = []
     for state in states:
         lines.append(_summary(state))
-        for run in state.running:
-            epoch, step, loss, left = _cells(run)
-            lines.append(f"  running  {run.job}  epoch {epoch}  step {step}  loss {loss}  {left} left")
+        for name, last in state.running:
+            epoch, step, loss, left = _cells(last)
+            lines.append(f"  running  {name}  epoch {epoch}  step {step}  loss {loss}  {left} left")
         for name, why in state.failed:
             rank = "" if why is None or why.rank is None else f" (rank {why.rank})"
             lines.append(f"  failed   {name}: {why.reason if why else 'the reason cannot be read'}{rank}")
             lines += [f"           | {line}" for line in (why.last_lines if why else ())]
             lines.append(f"           log: {runs / name / 'log.txt'}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _view(states: list[State], runs: Path) -> Group:
@@ -238,10 +243,10 @@ def _view(states: list[State], runs: Path) -> Group:
             table = Table(box=box.SIMPLE_HEAD)
             for head in ("job", "", "epoch", "step", "loss", "time left"):
                 table.add_column(head, justify="left" if head in ("job", "") else "right", overflow="fold")
-            for run in state.running:
-                bar = ProgressBar(total=run.steps or 1, completed=run.step or 0, width=20)
-                epoch, *rest = _cells(run)
-                table.add_row(Text(run.job), bar, epoch, *rest)
+            for name, last in state.running:
+                bar = ProgressBar(total=last.steps or 1, completed=last.step or 0, width=20)
+                epoch, *rest = _cells(last)
+                table.add_row(Text(name), bar, epoch, *rest)
             parts.append(table)
         for line in _lines([state._replace(running=())], runs)[1:]:
             parts.append(Text(line, style="red" if line.startswith("  failed") else "dim"))

@@ -128,7 +128,7 @@ def candidates(
         for address in claim.addresses:
             if (address, n) not in plans:
                 table, row = row_of(address)
-                plans[address, n] = plan.row_plan(table, row, scale, n, overrides)
+                plans[address, n] = plan.row_plan(table, row, scale, n, overrides, partial=True)
             if plans[address, n].jobs:
                 rows.append(plans[address, n])
         return rows, plan.build(rows, set(records), has_weights).jobs

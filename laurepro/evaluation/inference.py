@@ -24,9 +24,13 @@ from torch import Tensor
 
 from laurepro import spec
 from laurepro.datasets import Image, Images, Label
-from laurepro.evaluation import inference
 from laurepro.network import model
 from laurepro.network.model import MEAN, STD, normalise
+
+# Images go to ranks in whole blocks. A forward pass then holds the same images or windows, and rounds alike, for any
+# number of ranks.
+BLOCK = {"whole": 32, "slide": 8}
+READERS = 4  # most threads that read images ahead
 
 CPU_PIXELS = 32 * 96**2  # of one forward pass: larger ones do not fit into a cache and are slower
 GPU_BYTES = 2**30  # of one forward pass's scores; earlier layers need a few times that
@@ -237,14 +241,6 @@ def _resize(images: Tensor, size: tuple[int, int], evaluation: spec.Eval) -> Ten
     return F.interpolate(images, size, mode="bilinear", align_corners=evaluation.align_corners)
 
 
-# Images go to ranks in whole blocks. A forward pass then holds the same images or windows, and rounds alike, for any
-# number of ranks.
-BLOCK = {"whole": 32, "slide": 8}
-
-
-READERS = 4  # most threads that read images ahead
-
-
 def load_network(
     experiment: spec.Experiment, classes: int, weights: dict[str, Tensor], device: torch.device
 ) -> model.Network:
@@ -263,7 +259,7 @@ def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -
 
 
 def predictions(
-    network: inference.Predictor,
+    network: Predictor,
     images: Images,
     indices: list[int],
     classes: int,
@@ -281,7 +277,7 @@ def predictions(
 
     for _ in range(0, len(indices), BLOCK[evaluation.mode]):
         block = islice(stream, BLOCK[evaluation.mode])
-        for predicted in inference.predict(network, normalised(block), classes, evaluation):
+        for predicted in predict(network, normalised(block), classes, evaluation):
             index, label = pending.popleft()
             yield index, torch.from_numpy(label).to(device), predicted
 

@@ -86,7 +86,7 @@ def command(
     worker += ["--tensorboard"] if context.tensorboard else []
     if context.nproc_per_node * context.nodes == 1:
         return [sys.executable, *worker]
-    rendezvous = ["--standalone"]
+    rendezvous = ["--standalone", "--local-addr=127.0.0.1"]  # the host's own name may not resolve
     if context.nodes > 1:
         rendezvous = [f"--nnodes={context.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id or job.name}"]
         rendezvous += [f"--rdzv-endpoint={endpoint}"]

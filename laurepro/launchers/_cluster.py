@@ -82,6 +82,9 @@ def directives(cluster: Cluster, name: str, log: Path, nodes: int = 1, processes
         "signal": f"B:USR1@{cluster.signal_seconds}" if processes else None,
     }
     given = {k: v for k, v in requested.items() if v is not None} | cluster.options
+    for option, value in given.items():
+        if not f"{option}{value}".isprintable():  # the rest of the value would become a line of the script
+            raise LaureproError(f"sbatch --{option} {value!r}: a line break or control character cannot be part of it")
     lines = [f"#SBATCH --{k}" + ("" if v is None else f"={shlex.quote(str(v))}") for k, v in given.items()]
     return [*lines, "#SBATCH --requeue"]
 
@@ -142,6 +145,7 @@ def _environment(cluster: Cluster) -> list[str]:
     return [
         *cluster.setup,
         f"export LAUREPRO_COMMAND={shlex.quote(retry_command)}",
+        "export PYTHONSAFEPATH=1",
         f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from laurepro import record
+from laurepro.errors import printable
 from laurepro.spec import Job
 
 
@@ -26,7 +27,7 @@ class Lines:
 
     def line(self, text: str) -> None:
         """Print one line on stderr."""
-        click.echo(f"[{self.count}/{self.total}] {text}", err=True)
+        click.echo(f"[{self.count}/{self.total}] {printable(text)}", err=True)
 
     def done(self, job: Job, seconds: float) -> None:
         """Report a job that succeeded."""
@@ -62,7 +63,7 @@ class Bars(Lines):
     def line(self, text: str) -> None:
         """Print a line above the bars, unless it reports a start, which has its bar."""
         if not text.startswith("started"):
-            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def done(self, job: Job, seconds: float) -> None:
         """Report a job that succeeded."""
@@ -77,10 +78,10 @@ class Bars(Lines):
         for job, folder in running:
             if job.name not in self.tasks:
                 self.tasks[job.name] = self.bars.add_task(job.name, total=None, loss="starting")
-            state = record.read_json(folder / "progress.json") or {}
-            if "step" in state:
-                loss = f"loss {state['loss']:.3f}" if isinstance(state.get("loss"), float) else ""
-                self.bars.update(self.tasks[job.name], total=state.get("steps"), completed=state["step"], loss=loss)
+            last = record.progress(folder.parent, job.name)
+            if last.step is not None:
+                loss = "" if last.loss is None else f"loss {last.loss:.3f}"
+                self.bars.update(self.tasks[job.name], total=last.steps, completed=last.step, loss=loss)
 
 
 def display(total: int) -> Lines:

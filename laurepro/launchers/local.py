@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from laurepro import record
 from laurepro.errors import LaureproError
-from laurepro.failures import BAD_INPUT, BUSY, STOP, Failure, diagnose, die_with_parent, first_code, text_from
+from laurepro.failures import BAD_INPUT, BUSY, STOP, Failure, diagnose, die_with_parent, first_code, holder, text_from
 from laurepro.launchers import LaunchContext, TimeIsUp, command, cores, job_threads
 from laurepro.launchers._display import Lines, display
 from laurepro.launchers._schedule import Seats, core_seats, demand, starts
@@ -25,7 +30,9 @@ from laurepro.plan import Plan
 from laurepro.spec import Job
 
 POLL_SECONDS = 0.1
-BUSY_SECONDS = 2.0  # until a job that another laurepro runs is tried again
+BUSY_SECONDS = 2.0  # until the lock of a job that another process runs is looked at again
+BUSY_MOST = 60.0  # until such a job is started again where its lock cannot be seen: each time longer
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # in CUDA_VISIBLE_DEVICES
 GRACE_SECONDS = 60.0  # for a stopped worker to write its checkpoint
 
 Process = subprocess.Popen[bytes]
@@ -45,12 +52,42 @@ class Running(NamedTuple):
 def gpus() -> list[str]:
     """The GPUs of this machine, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
+    if visible is not None:  # CUDA takes the devices before the first that it does not know, as of NoDevFiles
+        return list(takewhile(_DEVICE.fullmatch, map(str.strip, visible.split(","))))
     if shutil.which("nvidia-smi") is None:
         return []
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return [str(i) for i, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def torch_gpus() -> int:
+    """The GPUs that torch sees, asked in a process of its own; -1 where that process fails."""
+    words = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    last = done.stdout.split()[-1:]
+    return int(last[0]) if done.returncode == 0 and last and last[0].isdigit() else -1
+
+
+def _usable_gpus(show: Lines) -> list[str]:
+    """The GPUs, or none, with a warning, where torch cannot use them: the jobs then share the cores."""
+    devices = gpus()
+    if devices and torch_gpus() == 0:
+        text = f"this machine has {len(devices)} GPU(s) (nvidia-smi, CUDA_VISIBLE_DEVICES), and torch sees none"
+        show.line(f"warning  {text}: the jobs run on the CPU; laurepro doctor says how to fix it")
+        return []
+    return devices
+
+
+def _check_loopback() -> None:
+    """Raise LaureproError where the processes of a job cannot reach each other."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise LaureproError(
+            f"--nproc-per-node: the processes of a job meet at 127.0.0.1, which cannot be reached: {error.strerror}",
+            "bring up the loopback interface (ip link set lo up), or use one process",
+        ) from None
 
 
 def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process:
@@ -63,12 +100,13 @@ def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process
         "OMP_NUM_THREADS": str(job_threads(job, context)),
         "LAUREPRO_PARENT": str(os.getpid()),
         "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a user types to repeat it
+        "PYTHONSAFEPATH": "1",  # a file profile.py in the current folder is not the module of that name
         "PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p),
     }
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     with open(folder / "log.txt", "ab") as log:
-        # In a new session, Ctrl-C reaches the launcher alone, which then lets the worker write a checkpoint.
+        # In a new session, Ctrl-C reaches the launcher alone, which lets the worker write a checkpoint.
         return subprocess.Popen(
             command(job, context),
             stdin=subprocess.DEVNULL,
@@ -76,14 +114,14 @@ def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
 
 
 def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Failure]:
     """Run every job of the plan; a failure stops only the jobs that need it.
 
-    Ctrl-C, or SIGTERM, makes the workers write a checkpoint and stop, waits for them and raises KeyboardInterrupt.
+    Ctrl-C, SIGTERM or SIGHUP: the workers write a checkpoint and stop, and KeyboardInterrupt is raised when they have.
 
     Args:
         plan: What to run.
@@ -97,14 +135,15 @@ def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Fai
         LaureproError: A job needs more GPUs than there are, or more than one machine; raised before any work.
         TimeIsUp: The context's time limit was reached before the end.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with display(len(plan.jobs)) as show:
+    with _interruptible(), display(len(plan.jobs)) as show:
         queue = Queue(plan, context, start, show)
         try:
             queue.run()
         except BaseException as error:  # whatever ends the launcher, the running jobs may keep their work
+            _ignore_signals()
             if isinstance(error, KeyboardInterrupt):
-                show.line("stopping: each running job writes a checkpoint")
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    show.line("stopping: each running job writes a checkpoint")
             _stop(queue.running)
             raise
     return list(queue.failures.values())
@@ -120,7 +159,9 @@ class Queue:
                 f"--nodes {context.nodes}: the local launcher has one machine",
                 "--launcher slurm uses several, --launcher dry prints the line to start on each",
             )
-        self.devices = gpus()
+        if context.nproc_per_node > 1:
+            _check_loopback()
+        self.devices = _usable_gpus(show)
         if self.devices and context.nproc_per_node > len(self.devices):
             raise LaureproError(
                 f"--nproc-per-node {context.nproc_per_node}: this machine has {len(self.devices)} GPU(s)",
@@ -133,7 +174,8 @@ class Queue:
         self.waiting, self.running = list(plan.jobs), list[Running]()
         self.finished, self.failures = set[str](), dict[str, Failure]()
         self.attempts: Counter[str] = Counter()
-        self.retry_at: dict[str, float] = {}  # of jobs that another laurepro runs
+        self.retry_at: dict[str, float] = {}  # of jobs that another process runs
+        self.busy: Counter[str] = Counter()  # how often each of them was started in vain
 
     def run(self) -> None:
         """Run until no job waits or runs. Raises TimeIsUp."""
@@ -168,9 +210,18 @@ class Queue:
         demands = [self.demands[job.name] for job in self.waiting]
         running = {run.job.name: run.seats for run in self.running}
         for name, seats in starts(demands, running, self.units, self.capacity, held).items():
+            if record.running(self.context.runs, name):
+                self.wait_for_holder(name, BUSY_SECONDS)
+                continue
             job = next(job for job in self.waiting if job.name == name)
             self.start_on(job, seats)
             self.waiting.remove(job)
+
+    def wait_for_holder(self, name: str, seconds: float) -> None:
+        """Leave a job to the process that runs it, for so long."""
+        if name not in self.retry_at:
+            self.show.line(f"waiting  {name}: {holder(self.context.runs / name)} runs it")
+        self.retry_at[name] = time.monotonic() + seconds
 
     def start_on(self, job: Job, seats: Seats) -> None:
         """Start the job."""
@@ -194,9 +245,8 @@ class Queue:
             self.show.done(run.job, time.monotonic() - run.started)
             return
         if first_code(code, log) == BUSY:
-            if name not in self.retry_at:
-                self.show.line(f"waiting  {name}: another laurepro runs it")
-            self.retry_at[name] = time.monotonic() + BUSY_SECONDS
+            self.wait_for_holder(name, min(BUSY_MOST, BUSY_SECONDS * 2 ** self.busy[name]))
+            self.busy[name] += 1
             self.waiting.append(run.job)
             return
         failure = diagnose(name, folder, code, log)
@@ -208,6 +258,31 @@ class Queue:
         else:
             self.show.line(f"FAILED   {name}: {failure.reason}")
             self.failures[name] = failure
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, the first of them only."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _ignore_signals()
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    """A closing terminal sends several SIGHUP: the jobs are waited for in spite of them. Ctrl-C still ends that."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(running: list[Running]) -> None:

@@ -178,7 +178,8 @@ def _failure(job: Job, entry: Queued | None, context: LaunchContext) -> Failure:
     """Why a job has ended without a record: its own note, else what Slurm reports."""
     folder = context.runs / job.name
     submitted = record.read_json(folder / SUBMITTED) or {}
-    log = text_from(folder / "log.txt", int(submitted.get("log_size", 0)))
+    size = submitted.get("log_size")
+    log = text_from(folder / "log.txt", size if isinstance(size, int) else 0)
     if entry is None:
         how = "it is no longer in the queue and left no record"
     elif entry.state == "CANCELLED" and job.needs is not None and not log:

@@ -12,11 +12,12 @@ import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from laurepro import distributed
 from laurepro.atomic import remove_unfinished, replacing
 from laurepro.errors import LaureproError
 
@@ -51,28 +52,68 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
         old.unlink(missing_ok=True)
 
 
+class Checkpoint(NamedTuple):
+    """What a file holds: the fields of its first line, and the state."""
+
+    key: str
+    step: int
+    sha256: str
+    state: dict[str, Any]
+
+
 def load_latest(folder: Path, key: str) -> dict[str, Any] | None:
-    """The newest state that can be read, its tensors on the CPU, or None. A broken file is reported and skipped.
+    """The newest state that rank 0 can read, on every rank alike, its tensors on the CPU, or None. All ranks call it.
+
+    A broken file is reported and skipped by rank 0. The others load the one that it chose, by step and checksum.
 
     Raises:
-        LaureproError: The newest readable one belongs to another key.
+        LaureproError: The newest readable one belongs to another key; or, on every rank, a rank cannot read the one
+            that rank 0 chose: they would train on from different steps.
     """
+    chosen = _latest(folder, key) if distributed.rank() == 0 else None
+    choice = bytes(40) if chosen is None else chosen.step.to_bytes(8, "big") + bytes.fromhex(chosen.sha256)
+    choice = distributed.bytes_from_rank_0(choice)
+    if not any(choice):
+        return None
+    step, sha256 = int.from_bytes(choice[:8], "big"), choice[8:].hex()
+    file = folder / f"checkpoint-{step:08d}.ckpt"
+    reason = ""
+    if chosen is None:
+        try:
+            chosen = _read(file)
+            reason = "" if chosen.sha256 == sha256 else "it is not the one that rank 0 reads"
+        except Broken as error:
+            reason = str(error)
+    if reason:
+        _log.error("%s: %s", file, reason)
+    if failed := distributed.ranks_with(bool(reason)):
+        detail = f": {reason}" if reason else ""
+        raise LaureproError(
+            f"{file}: rank 0 resumes from it, and rank {', '.join(map(str, failed))} cannot read it{detail}",
+            "every node must see the same files below --runs; remove the file to resume from the one before",
+        )
+    assert chosen is not None
+    return chosen.state
+
+
+def _latest(folder: Path, key: str) -> Checkpoint | None:
+    """The newest checkpoint that can be read, or None."""
     files = _newest_first(folder)
     for older, file in enumerate(files, 1):
         try:
-            stored_key, state = _read(file)
+            checkpoint = _read(file)
         except Broken as error:
             instead = (
                 f"{files[older].name} is used" if older < len(files) else "there is no other: starting from step 0"
             )
             _log.warning("%s is broken (%s); %s", file, error, instead)
             continue
-        if stored_key != key:
+        if checkpoint.key != key:
             raise LaureproError(
-                f"{file}: is a checkpoint of key {stored_key}, expected {key}",
+                f"{file}: is a checkpoint of key {checkpoint.key}, expected {key}",
                 "it was trained with other settings; remove the folder, or use another --runs",
             )
-        return state
+        return checkpoint
     return None
 
 
@@ -129,8 +170,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.ckpt"), reverse=True)
 
 
-def _read(file: Path) -> tuple[str, dict[str, Any]]:
-    """Key and state of one checkpoint. Raises Broken."""
+def _read(file: Path) -> Checkpoint:
+    """Read and check one checkpoint. Raises Broken."""
     content = _bytes(file)
     end = content.find(b"\n", 0, 300)
     words = content[: max(end, 0)].decode("ascii", "replace").split(" ")
@@ -140,7 +181,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
     payload = memoryview(content)[end + 1 :]
     if not fields["step"].isdigit() or _checksum(fields["key"], int(fields["step"]), payload) != fields["sha256"]:
         raise Broken("its checksum differs")
-    return fields["key"], _load(payload)
+    return Checkpoint(fields["key"], int(fields["step"]), fields["sha256"], _load(payload))
 
 
 def _bytes(file: Path) -> bytes:

@@ -18,6 +18,8 @@ from laurepro.heads import conv_bn_relu
 from laurepro.spec import parts
 from laurepro.upsamplers import PointSampling
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; every data set is normalised by them
+
 
 class Output(NamedTuple):
     """The result of a forward pass. Exactly one of `logits` and `sampling` is not None.
@@ -78,6 +80,7 @@ class Network(nn.Module):
         feature_channels: int = self.head.feature_channels
         self.aux: AuxHead | None = None
         if model.aux:
+            # The last map but one; of a backbone with one map, that one.
             self.aux = AuxHead(channels[-2:][0], model.aux_channels, num_classes, model.dropout)
         self.dropout = nn.Dropout2d(model.dropout)
         # Built even where an upsampler replaces it: later weights are then drawn alike in all rows.
@@ -177,7 +180,14 @@ def build_backbone(backbone: spec.Backbone, output_stride: int) -> Any:
     Raises:
         LaureproError: there is no such backbone, or it cannot have that output stride.
     """
-    return parts.load("backbones", backbone.kind).Backbone(output_stride, **backbone.options)
+    network = parts.load("backbones", backbone.kind).Backbone(output_stride, **backbone.options)
+    if len(network.strides) > 1 and network.strides[-1] != output_stride:
+        raise LaureproError(
+            f"backbone {backbone.kind!r}: its last map has stride {network.strides[-1]}, "
+            f"model.output_stride is {output_stride}",
+            "choose an output_stride that the backbone has",
+        )
+    return network
 
 
 def build(model: spec.Model, op: spec.Op, num_classes: int) -> Network:
@@ -236,16 +246,8 @@ def parameter_groups(network: nn.Module, train: spec.Train) -> list[dict[str, An
     return [{"name": name, "params": params[name], **rest} for name, rest in groups.items() if params[name]]
 
 
-MEAN = (0.485, 0.456, 0.406)
-
-
-STD = (0.229, 0.224, 0.225)
-
-
 def normalise(batch: torch.Tensor) -> torch.Tensor:
     """Images uint8 [N, H, W, 3] to network inputs float32 [N, 3, H, W], channels last in memory."""
-    import torch
-
     mean = torch.tensor(MEAN, device=batch.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=batch.device).view(1, 3, 1, 1)
     return batch.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)

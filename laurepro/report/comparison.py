@@ -21,7 +21,9 @@ def to_published(r: RowResult, metric: str) -> float | None:
 
 
 def baseline(rows: Section, r: RowResult) -> RowResult | None:
-    """The bilinear row of the same network; None for that row itself."""
+    """The row that it names as its baseline, else the first bilinear row of the same network; None for itself."""
+    if r.row.baseline is not None:
+        return next((b for b in rows if b.row.id == r.row.baseline), None)
     base = next((b for b in rows if b.is_baseline and b.group == r.group), None)
     return None if base is r else base
 

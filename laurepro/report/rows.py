@@ -99,6 +99,8 @@ def sections_of(
         if not chosen:
             raise unknown("table", target, [*tables, "table3"])
         ids += [t for t in chosen if t not in ids]
+    for name in scales:
+        plan.check_overrides(((tables[t], row) for t in ids for row in tables[t].rows), spec.scale(name), overrides)
     return [_measure(tables[t], spec.scale(s), records, runs, overrides) for t in ids for s in scales]
 
 
@@ -120,7 +122,7 @@ def _measure(
     rows = []
     for row in table.rows:
         try:
-            planned = plan.row_plan(table, row, scale, seeds, overrides)
+            planned = plan.row_plan(table, row, scale, seeds, overrides, partial=True)
         except LaureproError:
             missing = absent and _parts_asked_for(table, row, scale, overrides) & absent
             if not missing:

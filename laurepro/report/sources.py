@@ -79,9 +79,9 @@ def figures(results: Path) -> tuple[Figure, ...]:
     readable = []
     for file in sorted((results / "figures").glob("*.png")):
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=["PNG"]) as image:
                 text = {k: str(v) for k, v in image.info.items()}
-        except OSError:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for damaged files
             continue
         readable.append(Figure(file, text.get("Title", file.stem), text.get("Description", "no description")))
     return tuple(readable)

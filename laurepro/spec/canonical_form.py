@@ -12,7 +12,7 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     """One form for one meaning, so that the same experiment in two tables has one key.
 
     Fields that cannot matter return to their defaults, and a point-sampling upsampler without a
-    location-aware loss is the offset-guided loss of weight 0.
+    location-aware loss gets the offset-guided loss with weight 0.
     """
     model, loss = experiment.model, experiment.loss
     backbone = model.backbone

@@ -56,7 +56,7 @@ class Part(BaseModel):
 class Backbone(Part):
     """The backbone by file name, `backbones/<kind>.py`; its options are flat beside `kind`.
 
-    Options at their defaults are left out, since older records state them: one backbone has one form, and one key.
+    Options at their defaults are left out, because older records spell them out: one backbone has one form and one key.
     """
 
     kind: str = "resnet50"
@@ -95,7 +95,11 @@ class Model(Strict):
 
 
 class Loss(Strict):
-    """Section 3.2 of the paper; `offset_weight` is its lambda, `regression_weight` its gamma.
+    """Section 3.2 of the paper; `offset_weight` is its lambda, `regression_weight` its gamma, `beta` smooth L1's.
+
+    `resolution`: compute the loss on LaU's grid, or on the image's after resizing. `tie`: where two candidates are
+    equal, the rule of the paper or of the released code. `count`: a mean over valid pixels divides by their number on
+    all ranks, or on each rank by itself.
 
     `fused` False: the location-aware losses are composed of torch's operators on the upsampled scores, and autograd
     differentiates them. The same numbers up to rounding, more memory.

@@ -56,8 +56,8 @@ METRICS: dict[str, Metric] = {
 }
 
 # The parts of an experiment, or single fields, that can change what a stage measures. A job's key covers these, the
-# stage, the scale and the seed (a profile has none), and nothing else. A profile needs no data, but the classifier has
-# as many outputs as the data set has classes.
+# stage, the scale, `version` and the seed (a profile has none), and nothing else. A profile needs no data, but the
+# classifier has as many outputs as the data set has classes.
 STAGES: dict[str, tuple[str, ...]] = {
     "train": ("model", "loss", "op", "data", "train", "init_from", "sources"),
     "evaluate": ("model", "loss", "op", "data", "train", "init_from", "eval", "sources"),

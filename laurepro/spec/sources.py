@@ -1,7 +1,7 @@
 """Which code an experiment's parts are: digests of plug-ins outside this package, versions of those inside.
 
-A name says which file computes a number, and not what stands in it. An edited plug-in is another experiment, so that
-its source enters the key: the sha256 of its file and of the local files that it imports. What it reads in other ways
+A name says which file computes a number, but not its contents. An edited plug-in is another experiment, so its
+source enters the key: the sha256 of its file and of the local files that it imports. What it reads in other ways
 is not covered. A built-in part has a `VERSION`, which its author raises where its numbers change by more than
 rounding; 1, which every part starts from, is left out.
 """

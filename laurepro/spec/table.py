@@ -43,6 +43,7 @@ class Row(Strict):
     """One line of a table: its published numbers, and what to run for it (`set`; None: quoted only).
 
     `file`: the row's file, if a plug-in folder adds it to the table.
+    `baseline`: the id of the row that it is compared with; None: the first bilinear row of the same network.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")
@@ -56,6 +57,7 @@ class Row(Strict):
     protocol: Protocol = Protocol()
     method: dict[str, str | None] = Field(default_factory=dict)
     init_from: str | None = None
+    baseline: str | None = None
     file: Path | None = None
 
 
@@ -146,6 +148,10 @@ def load_table(file: Path) -> Table:
         if read[-1].id in seen:
             raise LaureproError(f"{plugin or file}: row id {read[-1].id!r} stands twice in {file.stem}")
         seen.add(read[-1].id)
+    for row in read:
+        if row.baseline is not None and row.baseline not in seen - {row.id}:
+            where = f"{row.file or file}, row {row.id!r}, baseline"
+            raise unknown(f"other row of {file.stem}:", row.baseline, seen - {row.id}, where)
     for key in ("id", "file"):
         if key in raw:
             raise LaureproError(f"{file}: unknown key {key!r}", "a table's id is its file name")

@@ -53,7 +53,7 @@ def run(job: spec.Job, context: Context) -> Result:
 
     remaining = [block for block in range(len(blocks)) if block not in counted]
     indices = [index for block in remaining[rank::world] for index in blocks[block]]
-    whole = counted if rank == 0 else [], total  # blocks, and their counts
+    whole = (counted if rank == 0 else []), total  # blocks, and their counts
     seen, stop, began, saved = 0, False, time.monotonic(), time.monotonic()
 
     def save() -> None:

@@ -24,7 +24,7 @@ from laurepro.upsamplers import PointSampling
 IGNORED = -1
 
 
-class Count(Protocol):
+class Denominator(Protocol):
     """See `segmentation_loss`."""
 
     def __call__(self, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -63,7 +63,7 @@ def segmentation_loss(
 
     known: dict[torch.Size, Tensor] = {}
 
-    def count(labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    def denominator(labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The denominator of a mean over the valid pixels, never 0; one exchange for each size of the labels.
 
         With `weight` [N, H, W], that of a weighted mean.
@@ -82,10 +82,10 @@ def segmentation_loss(
             return reduce_sum(number).clamp(min=1) / world_size
         return number.clamp(min=1).float()
 
-    terms = {"main": _pixels(output.logits, output.sampling, target, loss, count)}
+    terms = {"main": _pixels(output.logits, output.sampling, target, loss, denominator)}
     total = terms["main"]
     if output.aux_logits is not None or output.aux_sampling is not None:
-        terms["aux"] = _pixels(output.aux_logits, output.aux_sampling, target, loss, count)
+        terms["aux"] = _pixels(output.aux_logits, output.aux_sampling, target, loss, denominator)
         total = total + loss.aux_weight * terms["aux"]
     if output.se_logits is not None:
         terms["se"] = _presence(output.se_logits, target)
@@ -102,21 +102,21 @@ def nearest_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _pixels(
-    logits: Tensor | None, sampling: PointSampling | None, target: Tensor, loss: spec.Loss, count: Count
+    logits: Tensor | None, sampling: PointSampling | None, target: Tensor, loss: spec.Loss, denominator: Denominator
 ) -> Tensor:
     """The main or the auxiliary term. The auxiliary head is location-aware only where it has its own LaU."""
     if sampling is not None and loss.kind != "cross_entropy":
-        return _location_aware(sampling, target, loss, count)
+        return _location_aware(sampling, target, loss, denominator)
     if sampling is not None:
         logits = sampling.materialize()
     assert logits is not None
-    return _cross_entropy(_resize(logits, target), target).sum() / count(target)
+    return _cross_entropy(_resize(logits, target), target).sum() / denominator(target)
 
 
-def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, count: Count) -> Tensor:
+def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, denominator: Denominator) -> Tensor:
     """Equation 3 or equations 3 and 4, at the resolution of the sampling or of the labels."""
     if loss.resolution == "full":
-        return _unfused(sampling, target, loss, count)
+        return _unfused(sampling, target, loss, denominator)
     if loss.kind == "offset_regression" and sampling.offset.shape[1] != 2:
         raise LaureproError(
             f"loss.kind 'offset_regression': needs one offset a pixel, got {sampling.offset.shape[1] // 2} groups",
@@ -125,8 +125,8 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
     input, offset, k, integer_gradient, base = sampling
     labels = nearest_labels(target, (input.shape[2] * k, input.shape[3] * k))
     if loss.normalize == "weight" or (base is not None and loss.offset_weight):
-        return _unfused(sampling, labels, loss, count)
-    valid = count(labels) if loss.normalize == "valid" else None
+        return _unfused(sampling, labels, loss, denominator)
+    valid = denominator(labels) if loss.normalize == "valid" else None
     if loss.kind == "offset_regression":
         return offset_regression_loss(
             input,
@@ -157,7 +157,7 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, co
     )
 
 
-def _unfused(sampling: PointSampling, labels: Tensor, loss: spec.Loss, count: Count) -> Tensor:
+def _unfused(sampling: PointSampling, labels: Tensor, loss: spec.Loss, denominator: Denominator) -> Tensor:
     """Equation 3 at the labels' size: both maps are stored, and resized if necessary, before losses are compared."""
     if loss.kind == "offset_regression":
         raise LaureproError(
@@ -173,8 +173,8 @@ def _unfused(sampling: PointSampling, labels: Tensor, loss: spec.Loss, count: Co
         weight = 1 + loss.offset_weight * worse
     value = value * weight
     if loss.normalize == "weight":
-        return value.sum() / count(labels, weight)
-    return value.sum() / count(labels) if loss.normalize == "valid" else value.mean()
+        return value.sum() / denominator(labels, weight)
+    return value.sum() / denominator(labels) if loss.normalize == "valid" else value.mean()
 
 
 def _resize(logits: Tensor, target: Tensor) -> Tensor:

@@ -135,13 +135,13 @@ def step(stepper: Stepper, images: Tensor, target: Tensor) -> Tensor:
 
 def accumulate_gradients(stepper: Stepper, images: Tensor, target: Tensor) -> Tensor:
     """`step` without its update: adds to the gradients of the parameters."""
-    parts = stepper.train.accumulate
+    pieces = stepper.train.accumulate
     if stepper.train.compile == "reduce-overhead":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     total = torch.zeros((), device=target.device)
-    whole = target if parts > 1 else None
-    for part, (some, labels) in enumerate(zip(images.chunk(parts), target.chunk(parts), strict=True), 1):
-        with nullcontext() if part == parts else _apart(stepper.parallel):
+    whole = target if pieces > 1 else None
+    for piece, (some, labels) in enumerate(zip(images.chunk(pieces), target.chunk(pieces), strict=True), 1):
+        with nullcontext() if piece == pieces else _apart(stepper.parallel):
             output = model.single_precision(forward(stepper, some))
             terms = losses.segmentation_loss(
                 output,
@@ -151,7 +151,7 @@ def accumulate_gradients(stepper: Stepper, images: Tensor, target: Tensor) -> Te
                 reduce_sum=distributed.all_reduce_sum,
                 whole=whole,
             )
-            loss = terms["loss"] / parts
+            loss = terms["loss"] / pieces
             stepper.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
     return total
