@@ -65,7 +65,16 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     slurm = shutil.which("sbatch")
     yield Line("Slurm", slurm is not None, slurm or "no sbatch on this machine", "only needed on a cluster", True)
     for name in parts.names("datasets"):
-        problems = datasets.problems(spec.Data(name=name), data, ("train", "val"))
+        try:
+            module = parts.load("datasets", name)
+        except LaureproError as error:
+            what, fix = str(error).splitlines()[:2]
+            yield Line(f"data {name}", False, what, fix.strip(), True)
+            continue
+        if not module.INFO.splits:  # the reader of your own folders, which has no data
+            continue
+        splits = tuple(split for split in ("train", "val") if split in module.INFO.splits)
+        problems = datasets.problems(spec.Data(name=name), data, splits)
         fix = "get the data set (laurepro data list), or use scale smoke"
         yield Line(f"data {name}", not problems, problems[0] if problems else "usable", fix, True)
     yield from _weights(data)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from laurepro import spec
@@ -95,7 +93,7 @@ def datasets(scale_name: str) -> list[str]:
 
 
 def of_present_data(experiment: Experiment) -> Experiment:
-    """The experiment with the digest of its data among its `sources`, where a plug-in reads them.
+    """The experiment with the digest of its data among its `sources`, where a plug-in or `folder.py` reads them.
 
     Such data may change under their name, and other data are another experiment. Built-in data sets are held to a
     manifest, so that only their name is in the key. Without files the experiment stays as it is.
@@ -109,11 +107,11 @@ def of_present_data(experiment: Experiment) -> Experiment:
         experiment = experiment.model_copy(update={"init_from": start})
     name = experiment.data.name
     file = parts.path("datasets", name)
-    if file is None or parts.is_built_in(file):
+    if file is None or (parts.is_built_in(file) and file.stem == name):
         return experiment
     from laurepro.datasets import data_digest
 
-    digest = data_digest(experiment.data, Path(os.environ.get("LAUREPRO_DATA") or "data"))
+    digest = data_digest(experiment.data, spec.files.data_folder())
     if digest is None:
         return experiment
     return experiment.model_copy(update={"sources": {**experiment.sources, f"data/{name}": f"sha256:{digest}"}})

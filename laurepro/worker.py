@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="start over instead of from a checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write event files of a training")
     args = parser.parse_args(argv)
+    os.environ["LAUREPRO_DATA"] = str(args.data)  # where a data set without a plug-in's file is looked for
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,11 @@ def list_(root: Path, form: str) -> None:
 
     listed = []
     for name in parts.names("datasets"):
-        module = parts.load("datasets", name)
+        try:
+            module = parts.load("datasets", name)
+        except LaureproError as error:  # one damaged folder hides no other data set
+            click.echo(error, err=True)
+            continue
         optional = module.LAYOUT.optional if hasattr(module, "LAYOUT") else ()
         needed = tuple(split for split in module.INFO.splits if split not in optional)
         listed.append({**module.INFO._asdict(), "problems": problems(spec.Data(name=name), root, needed)})
@@ -71,10 +76,34 @@ def _splits(module: ModuleType) -> str:
     "--source",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the originals, as their owners publish them.",
+    help="Folder of the originals, as their owners publish them; of folder, your own.",
 )
+@click.option("--name", "called", metavar="NAME", help="folder: the name of your data set, as in data.name=photos.")
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="folder: id, name and optional colour of each class, text or YAML (default: DIR/classes.txt or .yaml).",
+)
+@click.option(
+    "--ignored",
+    type=click.IntRange(0, 65535),
+    metavar="ID",
+    help="folder: the id of pixels that are not scored (default: 255, unless a class has it).",
+)
+@click.option("--share", metavar="N,N[,N]", help="folder: draw train, val and test, by their shares in percent.")
+@click.option("--seed", type=int, metavar="N", help="folder: of the draw (default: 0).")
 @_root
-def prepare(name: str, source: Path | None, root: Path) -> None:
+def prepare(
+    name: str,
+    source: Path | None,
+    called: str | None,
+    classes: Path | None,
+    ignored: int | None,
+    share: str | None,
+    seed: int | None,
+    root: Path,
+) -> None:
     """Copy the originals of data set NAME to --root, check every file, and write a manifest with checksums.
 
     Nothing is downloaded or linked. If it is stopped, the same command resumes; if everything is in place, it changes
@@ -83,13 +112,19 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
     from laurepro.datasets import _prepare
 
     module = _module(name)
-    if not hasattr(module, "LAYOUT"):
+    given = {"--name": called, "--classes": classes, "--ignored": ignored, "--share": share, "--seed": seed}
+    if name != "folder" and (unused := [option for option, value in given.items() if value is not None]):
+        raise click.UsageError(f"{unused[0]} is an option of `laurepro data prepare folder`, not of {name}")
+    if name != "folder" and not hasattr(module, "LAYOUT"):
         click.echo(f"{name}: {module.INFO.description}; nothing to prepare")
         return
     if source is None:
         raise LaureproError(f"--source DIR is missing: {name} is prepared from {module.INFO.needs}", module.INFO.source)
     if not source.is_dir():
         raise LaureproError(f"--source {source}: is not a folder", f"expected {module.INFO.needs}")
+    if name == "folder":
+        _prepare_folder(called, source, classes, ignored, share, seed, root)
+        return
     try:
         originals = module.originals(source)
     except OSError as error:
@@ -100,6 +135,65 @@ def prepare(name: str, source: Path | None, root: Path) -> None:
         faults = _prepare.prepare(module.LAYOUT, originals, root / name, report)
     counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())
     _report(faults, f"{root / name}: prepared, {counts} images")
+
+
+def _prepare_folder(
+    name: str | None,
+    source: Path,
+    classes: Path | None,
+    ignored: int | None,
+    share: str | None,
+    seed: int | None,
+    root: Path,
+) -> None:
+    from laurepro.datasets import _folder, folder
+
+    check_name(name, root)
+    assert name is not None
+    if seed is not None and share is None:
+        raise LaureproError("--seed: is of the splits that --share draws", "add --share, as in --share 60,20,20")
+    request = _folder.Request(source, classes, ignored, _shares(share), seed or 0)
+    try:
+        with progress("check") as report:
+            contents = _folder.read(request, report)
+        for note in contents.notes:
+            click.echo(note, err=True)
+        with progress("prepare") as report:
+            faults = folder.prepare(name, request, contents, root, report)
+    except OSError as error:
+        raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
+    counts = ", ".join(f"{split} {len(images)}" for split, images in contents.splits.items())
+    _report(faults, f"{root / name}: prepared, {counts} images")
+    click.echo(folder.summary(contents))
+
+
+def check_name(name: str | None, root: Path) -> None:
+    """Refuse a name for a data set that cannot be used as `data.name`, or that a plug-in has."""
+    from laurepro.spec import parts
+
+    if name is None:
+        raise LaureproError("--name NAME is missing: what data.name will be", "as in --name photos")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name) or len(name) > 60:
+        raise LaureproError(f"--name: expected up to 60 letters, digits and _, got {name!r:.80}", "as in --name photos")
+    file = parts.path("datasets", name)
+    if file is not None and file.stem == name:
+        raise LaureproError(f"--name {name}: is taken by {file}", "choose another")
+
+
+def _shares(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) not in (2, 3) or not all(0 < s < 100 for s in shares[:2]) or not 0 <= sum(shares[2:]) < 100:
+        shares = ()
+    if abs(sum(shares) - 100) > 1e-6:
+        raise LaureproError(
+            f"--share {text!r}: expected percentages of train, val and test that add up to 100, as 60,20,20"
+        )
+    return shares
 
 
 @command.command()

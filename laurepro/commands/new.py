@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from laurepro.commands import new_dataset, new_scale
+from laurepro.commands.options import data_folder
 from laurepro.errors import LaureproError
 
 TABLE = "table9"
@@ -100,17 +102,40 @@ def test_its_derivatives() -> None:
 
 @click.group("new")
 def command() -> None:
-    """Start your own plug-in from a working template: an upsampler."""
+    """Start your own plug-in from a working template: an upsampler, a data set, a scale."""
 
 
-@command.command("upsampler")
-@click.argument("name")
-@click.option(
+_plugins = click.option(
     "--plugins",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Folder to write to (default: the first of $LAUREPRO_PLUGINS, else ./plugins).",
 )
+
+
+def _folder(plugins: Path | None) -> tuple[Path, list[str]]:
+    """The plug-in folder to write to, and the command that makes laurepro search it, if it does not yet."""
+    from laurepro import spec
+
+    searched = spec.files.plugin_folders()
+    folder = plugins or (searched[0] if searched else Path("plugins"))
+    return folder, [] if folder in searched else [f"export LAUREPRO_PLUGINS={folder}"]
+
+
+def _written(files: list[Path], steps: list[str]) -> None:
+    for file in files:
+        click.echo(file)
+    click.echo("\nNext:\n" + "\n".join(f"  {step}" for step in steps), err=True)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise LaureproError(f"NAME: expected lowercase letters, digits and _, starting with a letter, got {name!r}")
+
+
+@command.command("upsampler")
+@click.argument("name")
+@_plugins
 def upsampler(name: str, plugins: Path | None) -> None:
     """Write an upsampler NAME that trains, its row of table 9, and its test; no file is overwritten.
 
@@ -119,10 +144,8 @@ def upsampler(name: str, plugins: Path | None) -> None:
     from laurepro import spec
     from laurepro.spec import parts
 
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise LaureproError(f"NAME: expected lowercase letters, digits and _, starting with a letter, got {name!r}")
-    searched = spec.files.plugin_folders()
-    folder = plugins or (searched[0] if searched else Path("plugins"))
+    _check_name(name)
+    folder, export = _folder(plugins)
     words = {"name": name, "id": name.replace("_", "-"), "title": name.replace("_", " "), "table": TABLE}
     files = {
         folder / "upsamplers" / f"{name}.py": UPSAMPLER,
@@ -138,12 +161,37 @@ def upsampler(name: str, plugins: Path | None) -> None:
     for file, text in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text.format(**words))
-        click.echo(file)
     rows = " ".join(f"{TABLE}/encnet-{r}" for r in ("bilinear", "lau4x-off", words["id"]))
-    steps = [] if folder in searched else [f"export LAUREPRO_PLUGINS={folder}"]
-    steps += [
+    steps = [
         f"laurepro check plugin {name}",
         f"laurepro run {rows} --scale smoke --seeds 3",
         f"laurepro report {TABLE} --scale smoke",
     ]
-    click.echo("\nNext:\n" + "\n".join(f"  {step}" for step in steps), err=True)
+    _written([*files], export + steps)
+
+
+@command.command("dataset")
+@click.argument("name")
+@_plugins
+def dataset(name: str, plugins: Path | None) -> None:
+    """Write a data set NAME in Python that works as it is, and its test; no file is overwritten.
+
+    Images and label maps in a folder need no Python: `laurepro data prepare folder` reads them. NAME becomes the file's
+    name and `data.name`: lowercase letters, digits and _.
+    """
+    _check_name(name)
+    folder, export = _folder(plugins)
+    _written(new_dataset.dataset(name, folder), export + new_dataset.next_steps(name))
+
+
+@command.command("scale")
+@click.argument("name")
+@_plugins
+@data_folder()
+def scale(name: str, plugins: Path | None, data: Path) -> None:
+    """Write a scale for the data set NAME, which `laurepro data prepare folder` made, from its images' sizes.
+
+    Crop, batch, steps and learning rate follow rules that the file states. Only split train is read.
+    """
+    folder, export = _folder(plugins)
+    _written([new_scale.scale(name, folder, data)], export + new_scale.next_steps(name))

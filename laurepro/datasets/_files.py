@@ -169,7 +169,7 @@ def problems(
     if unknown_splits:
         return unknown_splits
     if not folder.is_dir():
-        return [f"{folder} does not exist; laurepro data prepare {layout.name} --source DIR makes it"]
+        return [f"{folder} does not exist; {layout.command} makes it"]
     try:
         files = read_manifest(layout, folder)
     except Unreadable as error:

@@ -95,7 +95,7 @@ def _voc_colours() -> npt.NDArray[np.uint8]:
 _IN_ORDER = (_voc_colours(), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1))  # VOC's colours; grey
 
 
-def _palette_fault(image: PIL.Image.Image, values: Mask) -> str | None:
+def palette_fault(image: PIL.Image.Image, values: Mask) -> str | None:
     """Why an image's palette shows that its indices are no class indices, or None.
 
     A program that saves colours with an adaptive palette numbers them as it likes. Indices are classes where each has
@@ -175,7 +175,7 @@ def _check_labels(layout: Layout, image: PIL.Image.Image, known: str | None) -> 
     pixels = np.bincount(values.ravel(), minlength=256)
     strange = np.flatnonzero((layout.table == -2) & (pixels > 0))
     by_class: Pixels = np.append(pixels[layout.first : layout.first + count], pixels[list(layout.ignored)].sum())
-    if fault := _palette_fault(image, values):
+    if fault := palette_fault(image, values):
         return [fault], by_class
     if len(strange):
         seen = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")

@@ -29,6 +29,8 @@ class Layout(NamedTuple):
         optional: splits that a copy may lack.
         disjoint: pairs of splits that share no image.
         published: by split and name, the `fingerprint` of every label map; empty if not known.
+        prepared_by: the command that makes the folder, without --source; empty: `laurepro data prepare <name>`.
+        complete: whether each class must occur in the first split.
     """
 
     name: str
@@ -43,6 +45,13 @@ class Layout(NamedTuple):
     optional: tuple[str, ...] = ()
     disjoint: tuple[tuple[str, str], ...] = ()
     published: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    prepared_by: str = ""
+    complete: bool = True
+
+    @property
+    def command(self) -> str:
+        """The command that makes the folder."""
+        return f"{self.prepared_by or f'laurepro data prepare {self.name}'} --source DIR"
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def read_manifest(layout: Layout, folder: Path) -> dict[str, tuple[int, str]]:
             raise ValueError
         return entries
     except FileNotFoundError:
-        hint = f"laurepro data prepare {layout.name} --source DIR writes it when all files are correct"
+        hint = f"{layout.command} writes it when all files are correct"
         raise Unreadable(f"{file}: is missing; {hint}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Unreadable(f"{file}: cannot be read") from None

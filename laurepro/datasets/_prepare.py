@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import filelock
@@ -26,12 +27,17 @@ SAVE_SECONDS = 2.0  # the most work that is lost when `prepare` is killed
 
 
 class Original(NamedTuple):
-    """One image of the originals. `draw` makes the label map from `mask`; None: that file is copied unchanged."""
+    """One image of the originals. `draw` makes the label map from `mask`; None: that file is copied unchanged.
+
+    `paint` makes a PNG from `image`; None: it is copied. `recipe`: what both depend on besides the files.
+    """
 
     name: str
     image: Path
     mask: Path | None
     draw: Callable[[], Mask] | None = None
+    paint: Callable[[], bytes] | None = None
+    recipe: str = ""
 
 
 class Originals(NamedTuple):
@@ -87,7 +93,13 @@ def as_mask(values: npt.NDArray[Any], last: int) -> Mask:
     return values.astype(np.uint8)
 
 
-def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) -> list[str]:
+def prepare(
+    layout: Layout,
+    originals: Originals,
+    folder: Path,
+    report: Report,
+    extra: Mapping[str, bytes] = MappingProxyType({}),
+) -> list[str]:
     """Copy or draw every file, check it, and write the manifest. A later call resumes where this one stopped.
 
     A file is made again if it, or what it was made from, has changed.
@@ -97,6 +109,7 @@ def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) 
         originals: as the data set's owners publish them.
         folder: ROOT/<name>.
         report: called with the progress.
+        extra: by path, what else belongs to the data set.
 
     Returns:
         What is wrong with the originals, each with its file. The manifest is written only if nothing is wrong, and
@@ -117,14 +130,21 @@ def prepare(layout: Layout, originals: Originals, folder: Path, report: Report) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / LOCK, timeout=0):
-            return _make(layout, originals, names, folder, report)
+            return _make(layout, originals, names, folder, report, extra)
     except filelock.Timeout:
         raise LaureproError(f"{folder}: another process is preparing it") from None
     except OSError as error:
         raise LaureproError(f"{error.filename or folder}: {error.strerror}") from None
 
 
-def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], folder: Path, report: Report) -> list[str]:
+def _make(
+    layout: Layout,
+    originals: Originals,
+    names: dict[str, list[str]],
+    folder: Path,
+    report: Report,
+    extra: Mapping[str, bytes],
+) -> list[str]:
     # Splits may share images; each is made once, as in the first split that lists it.
     todo: dict[str, tuple[str, Original]] = {}
     for split, published in originals.splits.items():
@@ -137,17 +157,17 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
         """An image's faults, else by path its origin and content; content None: the file is already in place."""
         split, original = job
         target = _targets(layout, split, original)
-        origins = {path: _origin(origin) for path, origin in target.items()}
+        origins = {path: _origin(origin, original.recipe) for path, origin in target.items()}
         if all(stamps.made_from(path) == origin for path, origin in origins.items()):
             return [], {path: (origin, None) for path, origin in origins.items()}
         labels, called = None, None
         try:
-            content = original.image.read_bytes()
+            content = original.image.read_bytes() if original.paint is None else original.paint()
             if original.mask is not None:
                 called = str(original.mask) if original.draw is None else f"{original.mask} ({original.name})"
                 labels = original.mask.read_bytes() if original.draw is None else _png(original.draw())
         except Unreadable as error:
-            return [f"{called}: {error}"], {}
+            return [f"{called or original.image}: {error}"], {}
         except OSError as error:  # a bad block is one damaged file
             return [f"{error.filename or called or original.image}: {error.strerror}"], {}
         known = layout.published.get(split, {}).get(original.name)
@@ -170,11 +190,11 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
         if time.monotonic() - saved > SAVE_SECONDS:
             stamps.save()
             saved = time.monotonic()
-    for split, listed in names.items():
-        data = "".join(f"{name}\n" for name in listed).encode()
-        write(folder / f"{split}.txt", data)
-        stamps.put(f"{split}.txt", hashlib.sha256(data).hexdigest(), "")
-        files[f"{split}.txt"] = stamps.entry(f"{split}.txt")
+    lists = {f"{split}.txt": "".join(f"{name}\n" for name in listed).encode() for split, listed in names.items()}
+    for path, data in {**lists, **extra}.items():
+        write(folder / path, data)
+        stamps.put(path, hashlib.sha256(data).hexdigest(), "")
+        files[path] = stamps.entry(path)
     stamps.save()
     if faults:
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -187,7 +207,7 @@ def _make(layout: Layout, originals: Originals, names: dict[str, list[str]], fol
 
 def _targets(layout: Layout, split: str, original: Original) -> dict[str, Path]:
     """By path in the folder, what an image's files are made from: the image, then its label map if it has one."""
-    suffix = original.image.suffix.lower().replace(".jpeg", ".jpg")
+    suffix = original.image.suffix.lower().replace(".jpeg", ".jpg") if original.paint is None else ".png"
     targets = {image_stem(layout, split, original.name) + suffix: original.image}
     if original.mask is not None:
         targets[layout.mask.format(split=split, name=original.name)] = original.mask
@@ -200,6 +220,6 @@ def _png(mask: Mask) -> bytes:
     return stream.getvalue()
 
 
-def _origin(file: Path) -> str:
+def _origin(file: Path, recipe: str) -> str:
     status = file.stat()
-    return f"{file.absolute()}:{status.st_size}:{status.st_mtime_ns}"
+    return f"{file.absolute()}:{status.st_size}:{status.st_mtime_ns}" + (f":{recipe}" if recipe else "")

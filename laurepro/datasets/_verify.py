@@ -28,7 +28,7 @@ def verify(layout: Layout, folder: Path, report: Report) -> Verified:
     """Everything that is wrong with a prepared folder, each with its file: see `laurepro data verify`."""
     empty: dict[str, Pixels] = {}
     if not folder.is_dir():
-        hint = f"laurepro data prepare {layout.name} --source DIR makes it"
+        hint = f"{layout.command} makes it"
         return Verified([f"{folder}: does not exist; {hint}"], None, {}, empty)
     faults: list[str] = []
     files: dict[str, tuple[int, str]] = {}
@@ -97,7 +97,7 @@ def verify(layout: Layout, folder: Path, report: Report) -> Verified:
         for split, listed in names.items()
         if split not in layout.unlabelled
     }
-    if not faults:  # only in train, the first split: a small split may lack a class
+    if not faults and layout.complete:  # only in train, the first split: a small split may lack a class
         first = layout.splits[0]
         counts = zip(layout.classes, totals[first], strict=False)
         faults = [

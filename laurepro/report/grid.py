@@ -57,7 +57,15 @@ def show_value(value: float | None, metric: str, signed: bool = False) -> str:
 def title(rows: Section) -> str:
     """A table's heading, which names the scale."""
     table = rows[0].table
-    return f"{table.title} ({table.source.paper}, {table.source.where}), scale {rows[0].scale.name}"
+    return f"{table.title} ({table.source.paper}, {table.source.where}), scale {scale_and_data(rows)}"
+
+
+def scale_and_data(rows: Section) -> str:
+    """The scale's name, and the data set of the records where it is another than the scale's own: `own on photos`."""
+    scale = rows[0].scale
+    stated = (scale.base or {}).get("data", {}).get("name")
+    used = sorted({record.experiment.data.name for r in rows for record in r.records})
+    return f"{scale.name} on {', '.join(used)}" if stated is not None and used not in ([], [stated]) else scale.name
 
 
 def notes(rows: Section) -> list[str]:

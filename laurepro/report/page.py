@@ -6,7 +6,7 @@ import statistics
 
 from laurepro.report import provenance, unavailable, verdicts
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
-from laurepro.report.grid import MISSING, Cell, Column, Grid, notes
+from laurepro.report.grid import MISSING, Cell, Column, Grid, notes, scale_and_data
 from laurepro.report.rows import RowResult, Section
 from laurepro.report.sources import Sources, judged
 from laurepro.report.tables import comparison_grid
@@ -54,7 +54,7 @@ def anchor(rows: Section) -> str:
 def _table(rows: Section, sources: Sources) -> list[Block]:
     table, scale = rows[0].table, rows[0].scale
     where, key = table.source.where, anchor(rows)
-    head = Heading(f"{where}, scale {scale.name}: {table.title}", key, short=f"{where} · {scale.name}")
+    head = Heading(f"{where}, scale {scale_and_data(rows)}: {table.title}", key, short=f"{where} · {scale.name}")
     grid = comparison_grid(rows)
     lines = tuple(_linked(line, r) for r, line in zip(rows, grid.lines, strict=True))
     about, *rest = notes(rows)

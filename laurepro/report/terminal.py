@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from laurepro.errors import printable
-from laurepro.report.grid import Grid, notes
+from laurepro.report.grid import Grid, notes, scale_and_data
 from laurepro.report.rows import Section
 from laurepro.report.tables import comparison_grid
 from laurepro.report.unavailable import Unavailable, grid, sentences
@@ -30,8 +30,8 @@ def print_terminal(sections: list[Section], width: int | None = None, apart: tup
     if not console.is_terminal and width is None:
         console.width = 200  # a pipe has no width, and 80 would wrap every line of a table
     for rows in sections:
-        table, scale = rows[0].table, rows[0].scale
-        title = f"{table.title}\n{table.source.paper}, {table.source.where}; scale {scale.name}"
+        table = rows[0].table
+        title = f"{table.title}\n{table.source.paper}, {table.source.where}; scale {scale_and_data(rows)}"
         _print(console, title, comparison_grid(rows), notes(rows))
     if apart:
         _print(console, "Records whose source is not available", grid(apart), sentences(apart))

@@ -167,6 +167,11 @@ def plugin_folders() -> list[Path]:
     return [Path(p) for p in os.environ.get("LAUREPRO_PLUGINS", "").split(os.pathsep) if p]
 
 
+def data_folder() -> Path:
+    """The folder of the data sets: `$LAUREPRO_DATA`, else `./data`."""
+    return Path(os.environ.get("LAUREPRO_DATA") or "data")
+
+
 def experiment_files(pattern: str) -> dict[str, Path]:
     """The files that match a pattern, as "scales/*.yaml", by name: the experiments', then those of each plug-in folder.
 

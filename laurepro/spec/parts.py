@@ -3,7 +3,8 @@
 A plug-in's options are the keyword-only arguments of its class, or the fields of one without `__init__`. They are read
 from the source with `ast`, so that a misspelt option is an error within milliseconds, before torch is imported, and
 nothing of a plug-in runs before it is used. More folders of the same layout (`backbones/ heads/ upsamplers/ datasets/
-launchers/ stages/`) are searched where `$LAUREPRO_PLUGINS` names them.
+launchers/ stages/`) are searched where `$LAUREPRO_PLUGINS` names them. A data set without a file is a folder of that
+name below the data folder that `laurepro data prepare folder` made; `datasets/folder.py` opens it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, cast
 
 import annotated_types
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec.fields import Part, Strict
-from laurepro.spec.files import plugin_folders
+from laurepro.spec.files import data_folder, plugin_folders
 
 PACKAGE = Path(__file__).parents[1]
 CLASS_OF = {
@@ -33,6 +34,7 @@ CLASS_OF = {
     "datasets": "Dataset",
     "launchers": "Options",
 }
+PREPARED = "dataset.json"  # what `data prepare folder` writes into each data set
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -44,6 +46,10 @@ def folders(folder: str) -> list[Path]:
 def names(folder: str) -> list[str]:
     """The plug-ins of a kind, sorted."""
     stems = {f.stem for d in folders(folder) if d.is_dir() for f in d.glob("*.py") if not f.stem.startswith("_")}
+    if folder == "datasets":
+        stems |= {
+            file.parent.name for file in data_folder().glob(f"*/{PREPARED}") if not file.parent.name.startswith("_")
+        }
     return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
 
@@ -51,7 +57,10 @@ def path(folder: str, name: str) -> Path | None:
     """The file of a plug-in, or None. A name that could lead out of the folder has no file."""
     if _NAME.fullmatch(name) is None or name.startswith("_"):
         return None
-    return next((file for directory in folders(folder) if (file := directory / f"{name}.py").is_file()), None)
+    file = next((file for directory in folders(folder) if (file := directory / f"{name}.py").is_file()), None)
+    if file is None and folder == "datasets" and (data_folder() / name / PREPARED).is_file():
+        return PACKAGE / "datasets" / "folder.py"
+    return file
 
 
 def is_built_in(file: Path) -> bool:
@@ -65,7 +74,8 @@ def load(folder: str, name: str) -> ModuleType:
     if file is None:
         raise unknown(folder[:-1], name, names(folder))
     if is_built_in(file):
-        return importlib.import_module(f"laurepro.{folder}.{name}")
+        module = importlib.import_module(f"laurepro.{folder}.{file.stem}")
+        return module if file.stem == name else cast(ModuleType, module.opened(data_folder(), name))
     module_name = f"laurepro_plugins.{folder}.{name}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, file)
