@@ -159,6 +159,7 @@ SHORT = {
     "bench prompt": "How long commands take that compute nothing",
     "new": "Start your own plug-in from a working template",
     "new upsampler": "An upsampler, its row of table 9 and its test",
+    "new backbone": "A backbone, its two rows of table 9 and its test",
     "doctor": "Versions, GPU, data, weights, disk, each with its fix",
 }
 for _module in (
