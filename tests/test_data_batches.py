@@ -122,7 +122,7 @@ def test_the_whole_set_on_a_gpu() -> None:
 
 def test_geometry_of_the_camvid_scales() -> None:
     """Every output stride divides crops and images, nothing is filled up, and crops can be cut on the GPU."""
-    for name in ("camvid", "camvid-cpu"):
+    for name in ("camvid", "camvid-cpu", "camvid-imagenet"):
         table = spec.tables()["table3a"]
         experiment = spec.resolve(table, table.rows[0], spec.scale(name))
         settings, evaluation = experiment.data, experiment.eval

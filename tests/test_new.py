@@ -1,4 +1,4 @@
-"""`laurepro new`, rows from outside a table's file, and docs/your-upsampler.md, whose every command is run."""
+"""`laurepro new`, rows from outside a table's file, and the pages on both, whose every command is run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from laurepro import cli, plan, spec
 from laurepro.errors import LaureproError
 
 PAGE = ROOT / "docs" / "your-upsampler.md"
+BACKBONE_PAGE = ROOT / "docs" / "your-backbone.md"
 
 
-def steps() -> list[str]:
+def steps(page: Path = PAGE) -> list[str]:
     """The page's commands, in order."""
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.M | re.S)
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -43,9 +44,9 @@ def follow(folder: Path, commands: list[str], **extra: str | Path) -> list[str]:
     return printed
 
 
-def new(folder: Path, monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str]:
+def new(folder: Path, monkeypatch: pytest.MonkeyPatch, *args: str, kind: str = "upsampler") -> tuple[int, str]:
     monkeypatch.chdir(folder)
-    ran = CliRunner().invoke(cli.main, ["new", "upsampler", *args])
+    ran = CliRunner().invoke(cli.main, ["new", kind, *args])
     return ran.exit_code, ran.output
 
 
@@ -58,6 +59,53 @@ def test_the_page_until_its_training(tmp_path: Path) -> None:
     assert checked.count("\nok ") == 8 and "failed" not in checked
     assert "2 passed" in tested
     assert planned.count("my_upsampler") == 3 and "1 row (0 quoted)" in planned
+
+
+def test_the_page_on_backbones_until_its_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A written backbone keeps its contract, passes its test, and both of its rows are planned on it."""
+    quick = [s for s in steps(BACKBONE_PAGE) if not re.match(r"laurepro (run|report)", s)]
+    own = [s for s in quick if re.search("my.backbone|export", s)]
+    others = [s for s in quick if s not in own]
+    assert own[0].startswith("laurepro new backbone") and (len(own), len(others)) == (5, 4)
+    written, checked, planned, tested = follow(tmp_path, own)
+    assert len(written.splitlines()) == 4 and all((tmp_path / f).is_file() for f in written.splitlines())
+    assert checked.count("\nok ") == 9 and "failed" not in checked and "1 passed" in tested
+    assert "2 rows (0 quoted)" in planned and "(3 train, 2 evaluate, 2 profile)" in planned
+    monkeypatch.chdir(tmp_path)
+    for command in others:
+        ran = CliRunner().invoke(cli.main, shlex.split(command)[1:])
+        assert ran.exit_code == 0 and "timm" in ran.output, f"{command}\n{ran.output}"
+
+
+def test_a_change_that_breaks_a_backbones_contract_turns_its_test_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert new(tmp_path, monkeypatch, "narrow", kind="backbone")[0] == 0
+    file = tmp_path / "plugins" / "backbones" / "narrow.py"
+    text = file.read_text()
+    assert text.count("(4, 8, 8, 8)") == 1
+    file.write_text(text.replace("(4, 8, 8, 8)", "(4, 8, 16, 16)"))
+    monkeypatch.setenv("LAUREPRO_PLUGINS", "plugins")
+    with pytest.raises(AssertionError):
+        runpy.run_path("plugins/tests/test_narrow.py")["test_it_keeps_the_contract"]()
+
+
+def test_names_of_backbones_that_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert new(tmp_path, monkeypatch, "mine", kind="backbone")[0] == 0
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*.*")}
+    for name, said in (("mine", "mine.py exists"), ("timm", "timm.py exists"), ("My", "'My'")):
+        code, text = new(tmp_path, monkeypatch, name, kind="backbone")
+        assert code == 2 and said in text, text
+    assert new(tmp_path, monkeypatch, "mine")[0] == 2  # an upsampler of that name would have the same test
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.acceptance
+def test_the_whole_page_on_backbones(tmp_path: Path) -> None:
+    """Both reports have an interval: LaU beside bilinear upsampling on the same backbone."""
+    printed = follow(tmp_path, steps(BACKBONE_PAGE))
+    reports = [text for text in printed if "EncNet, my backbone" in text and "vs bilinear" in text]
+    assert len(reports) == 1 and re.search(r"\[[+-]\d+\.\d+, [+-]\d+\.\d+\]", reports[0])
 
 
 SUM = "self.smooth.weight.sum()"

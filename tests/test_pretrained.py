@@ -364,6 +364,8 @@ def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_name_is_a_file_of_each_depth_with_its_digest() -> None:
     for name, known in weights.WEIGHTS.items():
+        if name == weights.PACKAGED:  # tests/test_imagenet.py
+            continue
         assert set(known.files) == {"resnet50", "resnet101"} and known.stem in ("deep", "plain"), name
         for kind, file in known.files.items():
             algorithm, _, digest = file.digest.partition(":")
@@ -424,6 +426,9 @@ def test_a_file_of_ones_own_is_found_by_name_and_digest_and_loads_strictly(
 @pytest.mark.parametrize(
     ("pretrained", "backbone", "said"),
     [
+        ("efficientnet-lite", {}, "has weights for timm/tf_efficientnet_lite0, .*lite2, model.backbone is 'resnet50'"),
+        ("efficientnet-lite", {"kind": "timm", "name": "convnext_atto"}, "is 'timm/convnext_atto'\n.*FILE@SHA256"),
+        ("torchvision-v1", {"kind": "timm", "name": "resnet50"}, "for resnet50, resnet101, .* 'timm/resnet50'"),
         ("encnett", {}, "nearest: encnet"),
         ("torchvision-v1", {}, "has the plain stem.*'deep'\n.*encnet, fastfcn, encnet-2020, gluon"),
         ("encnet", {"stem": "plain"}, "has the deep stem.*'plain'\n.*torchvision-v1, torchvision-v2"),
@@ -493,17 +498,18 @@ def test_a_training_starts_from_its_weights_and_the_record_says_which(no_caches:
 
 
 def test_the_doctor_says_which_weights_are_there(no_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [line] = doctor._weights(no_caches)
+    line, packaged = doctor._weights(no_caches)
+    assert packaged.what == "weights efficientnet-lite"
     assert line.what == "weights encnet" and not line.ok and line.optional
     assert line.found == "no resnet50-25c4b509.pth; no resnet101-2a57e44d.pth" and "pretrained" in line.fix
     file = no_caches / "pretrained" / "resnet50-0676ba61.pth"
     file.write_bytes(b"something else")
     digest = hashlib.sha256(b"something else").hexdigest()
-    _, line = doctor._weights(no_caches)
+    _, line, _ = doctor._weights(no_caches)
     assert line.what == "weights torchvision-v1" and not line.ok and "is not resnet50-0676ba61.pth" in line.found
     own = weights.Weights("plain", "", "", {"resnet50": weights.File(file.name, f"sha256:{digest[:8]}")})
     monkeypatch.setitem(weights.WEIGHTS, "torchvision-v1", own)
-    _, line = doctor._weights(no_caches)
+    _, line, _ = doctor._weights(no_caches)
     assert line.ok and line.found == f"{file}, sha256 {digest}"
 
 

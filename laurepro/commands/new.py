@@ -99,10 +99,108 @@ def test_its_derivatives() -> None:
     assert torch.autograd.gradcheck(run, (*inputs, *upsampler.parameters()))
 '''
 
+BACKBONE = '''\
+"""{title}: WHICH NETWORK IT IS, AND WHICH PAPER OR CODE IT COMES FROM."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from laurepro.errors import LaureproError
+
+
+class Backbone(nn.Module):
+    """Four maps of a small convolutional network; the last two keep the stride of the second by dilation.
+
+    Args:
+        output_stride: of the last map.
+        width: channels of the first map. Keyword-only arguments with a default are options of the YAML files.
+    """
+
+    def __init__(self, output_stride: int = 8, *, width: int = 16) -> None:
+        super().__init__()
+        if output_stride != 8:
+            raise LaureproError(f"backbone {name}: expected model.output_stride 8, got {{output_stride}}")
+        self.channels = (width, 2 * width, 4 * width, 4 * width)
+        self.strides = (4, 8, 8, 8)
+        self.stage1 = nn.Sequential(block(3, width, stride=2), block(width, width, stride=2))
+        self.stage2 = block(width, 2 * width, stride=2)
+        self.stage3 = block(2 * width, 4 * width, dilation=2)
+        self.stage4 = block(4 * width, 4 * width, dilation=4)
+        self.checkpoint_blocks = False  # train.checkpoint_activations sets it; here it changes nothing
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """[N, 3, H, W], normalised by ImageNet's mean and deviation, to the maps, finest first.
+
+        Map i is [N, channels[i], ceil(H / strides[i]), ceil(W / strides[i])]. Heads read the last one, the auxiliary
+        head the one before it, and DeepLabv3+ the first too.
+        """
+        c1 = self.stage1(image)
+        c2 = self.stage2(c1)
+        c3 = self.stage3(c2)
+        return c1, c2, c3, self.stage4(c3)
+
+
+def block(in_channels: int, channels: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """A 3x3 convolution, batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+'''
+
+BACKBONE_ROW = """\
+# A row of {table}: what differs from the table's defaults (EncNet with ResNet-50 at output stride 8, PASCAL Context).
+id: encnet-{id}-bilinear
+label: "EncNet, {title}, bilinear 8x"
+origin: extension
+published: {{}}
+set: {{model: {{backbone: {{kind: {name}}}}}}}
+"""
+
+BACKBONE_LAU_ROW = """\
+# As the bilinear row beside it, with LaU and its offset-guided loss.
+id: encnet-{id}-lau4x-off
+label: "EncNet, {title}, LaU 4x, offset-guided loss"
+origin: extension
+published: {{}}
+set:
+  model: {{backbone: {{kind: {name}}}, upsampler: {{kind: lau}}}}
+  loss: {{kind: offset_guided, offset_weight: 0.3}}
+"""
+
+BACKBONE_TEST = '''\
+"""{title}: the contract of a backbone.
+
+Add a case whose result you know, as features of the code that it comes from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from laurepro.checks import plugin
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find {name}.py beside this folder."""
+    monkeypatch.setenv("LAUREPRO_PLUGINS", os.fspath(Path(__file__).parents[1]))
+
+
+def test_it_keeps_the_contract() -> None:
+    (part,) = plugin.find("{name}", Path("data"))
+    assert [outcome for outcome in plugin.run(part) if outcome.problem is not None] == []
+'''
+
 
 @click.group("new")
 def command() -> None:
-    """Start your own plug-in from a working template: an upsampler, a data set, a scale."""
+    """Start your own plug-in from a working template: an upsampler, a backbone, a data set, a scale."""
 
 
 _plugins = click.option(
@@ -141,30 +239,65 @@ def upsampler(name: str, plugins: Path | None) -> None:
 
     NAME becomes the file's name and the `kind` in YAML: lowercase letters, digits and _.
     """
+    rows = {f"{name}.yaml": ("encnet-{id}", ROW)}
+    _write("upsamplers", name, plugins, UPSAMPLER, rows, TEST, ["encnet-bilinear", "encnet-lau4x-off"])
+
+
+@command.command("backbone")
+@click.argument("name")
+@_plugins
+def backbone(name: str, plugins: Path | None) -> None:
+    """Write a backbone NAME that trains, two rows of table 9 (bilinear and LaU on it), and its test.
+
+    NAME becomes the file's name and the `kind` in YAML: lowercase letters, digits and _. No file is overwritten. Models
+    of timm need no file: --set "model.backbone={kind: timm, name: NAME}".
+    """
+    rows = {
+        f"{name}_bilinear.yaml": ("encnet-{id}-bilinear", BACKBONE_ROW),
+        f"{name}_lau4x_off.yaml": ("encnet-{id}-lau4x-off", BACKBONE_LAU_ROW),
+    }
+    _write("backbones", name, plugins, BACKBONE, rows, BACKBONE_TEST, [])
+
+
+def _write(
+    kind: str,
+    name: str,
+    plugins: Path | None,
+    module: str,
+    rows: dict[str, tuple[str, str]],
+    test: str,
+    beside: list[str],
+) -> None:
+    """Write a plug-in, its rows (file name: id and text) and its test; print them, and what to do next.
+
+    `beside`: the rows that the new ones are compared with.
+
+    Raises:
+        LaureproError: the name cannot be one, or is taken. Then nothing is written.
+    """
     from laurepro import spec
     from laurepro.spec import parts
 
     _check_name(name)
     folder, export = _folder(plugins)
     words = {"name": name, "id": name.replace("_", "-"), "title": name.replace("_", " "), "table": TABLE}
-    files = {
-        folder / "upsamplers" / f"{name}.py": UPSAMPLER,
-        folder / "rows" / TABLE / f"{name}.yaml": ROW,
-        folder / "tests" / f"test_{name}.py": TEST,
-    }
-    taken = [str(f) for f in (parts.path("upsamplers", name), *files) if f is not None and f.exists()]
+    files = {folder / kind / f"{name}.py": module}
+    files |= {folder / "rows" / TABLE / file: text for file, (_, text) in rows.items()}
+    files |= {folder / "tests" / f"test_{name}.py": test}
+    taken = [str(f) for f in (parts.path(kind, name), *files) if f is not None and f.exists()]
     if taken:
         raise LaureproError(f"NAME {name!r} is taken: {taken[0]} exists", "choose another, or remove that file")
-    row = f"encnet-{words['id']}"
-    if any(r.id == row for r in spec.tables()[TABLE].rows):
-        raise LaureproError(f"NAME {name!r} is taken: {TABLE} has a row {row!r}", "choose another")
+    ids = [row.format(**words) for row, _ in rows.values()]
+    for row in spec.tables()[TABLE].rows:
+        if row.id in ids:
+            raise LaureproError(f"NAME {name!r} is taken: {TABLE} has a row {row.id!r}", "choose another")
     for file, text in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text.format(**words))
-    rows = " ".join(f"{TABLE}/encnet-{r}" for r in ("bilinear", "lau4x-off", words["id"]))
+    targets = " ".join(f"{TABLE}/{row}" for row in (*beside, *ids))
     steps = [
         f"laurepro check plugin {name}",
-        f"laurepro run {rows} --scale smoke --seeds 3",
+        f"laurepro run {targets} --scale smoke --seeds 3",
         f"laurepro report {TABLE} --scale smoke",
     ]
     _written([*files], export + steps)

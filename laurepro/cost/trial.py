@@ -28,6 +28,7 @@ from laurepro.launchers import LaunchContext, cores, local
 from laurepro.launchers._schedule import Seats, core_seats, demand, starts
 from laurepro.plan import Plan
 from laurepro.spec import Job
+from laurepro.spec.weights import model_of
 
 LEAST_SECONDS = 4.0  # of one job, its start included
 STEPPING_SECONDS = 1.5  # between the first and the last step that are read
@@ -121,7 +122,7 @@ def varied(trials: Iterable[Trial]) -> list[Trial]:
     rank: dict[str, tuple[bool, int]] = {}
     for trial in trials:
         data, model = trial.job.experiment.data, trial.job.experiment.model
-        sort = (trial.job.stage, data.name, model.backbone.kind, model.head.kind, str(model.output_stride))
+        sort = (trial.job.stage, data.name, model_of(model.backbone), model.head.kind, str(model.output_stride))
         rank[trial.kind] = (trial.counted, seen[sort])
         seen[sort] += 1
     for trial in reversed(trials):  # a plan has what is needed before what needs it

@@ -13,6 +13,7 @@ from laurepro.plan import RowPlan
 from laurepro.record import Record
 from laurepro.spec import Experiment, Job, Raw, Scale, layers, parts, protocols
 from laurepro.spec.metrics import METRICS
+from laurepro.spec.weights import model_of
 
 TOLERANCE = 0.5  # percentage points between our mean and a printed score; `experiments/claims/paper.yaml` says why
 CONFUSABLE = ("miou59", "miou60", "miou60_background")
@@ -108,7 +109,7 @@ def _protocols(d: Deviation) -> Iterable[Cause]:
 def _weights(experiment: Experiment) -> Cause:
     backbone, pretrained = experiment.model.backbone, experiment.train.pretrained
     stem = parts.all_options("backbones", backbone).get("stem")
-    text = f"{backbone.kind}{f', {stem} stem' if stem else ''}, from {pretrained or 'random weights'}"
+    text = f"{model_of(backbone)}{f', {stem} stem' if stem else ''}, from {pretrained or 'random weights'}"
     return Cause("stem and ImageNet weights", "unknown", f"{text}; another choice is another training")
 
 

@@ -1,4 +1,4 @@
-"""Load weights under other naming schemes: the authors' released networks, and ImageNet ResNets.
+"""Load weights under other naming schemes: the authors' released networks, ImageNet ResNets, and models of timm.
 
 Nothing is downloaded; `laurepro.spec.weights` lists the files and where they must be. A state dict is loaded
 completely or rejected: an unexpected or a missing key is an error, so that a network never starts from half of the
@@ -88,13 +88,13 @@ def _reason(error: Exception) -> str:
     return "".join(filter(str.isprintable, first)) or type(error).__name__
 
 
-def load_pretrained(backbone: nn.Module, chosen: str, kind: str, root: Path) -> str:
+def load_pretrained(backbone: nn.Module, chosen: str, model: str, root: Path) -> str:
     """Fill a backbone with ImageNet weights.
 
     Args:
         backbone: the backbone to fill.
         chosen: `train.pretrained`.
-        kind: `model.backbone.kind`.
+        model: what the backbone is, by `weights.model_of`.
         root: the data root.
 
     Returns:
@@ -103,11 +103,15 @@ def load_pretrained(backbone: nn.Module, chosen: str, kind: str, root: Path) -> 
     Raises:
         LaureproError: The file is missing (the message names it), is a different one, or does not fit.
     """
-    file = weights.find(chosen, kind, root)
+    file = weights.find(chosen, model, root)
     content = _bytes(file)
     state_dict = _state_dict(file, content)
     try:
-        load_imagenet(backbone, state_dict)
+        if model.startswith(weights.TIMM):
+            name = model.removeprefix(weights.TIMM)
+            load_timm(backbone, name, state_dict, in_order=chosen == weights.PACKAGED)
+        else:
+            load_imagenet(backbone, state_dict)
     except LaureproError as error:
         raise LaureproError(f"{file}: {error}") from None
     return hashlib.sha256(content).hexdigest()
@@ -166,6 +170,50 @@ def load_imagenet(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None
     """
     named = {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
     _load(backbone, named, [], "ImageNet weights")
+
+
+def load_timm(backbone: nn.Module, name: str, state_dict: Mapping[str, Tensor], in_order: bool = False) -> None:
+    """Copy the weights of a whole model of timm into its backbone: all of them except what the backbone leaves out.
+
+    That is the classifier, and the stages after the cut.
+
+    Args:
+        backbone: `backbones/timm.py`'s, the backbone to fill.
+        name: the model's name in timm.
+        state_dict: the whole model's, by timm's names; or by others in timm's order, with `in_order`. Counters of
+            batch normalisation may be missing.
+        in_order: match tensors by order and shape.
+
+    Raises:
+        LaureproError: see `load_released`.
+    """
+    import timm
+
+    with torch.device("meta"):
+        whole = _without_counters(timm.create_model(name).state_dict())
+    given = _without_counters(state_dict)
+    if in_order:
+        shapes, expected = ([tuple(t.shape) for t in tensors.values()] for tensors in (given, whole))
+        if shapes != expected:
+            pairs = zip(given, shapes, whole, expected, strict=False)
+            first = next(
+                (f"{a} is {b}, {c} has {d}" for a, b, c, d in pairs if b != d), "of one order in what both have"
+            )
+            raise LaureproError(f"weights do not fit timm's {name}: {len(given)} tensors of {len(whole)}; {first}")
+        given = dict(zip(whole, given.values(), strict=True))
+    targets = {_flat(key): key for key in backbone.state_dict()}
+    left_out = {_flat(key) for key in whole} - targets.keys()
+    named = {targets.get(_flat(key), key): value for key, value in given.items() if _flat(key) not in left_out}
+    _load(backbone, named, [], f"weights of timm's {name}")
+
+
+def _without_counters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
+
+
+def _flat(key: str) -> str:
+    """A name that is the same in a whole model of timm and in its maps, where `stages.0` may be `model.stages_0`."""
+    return key.removeprefix("body.").removeprefix("model.").replace(".", "_")
 
 
 def _load(module: nn.Module, named: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:

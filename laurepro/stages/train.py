@@ -23,6 +23,7 @@ from laurepro.distributed import device_name, prepare
 from laurepro.errors import LaureproError
 from laurepro.network import checkpoint, model
 from laurepro.network.pretrained import load_pretrained
+from laurepro.spec.weights import model_of
 from laurepro.stages import Context, Result, Stopped
 from laurepro.stages._legs import Legs
 from laurepro.training import step as training_step
@@ -57,8 +58,8 @@ def run(job: spec.Job, context: Context) -> Result:
         start_from(network, experiment.init_from.part, context)
     pretrained_sha256 = None
     if train.pretrained is not None:
-        kind = experiment.model.backbone.kind
-        pretrained_sha256 = load_pretrained(network.backbone, train.pretrained, kind, context.data_root)
+        model_name = model_of(experiment.model.backbone)
+        pretrained_sha256 = load_pretrained(network.backbone, train.pretrained, model_name, context.data_root)
     stepper = training_step.set_up(network, train, experiment.loss, device)
     progress, legs = Progress(), context.legs or Legs()
     where = device_name(device), torch.get_num_threads(), world
