@@ -34,7 +34,7 @@ from laurepro.spec.parts import PREPARED
 
 INFO = Info(
     name="folder",
-    classes=(),
+    classes=("background", "foreground"),  # so that networks can be built and counted before a data set is named
     description="your own images and label maps, under a name that you give them",
     licence="yours",
     splits=(),
