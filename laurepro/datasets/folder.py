@@ -34,7 +34,9 @@ from laurepro.spec.parts import PREPARED
 
 INFO = Info(
     name="folder",
-    classes=(),
+    classes=tuple(
+        f"class {index}" for index in range(8)
+    ),  # networks, of up to 8 groups, are checked without a data set
     description="your own images and label maps, under a name that you give them",
     licence="yours",
     splits=(),
