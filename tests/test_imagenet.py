@@ -275,6 +275,7 @@ def test_each_depth_has_its_own_bilinear_baseline(tmp_path: Path) -> None:
     assert all(row[:11] == base[:11] for row, base in pairs.items())
 
 
+@pytest.mark.acceptance
 def test_three_steps_by_the_real_command(tmp_path: Path, experiments: Path) -> None:
     """The scale on generated images. The record names the file that the backbone started from."""
     scale = yaml.safe_load((ROOT / "experiments" / "scales" / "camvid-imagenet.yaml").read_text())

@@ -61,6 +61,7 @@ def test_the_page_until_its_training(tmp_path: Path) -> None:
     assert planned.count("my_upsampler") == 3 and "1 row (0 quoted)" in planned
 
 
+@pytest.mark.acceptance
 def test_the_page_on_backbones_until_its_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A written backbone keeps its contract, passes its test, and both of its rows are planned on it."""
     quick = [s for s in steps(BACKBONE_PAGE) if not re.match(r"laurepro (run|report)", s)]

@@ -180,6 +180,7 @@ def test_the_simulated_finish_is_that_of_the_local_launcher(
     quiet: Any = SimpleNamespace(line=lambda text: None, done=lambda job, s: None, update=lambda running: None)
     with (
         mock.patch.object(local, "gpus", lambda: [str(i) for i in range(gpus)]),
+        mock.patch.object(local, "torch_gpus", lambda: gpus),
         mock.patch.object(local, "cores", lambda: 4),
         mock.patch.object(local, "time", clock),
     ):

@@ -45,7 +45,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("edited", ["upsamplers/mine.py", "blending.py"])
+@pytest.mark.parametrize("edited", ["blending.py", pytest.param("upsamplers/mine.py", marks=pytest.mark.acceptance)])
 def test_an_edited_plugin_is_another_experiment(tmp_path: Path, tiny: Path, plugins: Path, edited: str) -> None:
     """The real command: a record of the old source is not reused for the new one."""
     options = (ROW, "--scale", "tiny", "--set", "model.upsampler={kind: mine}", "--set", "train.iterations=2")

@@ -71,7 +71,13 @@ def command(
     plans = {}
     for name in names:
         candidates = _seeds(name, records.values(), runs)
-        rows = choose(targets, not targets, name, seeds or candidates, pairs)[1]
+        try:
+            rows = choose(targets, not targets, name, seeds or candidates, pairs)[1]
+        except LaureproError as error:
+            if len(names) == 1:
+                raise
+            click.echo(printable(f"scale {name} is left out: {str(error).splitlines()[0]}"), err=True)
+            continue
         plans[name] = rows if seeds else _begun(rows, started | set(records), spec.scale(name).seeds)
     broken = {f.stem for f in record.records_dir(results).glob("*.json")} - set(records)
 

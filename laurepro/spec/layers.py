@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from laurepro.spec.fields import Raw
+from laurepro.spec.fields import Model, Raw
 
 
 class Layer(NamedTuple):
@@ -77,8 +77,10 @@ def adapt(tree: Raw, by_slot: Mapping[Any, Mapping[str, Raw]], file: Path) -> Ra
         return tree  # nothing to adapt, or an error that validation will report
     model = dict(tree["model"])
     for slot, by_kind in by_slot.items():
-        part = model.get(slot)
+        default: str = getattr(Model(), slot).kind  # a row need not name what it has by default
+        part = model.get(slot, {"kind": default})
         if isinstance(part, dict) and isinstance(kind := plain(part.get("kind")), str) and kind in by_kind:
             layer = Layer("scale, adapt", file, ("adapt", slot, kind), ("model", slot))
+            model.setdefault(slot, {"kind": Sourced(default, layer)})
             model = merge(model, {slot: sourced(by_kind[kind], layer)})
     return {**tree, "model": model}

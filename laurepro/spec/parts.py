@@ -12,8 +12,10 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -47,9 +49,9 @@ def names(folder: str) -> list[str]:
     """The plug-ins of a kind, sorted."""
     stems = {f.stem for d in folders(folder) if d.is_dir() for f in d.glob("*.py") if not f.stem.startswith("_")}
     if folder == "datasets":
-        stems |= {
-            file.parent.name for file in data_folder().glob(f"*/{PREPARED}") if not file.parent.name.startswith("_")
-        }
+        with suppress(OSError):  # a data folder that cannot be read has no data sets
+            prepared = {file.parent.name for file in data_folder().glob(f"*/{PREPARED}")}
+            stems |= {name for name in prepared if not name.startswith("_")}
     return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
 
@@ -58,7 +60,7 @@ def path(folder: str, name: str) -> Path | None:
     if _NAME.fullmatch(name) is None or name.startswith("_"):
         return None
     file = next((file for directory in folders(folder) if (file := directory / f"{name}.py").is_file()), None)
-    if file is None and folder == "datasets" and (data_folder() / name / PREPARED).is_file():
+    if file is None and folder == "datasets" and os.path.isfile(data_folder() / name / PREPARED):
         return PACKAGE / "datasets" / "folder.py"
     return file
 
@@ -77,7 +79,7 @@ def load(folder: str, name: str) -> ModuleType:
         module = importlib.import_module(f"laurepro.{folder}.{file.stem}")
         return module if file.stem == name else cast(ModuleType, module.opened(data_folder(), name))
     module_name = f"laurepro_plugins.{folder}.{name}"
-    if module_name not in sys.modules:
+    if getattr(sys.modules.get(module_name), "__file__", None) != str(file):  # not loaded, or from another folder
         spec = importlib.util.spec_from_file_location(module_name, file)
         assert spec is not None and spec.loader is not None
         sys.modules[module_name] = module = importlib.util.module_from_spec(spec)

@@ -214,7 +214,7 @@ def find(pretrained: str, model: str, root: Path) -> Path:
     """
     wanted = file_of(pretrained, model)
     for file in _places(wanted, root):
-        if file.is_file():
+        if os.path.isfile(file):
             algorithm, _, expected = wanted.digest.partition(":")
             with open(file, "rb") as stream:
                 digest = hashlib.file_digest(stream, algorithm).hexdigest()
