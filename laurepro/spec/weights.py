@@ -241,7 +241,7 @@ def state(pretrained: str, root: Path) -> dict[str, Path | LaureproError | None]
     states: dict[str, Path | LaureproError | None] = {}
     for model, file in WEIGHTS[pretrained].files.items():
         try:
-            present = any(place.is_file() for place in _places(file, root))
+            present = any(os.path.isfile(place) for place in _places(file, root))
             states[model] = find(pretrained, model, root) if present else None
         except LaureproError as error:
             states[model] = error
