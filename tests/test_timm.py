@@ -15,9 +15,9 @@ from laurepro.network.model import build, build_backbone
 CASES = [
     ({"name": "tf_efficientnet_lite0", "stages": 4}, 8),
     ({"name": "convnext_atto"}, 16),
-    ({"name": "mobilenetv3_small_050"}, 8),
-    ({"name": "regnetx_002"}, 32),
-    ({"name": "hrnet_w18_small", "resize": True}, 8),
+    pytest.param({"name": "mobilenetv3_small_050"}, 8, marks=pytest.mark.acceptance),
+    pytest.param({"name": "regnetx_002"}, 32, marks=pytest.mark.acceptance),
+    pytest.param({"name": "hrnet_w18_small", "resize": True}, 8, marks=pytest.mark.acceptance),
     ({"name": "vit_tiny_patch16_224"}, 16),
 ]
 

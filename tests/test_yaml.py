@@ -103,7 +103,7 @@ def test_a_setting_of_whatever_content_is_one_line(pair: str, said: str) -> None
 
 
 @hypothesis.given(st.one_of(st.text(), st.text(alphabet="[]{}:,&*!|>-?#%@`'\"\n 0aé\t.")))
-@hypothesis.settings(max_examples=100)
+@hypothesis.settings(max_examples=40)
 def test_text_is_read_or_refused(text: str) -> None:
     for read in (lambda: spec.files.load_yaml(text, "here"), lambda: spec.parse_overrides((f"train.lr={text}",))):
         try:
@@ -129,7 +129,7 @@ VALUES = (
 
 
 @hypothesis.given(st.sampled_from(FIELDS), st.sampled_from(VALUES), st.sampled_from(["smoke", "paper"]))
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=25)
 def test_a_setting_is_taken_or_refused(field: str, value: str, scale: str) -> None:
     _resolved("table3a", scale, f"{field}={value}")
 
@@ -137,6 +137,7 @@ def test_a_setting_is_taken_or_refused(field: str, value: str, scale: str) -> No
 NODES = (None, True, -1, 1.5, "", "a\nb", "\x1b[31m", [], [[1]], {}, {"kind": []}, {"a": {"b": 1}}, 10**400, "../x")
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("name", ["table6.yaml", "scales/smoke.yaml", "recipes/ade20k.yaml", "claims/controls.yaml"])
 @hypothesis.given(st.randoms(use_true_random=False), st.sampled_from(NODES))
 @hypothesis.settings(max_examples=10, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
