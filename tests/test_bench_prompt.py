@@ -22,6 +22,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_measure, "copy_bandwidth", lambda device: 1e9)
 
 
+@pytest.mark.acceptance
 def test_warm_and_cold(tmp_path: Path) -> None:
     file = tmp_path / "prompt.json"
     ran = CliRunner().invoke(main, ["bench", "prompt", "--only", "prompt/help", "--rounds", "1", "--output", str(file)])

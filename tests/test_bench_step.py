@@ -128,6 +128,7 @@ def test_our_rows_are_the_peers_networks(name: str, peer: str) -> None:
     assert loss.kind == "cross_entropy" and parameters(ours) == parameters(theirs)
 
 
+@pytest.mark.acceptance
 def test_memory_is_that_of_a_step_in_a_process_of_its_own() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory of a CPU is read from Linux's /proc")

@@ -55,6 +55,7 @@ def archived(file: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.usefixtures("torch_settings")
+@pytest.mark.acceptance
 def test_the_archive_is_named_after_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the real class, from the originals to the archive; a training's network predicts the test split."""
     where = patched(tmp_path / "patch")

@@ -77,6 +77,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(
     assert_same_bits(tmp_path, finished)
 
 
+@pytest.mark.acceptance
 def test_a_disk_that_is_full_at_a_record(
     finished: Finished, tiny: Path, tmp_path: Path, small_disk: Callable[[str], Path]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_disk_without_a_page_left_is_the_reason(tmp_path: Path, small_disk: Ca
     assert status.code == 0 and f"no space is left on the disk of {runs}" in status.out, status
 
 
+@pytest.mark.acceptance
 def test_a_limit_on_the_size_of_files(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     """What a full disk is where nothing can be mounted; and a user's quota."""
     line = " ".join(["ulimit -f 64; exec $LAUREPRO", *RUN])
@@ -142,6 +144,7 @@ time.time = lambda: 1_000_000_000.0 - 10 * (time.monotonic() - _started)  # the 
 """
 
 
+@pytest.mark.acceptance
 def test_a_clock_that_goes_back(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     """It is used for nothing but what people read: a stopped run resumes, and no duration is negative."""
     (tmp_path / "clock").mkdir()
@@ -166,7 +169,7 @@ def test_a_clock_that_goes_back(finished: Finished, tiny: Path, tmp_path: Path) 
 # ------------------------------------------------------------------------------------------- damaged files
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("damage", [pytest.param("cut", marks=pytest.mark.acceptance), "flipped"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(
     finished: Finished, tiny: Path, tmp_path: Path, damage: str
 ) -> None:

@@ -1,6 +1,6 @@
 """Runs killed with SIGKILL at any moment end, when they are started again, in the bits of one that was not.
 
-Twenty of them, at moments drawn from a seed, are `make acceptance`; a few are always run.
+Twenty of them at stated moments and sixty at drawn times are `make acceptance`; a few are always run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from laurepro import record
 
 MOMENTS = ("step", "checkpoint", "record", "evaluation")
 VICTIMS = ("worker", "launcher", "agent")
-FAST = 3  # of the cases, so many are not left to acceptance
+FAST = 2  # of the cases, so many are not left to acceptance
 
 
 class Kill(NamedTuple):
@@ -35,7 +35,7 @@ class Kill(NamedTuple):
 
 
 def _cases() -> list[Kill]:
-    """Three for every day, then every other pair of victim and moment, then drawn ones: twenty."""
+    """Those for every day first, then every other pair of victim and moment, then drawn ones: twenty."""
     rng = random.Random(20260101)
     fast = [
         Kill("worker", "checkpoint", 0.5, processes=1, retries=0),
@@ -93,6 +93,15 @@ def wait_closely(condition: Callable[[], bool], seconds: float) -> None:
             pytest.fail("the moment did not come")
 
 
+def assert_ended_within(folder: Path, seconds: float) -> None:
+    """No process and no lock is left: a worker that was being started first has to import what asks for its end."""
+    end = time.monotonic() + seconds
+    while (alive(folder) or locked(folder)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert alive(folder) == [], f"a process outlived its launcher by {seconds} s"
+    assert locked(folder) == [], f"a lock outlived its holder by {seconds} s"
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kill", CASES)
 def test_killed_and_started_again(request: pytest.FixtureRequest, tiny: Path, tmp_path: Path, kill: Kill) -> None:
@@ -110,11 +119,7 @@ def test_killed_and_started_again(request: pytest.FixtureRequest, tiny: Path, tm
     if targets:  # else it has just ended by itself, which is a moment, too
         os.kill(targets[int(kill.at * len(targets))], signal.SIGKILL)
     ran = finish(process)
-    killed = time.monotonic()
-    while (alive(tmp_path) or locked(tmp_path)) and time.monotonic() < killed + 3:
-        time.sleep(0.05)
-    assert alive(tmp_path) == [], "a process outlived its launcher by 3 s"
-    assert locked(tmp_path) == [], "a lock outlived its holder by 3 s"
+    assert_ended_within(tmp_path, 3)
     assert "Traceback" not in ran.err
     if kill.victim == "launcher" and targets:
         assert ran.code == -signal.SIGKILL
@@ -124,3 +129,42 @@ def test_killed_and_started_again(request: pytest.FixtureRequest, tiny: Path, tm
     assert again.code == 0, again.err
     assert_same_bits(tmp_path, expected)
     assert list((tmp_path / "results").rglob("*.tmp")) == []  # what the kill left half written is swept away
+
+
+KILLS = 5  # of one chain; twelve chains are sixty kills
+SECONDS = 6.0  # within which a kill of a chain falls, the start included: an import alone takes a third of it
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number_of_processes", (1, 2))
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_again_and_again(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path: Path, seed: int, number_of_processes: int
+) -> None:
+    """One run, killed at drawn times (most of them while it starts) and started again until it has ended."""
+    expected: Finished = request.getfixturevalue("finished" if number_of_processes == 1 else "finished_by_two")
+    command = ["run", ROW, "--scale", "tiny", "--retries", 0, "--nproc-per-node", number_of_processes]
+    command += SHORT if number_of_processes == 2 else ()
+    rng = random.Random(1000 * number_of_processes + seed)
+    folder, killed, attempt = tmp_path / "0", 0, 0
+    while killed < KILLS:
+        folder.mkdir(exist_ok=True)
+        process = start(*command, cwd=folder, LAUREPRO_EXPERIMENTS=tiny)
+        time.sleep(rng.uniform(0, SECONDS))
+        targets = victims(folder, rng.choice(VICTIMS[: number_of_processes + 1]), process.pid) or [process.pid]
+        if process.poll() is None:
+            os.kill(rng.choice(targets), signal.SIGKILL)
+            killed += 1
+        ran = finish(process)
+        assert_ended_within(folder, 10)
+        assert "Traceback" not in ran.err
+        if ran.code == 0:  # it was faster, or what was killed had done its work
+            assert_same_bits(folder, expected)
+            attempt += 1
+            folder = tmp_path / str(attempt)
+    folder.mkdir(exist_ok=True)
+    ran = run_cli(*command, cwd=folder, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0, ran.err
+    assert_same_bits(folder, expected)
+    assert list((folder / "results").rglob("*.tmp")) == []

@@ -123,7 +123,13 @@ def test_a_dry_line_is_what_runs(finished: Finished, tiny: Path, tmp_path: Path)
 # ----------------------------------------------------------------------------------------- interruptions
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.acceptance),
+    ],
+)
 def test_a_stop_checkpoints_and_the_same_command_goes_on(
     finished: Finished, tiny: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -259,6 +265,7 @@ def test_shipped_records_are_not_trained_again(finished: Finished, tiny: Path, t
     assert [j["stage"] for j in jobs] == ["train", "evaluate"]
 
 
+@pytest.mark.acceptance
 def test_force_runs_again_from_the_start(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "copy")
     for file in tmp_path.glob("copy/results/records/*.json"):  # so that what is there afterwards is new

@@ -150,6 +150,7 @@ def test_changing_sizes_compile_two_graphs_with_exact_gradients(channels: int, r
     assert len(graphs) == 2
 
 
+@pytest.mark.acceptance
 def test_changing_sizes_compile_two_graphs_of_the_layer_and_of_bilinear_upsampling() -> None:
     upsample = LocationAwareUpsample(8, 2, 4)
     layer, layer_graphs = counted(upsample, fullgraph=True)
@@ -166,7 +167,7 @@ def test_changing_sizes_compile_two_graphs_of_the_layer_and_of_bilinear_upsampli
     [
         (offset_guided_cross_entropy, True),
         pytest.param(offset_regression_loss, True, marks=slow),
-        (offset_guided_cross_entropy, False),
+        pytest.param(offset_guided_cross_entropy, False, marks=slow),
         pytest.param(offset_regression_loss, False, marks=slow),
     ],
 )

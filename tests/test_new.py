@@ -50,6 +50,7 @@ def new(folder: Path, monkeypatch: pytest.MonkeyPatch, *args: str, kind: str = "
     return ran.exit_code, ran.output
 
 
+@pytest.mark.acceptance
 def test_the_page_until_its_training(tmp_path: Path) -> None:
     """The quick half: the written plug-in keeps its contract, passes its test, and its row is planned."""
     quick = [s for s in steps() if not re.match(r"laurepro (run|report|explain)", s)]

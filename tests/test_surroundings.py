@@ -120,6 +120,7 @@ def test_gpus_that_torch_cannot_use(tiny: Path, tmp_path: Path) -> None:
     assert doctor.returncode == 1 and "FIX  GPU: nvidia-smi lists 4, and torch" in doctor.stdout, doctor.stdout
 
 
+@pytest.mark.acceptance
 def test_a_closed_terminal_checkpoints(tiny: Path, tmp_path: Path) -> None:
     """SIGHUP to the launcher, more than once, as shells send it. A file profile.py beside it is no matter to its jobs."""
     (tmp_path / "profile.py").write_text("raise ImportError('taken for the module that torch imports')\n")
