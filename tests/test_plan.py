@@ -376,3 +376,26 @@ def test_report_and_claims_take_the_set_of_such_a_run(tmp_path: Path, monkeypatc
         assert ran.exit_code == 0, ran.output
         ran = CliRunner().invoke(main, [*words, "--scale", "paper", "--set", "train.lrr=1"])
         assert ran.exit_code == 2 and "unknown key 'lrr'" in ran.output, ran.output
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("model.upsampler={kind: lau, scale_factor: 0}", "option scale_factor: Input should be greater than or equal"),
+        ("model.upsampler={kind: pixelshuffle, factors: [2, -1]}", "option factors.1: Input should be greater than or"),
+        ("model.head={kind: aspp, rates: [0]}", "option rates.0: Input should be greater than or equal to 1, got 0"),
+        ("data.options={train_images: -1}", "option train_images: Input should be greater than or equal to 1, got -1"),
+        ("eval.factors=[]", "eval.factors: Tuple should have at least 1 item"),
+        ("train.threads=5000", "train.threads: Input should be less than or equal to 1024, got 5000"),
+        ("model.upsampler={kind: carafe, kernel_size: 4}", "upsampler carafe make no network for images of 96 pixels"),
+        ("model.backbone={kind: resnet50, blocks: [0, 0, 0, 0]}", "make no network for images of 96 pixels"),
+    ],
+)
+def test_values_that_no_network_can_have_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: str, message: str
+) -> None:
+    """By the bounds of an option, or by its part's own code on shapes alone."""
+    monkeypatch.chdir(tmp_path)
+    command = "plan" if "blocks" in pair else "run"
+    ran = CliRunner().invoke(main, [command, "table3a/encnet-os8-bilinear", "--scale", "smoke", "--set", pair])
+    assert ran.exit_code == 2 and message in ran.output and not (tmp_path / "runs").exists(), ran.output

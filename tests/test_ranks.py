@@ -101,6 +101,18 @@ def test_all_ranks_take_the_checkpoint_that_rank_0_takes(tmp_path: Path) -> None
 
 
 @pytest.mark.acceptance
+def test_another_state_of_the_same_step_stops_all(tmp_path: Path) -> None:
+    """As where the nodes' folders are two, each with a checkpoint that can be read."""
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+        checkpoint.save(tmp_path / str(rank), 26, {"key": "k", "step": 26, "rank": rank})
+    (tmp_path / "resume.py").write_text(RESUME)
+    ends = two(tmp_path, [["resume.py", "0"], ["resume.py", "1"]])
+    assert all(code != 0 and "rank 0 resumes from it, and rank 1 cannot read it" in out for code, out in ends), ends
+    assert "it is not the one that rank 0 reads" in ends[1][1], ends
+
+
+@pytest.mark.acceptance
 def test_nodes_without_a_common_folder_are_refused(job: Job, tmp_path: Path) -> None:
     ends = two(tmp_path, [worker(job, f"runs{rank}") for rank in range(2)])
     assert [code for code, _ in ends] == [2, 2], ends

@@ -97,12 +97,13 @@ def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome
     from laurepro.cost import estimate, machines, probe
     from laurepro.cost.estimator import Estimator
     from laurepro.launchers import LaunchContext
-    from laurepro.network import batch_norm, initial_weights
+    from laurepro.network import batch_norm, buildable, initial_weights
 
     scale, rows = choose(targets, everything or not targets, given.scale, given.seeds, given.pairs)
     records, _ = record.read_all(given.results)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(given.runs, job))
     trainings = [job.experiment for job in planned.jobs if job.stage == "train"]
+    buildable.check(trainings, given.pairs)
     initial_weights.check(trainings)
     batch_norm.check(trainings)
     context = LaunchContext(

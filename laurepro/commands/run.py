@@ -32,7 +32,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     """Plan, check, launch. Raises click.exceptions.Exit, with code 1 when a job failed."""
     from laurepro import plan, record
     from laurepro.launchers import LaunchContext
-    from laurepro.network import batch_norm, initial_weights
+    from laurepro.network import batch_norm, buildable, initial_weights
     from laurepro.spec import parts
     from laurepro.training import events
 
@@ -48,6 +48,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), given.force)
     trainings = [job.experiment for job in planned.jobs if job.stage == "train"]
+    buildable.check(trainings, given.pairs)
     initial_weights.check(trainings)
     batch_norm.check(trainings)
     if "preview" not in parts.features_of("launchers", given.launcher):

@@ -10,10 +10,11 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge
 
 from laurepro.atomic import replacing
 from laurepro.datasets import Image, Info, Label
@@ -79,8 +80,8 @@ class Dataset:
         split: str,
         *,
         design: Literal["scenes", "simple"] = "scenes",
-        train_images: int = 1024,
-        val_images: int = 200,
+        train_images: Annotated[int, Ge(1)] = 1024,
+        val_images: Annotated[int, Ge(1)] = 200,
     ) -> None:
         if split not in INFO.splits:
             raise unknown("split of shapes:", split, INFO.splits)

@@ -6,8 +6,10 @@ Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 20
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.heads import conv_bn_relu
@@ -54,8 +56,8 @@ class Head(nn.Module):
         in_channels: tuple[int, ...],
         num_classes: int,
         *,
-        channels: int = 256,
-        rates: tuple[int, ...] = (12, 24, 36),
+        channels: Annotated[int, Ge(1)] = 256,
+        rates: tuple[Annotated[int, Ge(1)], ...] = (12, 24, 36),
     ) -> None:
         super().__init__()
         self.feature_channels = channels

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.heads import conv_bn_relu, need_maps
@@ -37,9 +38,9 @@ class Head(nn.Module):
         in_channels: tuple[int, ...],
         num_classes: int,
         *,
-        channels: int = 256,
-        low_channels: int = 48,
-        rates: tuple[int, ...] = (6, 12, 18),
+        channels: Annotated[int, Ge(1)] = 256,
+        low_channels: Annotated[int, Ge(1)] = 48,
+        rates: tuple[Annotated[int, Ge(1)], ...] = (6, 12, 18),
         decoder_convs: Literal[1, 2] = 2,
     ) -> None:
         super().__init__()

@@ -6,8 +6,10 @@ Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.errors import LaureproError
@@ -85,8 +87,8 @@ class Head(nn.Module):
         in_channels: tuple[int, ...],
         num_classes: int,
         *,
-        channels: int = 512,
-        codewords: int = 32,
+        channels: Annotated[int, Ge(1)] = 512,
+        codewords: Annotated[int, Ge(1)] = 32,
         se: bool = True,
         lateral: bool = False,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -149,7 +149,7 @@ class Data(Strict):
 class Phase(Strict):
     """One run of the poly schedule."""
 
-    iterations: int = Field(ge=1)
+    iterations: int = Field(ge=1, le=10**9)
     lr: float = Field(gt=0)
 
 
@@ -171,8 +171,8 @@ class Train(Strict):
     numbers are the same, and the running averages of batch normalisation are updated once.
     """
 
-    epochs: int | None = Field(None, ge=1)
-    iterations: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1, le=10**6)
+    iterations: int | None = Field(None, ge=1, le=10**9)
     phases: tuple[Phase, ...] | None = None
     batch_size: int = Field(16, ge=1)
     lr: float = Field(0.001, gt=0)
@@ -183,7 +183,7 @@ class Train(Strict):
     head_lr_multiplier: float = Field(10.0, gt=0)
     offset_lr_multiplier: float = Field(10.0, gt=0)
     offset_weight_decay: float = Field(0.0, ge=0)
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     pretrained: str | None = None
     precision: Precision = "float32"
     tf32: bool = True
@@ -225,7 +225,7 @@ class Eval(Strict):
 
     split: str = "val"
     multi_scale: bool = False
-    factors: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    factors: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), min_length=1)
     mode: Literal["slide", "whole"] = "slide"
     base_size: int = Field(520, ge=1)
     crop_size: int = Field(480, ge=1)

@@ -11,6 +11,9 @@ head's feature, like LaU's offsets.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.upsamplers._reassembly import reassemble, start_normal, start_xavier
@@ -35,10 +38,10 @@ class Upsampler(nn.Module):
         channels: int,
         feature_channels: int,
         *,
-        scale_factor: int = 4,
-        bottleneck_channels: int = 64,
-        kernel_size: int = 5,
-        encoder_size: int = 3,
+        scale_factor: Annotated[int, Ge(1)] = 4,
+        bottleneck_channels: Annotated[int, Ge(1)] = 64,
+        kernel_size: Annotated[int, Ge(1)] = 5,
+        encoder_size: Annotated[int, Ge(1)] = 3,
     ) -> None:
         super().__init__()
         self.scale_factor, self.kernel_size = scale_factor, kernel_size

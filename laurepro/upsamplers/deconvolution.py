@@ -7,7 +7,10 @@ stays fixed. Here it is learned in both places.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 FEATURES = ()
@@ -25,7 +28,7 @@ class Upsampler(nn.Module):
         scale_factor: k.
     """
 
-    def __init__(self, channels: int, feature_channels: int, *, scale_factor: int = 4) -> None:
+    def __init__(self, channels: int, feature_channels: int, *, scale_factor: Annotated[int, Ge(1)] = 4) -> None:
         super().__init__()
         k = scale_factor
         size = 2 * k - k % 2

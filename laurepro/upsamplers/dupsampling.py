@@ -10,7 +10,10 @@ set. An upsampler here sees no labels before the first step, so W is drawn at ra
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 FEATURES = ()
@@ -29,7 +32,12 @@ class Upsampler(nn.Module):
     replaces_classifier = True
 
     def __init__(
-        self, channels: int, feature_channels: int, *, scale_factor: int = 8, bottleneck_channels: int = 64
+        self,
+        channels: int,
+        feature_channels: int,
+        *,
+        scale_factor: Annotated[int, Ge(1)] = 8,
+        bottleneck_channels: Annotated[int, Ge(1)] = 64,
     ) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(feature_channels, bottleneck_channels, 1)

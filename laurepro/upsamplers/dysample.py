@@ -15,8 +15,9 @@ the offsets, starting at 0. Groups need not divide the channels, as they must in
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.errors import LaureproError
@@ -41,8 +42,8 @@ class Upsampler(nn.Module):
         channels: int,
         feature_channels: int,
         *,
-        scale_factor: int = 4,
-        groups: int = 4,
+        scale_factor: Annotated[int, Ge(1)] = 4,
+        groups: Annotated[int, Ge(1)] = 4,
         scope: Literal["static", "dynamic"] = "static",
     ) -> None:
         super().__init__()

@@ -12,7 +12,10 @@ Departure: the gate needs the same number of channels in both. If the guide's di
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.upsamplers._reassembly import blocks, covering, ratio, reassemble, start_xavier
@@ -37,8 +40,8 @@ class Upsampler(nn.Module):
         feature_channels: int,
         guide_channels: int,
         *,
-        bottleneck_channels: int = 64,
-        kernel_size: int = 5,
+        bottleneck_channels: Annotated[int, Ge(1)] = 64,
+        kernel_size: Annotated[int, Ge(1)] = 5,
     ) -> None:
         super().__init__()
         self.compress_input = nn.Conv2d(channels, bottleneck_channels, 1, bias=False)

@@ -13,8 +13,11 @@ zeros; and the flow's unit is the paper's, while theirs is about half a fine pix
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 FEATURES = ("guided",)
@@ -33,7 +36,12 @@ class Upsampler(nn.Module):
     """
 
     def __init__(
-        self, channels: int, feature_channels: int, guide_channels: int, *, bottleneck_channels: int = 128
+        self,
+        channels: int,
+        feature_channels: int,
+        guide_channels: int,
+        *,
+        bottleneck_channels: Annotated[int, Ge(1)] = 128,
     ) -> None:
         super().__init__()
         self.reduce_input = nn.Conv2d(channels, bottleneck_channels, 1, bias=False)

@@ -5,9 +5,10 @@ Its gain over `bilinear` comes from training at another resolution. The gain of 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.upsamplers import PointSampling, grid_offset
@@ -30,7 +31,7 @@ class Upsampler(nn.Module):
         channels: int,
         feature_channels: int,
         *,
-        scale_factor: int = 4,
+        scale_factor: Annotated[int, Ge(1)] = 4,
         sampling_grid: Literal["corner", "align_corners", "half_pixel"] = "corner",
     ) -> None:
         super().__init__()

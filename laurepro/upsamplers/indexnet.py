@@ -11,7 +11,10 @@ the authors' matting network draws its weights from a normal distribution scaled
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.upsamplers._reassembly import covering
@@ -29,7 +32,9 @@ class Upsampler(nn.Module):
         scale_factor: k, the ratio of the two sizes.
     """
 
-    def __init__(self, channels: int, feature_channels: int, guide_channels: int, *, scale_factor: int = 4) -> None:
+    def __init__(
+        self, channels: int, feature_channels: int, guide_channels: int, *, scale_factor: Annotated[int, Ge(1)] = 4
+    ) -> None:
         super().__init__()
         self.scale_factor = k = scale_factor
         size = 2 * k - k % 2

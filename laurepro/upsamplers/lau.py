@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from laurepro.errors import LaureproError
@@ -37,11 +38,11 @@ class Upsampler(nn.Module):
         channels: int,
         feature_channels: int,
         *,
-        scale_factor: int = 4,
-        bottleneck_channels: int = 128,
+        scale_factor: Annotated[int, Ge(1)] = 4,
+        bottleneck_channels: Annotated[int, Ge(1)] = 128,
         sampling_grid: Literal["corner", "align_corners", "half_pixel"] = "corner",
-        groups: int | Literal["channels"] = 1,
-        bound: float | None = None,
+        groups: Annotated[int, Ge(1)] | Literal["channels"] = 1,
+        bound: Annotated[float, Gt(0)] | None = None,
     ) -> None:
         super().__init__()
         self.scale_factor = scale_factor

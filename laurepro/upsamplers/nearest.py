@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 FEATURES = ()
@@ -17,7 +20,7 @@ class Upsampler(nn.Module):
         scale_factor: k.
     """
 
-    def __init__(self, channels: int, feature_channels: int, *, scale_factor: int = 4) -> None:
+    def __init__(self, channels: int, feature_channels: int, *, scale_factor: Annotated[int, Ge(1)] = 4) -> None:
         super().__init__()
         self.scale_factor = scale_factor
 

@@ -9,9 +9,10 @@ convolution", 2017.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 FEATURES = ()
@@ -33,7 +34,7 @@ class Upsampler(nn.Module):
         channels: int,
         feature_channels: int,
         *,
-        factors: tuple[int, ...] = (2,),
+        factors: tuple[Annotated[int, Ge(1)], ...] = (2,),
         input: Literal["feature", "logits"] = "feature",
         icnr: bool = False,
     ) -> None:

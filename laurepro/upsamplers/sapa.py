@@ -12,9 +12,10 @@ printed tables, which has no parameters, cannot have them. SAPA-G, with a gate i
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from laurepro.errors import LaureproError
@@ -42,8 +43,8 @@ class Upsampler(nn.Module):
         guide_channels: int,
         *,
         similarity: Literal["bilinear", "inner"] = "bilinear",
-        bottleneck_channels: int = 32,
-        kernel_size: int = 5,
+        bottleneck_channels: Annotated[int, Ge(1)] = 32,
+        kernel_size: Annotated[int, Ge(1)] = 5,
     ) -> None:
         super().__init__()
         self.kernel_size = kernel_size
