@@ -26,6 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(tiny))
 
 
+@pytest.mark.acceptance
 def test_a_row_from_the_command_to_its_records(tmp_path: Path) -> None:
     before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     file = tmp_path / "table.json"

@@ -128,6 +128,7 @@ def test_a_results_folder_below_a_file(tiny: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
+@pytest.mark.acceptance
 def test_no_home_and_no_network(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     cut_off = "unshare --net --map-root-user" if os.geteuid() else "unshare --net"
     can = subprocess.run([*cut_off.split(), "true"], capture_output=True, check=False).returncode == 0

@@ -21,7 +21,7 @@ from laurepro import record
 
 MOMENTS = ("step", "checkpoint", "record", "evaluation")
 VICTIMS = ("worker", "launcher", "agent")
-FAST = 2  # of the cases, so many are not left to acceptance
+FAST = 1  # of the cases, so many are not left to acceptance
 
 
 class Kill(NamedTuple):
@@ -38,8 +38,8 @@ def _cases() -> list[Kill]:
     """Those for every day first, then every other pair of victim and moment, then drawn ones: twenty."""
     rng = random.Random(20260101)
     fast = [
-        Kill("worker", "checkpoint", 0.5, processes=1, retries=0),
         Kill("launcher", "record", 0.5, processes=1, retries=0),
+        Kill("worker", "checkpoint", 0.5, processes=1, retries=0),
         Kill("worker", "step", 0.5, processes=2, retries=1),  # a rank of two: the launcher starts both again
     ]
     pairs = [(v, m) for m in MOMENTS for v in VICTIMS if (v, m) not in [kill[:2] for kill in fast]]

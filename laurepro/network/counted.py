@@ -82,8 +82,8 @@ class _ShapesAlone(TorchFunctionMode):
     """Skip initialisation and normalisation: of tensors without values they only take time, and most of it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and (getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_)):
-            return args[0]
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init passes its own arguments by name
         if func is nn.functional.batch_norm:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
