@@ -16,7 +16,7 @@ from conftest import ROOT, environment, make_record, run_cli
 
 from laurepro import plan, record, spec, verify
 from laurepro.errors import LaureproError
-from laurepro.record import Record
+from laurepro.record import Leg, Record
 from laurepro.spec import Job
 
 
@@ -31,6 +31,16 @@ def some_record(**changes: Any) -> Record:
     matrix = ((2**40, 1), (0, 3))
     filled = {"confusion": matrix, "class_names": ("a", "b"), "curve": ((10, 1.25), (20, 0.1)), "weights_sha256": "ab"}
     return make_record(some_job(), metrics, **{**filled, **changes})
+
+
+def test_device_seconds_count_each_leg_by_its_own_processes() -> None:
+    """A training begun by two processes for 10 s and ended by one in 30 s took 50 device seconds, not 40."""
+    whole = some_record(seconds=40.0)
+    legs = [
+        Leg(environment=whole.environment, world_size=n, started=whole.started, seconds=s, step=step)
+        for n, s, step in ((2, 10.0, 100), (1, 30.0, 200))
+    ]
+    assert whole.device_seconds == 40 and some_record(seconds=40.0, legs=legs).device_seconds == 50
 
 
 def test_round_trip(tmp_path: Path) -> None:
