@@ -66,7 +66,7 @@ def victims(folder: Path, victim: str, launcher: int) -> list[int]:
 def locked(folder: Path) -> list[str]:
     """Jobs whose lock is held. The kernel frees it last: a killed process has no command line any more by then."""
     runs = folder / "runs"
-    return [job.name for job in runs.iterdir() if record.running(runs, job.name)]
+    return [job.name for job in runs.glob("*") if record.running(runs, job.name)]
 
 
 def there(folder: Path, pattern: str) -> Callable[[], bool]:
