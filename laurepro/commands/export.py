@@ -113,9 +113,13 @@ def command(
         if wrong:
             refused.append(files[name])
             continue
-        record.write_atomic(files[name], content)
+        try:
+            record.write_atomic(files[name], content)
+            if name == "state_dict":
+                record.write_atomic(description, export.as_json(about))
+        except OSError as error:  # a full disk
+            raise LaureproError(f"{error.filename}: {error.strerror}") from None
         if name == "state_dict":
-            record.write_atomic(description, export.as_json(about))
             click.echo(f"  the network from it, in Python: {export.rebuild_line(stored.job)}")
     if refused:
         click.echo(f"not written, classes differ from eager code: {', '.join(map(str, refused))}", err=True)

@@ -194,19 +194,28 @@ def _onnx(exported: torch.export.ExportedProgram, about: dict[str, Any]) -> byte
 
 
 def loaded(name: str, content: bytes, about: dict[str, Any], align_corners: bool) -> Predict:
-    """An artefact as its user runs it: loaded from the bytes of its file; a state dict as `rebuild_line` does."""
-    if name == "onnx":
-        import onnxruntime
+    """An artefact as its user runs it: loaded from the bytes of its file; a state dict as `rebuild_line` does.
 
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
-    if name == "pt2":
+    Raises:
+        LaureproError: it cannot be loaded, as an operator that ONNX Runtime lacks.
+    """
+    if name == "state_dict":
+        stated = json.loads(json.dumps(about))
+        network = model.build(spec.Model(**stated["model"]), spec.Op(**stated["op"]), len(stated["class_names"]))
+        network.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+        return Program(network, align_corners).eval()
+    try:
         with _quiet():
-            return torch.export.load(io.BytesIO(content)).module()
-    stated = json.loads(json.dumps(about))
-    network = model.build(spec.Model(**stated["model"]), spec.Op(**stated["op"]), len(stated["class_names"]))
-    network.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
-    return Program(network, align_corners).eval()
+            if name == "pt2":
+                return torch.export.load(io.BytesIO(content)).module()
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of another library
+        raise LaureproError(
+            f"{name}: the file cannot be loaded: {_first_line(error)}", "choose other formats with --format"
+        ) from None
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
 def _hint(size: Size | None) -> str:
