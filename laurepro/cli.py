@@ -24,6 +24,7 @@ from laurepro.commands import (
     data,
     doctor,
     explain,
+    export,
     figure,
     new,
     plan,
@@ -146,6 +147,7 @@ SHORT = {
     "figure": "The paper's figures, drawn from your trained jobs",
     "verify": "Recompute digests, keys and metrics of records",
     "predict": "Segment your own images with a trained network",
+    "export": "A trained network as state dict, torch.export program, ONNX",
     "submit": "Write and check a test server's archive",
     "bench": "Speed and memory, as ratios to other implementations",
     "bench ops": "The op, forward and backward, against other samplers",
@@ -166,7 +168,7 @@ SHORT = {
 }
 for _module in (
     *(list_, show, check, data, plan, run, status, report, claims, explain),
-    *(figure, verify, predict, submit, bench, new, doctor),
+    *(figure, verify, predict, export, submit, bench, new, doctor),
 ):
     main.add_command(_module.command)
 

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT, TINY, Finished, Ran, run_cli
+from conftest import ROOT, ROW, TINY, Finished, Ran, run_cli
 from sklearn import metrics as sk
 from test_pretrained import released
 
@@ -22,7 +22,7 @@ from laurepro import record, spec
 from laurepro.commands.predict import command as predict_command
 from laurepro.datasets import open_split, shapes
 from laurepro.errors import LaureproError
-from laurepro.evaluation import prediction
+from laurepro.evaluation import inputs, prediction
 from laurepro.evaluation.prediction import check, palette, shares
 from laurepro.evaluation.submission import Submission, names, problems, read, score, write, write_label_map
 from laurepro.network import model
@@ -352,7 +352,7 @@ def test_predicting_with_a_released_checkpoint(photographs: list[Path], tiny: Pa
     assert (np.asarray(PIL.Image.open(tmp_path / "out" / "plain.png")) != predicted).sum() <= 4
     assert len(np.unique(predicted)) > 1
     torch.save({"state_dict": released(source, "head.jpu.1.")}, tmp_path / "other.pth.tar")
-    ran = run_cli(*run, "--checkpoint", str(tmp_path / "other.pth.tar"), **where)
+    ran = run_cli(*run, "--checkpoint", str(tmp_path / "other.pth.tar"), "--overwrite", **where)
     assert ran.code == 2 and "does not fit the network" in ran.err and "head.jpu.1.weight" in ran.err
     ran = run_cli(*run, **where)
     assert ran.code == 2 and "--checkpoint FILE with --row" in ran.err
@@ -416,6 +416,73 @@ def test_what_is_refused_before_the_network_is_loaded(
     assert {file: file.read_bytes() for file in before} == before and not (folder / "out").exists()
 
 
+def test_predicting_a_folder_keeps_its_tree(finished: Finished, tiny: Path, tmp_path: Path) -> None:
+    """By the row's name; without hidden files, other files, and what an earlier run wrote below the folder."""
+    names = ("top.png", "sub dir/Top.PNG", "sub dir/deep/a.b.png", ".hidden/no.png", "out/earlier.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (20, 12), "gray").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "sub dir" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    row = ("--job", ROW, "--scale", "tiny", "--output", str(tmp_path / "out"))
+    ran = run_cli("predict", tmp_path, *row, cwd=finished.folder, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0, ran.err
+    written = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*.png")} - {"earlier.png"}
+    expected = {
+        f"{place}{end}" for place in ("top", "sub dir/Top", "sub dir/deep/a.b") for end in (".png", "-overlay.png")
+    }
+    assert written == expected | {"legend.png"}
+    assert len(ran.out.splitlines()) == 3
+    assert PIL.Image.open(tmp_path / "out" / "sub dir" / "deep" / "a.b.png").size == (20, 12)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("one", "two"), ["a.png would be written for one/a.jpg and for two/a.png", "a-overlay.png would be"]),
+        (("one", "one/a.jpg"), ["a.png would be written for one/a.jpg and for one/a.jpg"]),
+        (("*/a.*", "--output", "out"), ["out/two/a.png exists", "legend.png exists", "--overwrite"]),
+        (("two", "--output", "two", "--overwrite"), ["two/a.png would replace the input two/a.png"]),
+        (("one", "broken", "cut.jpg"), ["broken/b.tif: cannot", "broken/c.png: cannot", "cut.jpg: cannot"]),
+        (("none.jpg", "empty", "no/*.jpg"), ["no such image: none.jpg", "empty: no image", "no/*.jpg: no image"]),
+    ],
+)
+def test_inputs_that_cannot_be_predicted_are_all_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], said: list[str]
+) -> None:
+    for name in ("one/a.jpg", "two/a.png", "out/two/a.png", "out/legend.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (40, 40), "red").save(tmp_path / name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "b.tif").write_text("no image")
+    (tmp_path / "broken" / "c.png").write_bytes((tmp_path / "two" / "a.png").read_bytes()[:60])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "one" / "a.jpg").read_bytes()[:-40])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record, "find", lambda *_: pytest.fail("the job was looked up"))
+    ran = CliRunner().invoke(predict_command, [*args, "--job", "x"])
+    assert isinstance(ran.exception, LaureproError)
+    assert [line for line in said if line not in str(ran.exception)] == [], str(ran.exception)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_pattern_names_images_by_their_path_below_its_fixed_part(tmp_path: Path) -> None:
+    for name in ("p/a.jpg", "p/x/b.webp", "p/x/y/c.PPM", "p/x/d.txt", "p/.e.jpg", "p/[1].png", "p/x/out/f.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def places(argument: str, output: str = "elsewhere") -> list[str]:
+        return [str(item.place) for item in inputs.gather([tmp_path / argument], tmp_path / output)]
+
+    assert places("p/**/*", "p/x/out") == ["[1]", "a", "x/b", "x/y/c"]
+    assert places("p") == ["[1]", "a", "x/b", "x/out/f", "x/y/c"]
+    assert places("p/x/*") == ["b"] and places("p/*/y/*.PPM") == ["x/y/c"]
+    assert places("p/[1].png") == ["[1]"]  # a file of that name, not a pattern
+    assert places("p/x/d.txt") == ["d"]  # named: whatever its suffix
+
+
 def test_an_image_of_32_bits_a_pixel_is_refused(tmp_path: Path) -> None:
     PIL.Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
     with pytest.raises(LaureproError, match="mode F, expected 8 or 16 bits a channel"):
@@ -454,9 +521,8 @@ def test_an_image_of_one_row(finished: Finished, tmp_path: Path, protocol: str) 
 def test_a_picture_cut_short(photographs: list[Path]) -> None:
     cut = photographs[0].with_name("y.jpg")
     cut.write_bytes(photographs[0].read_bytes()[:800])
-    check([cut, photographs[1]])
     with pytest.raises(LaureproError, match=r"y\.jpg: cannot be read as an image"):
-        prediction.read(cut)
+        check([photographs[1], cut])
 
 
 def test_a_job_is_found_by_name_key_or_its_beginning(fine: Fine) -> None:

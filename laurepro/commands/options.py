@@ -103,6 +103,25 @@ def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def of_row(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --scale, --seed and --set, which choose the training of a TABLE/ROW."""
+    for option in (
+        click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="The --set of the row's run."),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of TABLE/ROW: which training."
+        ),
+        click.option(
+            "--scale",
+            envvar="LAUREPRO_SCALE",
+            default="paper",
+            metavar="NAME",
+            help="Of TABLE/ROW (default: $LAUREPRO_SCALE, paper).",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def _seeds(text: str) -> int | tuple[int, ...]:
     from laurepro.plan import parse_seeds
 

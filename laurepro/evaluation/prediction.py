@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +19,9 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import PIL.ImageOps
 
-from laurepro import record, spec
+from laurepro import plan, record, spec
 from laurepro.errors import LaureproError, unknown
+from laurepro.evaluation.inputs import FORMATS, together
 from laurepro.record import Record
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ Classes = npt.NDArray[np.int64]
 
 OPACITY = 0.55  # of the colours over an image
 ROW, SWATCH = 22, 16  # of the legend, in pixels
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # that are read
 MOST_PIXELS = 2**26  # of one image
 MOST_BYTES = 2**33  # of one image's class scores; prediction needs a few times that
 
@@ -78,17 +79,13 @@ def load(stored: Record, runs: Path) -> Trained:
     return Trained(network, device, stored.experiment.eval, stored.class_names)
 
 
-def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
+def load_checkpoint(file: Path, address: str, scale: spec.Scale, overrides: spec.Raw | None = None) -> Trained:
     """Build the network of TABLE/ROW with the weights of a checkpoint of the released code (`.pth.tar`).
 
     Raises:
         LaureproError: no such row, or one that is only quoted; a file that is no checkpoint, or of another network.
     """
-    table_id, _, row_id = address.partition("/")
-    tables = spec.tables()
-    if table_id not in tables:
-        raise unknown("table", table_id, tables)
-    experiment = spec.resolve(tables[table_id], tables[table_id].row(row_id), scale)
+    experiment = spec.resolve(*_row(address), scale, overrides)
 
     from laurepro.datasets import info_of
     from laurepro.distributed import prepare
@@ -105,28 +102,81 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale) -> Trained:
     return Trained(ready(network, experiment.eval, device), device, experiment.eval, classes)
 
 
+def find(results: Path, name: str, scale: str, seed: int = 0, overrides: spec.Raw | None = None) -> Record:
+    """The record of a job by its name or key, as `record.find`, or that of a row's training.
+
+    Args:
+        results: where the records are.
+        name: KEY, or TABLE/ROW.
+        scale, seed, overrides: of the row; a name or a key needs none.
+
+    Raises:
+        LaureproError: there is no such job or row, or no record of it.
+    """
+    if "/" not in name:
+        return record.find(results, name)
+    chosen = spec.scale(scale)
+    planned = plan.row_plan(*_row(name), chosen, (seed,), overrides)
+    if planned.experiment is None:
+        raise LaureproError(f"{name} is quoted from the literature and has no network")
+    job = spec.Job(stage="train", scale=chosen.name, seed=seed, experiment=planned.experiment)
+    file = record.records_dir(results) / f"{job.name}.json"
+    if not file.is_file():
+        raise LaureproError(
+            f"{planned.address} was not trained at scale {chosen.name} with seed {seed}: no {file}",
+            f"laurepro run {planned.address} --scale {chosen.name} --seeds {seed}-{seed} (and the --set given here)",
+        )
+    return record.read(file).model_copy(update={"experiment": planned.experiment})
+
+
+def _row(address: str) -> tuple[spec.Table, spec.Row]:
+    """The table and the row of TABLE/ROW."""
+    table_id, _, row_id = address.partition("/")
+    tables = spec.tables()
+    if table_id not in tables:
+        raise unknown("table", table_id, tables)
+    return tables[table_id], tables[table_id].row(row_id)
+
+
 def check(files: Iterable[Path], classes: int | None = None) -> None:
-    """Raise LaureproError if a file is no image by its first bytes, or too large. Cheap, for before any work.
+    """Raise LaureproError for all files together that are no image, damaged or too large. For before any work.
 
     Args:
         files: the images.
-        classes: n, if it is known: the scores [n, H, W] of one image must not take more than MOST_BYTES.
+        classes: n, if it is known: then it is only checked that the scores [n, H, W] of an image do not take more than
+            MOST_BYTES. Without it, every image is decoded.
     """
-    for file in files:
+    with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
+        faults = list(filter(None, pool.map(lambda file: _fault(file, classes), files)))
+    if faults:
+        large = any("at most" in fault for fault in faults)
+        raise LaureproError(together(faults), "make it smaller, or cut it" if large else None)
+
+
+def _fault(file: Path, classes: int | None) -> str | None:
+    try:
         with _readable(file), PIL.Image.open(file, formats=FORMATS) as image:
             width, height = image.size
-        pixels = width * height
-        if pixels > MOST_PIXELS:
-            raise LaureproError(
-                f"{file}: {width} x {height} pixels, at most {MOST_PIXELS / 1e6:.0f} million are predicted",
-                "make it smaller, or cut it",
+    except LaureproError as error:
+        return str(error)
+    pixels = width * height
+    if pixels > MOST_PIXELS:
+        return f"{file}: {width} x {height} pixels, at most {MOST_PIXELS / 1e6:.0f} million are predicted"
+    if classes is not None:
+        needed = 4 * classes * pixels
+        return (
+            None
+            if needed <= MOST_BYTES
+            else (
+                f"{file}: the scores of {classes} classes for {width} x {height} pixels take {needed / 1e9:.1f} GB, "
+                f"at most {MOST_BYTES / 1e9:.1f} GB are allowed"
             )
-        if classes is not None and 4 * classes * pixels > MOST_BYTES:
-            raise LaureproError(
-                f"{file}: the scores of {classes} classes for {width} x {height} pixels take "
-                f"{4 * classes * pixels / 1e9:.1f} GB, at most {MOST_BYTES / 1e9:.1f} GB are allowed",
-                "make it smaller, or cut it",
-            )
+        )
+    try:
+        read(file)
+    except LaureproError as error:
+        return str(error)
+    return None
 
 
 def read(file: Path) -> Image:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from laurepro import spec
 from laurepro.errors import LaureproError
 from laurepro.heads import conv_bn_relu
+from laurepro.ops._tracing import exporting
 from laurepro.spec import parts
 from laurepro.upsamplers import PointSampling
 
@@ -150,6 +151,10 @@ class Network(nn.Module):
             k = out.scale_factor
             out = out.materialize()
             if all(0 <= have - want < k for have, want in zip(out.shape[2:], size, strict=True)):
+                if exporting():  # a slice of unknown length ties a program to sizes that divide alike
+                    for axis, want in zip((2, 3), size, strict=True):
+                        out = out.index_select(axis, torch.arange(want, device=out.device))
+                    return out
                 return out[:, :, : size[0], : size[1]]
         return F.interpolate(out, size, mode="bilinear", align_corners=True)
 
