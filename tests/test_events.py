@@ -11,7 +11,7 @@ import pytest
 from conftest import ROW, STEPS, Finished, finish, run_cli, start, wait_until
 from test_launch import assert_same_bits, at_step, train_folder
 
-from laurepro.training.events import FOLDER
+from laurepro.trackers.tensorboard import FOLDER
 
 RUN = ["run", ROW, "--scale", "tiny", "--tensorboard"]
 
