@@ -60,7 +60,7 @@ def curves(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
 
 
 def confusion(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
-    """The confusion matrix of each row, its counts added up over seeds: a line is a class, divided by its pixels.
+    """The confusion matrix of each row, its counts added up over seeds, in percent of each class's labelled pixels.
 
     Raises:
         LaureproError: an unknown row, one without evaluations, or seeds with different classes.
@@ -69,8 +69,8 @@ def confusion(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
     names = [evaluations[0].class_names for evaluations in map(_evaluations, measured)]
     n = max(map(len, names))
     below = (
-        "Each line: the pixels whose label is that class, by the class that was predicted, in percent of the line; "
-        "darker is more. Counts are added up over the n seeds. A class without labelled pixels has an empty line. "
+        "Rows are the labels' classes and columns the predicted ones, in percent of the row's pixels; darker is more. "
+        "Counts are added up over the n seeds. A class without labelled pixels has an empty row. "
     )
     below += "† measured with code that differs from its commit." if any(r.dirty for r in measured) else ""
     left, side = (1.1, max(2.6, 0.3 * n)) if n <= NAMED else (0.45, 5.6)

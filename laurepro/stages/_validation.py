@@ -69,8 +69,8 @@ class Validation:
         matrix = self._confusion(network)
         if matrix is None:
             return False
-        every = scores(matrix.numpy(), self._experiment.data.name)
-        known = {m: value for m in (self._metric, "pixacc", "mean_accuracy") if (value := every[m]) is not None}
+        measured = scores(matrix.numpy(), self._experiment.data.name)
+        known = {m: value for m in (self._metric, "pixacc", "mean_accuracy") if (value := measured[m]) is not None}
         if self._metric not in known:
             raise RuntimeError(f"train.validate_every: no pixel of split {VALIDATED} has a label")
         for metric, value in known.items():
