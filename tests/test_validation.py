@@ -198,6 +198,15 @@ def test_the_page_shows_validations_and_the_step_that_was_kept(planted: Path) ->
     assert "seed 1: 42 at 10, 44 at 25" in report.render_page(sources, "html", planted)
 
 
+def test_the_page_of_a_job_is_made_from_its_record(planted: Path) -> None:
+    by_stage = {r.stage: r for r in records(planted).values()}
+    training, evaluation = (report.render_job(by_stage[stage]) for stage in ("train", "evaluate"))
+    assert by_stage["train"].job in training and training.count("<svg") == 2 and "those of step 20" in training
+    assert "mIoU on val: mIoU % over step. " in training and "&#34;validate_every&#34;: 10" in training
+    assert "IoU of each class" in evaluation and "$x$" in evaluation and "<svg" not in evaluation
+    assert "<script src" not in training and "http" not in training.partition("</head>")[2]
+
+
 def test_verify_holds_a_kept_step_to_its_validation(planted: Path) -> None:
     file = next((planted / "results" / "records").glob("train-*"))
     stored = record.read(file)
