@@ -83,6 +83,8 @@ class Record(Strict):
     boundary_confusion: tuple[tuple[Count, ...], ...] | None = None
     boundary_counts: dict[str, tuple[tuple[Count, ...], tuple[Count, ...]]] = Field({})  # intersections, unions
     curve: tuple[tuple[Whole, Number], ...] = ()
+    validation: dict[str, tuple[tuple[Whole, Number], ...]] = Field({})  # of a training, by metric: steps done, score
+    kept_step: Whole | None = None  # steps after which `train.keep: best` took the weights; None: the last ones
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
     data_sha256: str | None = None  # `datasets.data_digest`; None: generated, or a record from before there was one
@@ -356,6 +358,7 @@ class Progress(NamedTuple):
     epoch: int | None = None
     loss: float | None = None
     seconds: float | None = None
+    validation: float | None = None  # the last score on the split val, mIoU in percent
 
 
 def progress(runs: Path, name: str) -> Progress:
@@ -363,7 +366,7 @@ def progress(runs: Path, name: str) -> Progress:
     values = read_json(run_folder(runs, name) / "progress.json") or {}
     number = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and abs(v) < 1e12}
     step, steps, epoch = (int(number[k]) if k in number else None for k in ("step", "steps", "epoch"))
-    return Progress(step, steps, epoch, number.get("loss"), number.get("seconds"))
+    return Progress(step, steps, epoch, *(number.get(name) for name in ("loss", "seconds", "validation")))
 
 
 def running(runs: Path, name: str) -> bool:

@@ -18,6 +18,7 @@ from laurepro.errors import LaureproError
 from laurepro.evaluation import scores
 from laurepro.record import Record
 from laurepro.spec import Job, parts
+from laurepro.spec.metrics import own_metric
 
 CLOSE = 1e-9  # of recomputed metrics: a mean's last bits may differ between versions of numpy
 OTHER_DEVICE = 1e-3  # share of labelled pixels that another device, or version of torch, may classify differently
@@ -153,9 +154,17 @@ def _plausible(stored: Record) -> list[str]:
             problems.append(f"boundary_counts of {name} are not intersections and unions of {n} classes")
     if stored.seconds < 0 or stored.world_size < 1 or stored.seed < 0:
         problems.append(f"seconds {stored.seconds}, world_size {stored.world_size}, seed {stored.seed}: not possible")
-    steps = [step for step, _ in stored.curve]
-    if steps != sorted(set(steps)):
-        problems.append("the steps of its curve do not increase")
+    for name, curve in (("curve", stored.curve), *((f"validation {m}", c) for m, c in stored.validation.items())):
+        steps = [step for step, _ in curve]
+        if steps != sorted(set(steps)):
+            problems.append(f"the steps of its {name} do not increase")
+    scored = stored.validation.get(own_metric("miou59", stored.dataset), ())
+    best = max(scored, key=lambda point: point[1], default=(None, None))[0]  # the first of equals
+    expected = best if stored.stage == "train" and stored.experiment.train.keep == "best" else None
+    if stored.kept_step != expected:
+        problems.append(f"kept_step is {stored.kept_step}, its validation gives {expected}")
+    if any(not 0 <= value <= 100 for points in stored.validation.values() for _, value in points):
+        problems.append("a score of its validation is not between 0 and 100")
     return problems
 
 

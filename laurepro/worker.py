@@ -18,9 +18,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +29,11 @@ from laurepro.atomic import write_atomic
 from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent, orphaned
 from laurepro.spec import Job, parts
+from laurepro.trackers import Trackers
+
+if TYPE_CHECKING:
+    from laurepro.stages import Result
+    from laurepro.stages._legs import Legs
 
 LOCK_SECONDS = 0.2  # longer than `status` holds a lock that it looks at
 GO = -1  # rank 0's decision where there is work; any other number is the exit code
@@ -41,24 +46,33 @@ def _on_signal(signum: int, frame: object) -> None:
 
 
 class Progress:
-    """Writes `progress.json`, at most twice a second, for `status` and the launcher's bars.
+    """Writes `progress.json`, at most twice a second, for `status` and the launcher's bars; trackers are told all."""
 
-    `each` is called with all values.
-    """
-
-    def __init__(self, file: Path, each: Callable[[dict[str, Any]], None] = lambda values: None) -> None:
-        self.file, self.last, self.each = file, 0.0, each
+    def __init__(self, file: Path, trackers: Trackers) -> None:
+        self.file, self.last, self.trackers = file, 0.0, trackers
         self.values: dict[str, Any] = {}
+        self.validation: dict[str, Any] = {}
 
     def __call__(self, values: dict[str, Any]) -> None:
         """Store the newest values."""
         self.values = values
-        self.each(values)
+        self.trackers.step(values)
         now = time.monotonic()
         if now - self.last > 0.5 or values.get("step") == values.get("steps"):
             self.last = now
-            with contextlib.suppress(OSError):  # only shown; a full disk is an error where something would be lost
-                write_atomic(self.file, json.dumps({**values, "time": time.time()}), durable=False)
+            self._write()
+
+    def validated(self, step: int, scores: Mapping[str, float]) -> None:
+        """Store the newest scores of a training."""
+        self.values = {"step": step} | self.values
+        self.validation = {"validated_step": step, "validation": next(iter(scores.values()))}
+        self.trackers.validated(step, scores)
+        self._write()
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # only shown; a full disk is an error where something would be lost
+            values = {**self.values, **self.validation, "time": time.time()}
+            write_atomic(self.file, json.dumps(values), durable=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     for option in ("--runs", "--results", "--data"):
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--fresh", action="store_true", help="start over instead of from a checkpoint")
-    parser.add_argument("--tensorboard", action="store_true", help="write event files of a training")
+    parser.add_argument("--track", action="append", default=[], help="name of a tracker")
     args = parser.parse_args(argv)
     os.environ["LAUREPRO_DATA"] = str(args.data)  # where a data set without a plug-in's file is looked for
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -141,7 +155,6 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro.spec.sources import check_sources
     from laurepro.stages import Context, Stopped
     from laurepro.stages._legs import Legs
-    from laurepro.training import events
 
     distributed.initialise()
     stage = parts.load("stages", job.stage)
@@ -160,52 +173,58 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     progress: Progress | None = None
     with contextlib.ExitStack() as stack:
         if rank == 0:
-            shown = args.tensorboard and job.stage == "train"
-            each = (stack.enter_context(events.scalars(folder)),) if shown else ()
-            progress = Progress(folder / "progress.json", *each)
-            context = context._replace(progress=progress)
+            trackers = Trackers(args.track, job, folder, args.fresh)
+            stack.callback(trackers.close)
+            progress = Progress(folder / "progress.json", trackers)
+            context = context._replace(progress=progress, validated=progress.validated)
         try:
             result = stage.run(job, context)
         except Stopped:
             logging.info("stopped by a signal; the checkpoint is written")
             return STOPPED
-    if progress is None:  # only rank 0 writes the record
-        return 0
+        if progress is not None:  # only rank 0 writes the record
+            written = _record(job, result, progress, legs, copy)
+            trackers.finished(written, record.write(args.results, written))
+    return 0
+
+
+def _record(job: Job, result: Result, progress: Progress, legs: Legs, copy: str | None) -> record.Record:
+    """What the job leaves. `copy`: the digest of its data."""
+    from laurepro import distributed
+
     done = int(progress.values.get("step", 0))
     all_legs = legs.after(done, result.device, result.threads, distributed.world_size())
     environment = all_legs[-1].environment
     if any(leg.environment.dirty for leg in all_legs):
         environment = environment.model_copy(update={"dirty": True})
-    record.write(
-        args.results,
-        record.Record(
-            job=job.name,
-            key=job.key,
-            stage=job.stage,
-            scale=job.scale,
-            dataset=job.experiment.data.name,
-            split=job.experiment.eval.split if job.stage == "evaluate" else job.experiment.data.train_split,
-            seed=job.seed,
-            experiment=job.experiment,
-            metrics=result.metrics,
-            class_names=result.class_names,
-            confusion=result.confusion,
-            boundary_confusion=result.boundary_confusion,
-            boundary_counts=result.boundary_counts,
-            curve=result.curve,
-            weights_sha256=result.weights_sha256,
-            pretrained_sha256=result.pretrained_sha256,
-            data_sha256=copy,
-            idle_share=progress.values.get("idle_share"),
-            environment=environment,
-            started=all_legs[0].started,
-            seconds=round(sum(leg.seconds for leg in all_legs), 2),
-            legs=all_legs if len(all_legs) > 1 else (),
-            world_size=distributed.world_size(),
-            command=os.environ.get("LAUREPRO_COMMAND") or shlex.join(sys.argv),
-        ),
+    return record.Record(
+        job=job.name,
+        key=job.key,
+        stage=job.stage,
+        scale=job.scale,
+        dataset=job.experiment.data.name,
+        split=job.experiment.eval.split if job.stage == "evaluate" else job.experiment.data.train_split,
+        seed=job.seed,
+        experiment=job.experiment,
+        metrics=result.metrics,
+        class_names=result.class_names,
+        confusion=result.confusion,
+        boundary_confusion=result.boundary_confusion,
+        boundary_counts=result.boundary_counts,
+        curve=result.curve,
+        validation=result.validation,
+        kept_step=result.kept_step,
+        weights_sha256=result.weights_sha256,
+        pretrained_sha256=result.pretrained_sha256,
+        data_sha256=copy,
+        idle_share=progress.values.get("idle_share"),
+        environment=environment,
+        started=all_legs[0].started,
+        seconds=round(sum(leg.seconds for leg in all_legs), 2),
+        legs=all_legs if len(all_legs) > 1 else (),
+        world_size=distributed.world_size(),
+        command=os.environ.get("LAUREPRO_COMMAND") or shlex.join(sys.argv),
     )
-    return 0
 
 
 def _fail(folder: Path, rank: int, error: Exception) -> None:

@@ -91,6 +91,10 @@ NEEDS = {
     ),
     "latex": (lambda: _program("pdflatex", "lualatex", "tectonic"), "no LaTeX"),
     "tensorboard": (lambda: _modules("tensorboard"), "no tensorboard (pip install -e '.[tensorboard]')"),
+    "mlflow": (
+        lambda: _modules("mlflow", "sqlalchemy", "alembic"),
+        "no mlflow with its database (pip install -e '.[mlflow]')",
+    ),
     "site": (
         lambda: _modules("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python"),
         "no mkdocs (pip install -e '.[docs]')",

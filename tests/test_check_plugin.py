@@ -120,6 +120,15 @@ def states(runs):
 """
 
 
+TRACKER = """
+from laurepro import trackers
+
+class Tracker(trackers.Tracker):
+    def validated(self, step, scores):
+        print(step, scores)
+"""
+
+
 def failing(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The checks that fail for a part of this text, with their reasons."""
     name = f"part{next(FRESH)}"
@@ -132,7 +141,7 @@ def failing(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 SHIPPED = [(folder, name) for folder in ("upsamplers", "heads") for name in parts.names(folder)]
-SHIPPED += [("launchers", "dry"), ("launchers", "local")]
+SHIPPED += [("launchers", "dry"), ("launchers", "local"), ("trackers", "tensorboard"), ("trackers", "mlflow")]
 SLOW = [pytest.param("backbones", name, marks=pytest.mark.acceptance) for name in ("resnet50", "timm")]
 
 
@@ -146,7 +155,13 @@ def test_shipped_parts_keep_their_contracts(folder: str, name: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("folder", "text"),
-    [("upsamplers", UPSAMPLER), ("backbones", BACKBONE), ("datasets", DATASET), ("launchers", LAUNCHER)],
+    [
+        ("upsamplers", UPSAMPLER),
+        ("backbones", BACKBONE),
+        ("datasets", DATASET),
+        ("launchers", LAUNCHER),
+        ("trackers", TRACKER),
+    ],
     ids=lambda value: value if value.isalpha() else "",
 )
 def test_a_part_of_ones_own_keeps_it(folder: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +205,8 @@ RETURN = 'return F.interpolate(self.mix(input), scale_factor=self.k, mode="neare
         ("launchers", LAUNCHER.replace("(plan, context)", "(plan)"), "launch takes", "TypeError"),
         ("launchers", LAUNCHER.replace("return [job", "return None and [job"), "launch takes", "got None"),
         ("launchers", LAUNCHER.replace("return {f", "return {'a': 'running'} or {f"), "states", "'running'"),
+        ("trackers", TRACKER.replace("(trackers.Tracker)", ""), "told", "expected class Tracker(laurepro.trackers.Tracker)"),
+        ("trackers", TRACKER.replace("validated", "validate"), "told", "overrides none of step, validated, finished, close"),
     ],
 )  # fmt: skip
 def test_a_broken_contract_is_named(

@@ -92,6 +92,17 @@ def run(options: Options, bandwidth: float) -> list[Row]:
 '''
 
 
+TRACKER = """
+from laurepro import trackers
+
+
+class Tracker(trackers.Tracker):
+    def step(self, values):
+        with open(self.folder / "losses.txt", "a") as stream:
+            print(values["step"], values.get("loss"), file=stream)
+"""
+
+
 def lines() -> dict[str, str]:
     """The table's lines by what they add."""
     return {m[1]: m[0] for m in re.finditer(r"^\| (an? [^|]+?) \|.*$", PAGE, re.M)}
@@ -182,6 +193,20 @@ def test_a_cluster(experiments: Path) -> None:
     args = ["table3a/encnet-os8-bilinear", "--scale", "smoke", "--launcher", "dry", "--cluster", "own"]
     ran = run_cli("run", *args, cwd=experiments.parent, LAUREPRO_EXPERIMENTS=experiments)
     assert ran.code == 0 and "--partition=fast" in ran.out, ran.err
+
+
+@pytest.mark.acceptance
+def test_a_tracker(halves: Path, tmp_path: Path) -> None:
+    """One file: jobs are given it by its name, and it is told of each of their steps."""
+    (halves / "trackers").mkdir()
+    (halves / "trackers" / "losses.py").write_text(TRACKER)
+    options = ["--scale", "halves", "--track", "losses"]
+    ran = run_cli("run", "table3a/encnet-os8-bilinear", *options, cwd=tmp_path, LAUREPRO_PLUGINS=halves)
+    assert ran.code == 0, ran.err
+    (file,) = tmp_path.glob("runs/train-*/losses.txt")
+    steps, losses = zip(*(line.split() for line in file.read_text().splitlines()), strict=True)
+    assert steps == ("1", "2") and all(float(loss) > 0 for loss in losses)
+    assert "losses" in run_cli("list", cwd=tmp_path, LAUREPRO_PLUGINS=halves).out
 
 
 @pytest.mark.acceptance

@@ -47,7 +47,9 @@ def test_every_figure_has_its_rows_and_its_function() -> None:
             assert table in tables
             if not kind.of_table:
                 assert tables[table].row(row_id).set is not None
-    assert {f"fig{n}" for n in range(6, 12)} | {"offsets", "errors", "cost", "lambda", "differences"} == set(FIGURES)
+    assert {f"fig{n}" for n in range(6, 12)} | {
+        *("offsets", "errors", "cost", "lambda", "differences", "confusion", "curves")
+    } == set(FIGURES)
 
 
 @pytest.mark.parametrize("classes", [8, 11, 21, 59, 150])

@@ -483,6 +483,8 @@ def test_pinned_defaults() -> None:
             "fused_optimizer": False,
             "accumulate": 1,
             "checkpoint_activations": False,
+            "validate_every": 0,
+            "keep": "last",
         },
         "eval": {
             "split": "val",

@@ -1,4 +1,4 @@
-"""The contracts of data sets and launchers."""
+"""The contracts of data sets, launchers and trackers."""
 
 from __future__ import annotations
 
@@ -131,3 +131,14 @@ def states(part: Part) -> str:
             return f"it refuses here: {str(error).splitlines()[0]}"
     expect(not found, f"expected nothing for an empty folder, got {found!r:.60}")
     return "none"
+
+
+def tracker(part: Part) -> str:
+    """It is not made here: a tracker may write into a store that others see."""
+    made = getattr(part.module(), "Tracker", None)
+    told = ("step", "validated", "finished", "close")
+    base = isinstance(made, type) and any(c.__module__ == "laurepro.trackers" for c in made.__mro__)
+    expect(base, "expected class Tracker(laurepro.trackers.Tracker)")
+    overridden = [name for name in told if name in vars(made)]
+    expect(bool(overridden), f"Tracker overrides none of {', '.join(told)}: it would show nothing")
+    return ", ".join(overridden)

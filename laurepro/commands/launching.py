@@ -29,7 +29,7 @@ class Launching(NamedTuple):
     jobs_per_gpu: int
     retries: int
     time_limit: float | None
-    tensorboard: bool
+    trackers: tuple[str, ...]
     data: Path
     force: bool
     results: Path
@@ -40,6 +40,7 @@ class Launching(NamedTuple):
     def of(cls, given: Mapping[str, Any]) -> Launching:
         """From click's keyword arguments, of which those of launchers are None where they are not given."""
         values = {name: value for name, value in given.items() if not name.startswith(_PREFIX)}
+        values["trackers"] += ("tensorboard",) * values.pop("tensorboard")
         others = {name.removeprefix(_PREFIX): v for name, v in given.items() if name.startswith(_PREFIX)}
         return cls(**values, launcher_options={name: v for name, v in others.items() if v is not None})
 
@@ -156,7 +157,10 @@ def launching(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Processes per job on each machine.",
         ),
-        click.option("--tensorboard", is_flag=True, help="Write runs/JOB/tensorboard/ too (pip install tensorboard)."),
+        click.option("--tensorboard", is_flag=True, help="As --track tensorboard: write runs/JOB/tensorboard/ too."),
+        click.option(
+            "--track", "trackers", metavar="NAME", multiple=True, help="Also send values to a tracker: mlflow."
+        ),
         scaled,
     ):
         function = option(function)

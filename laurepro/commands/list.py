@@ -43,5 +43,5 @@ def command() -> None:
     click.echo("\nscales:      " + ", ".join(spec.scale_names()))
     click.echo("protocols:   " + ", ".join(PROTOCOLS))
     click.echo("weights:     " + ", ".join(WEIGHTS))
-    for folder in ("backbones", "heads", "upsamplers", "datasets", "launchers", "stages"):
+    for folder in ("backbones", "heads", "upsamplers", "datasets", "launchers", "trackers", "stages"):
         click.echo(f"{folder + ':':12} " + ", ".join(parts.names(folder)))

@@ -30,14 +30,11 @@ def command(targets: tuple[str, ...], everything: bool, **options: Any) -> None:
 
 def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     """Plan, check, launch. Raises click.exceptions.Exit, with code 1 when a job failed."""
-    from laurepro import plan, record
+    from laurepro import plan, record, trackers
     from laurepro.launchers import LaunchContext
     from laurepro.network import batch_norm, buildable, initial_weights
     from laurepro.spec import parts
-    from laurepro.training import events
 
-    if given.tensorboard:
-        events.check()
     launcher_options = chosen_options(given.launcher, given.launcher_options)
     results, runs = given.results, given.runs
     chosen, rows = choose(targets, everything, given.scale, given.seeds, given.pairs)
@@ -53,6 +50,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     batch_norm.check(trainings)
     if "preview" not in parts.features_of("launchers", given.launcher):
         check_data(planned, given.data, targets)
+    tracked = trackers.check(given.trackers)
     click.echo(summary(rows, planned, chosen.name), err=True)
     if not planned.jobs:
         return
@@ -68,7 +66,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
         time_limit=None if given.time_limit is None else 60 * given.time_limit,
         options=launcher_options,
         closing=_closing(targets, chosen.name, results, runs),
-        tensorboard=given.tensorboard,
+        trackers=tuple(tracked),
     )
     failures = _launch(given.launcher, planned, context)
     for failure in failures:
@@ -138,6 +136,8 @@ def check_data(planned: Plan, root: Path, targets: tuple[str, ...]) -> None:
         e = job.experiment
         _, splits = needed.setdefault(f"{e.data.name} {json.dumps(e.data.options)}", (e.data, set()))
         splits.add(e.data.train_split if job.stage == "train" else e.eval.split)
+        if job.stage == "train" and e.train.validate_every:
+            splits.add(e.validation.split)
     missing = []
     for data, splits in (needed[key] for key in sorted(needed)):
         if parts.path("datasets", data.name) is None:

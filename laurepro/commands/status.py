@@ -214,6 +214,7 @@ def _cells(last: Progress) -> tuple[str, str, str, str]:
         with contextlib.suppress(OverflowError):
             left = str(datetime.timedelta(seconds=round(last.seconds / last.step * (last.steps - last.step))))
     loss = "?" if last.loss is None else f"{last.loss:.3f}"
+    loss += "" if last.validation is None else f"  val {last.validation:.2f}"
     epoch = "?" if last.epoch is None else str(last.epoch + 1)
     return epoch, f"{'?' if last.step is None else last.step}/{last.steps or '?'}", loss, left
 

@@ -67,7 +67,8 @@ def network_pixels(height: int, width: int, evaluation: Eval) -> int:
 def work(job: Job, cost: Cost, images: int | None = None) -> float | None:
     """Floating-point operations of a job: two for each multiply-accumulate, three forward passes a training image.
 
-    Those of the auxiliary head, losses and sampling are not counted, as in `costs.yaml`.
+    Those of the auxiliary head, losses and sampling are not counted, as in `costs.yaml`; nor are validations during a
+    training where the number of images of val is not known.
 
     Args:
         job: A training or an evaluation.
@@ -81,12 +82,22 @@ def work(job: Job, cost: Cost, images: int | None = None) -> float | None:
     per_pixel = 2 * cost.macs / (e.profile.height * e.profile.width)
     if job.stage == "train":
         steps = train_steps(e)
-        return None if steps is None else 3 * per_pixel * e.data.crop_size**2 * e.train.batch_size * steps
-    if job.stage == "evaluate":
-        count = image_count(e.data, e.eval.split) or images
-        if count is None:
+        if steps is None:
             return None
-        width, height = getattr(_layout(e.data), "size", None) or IMAGE[::-1]
-        reduce = e.data.options.get("reduce", 1)
-        return per_pixel * network_pixels(height // reduce, width // reduce, e.eval) * count
+        validations = math.ceil(steps / e.train.validate_every) if e.train.validate_every else 0
+        trained = 3 * e.data.crop_size**2 * e.train.batch_size * steps
+        return per_pixel * (trained + validations * (_evaluated_pixels(e.data, e.validation) or 0))
+    if job.stage == "evaluate":
+        pixels = _evaluated_pixels(e.data, e.eval, images)
+        return None if pixels is None else per_pixel * pixels
     return None
+
+
+def _evaluated_pixels(data: Data, evaluation: Eval, images: int | None = None) -> int | None:
+    """Pixels of all network inputs of an evaluation; None where the number of images is not known."""
+    count = image_count(data, evaluation.split) or images
+    if count is None:
+        return None
+    width, height = getattr(_layout(data), "size", None) or IMAGE[::-1]
+    reduce = data.options.get("reduce", 1)
+    return network_pixels(height // reduce, width // reduce, evaluation) * count

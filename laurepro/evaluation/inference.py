@@ -252,10 +252,21 @@ def load_network(
 
 def ready(network: model.Network, evaluation: spec.Eval, device: torch.device) -> model.Network:
     """Prepare a network for evaluation: on the device, in the evaluation's precision, in evaluation mode."""
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return evaluating(network, evaluation)
+
+
+def evaluating(network: model.Network, evaluation: spec.Eval) -> model.Network:
+    """Set the evaluation's precision, and evaluation mode."""
     network.autocast = torch.bfloat16 if evaluation.precision == "bfloat16" else None
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = evaluation.tf32
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
+
+
+def blocks(images: int, evaluation: spec.Eval) -> list[range]:
+    """The indices of so many images in whole blocks, of which rank r of R takes [r::R]."""
+    size = BLOCK[evaluation.mode]
+    return [range(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 def predictions(

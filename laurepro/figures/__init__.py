@@ -93,6 +93,12 @@ FIGURES: dict[str, Kind] = {
         "Errors near label edges",
         ("table3a/encnet-os8-bilinear", "table3a/encnet-os8-lau4x-off"),
     ),
+    "confusion": Kind("recorded.confusion", "Confusion matrix over seeds", ("table3a/encnet-os8-lau4x-off",)),
+    "curves": Kind(
+        "recorded.curves",
+        "Training loss, and scores of val during training",
+        ("table3a/encnet-os8-bilinear", "table3a/encnet-os8-lau4x-off"),
+    ),
     "cost": Kind("curves.cost", "Accuracy against added cost", ("table1",)),
     "differences": Kind("differences.intervals", "What a row gains over another, with intervals over seeds", ()),
     "lambda": Kind("curves.weight", "Accuracy against the weight of the offset-guided loss", ("table2",)),

@@ -56,7 +56,7 @@ class LaunchContext(NamedTuple):
     time_limit: float | None = None  # seconds after which every job is stopped, with a checkpoint
     options: Mapping[str, Any] = {}  # the launcher's own, those that differ from their defaults
     closing: tuple[tuple[str, ...], ...] = ()  # arguments of `laurepro` to run when all jobs have ended
-    tensorboard: bool = False  # write event files beside the log
+    trackers: tuple[str, ...] = ()  # names of `laurepro.trackers`
 
 
 class TimeIsUp(Exception):
@@ -83,7 +83,7 @@ def command(
     worker = ["-m", "laurepro.worker", "--job", job.model_dump_json(exclude_defaults=True), "--runs", str(context.runs)]
     worker += ["--results", str(context.results), "--data", str(context.data)]
     worker += ["--fresh"] if job.name in context.fresh else []
-    worker += ["--tensorboard"] if context.tensorboard else []
+    worker += [word for name in context.trackers for word in ("--track", name)]
     if context.nproc_per_node * context.nodes == 1:
         return [sys.executable, *worker]
     rendezvous = ["--standalone", "--local-addr=127.0.0.1"]  # the host's own name may not resolve

@@ -81,6 +81,7 @@ class Bars(Lines):
             last = record.progress(folder.parent, job.name)
             if last.step is not None:
                 loss = "" if last.loss is None else f"loss {last.loss:.3f}"
+                loss += "" if last.validation is None else f"  val {last.validation:.2f}"
                 self.bars.update(self.tasks[job.name], total=last.steps, completed=last.step, loss=loss)
 
 

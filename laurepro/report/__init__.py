@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from laurepro.record import Record
 from laurepro.report import unavailable
 from laurepro.report.grid import MISSING, notes, show_value
 from laurepro.report.page import build
@@ -37,6 +38,7 @@ __all__ = [
     "notes",
     "print_terminal",
     "render",
+    "render_job",
     "render_page",
     "show_value",
 ]
@@ -62,6 +64,13 @@ def render(sections: list[Section], form: str, apart: tuple[Unavailable, ...] = 
 
     section = markdown.section if form == "markdown" else latex.section
     return "\n\n".join(section(rows) for rows in sections)
+
+
+def render_job(record: Record) -> str:
+    """The page of one job as HTML, from its record."""
+    from laurepro.report import html, job
+
+    return html.render(job.page(record))
 
 
 def _no_formula(value: object) -> object:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Sequence
 
+from laurepro.record import Record
 from laurepro.report import provenance, unavailable, verdicts
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
 from laurepro.report.grid import MISSING, Cell, Column, Grid, notes, scale_and_data
 from laurepro.report.rows import RowResult, Section
 from laurepro.report.sources import Sources, judged
 from laurepro.report.tables import comparison_grid
-from laurepro.spec.metrics import BOUNDARY_WIDTHS
+from laurepro.spec.metrics import BOUNDARY_WIDTHS, METRICS
 
 TITLE = "Location-aware Upsampling: reproduction report"
 LEAD = (
@@ -64,6 +66,7 @@ def _table(rows: Section, sources: Sources) -> list[Block]:
         ("IoU of each class", "classes", _class_iou(rows)),
         ("Near label edges", "boundary", _boundary(rows)),
         ("Training loss", "loss", _losses(rows)),
+        ("Validation during training", "validation", _validation(rows)),
         ("Provenance", "provenance", provenance.provenance(rows, sources.pairs)),
     ):
         if content:
@@ -140,19 +143,45 @@ def _boundary(rows: Section) -> list[Block]:
 
 def _losses(rows: Section) -> list[Block]:
     """The training loss of each row, one line per seed."""
-    charts = []
-    for r in rows:
-        curves = {t.seed: t.curve for t in r.trainings if len(t.curve) > 1}
-        series = tuple(
-            Series(f"seed {seed}", tuple((float(x), y) for x, y in curve), _style(r)) for seed, curve in curves.items()
-        )
-        if series:
-            seeds = f"{len(series)} seeds" if len(series) > 1 else series[0].label
-            charts.append(Chart(f"{r.row.label} ({seeds})", "step", "loss", series, legend=False))
+    charts = _by_step(rows, "loss", lambda training: training.curve)
     if not charts:
         return []
     note = "Rows have different losses: the heights of their curves cannot be compared."
-    return [Text(note), Charts(f"Training loss, scale {rows[0].scale.name}", tuple(charts))]
+    return [Text(note), Charts(f"Training loss, scale {rows[0].scale.name}", charts)]
+
+
+def _validation(rows: Section) -> list[Block]:
+    """The scores of the split val during each row's trainings, one line per seed."""
+    metrics = dict.fromkeys(m for r in rows for t in r.trainings for m in list(t.validation)[:1])
+    blocks: list[Block] = []
+    for metric in metrics:
+
+        def scores(training: Record, metric: str = metric) -> Sequence[tuple[int, float]]:
+            return training.validation.get(metric, ())
+
+        if charts := _by_step(rows, f"{METRICS[metric].title} %", scores):
+            title = f"{METRICS[metric].title} on val during training, scale {rows[0].scale.name}"
+            blocks.append(Charts(title, charts))
+    kept = [t for r in rows for t in r.trainings if t.kept_step is not None]
+    note = "Scores of the split val as training goes (train.validate_every)"
+    note += "; train.keep best evaluates the weights that scored best on it." if kept else "; no choice rests on them."
+    return [Text(note), *blocks] if blocks else []
+
+
+def _by_step(rows: Section, y: str, points: Callable[[Record], Sequence[tuple[int, float]]]) -> tuple[Chart, ...]:
+    """A chart for each row whose trainings have more than one point, one line per seed."""
+    charts = []
+    for r in rows:
+        curves = {t.seed: points(t) for t in r.trainings}
+        series = tuple(
+            Series(f"seed {seed}", tuple((float(step), value) for step, value in curve), _style(r))
+            for seed, curve in curves.items()
+            if len(curve) > 1
+        )
+        if series:
+            seeds = f"{len(series)} seeds" if len(series) > 1 else series[0].label
+            charts.append(Chart(f"{r.row.label} ({seeds})", "step", y, series, legend=False))
+    return tuple(charts)
 
 
 def _style(r: RowResult) -> int:

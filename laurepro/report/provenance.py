@@ -44,7 +44,8 @@ def provenance(rows: Section, pairs: tuple[str, ...]) -> list[Block]:
 
 def _record(r: Record) -> tuple[Cell, ...]:
     first = next((m for m in ("miou60", "miou", "params") if r.metrics.get(m) is not None), None)
-    measures = f"{METRICS[first].title} {show_value(r.metrics[first], first)}" if first else "weights"
+    weights = "weights" if r.kept_step is None else f"weights of step {r.kept_step}, the best on val"
+    measures = f"{METRICS[first].title} {show_value(r.metrics[first], first)}" if first else weights
     return (
         Cell(f"records/{r.job}.json", mark="code"),
         Cell(f"{r.stage}: {measures}"),

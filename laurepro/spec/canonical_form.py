@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from laurepro.errors import LaureproError
 from laurepro.spec import parts, weights
-from laurepro.spec.fields import Backbone, Eval, Experiment, Loss, Op, Part
+from laurepro.spec.fields import VALIDATED, Backbone, Eval, Experiment, Loss, Op, Part
 from laurepro.spec.sources import sources_of
 
 
@@ -77,6 +77,12 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         train = train.model_copy(update={"pretrained": None})
     weights.check(train.pretrained, model.backbone, where)
     evaluation = experiment.eval
+    if train.keep == "best" and evaluation.split == VALIDATED:
+        raise LaureproError(
+            f"{where}: train.keep: best chooses weights by their score on {VALIDATED}, "
+            f"and eval.split {VALIDATED!r} would score them on the same images",
+            "score another split (--set eval.split=test), or use train.keep last",
+        )
     if not evaluation.multi_scale:
         evaluation = evaluation.model_copy(update={"factors": Eval().factors})
     experiment = experiment.model_copy(

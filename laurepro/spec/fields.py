@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 Raw = dict[str, Any]
 Precision = Literal["float32", "bfloat16", "float16"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+VALIDATED = "val"  # the split that a training with `validate_every` is scored on
 
 
 class Strict(BaseModel):
@@ -169,6 +170,11 @@ class Train(Strict):
     images, and its running averages are updated this many times a step.
     `checkpoint_activations`: keep only the input of each residual block and recompute the block for its gradient. The
     numbers are the same, and the running averages of batch normalisation are updated once.
+
+    `validate_every`: score the split `val` each time this many steps are done, and after the last; 0: never. It changes
+    no weights and is in no key. `keep`: the weights that are evaluated, those of the last step or those with the best
+    mIoU of these validations, the first of equals. "best" is in the key, and with it what the choice depends on:
+    `validate_every` and the protocol of the validation.
     """
 
     epochs: int | None = Field(None, ge=1, le=10**6)
@@ -191,6 +197,8 @@ class Train(Strict):
     fused_optimizer: bool = False
     accumulate: int = Field(1, ge=1)
     checkpoint_activations: bool = False
+    validate_every: int = Field(0, ge=0)
+    keep: Literal["last", "best"] = "last"
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -210,6 +218,8 @@ class Train(Strict):
             raise ValueError(
                 "compile reduce-overhead is for accumulate 1: a CUDA graph's gradients are overwritten by its next run"
             )
+        if self.keep == "best" and not self.validate_every:
+            raise ValueError("keep best needs validations to choose by: set validate_every to a number of steps")
         return self
 
 
@@ -277,3 +287,9 @@ class Experiment(Strict):
     profile: Profile = Profile()
     init_from: InitFrom | None = None
     sources: dict[str, str] = {}
+
+    @property
+    def validation(self) -> Eval:
+        """How a training scores `val`: as the experiment is evaluated, but at one scale and without an oracle."""
+        alone = {"split": VALIDATED, "multi_scale": False, "factors": Eval().factors, "oracle_radius": None}
+        return self.eval.model_copy(update=alone)

@@ -30,7 +30,11 @@ class Job(Strict):
     @property
     def meaning(self) -> Raw:
         """What the key is the hash of: the parts the stage depends on, defaults left out."""
-        dump = self.experiment.model_dump(mode="json", exclude_defaults=True)
+        experiment, train = self.experiment, self.experiment.train
+        if train.keep == "last" and train.validate_every:  # validations only watch
+            train = train.model_copy(update={"validate_every": 0})
+            experiment = experiment.model_copy(update={"train": train})
+        dump = experiment.model_dump(mode="json", exclude_defaults=True)
         chosen: Raw = {}
         for path in STAGES[self.stage]:
             *sections, field = path.split(".")
@@ -44,6 +48,8 @@ class Job(Strict):
         if "init_from" in chosen and (start := self.starts_from) is not None:
             # The training alone: how its experiment would be evaluated or profiled cannot matter here.
             chosen["init_from"] = {"part": dump["init_from"].get("part", "model"), "train": start.key}
+        if train.keep == "best" and self.stage == "train":
+            chosen["validation"] = experiment.validation.model_dump(mode="json", exclude_defaults=True)
         head: Raw = {"stage": self.stage, "scale": self.scale, "version": self.experiment.version}
         return {**head, "seed": self.seed if self.stage != "profile" else None, **chosen}
 

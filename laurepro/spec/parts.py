@@ -3,8 +3,8 @@
 A plug-in's options are the keyword-only arguments of its class, or the fields of one without `__init__`. They are read
 from the source with `ast`, so that a misspelt option is an error within milliseconds, before torch is imported, and
 nothing of a plug-in runs before it is used. More folders of the same layout (`backbones/ heads/ upsamplers/ datasets/
-launchers/ stages/`) are searched where `$LAUREPRO_PLUGINS` names them. A data set without a file is a folder of that
-name below the data folder that `laurepro data prepare folder` made; `datasets/folder.py` opens it.
+launchers/ trackers/ stages/`) are searched where `$LAUREPRO_PLUGINS` names them. A data set without a file is a folder
+of that name below the data folder that `laurepro data prepare folder` made; `datasets/folder.py` opens it.
 """
 
 from __future__ import annotations

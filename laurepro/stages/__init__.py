@@ -21,6 +21,7 @@ class Context(NamedTuple):
     progress: Callable[[dict[str, float | int | str]], None]  # cheap: may be called at each step
     stop_requested: Callable[[], bool]  # True after a signal: write a checkpoint and raise Stopped
     legs: Legs | None = None  # of the job, if it is recorded
+    validated: Callable[[int, Mapping[str, float]], None] = lambda step, scores: None  # steps done, scores by metric
 
 
 class Stopped(Exception):
@@ -40,3 +41,5 @@ class Result(NamedTuple):
     threads: int
     boundary_counts: Mapping[str, list[list[int]]] = {}  # by metric: intersections and unions by class
     pretrained_sha256: str | None = None  # of the file that the backbone started from
+    validation: Mapping[str, list[tuple[int, float]]] = {}  # by metric: (steps done, score of the split val)
+    kept_step: int | None = None  # steps after which the weights were best, with `train.keep: best`

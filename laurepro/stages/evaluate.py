@@ -16,7 +16,7 @@ import torch
 from laurepro import distributed, spec
 from laurepro.datasets import data_digest, num_classes, open_split
 from laurepro.distributed import device_name, prepare
-from laurepro.evaluation import counting, submission, unfinished
+from laurepro.evaluation import counting, inference, submission, unfinished
 from laurepro.evaluation.inference import BLOCK, load_network, predictions
 from laurepro.evaluation.scores import scores
 from laurepro.network import checkpoint
@@ -45,7 +45,7 @@ def run(job: spec.Job, context: Context) -> Result:
 
     size = BLOCK[evaluation.mode]
     names = submission.names(images, evaluation.split)
-    blocks = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    blocks = inference.blocks(len(images), evaluation)
     digest, where = checkpoint.weights_sha256(weights), (device_name(device), torch.get_num_threads(), world)
     counted, total = _resume(job, context, digest, blocks, names, where)
     before = sum(len(blocks[block]) for block in counted)

@@ -1,5 +1,7 @@
 """Train one experiment: SGD with the poly schedule, step by step, resumable after any of them.
 
+With `train.validate_every` the split `val` is scored as training goes (`_validation.py`), which changes no weights.
+
 Nothing random has a state that would have to be saved: the order of an epoch, each image's augmentation and each
 step's dropout are drawn from generators seeded with (seed, epoch or step, ...). A run that is killed and started
 again therefore ends with the same bits as one that was not.
@@ -26,6 +28,7 @@ from laurepro.network.pretrained import load_pretrained
 from laurepro.spec.weights import model_of
 from laurepro.stages import Context, Result, Stopped
 from laurepro.stages._legs import Legs
+from laurepro.stages._validation import Validation
 from laurepro.training import step as training_step
 from laurepro.training.batches import Batches, reading_threads
 from laurepro.training.clock import STEPS_IN_FLIGHT, IdleClock, read_later
@@ -62,6 +65,7 @@ def run(job: spec.Job, context: Context) -> Result:
         pretrained_sha256 = load_pretrained(network.backbone, train.pretrained, model_name, context.data_root)
     stepper = training_step.set_up(network, train, experiment.loss, device)
     progress, legs = Progress(), context.legs or Legs()
+    validation = Validation(job, context, device, steps)
     where = device_name(device), torch.get_num_threads(), world
     state = checkpoint.load_latest(context.folder, job.key)
     if state is not None:
@@ -69,6 +73,8 @@ def run(job: spec.Job, context: Context) -> Result:
         stepper.optimizer.load_state_dict(state["optimiser"])
         stepper.scaler.load_state_dict(state.get("scaler", {}))
         progress = Progress(**state["progress"])
+        if "validation" in state:
+            validation.load(state["validation"])
         if rank == 0:
             _log.info("resumes after step %d of %d", progress.step, steps)
             legs.resume(state.get("legs", []), progress.step, *where)
@@ -80,6 +86,8 @@ def run(job: spec.Job, context: Context) -> Result:
     saved, clock = time.monotonic(), IdleClock(device)
     began = saved - progress.seconds
     unread: deque[tuple[int, Callable[[], float]]] = deque()  # steps, and their losses
+    if validation.due(progress.step) and not validation.score(network, progress.step):  # a stop had come before it
+        raise Stopped
 
     for step, (batch, target) in enumerate(stream, progress.step):
         for group in stepper.optimizer.param_groups:
@@ -91,8 +99,8 @@ def run(job: spec.Job, context: Context) -> Result:
         unread.append((step, read_later(mean)))
 
         last, stop = step + 1 == steps, False
-        due = last or (step + 1) % every == 0
-        while unread and (len(unread) > STEPS_IN_FLIGHT[device.type] or due or stop):
+        due, validate = last or (step + 1) % every == 0, validation.due(step + 1)
+        while unread and (len(unread) > STEPS_IN_FLIGHT[device.type] or due or validate or stop):
             at, read = unread.popleft()
             late = rank == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS
             loss, stop_asked, save_asked = agree(read(), context.stop_requested(), late, at)
@@ -100,17 +108,22 @@ def run(job: spec.Job, context: Context) -> Result:
             progress.add(loss, time.monotonic() - began, clock.idle_seconds(), steps)
             if rank == 0:
                 progress.report(context.progress, steps, batches.epoch(at), loss, rates[at])
-        if not last and (stop or due):
+        if validate and not stop:
+            stop = not validation.score(network, step + 1)
+            clock.leave_out()
+        complete = last and not validation.due(steps)
+        if not complete and (stop or due):
             if rank == 0:
-                _save(context, job.key, stepper, progress, legs.dump(progress.step, *where))
+                _save(context, job.key, stepper, progress, validation, legs.dump(progress.step, *where))
             if stop:
                 distributed.any_rank(False)  # a rank that left early would end the others before rank 0 has written
                 raise Stopped
             saved = time.monotonic()
 
-    digest = checkpoint.weights_sha256(network.state_dict())
+    weights = network.state_dict() if validation.best is None else validation.best.weights
+    digest = checkpoint.weights_sha256(weights)
     if rank == 0:
-        checkpoint.save_weights(context.folder, network.state_dict())
+        checkpoint.save_weights(context.folder, weights)
     distributed.any_rank(False)
     return Result(
         metrics={},
@@ -122,6 +135,8 @@ def run(job: spec.Job, context: Context) -> Result:
         device=device_name(device),
         threads=torch.get_num_threads(),
         pretrained_sha256=pretrained_sha256,
+        validation=validation.curves,
+        kept_step=None if validation.best is None else validation.best.step,
     )
 
 
@@ -140,12 +155,20 @@ def start_from(network: model.Network, part: str, context: Context) -> None:
         raise LaureproError(f"init_from: the weights in {context.weights} do not fit: {error}") from None
 
 
-def _save(context: Context, key: str, stepper: training_step.Stepper, progress: Progress, legs: list[Any]) -> None:
+def _save(
+    context: Context,
+    key: str,
+    stepper: training_step.Stepper,
+    progress: Progress,
+    validation: Validation,
+    legs: list[Any],
+) -> None:
     state = {
         "key": key,
         "model": stepper.network.state_dict(),
         "optimiser": stepper.optimizer.state_dict(),
         "progress": asdict(progress),
+        "validation": validation.dump(),
         "legs": legs,
     }
     if stepper.scaler.is_enabled():

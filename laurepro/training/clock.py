@@ -57,6 +57,10 @@ class IdleClock:
         else:
             self._at = time.perf_counter()
 
+    def leave_out(self) -> None:
+        """The time until the next step is another's work: it does not count as idle."""
+        self._ended = self._at = None
+
     def idle_seconds(self) -> float:
         """Since the last call. Waits for the last step to begin."""
         for ended, began in self._gaps:
