@@ -137,7 +137,7 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro import distributed
-    from laurepro.datasets import data_digest
+    from laurepro.datasets import data_digest, data_source
     from laurepro.spec.sources import check_sources
     from laurepro.stages import Context, Stopped
     from laurepro.stages._legs import Legs
@@ -196,6 +196,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             weights_sha256=result.weights_sha256,
             pretrained_sha256=result.pretrained_sha256,
             data_sha256=copy,
+            data_source=None if copy is None else data_source(job.experiment.data, args.data),
             idle_share=progress.values.get("idle_share"),
             environment=environment,
             started=all_legs[0].started,

@@ -146,6 +146,8 @@ def prepare(
         raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
     for note in originals.notes:
         click.echo(note, err=True)
+    if originals.source:
+        click.echo(f"source: {originals.source}", err=True)
     with progress("prepare") as report:
         faults = _prepare.prepare(module.LAYOUT, originals, root / name, report)
     counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())

@@ -98,6 +98,18 @@ def data_digest(data: spec.Data, root: Path) -> str | None:
     return _digest.of_files(root, folder, module.files(root) if hasattr(module, "files") else _digest.below(folder))
 
 
+def data_source(data: spec.Data, root: Path) -> str | None:
+    """Which form of its originals the copy below `root` was made from, where a data set is published in several.
+
+    Raises:
+        LaureproError: No data set has that name.
+    """
+    from laurepro.datasets import _manifest
+
+    layout = getattr(parts.load("datasets", data.name), "LAYOUT", None)
+    return None if layout is None else _manifest.source_of(root / layout.name)
+
+
 def problems(data: spec.Data, root: Path, splits: tuple[str, ...]) -> list[str]:
     """Why splits of the data set that `data` names cannot be used with the options given there; empty if they can.
 

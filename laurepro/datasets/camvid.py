@@ -14,7 +14,7 @@ import PIL.Image
 
 from laurepro.datasets import Image, Info, Label, _files, _prepare
 from laurepro.datasets._layout import Layout, Unreadable
-from laurepro.datasets._manifest import is_name, read_lines
+from laurepro.datasets._manifest import read_paths
 from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
 from laurepro.errors import LaureproError
 
@@ -110,21 +110,14 @@ def originals(source: Path) -> Originals:
     splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split in INFO.splits:
-        file = base / f"{split}.txt"
         splits[split] = []
         try:
-            lines = read_lines(file)
+            names, wrong = read_paths(base / f"{split}.txt")
         except Unreadable as error:
             faults.append(str(error))
             continue
-        for number, line in enumerate(lines, 1):
-            names = [Path(word).stem if "/" in word else word for word in line.split()]
-            if not names:
-                continue
-            if len(names) > 2 or len(set(names)) > 1 or not is_name(names[0]):
-                faults.append(f"{file}, line {number}: expected one name, or the paths of an image and its label map")
-                continue
-            splits[split].append(_original(base, split, names[0]))
+        faults += wrong
+        splits[split] += [_original(base, split, name) for name in names]
     return Originals(splits, faults)
 
 
