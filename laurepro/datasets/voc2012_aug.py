@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from laurepro.datasets import Info, _files, _prepare
+from laurepro.datasets import Download, Downloads, Info, _files, _prepare
 from laurepro.datasets._layout import Layout, Mask, Unreadable
 from laurepro.datasets._manifest import read_list, read_paths
 from laurepro.datasets._mat import read_mat
@@ -65,6 +65,26 @@ LAYOUT = Layout(
     unlabelled=("test",),
     optional=("test",),
     disjoint=(("train", "val"), ("trainaug", "val"), ("trainaug", "test"), ("val", "test")),
+)
+DOWNLOADS = Downloads(
+    (
+        Download(
+            "VOCtrainval_11-May-2012.tar",
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            size=1_999_639_040,
+            digest="md5:6cd6e144f989b92b3379bac3b3de84fd",
+            digest_from="torchvision.datasets.VOCSegmentation",
+            page="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+        ),
+        Download(
+            "benchmark.tgz",
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            size=1_419_539_633,
+            digest="md5:82b4d87ceb2ed10f6038a1cba92111cb",
+            digest_from="torchvision.datasets.SBDataset",
+        ),
+        Download("VOC2012test.tar", "", page="http://host.robots.ox.ac.uk:8080/"),  # for registered users
+    )
 )
 LISTS = ("trainaug.txt", "train_aug.txt")  # names that others give their list of trainaug
 SBD = (
