@@ -22,7 +22,6 @@ import hypothesis.strategies as st
 import pytest
 from click.testing import CliRunner, Result
 from conftest import ROOT, Fuzz, finish, run_cli, start, wait_until
-from test_data_originals import VOC_COUNTS, voc_and_sbd
 
 from laurepro import cli
 from laurepro.datasets import Download, Downloads, _fetch, ade20k, camvid, pascal_context, voc2012_aug
@@ -133,6 +132,8 @@ voc2012_aug.DOWNLOADS = voc2012_aug.DOWNLOADS._replace(files=files)
 
 def test_voc_from_its_archives_through_a_kill_and_cuts_to_prepared_data(tmp_path: Path, server: Server) -> None:
     """The real command and the real class: killed, cut, resumed, and what it prints as the next command."""
+    from test_data_originals import VOC_COUNTS, voc_and_sbd  # which imports torch; nothing else of this file does
+
     source = voc_and_sbd(tmp_path / "published")
     voc, sbd = packed(source / "VOCdevkit"), packed(source / "benchmark_RELEASE", "w:gz")
     server.files = {"/VOCtrainval_11-May-2012.tar": voc, "/benchmark.tgz": sbd}
@@ -280,6 +281,10 @@ def test_a_server_that_ignores_ranges(place: Place) -> None:
     place.server.cuts, place.server.ranges = [50_000], False
     assert "begins again" in place.fetched().output
     assert ranges(place.server) == [None, "bytes=50000-"]
+    place.file.unlink()
+    place.server.cuts = [50_000, 30_000] * 3  # which would never end
+    place.refused("the connection was cut")
+    assert len(place.server.cuts) == 2
 
 
 def test_a_file_that_has_changed_at_the_server_begins_again(place: Place) -> None:
@@ -310,7 +315,7 @@ def test_a_part_that_is_complete_or_too_long(place: Place) -> None:
 def test_a_wrong_digest(place: Place) -> None:
     place.server.files["/blob.bin"] = b"<html>please log in</html>"
     found = hashlib.md5(b"<html>please log in</html>").hexdigest()
-    place.refused(f"its md5 is {found}, expected {FILE.digest[4:]}, which its owners states", "blob.bin.rejected")
+    place.refused(f"its md5 is {found}, expected {FILE.digest[4:]} (its owners)", "blob.bin.rejected")
     assert place.file.with_name("blob.bin.rejected").read_bytes() == b"<html>please log in</html>"
     assert not place.file.exists() and not place.part.exists()
     place.server.files["/blob.bin"] = CONTENT

@@ -156,8 +156,10 @@ def _check(download: Download, file: Path, before: dict[str, Any], what: str, hi
                 digest.update(block)
     found = {name: digest.hexdigest() for name, digest in digests.items()}
     if algorithm and not found[algorithm].startswith(expected):
-        published = f"{expected}, which {download.digest_from} states" if download.digest_from else expected
-        raise LaureproError(f"{what}: its {algorithm} is {found[algorithm]}, expected {published}", hint or None)
+        published = f" ({download.digest_from})" if download.digest_from else ""
+        raise LaureproError(
+            f"{what}: its {algorithm} is {found[algorithm]}, expected {expected}{published}", hint or None
+        )
     if not algorithm and before.get("sha256") not in (None, found["sha256"]):
         raise LaureproError(
             f"{what}: its sha256 is {found['sha256']}, that of the last time was {before['sha256']}; to accept the new "
@@ -171,12 +173,15 @@ def _check(download: Download, file: Path, before: dict[str, Any], what: str, hi
 
 
 def _receive(url: str, part: Path, checked: bool, report: Report, say: Say) -> None:
-    """Append to `part` until it is complete. A connection that is cut is opened again, with pauses."""
-    failures, opened = 0, False
+    """Append to `part` until it is complete. A connection that is cut is opened again, with pauses.
+
+    As long as each gets further than all before it there is no limit; a server that cannot resume has one.
+    """
+    failures, furthest, opened = 0, 0, False
     while True:
         size = part.stat().st_size if part.exists() else 0
         try:
-            opened = _connect(url, part, checked, report, say) or opened
+            _connect(url, part, checked, report, say)
             return
         except urllib.error.HTTPError as error:
             if error.code == 416 and size:  # nothing follows, or the file at the server is shorter
@@ -190,8 +195,9 @@ def _receive(url: str, part: Path, checked: bool, report: Report, say: Say) -> N
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         now = part.stat().st_size if part.exists() else 0
+        furthest = max(furthest, size)
         opened = opened or now > size
-        failures = 0 if now > size else failures + 1
+        failures = 0 if now > furthest else failures + 1
         if not opened or failures >= len(PAUSES):
             received = f"; {now:,} bytes are in {part}, and the same command resumes" if now else ""
             raise LaureproError(f"{url}: {reason}{received}", "--mirror URL takes the files from another address")
@@ -199,7 +205,7 @@ def _receive(url: str, part: Path, checked: bool, report: Report, say: Say) -> N
         time.sleep(PAUSES[failures])
 
 
-def _connect(url: str, part: Path, checked: bool, report: Report, say: Say) -> bool:
+def _connect(url: str, part: Path, checked: bool, report: Report, say: Say) -> None:
     """Receive over one connection. Raises OSError or HTTPException where it ends early, LaureproError for the disk."""
     size = part.stat().st_size if part.exists() else 0
     version = _version_of(part) if size else None
@@ -234,7 +240,6 @@ def _connect(url: str, part: Path, checked: bool, report: Report, say: Say) -> b
             raise LaureproError(kept, "free some space; the same command resumes") from None
     if total is not None and done < total:
         raise ConnectionError("the connection was cut")
-    return True
 
 
 class _Cut(Exception):
