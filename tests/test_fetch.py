@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.cuts: list[int] = []  # bytes that the next answers send before the connection is cut
-        self.stall: int | None = None  # bytes after which answers wait for ever
+        self.stalls: list[int] = []  # bytes that the next answers send before nothing more comes
         self.ranges = True
         self.etag: str | None = "one"
         self.length = True
@@ -81,8 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.length:
             self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
-        if server.stall is not None:
-            self.wfile.write(content[begin : begin + server.stall])
+        if server.stalls:
+            self.wfile.write(content[begin:][: server.stalls.pop(0)])
             self.wfile.flush()
             server.stopped.wait(60)
             return
@@ -130,6 +130,7 @@ voc2012_aug.DOWNLOADS = voc2012_aug.DOWNLOADS._replace(files=files)
 """
 
 
+@pytest.mark.acceptance
 def test_voc_from_its_archives_through_a_kill_and_cuts_to_prepared_data(tmp_path: Path, server: Server) -> None:
     """The real command and the real class: killed, cut, resumed, and what it prints as the next command."""
     from test_data_originals import VOC_COUNTS, voc_and_sbd  # which imports torch; nothing else of this file does
@@ -142,14 +143,14 @@ def test_voc_from_its_archives_through_a_kill_and_cuts_to_prepared_data(tmp_path
     where = {"PYTHONPATH": os.pathsep.join((str(tmp_path / "patch"), str(ROOT))), "no_proxy": "127.0.0.1"}
     command = ("data", "fetch", "voc2012_aug", "--mirror", f"{server.url}/")
 
-    server.stall = 10_000
+    server.stalls = [10_000]
     killed = start(*command, "--yes", cwd=tmp_path, **where)
     part = tmp_path / "data" / "originals" / "voc2012_aug" / "VOCtrainval_11-May-2012.tar.part"
     wait_until(lambda: part.exists() and part.stat().st_size == 10_000, "the part that was sent", timeout=150)
     killed.kill()
     finish(killed)
 
-    server.stall, server.cuts, begun = None, [5_000], len(server.seen)
+    server.cuts, begun = [5_000], len(server.seen)
     ran = run_cli(*command, "--yes", cwd=tmp_path, **where)
     assert ran.code == 0, ran.err
     asked = [(path, headers.get("Range"), headers.get("If-Range")) for path, headers in server.seen[begun:]]
@@ -275,6 +276,14 @@ def test_a_connection_that_is_cut_again_and_again(place: Place) -> None:
     assert place.part.read_bytes() == CONTENT[:40_000]
     place.fetched()
     assert ranges(place.server)[-1] == "bytes=40000-"
+
+
+def test_a_server_that_falls_silent(place: Place) -> None:
+    """What came before is kept, to the byte."""
+    place.patch.setattr(_fetch, "TIMEOUT", 0.3)
+    place.server.stalls = [10_000]
+    assert "timed out after 10,000 bytes" in place.fetched().output
+    assert ranges(place.server) == [None, "bytes=10000-"]
 
 
 def test_a_server_that_ignores_ranges(place: Place) -> None:
