@@ -499,6 +499,9 @@ def test_what_the_data_sets_state_of_their_downloads() -> None:
             algorithm, _, digits = download.digest.partition(":")
             assert not download.digest or (len(digits) == DIGITS[algorithm] and download.digest_from)
             assert not download.url or download.url.endswith((download.name, camvid._COMMIT + ".zip"))
+    for known in weights.WEIGHTS.values():
+        for file in known.files.values():
+            assert file.url.endswith((f"/{file.name}", f"/{file.name.removesuffix('.pth')}.zip")) or file.package
 
 
 @pytest.mark.acceptance
@@ -532,9 +535,12 @@ def test_only_what_is_named_or_needed_is_fetched(place: Place) -> None:
 
 
 def test_the_list_says_what_can_be_fetched(place: Place) -> None:
+    sized = FILE._replace(size=10**9)
+    place.offer(sized, sized._replace(name="b", optional=True), Download("asked", "", size=10**9, page="http://f/"))
     listed = CliRunner().invoke(cli.main, ["data", "list", "--root", str(place.folder)])
     for line in (
         "fetch:    laurepro data fetch ade20k (1.18 GB)",
+        "fetch:    laurepro data fetch voc2012_aug (1.00 GB); asked needs an account, http://f/",
         "fetch:    laurepro data fetch camvid (size not stated)",
         "fetch:    laurepro data fetch torchvision-v1",
     ):
@@ -546,12 +552,10 @@ def test_the_list_says_what_can_be_fetched(place: Place) -> None:
 
 def test_notes_of_any_content(tmp_path: Path, fuzz: Fuzz) -> None:
     """What a download keeps of itself may be damaged: it counts as none."""
+    keys = st.sampled_from(["blob.bin", "x.tar", "version", "entries", "unpacked"])
     values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: (
-            st.lists(inner, max_size=2)
-            | st.dictionaries(st.sampled_from(["blob.bin", "version", "entries", "unpacked"]), inner, max_size=3)
-        ),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=3),
     )
 
     def check(content: bytes) -> None:
@@ -562,4 +566,6 @@ def test_notes_of_any_content(tmp_path: Path, fuzz: Fuzz) -> None:
         version = _fetch._version_of(tmp_path / "blob.bin.part")
         assert version is None or isinstance(version, str)
 
+    for entry in (1, [], {"unpacked": True, "entries": 1}, {"unpacked": True, "entries": [1, None]}):
+        check(json.dumps({"blob.bin": entry, "x.tar": entry}).encode())
     fuzz(check, st.binary(max_size=50) | values.map(lambda value: json.dumps(value).encode()))

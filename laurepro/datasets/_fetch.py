@@ -55,7 +55,7 @@ def read_state(folder: Path) -> dict[str, dict[str, Any]]:
     """What was fetched into a folder, by the files' names; a damaged note counts as none."""
     try:
         raw = parse_json((folder / STATE).read_bytes())
-        return {name: entry for name, entry in raw.items() if isinstance(entry, dict)}
+        return {name: entry for name, entry in raw.items() if isinstance(entry.get("entries", []), list)}
     except (OSError, ValueError, AttributeError):
         return {}
 
