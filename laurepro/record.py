@@ -88,6 +88,7 @@ class Record(Strict):
     weights_sha256: str | None = None
     pretrained_sha256: str | None = None  # of the file that the backbone started from
     data_sha256: str | None = None  # `datasets.data_digest`; None: generated, or a record from before there was one
+    data_source: str | None = None  # `datasets.data_source`: the form of the originals, where there are several
     idle_share: float | None = None  # of a training's steps, see `training.clock.IdleClock`; None: not measured
     environment: Environment  # of the last leg
     started: str  # the first leg

@@ -151,7 +151,7 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro import distributed
-    from laurepro.datasets import data_digest
+    from laurepro.datasets import data_digest, data_source
     from laurepro.spec.sources import check_sources
     from laurepro.stages import Context, Stopped
     from laurepro.stages._legs import Legs
@@ -183,13 +183,16 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             logging.info("stopped by a signal; the checkpoint is written")
             return STOPPED
         if progress is not None:  # only rank 0 writes the record
-            written = _record(job, result, progress, legs, copy)
+            source = None if copy is None else data_source(job.experiment.data, args.data)
+            written = _record(job, result, progress, legs, copy, source)
             trackers.finished(written, record.write(args.results, written))
     return 0
 
 
-def _record(job: Job, result: Result, progress: Progress, legs: Legs, copy: str | None) -> record.Record:
-    """What the job leaves. `copy`: the digest of its data."""
+def _record(
+    job: Job, result: Result, progress: Progress, legs: Legs, copy: str | None, source: str | None
+) -> record.Record:
+    """What the job leaves. `copy`: the digest of its data; `source`: which form of the originals they came from."""
     from laurepro import distributed
 
     done = int(progress.values.get("step", 0))
@@ -217,6 +220,7 @@ def _record(job: Job, result: Result, progress: Progress, legs: Legs, copy: str 
         weights_sha256=result.weights_sha256,
         pretrained_sha256=result.pretrained_sha256,
         data_sha256=copy,
+        data_source=source,
         idle_share=progress.values.get("idle_share"),
         environment=environment,
         started=all_legs[0].started,

@@ -17,7 +17,17 @@ from scipy.io import savemat
 from test_stages import make_context
 
 from laurepro import spec
-from laurepro.datasets import _layout, _prepare, _verify, ade20k, num_classes, open_split, pascal_context, voc2012_aug
+from laurepro.datasets import (
+    _layout,
+    _prepare,
+    _verify,
+    ade20k,
+    data_source,
+    num_classes,
+    open_split,
+    pascal_context,
+    voc2012_aug,
+)
 from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import class_iou
 from laurepro.spec import parts
@@ -87,7 +97,7 @@ def test_the_real_numbers() -> None:
         "stanford": {"train": 4998, "val": 5105},
         "detail": {"train": 4996, "val": 5104},
     }
-    assert voc2012_aug.LAYOUT.editions == {"": {"train": 1464, "trainaug": 10582, "val": 1449}}
+    assert voc2012_aug.LAYOUT.editions == {"": {"train": 1464, "trainaug": 10582, "val": 1449, "test": 1456}}
     assert ade20k.LAYOUT.editions == {"": {"train": 20210, "val": 2000, "trainval": 22210, "test": 3352}}
     for module, count, first, ignored in (
         (pascal_context, 59, 1, (0,)),
@@ -402,6 +412,8 @@ def test_json_that_is_something_else(tmp_path: Path, text: str) -> None:
 VOC_TRAIN, VOC_VAL = ["2007_000001", "2007_000002"], ["2008_000101", "2009_000102"]
 SBD_TRAIN, SBD_VAL = ["2008_000003", "2007_000002", "2008_000101"], ["2010_000004", "2011_000005"]
 TRAINAUG = ["2007_000001", "2007_000002", "2008_000003", "2010_000004", "2011_000005"]
+VOC_TEST = ["2008_000006", "2012_004330"]
+VOC_COUNTS = {"train": 2, "trainaug": 5, "val": 2, "test": 2}
 OBJECTS = [*range(21)]
 
 
@@ -417,6 +429,15 @@ def voc_mask(name: str) -> np.ndarray:
 
 def sbd_mask(name: str) -> np.ndarray:
     return labels(*size_of(name), OBJECTS[::-1])
+
+
+def voc_test(folder: Path) -> Path:
+    """What VOC2012test.tar adds: a list and images. VOC's test server has the label maps."""
+    voc = folder / "VOCdevkit" / "VOC2012"
+    lines(voc / "ImageSets" / "Segmentation" / "test.txt", VOC_TEST)
+    for name in VOC_TEST:
+        save_image(voc / "JPEGImages" / f"{name}.jpg", *size_of(name))
+    return folder
 
 
 def voc_and_sbd(folder: Path) -> Path:
@@ -441,7 +462,7 @@ def voc_and_sbd(folder: Path) -> Path:
 
 @pytest.fixture
 def voc(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts(monkeypatch, voc2012_aug, _={"train": 2, "trainaug": 5, "val": 2})
+    counts(monkeypatch, voc2012_aug, _=VOC_COUNTS)
 
 
 @pytest.mark.usefixtures("voc")
@@ -460,28 +481,101 @@ def test_trainaug_is_built_from_voc_and_sbd(tmp_path: Path) -> None:
     assert not (tmp_path / "voc2012_aug" / "masks" / "2008_000103.png").exists()
 
 
-@pytest.mark.usefixtures("voc")
-def test_trainaug_from_pngs_that_others_made_of_sbd(tmp_path: Path) -> None:
-    """`SegmentationClassAug` holds a label map of every image, val too; VOC's own are used where it has one."""
-    source = voc_and_sbd(tmp_path / "original")
-    assert make(voc2012_aug, source, tmp_path / "from_sbd") == []
-    shutil.move(source / "benchmark_RELEASE", source / "VOCaug")
-    assert make(voc2012_aug, source, tmp_path / "another_place") == []
-    shutil.rmtree(source / "VOCaug")
-    for name in {*TRAINAUG, *VOC_VAL}:
+LABS = {  # how a lab's folder differs from the owners' archives, and what the record then states
+    "SBD's release": (lambda source: None, "VOC 2012 and SBD's cls/*.mat in benchmark_RELEASE/dataset"),
+    "VOCaug beside VOC2012": (
+        lambda source: shutil.move(source / "benchmark_RELEASE", source / "VOCdevkit" / "VOCaug"),
+        "VOC 2012 and SBD's cls/*.mat in VOCdevkit/VOCaug/dataset",
+    ),
+    "PNGs beside SBD": (
+        lambda source: aug_pngs(source, TRAINAUG),
+        "VOC 2012 and SBD's cls/*.mat in benchmark_RELEASE/dataset",
+    ),
+    "PNGs": (lambda source: without_sbd(source), "VOC 2012 and SegmentationClassAug/*.png"),
+    "PNGs and a list": (
+        lambda source: (without_sbd(source), aug_list(source, TRAINAUG)),
+        "VOC 2012 and SegmentationClassAug/*.png, as trainaug.txt lists them",
+    ),
+    "a list of paths": (
+        lambda source: (
+            without_sbd(source),
+            aug_list(source, [f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png" for n in TRAINAUG], "train_aug.txt"),
+        ),
+        "VOC 2012 and SegmentationClassAug/*.png, as train_aug.txt lists them",
+    ),
+}
+
+
+def aug_pngs(source: Path, names: list[str]) -> None:
+    for name in names:
         png(source / "VOCdevkit" / "VOC2012" / "SegmentationClassAug" / f"{name}.png", sbd_mask(name))
-    assert make(voc2012_aug, source, tmp_path / "from_pngs") == []
-    for root in ("another_place", "from_pngs"):
-        assert verified(voc2012_aug, tmp_path / root).problems == []
-        for split in ("trainaug", "val"):
-            expected = voc2012_aug.Dataset(tmp_path / "from_sbd", split)
-            images = voc2012_aug.Dataset(tmp_path / root, split)
-            assert images.names == expected.names
-            for index in range(len(expected)):
-                np.testing.assert_array_equal(images[index][1], expected[index][1])
-    next((source / "VOCdevkit" / "VOC2012" / "SegmentationClassAug").glob("2008_000003.png")).unlink()
-    [problem] = make(voc2012_aug, source, tmp_path / "one_less")
+
+
+def without_sbd(source: Path) -> None:
+    shutil.rmtree(source / "benchmark_RELEASE")
+    aug_pngs(source, [*TRAINAUG, *VOC_VAL])
+
+
+def aug_list(source: Path, names: list[str], called: str = "trainaug.txt") -> None:
+    lines(source / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / called, names)
+
+
+@pytest.mark.parametrize("lab", LABS)
+@pytest.mark.usefixtures("voc")
+def test_every_form_of_trainaug_has_the_same_images_and_says_which_it_was(tmp_path: Path, lab: str) -> None:
+    change, stated = LABS[lab]
+    change(voc_and_sbd(tmp_path / "original"))
+    assert make(voc2012_aug, tmp_path / "original", tmp_path) == []
+    assert data_source(spec.Data(name="voc2012_aug"), tmp_path) == stated
+    images = voc2012_aug.Dataset(tmp_path, "trainaug")
+    assert images.names == TRAINAUG
+    for index, name in enumerate(TRAINAUG):
+        mask = voc_mask(name) if name in VOC_TRAIN else sbd_mask(name)
+        np.testing.assert_array_equal(images[index][1], np.where(mask == 255, -1, mask))
+    assert verified(voc2012_aug, tmp_path).problems == []
+
+
+@pytest.mark.usefixtures("voc")
+def test_a_png_of_trainaug_that_is_missing(tmp_path: Path) -> None:
+    without_sbd(voc_and_sbd(tmp_path / "original"))
+    file = tmp_path / "original" / "VOCdevkit" / "VOC2012" / "SegmentationClassAug" / "2008_000003.png"
+    file.unlink()
+    [problem] = make(voc2012_aug, tmp_path / "original", tmp_path)
     assert "holds train 2, trainaug 4, val 2 images; expected" in problem
+    aug_list(tmp_path / "original", TRAINAUG)
+    assert make(voc2012_aug, tmp_path / "original", tmp_path) == [f"{file}: is missing"]
+
+
+@pytest.mark.usefixtures("voc")
+def test_a_list_of_trainaug_that_names_others_is_refused(tmp_path: Path) -> None:
+    """With SBD's mats as with SegmentationClassAug: the list is what others trained on."""
+    source = voc_and_sbd(tmp_path / "original")
+    aug_list(source, [*TRAINAUG[1:], VOC_VAL[0]])
+    for kind in ("mats", "pngs"):
+        text = "\n".join(make(voc2012_aug, source, tmp_path / kind))
+        assert f"trainaug.txt: names 1 image not of trainaug, as {VOC_VAL[0]}" in text, kind
+        assert f"trainaug.txt: does not name 1 image of trainaug, as {TRAINAUG[0]}" in text, kind
+        if kind == "mats":
+            without_sbd(source)
+
+
+@pytest.mark.usefixtures("voc")
+def test_voc_with_its_test_images(tmp_path: Path) -> None:
+    """In VOC's folder or beside it; a list whose images are not there is left out, with a note."""
+    source = voc_test(voc_and_sbd(tmp_path / "original"))
+    assert make(voc2012_aug, source, tmp_path) == []
+    assert verified(voc2012_aug, tmp_path).images == VOC_COUNTS
+    images = voc2012_aug.Dataset(tmp_path, "test")
+    assert images.names == VOC_TEST and (images[0][1] == -1).all()
+    assert images[0][0].shape == (*size_of(VOC_TEST[0]), 3)
+    voc = source / "VOCdevkit" / "VOC2012"
+    for name in VOC_TEST:
+        (voc / "JPEGImages" / f"{name}.jpg").unlink()
+    [note] = voc2012_aug.originals(source).notes
+    assert "test.txt: none of its images" in note and "test" not in voc2012_aug.originals(source).splits
+    voc_test(source / "VOC2012test")
+    assert [image.name for image in voc2012_aug.originals(source).splits["test"]] == VOC_TEST
+    assert make(voc2012_aug, source, tmp_path / "beside") == []
 
 
 @pytest.mark.usefixtures("voc")

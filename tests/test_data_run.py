@@ -40,7 +40,7 @@ def problems(root, splits):
 
 def originals(source):
     images = lambda names: [_prepare.Original(n, source / f"{n}.jpg", source / f"{n}.png") for n in names]
-    return _prepare.Originals({split: images(names) for split, names in NAMES.items()}, [])
+    return _prepare.Originals({split: images(names) for split, names in NAMES.items()}, [], source="five blocks")
 """
 SCALE = TINY.replace("name: shapes", "name: blocks").replace("    options: {train_images: 32, val_images: 8}\n", "")
 QUICK = ("--scale", "blocks", "--set", "train.iterations=2")
@@ -74,6 +74,7 @@ def test_a_record_names_the_copy_that_its_job_read(place: dict[str, Path]) -> No
     manifest = (place["cwd"] / "data" / "blocks" / "manifest.json").read_bytes()
     assert {r.stage for r in records.values()} == {"train", "evaluate"}
     assert {r.data_sha256 for r in records.values()} == {hashlib.sha256(manifest).hexdigest()}
+    assert {r.data_source for r in records.values()} == {"five blocks"}
     checked = run_cli("verify", "all", **place)
     assert checked.code == 0 and "2 records: all as they should be" in checked.out
 

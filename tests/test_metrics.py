@@ -286,7 +286,7 @@ def test_an_evaluations_metrics_come_back_from_its_record(tmp_path: Any) -> None
     file = record.write(tmp_path, make_record(job, metrics, **lists))
     again = record.read(file)
     assert recomputed(again) == again.metrics == metrics
-    added = ("boundary_counts", "pretrained_sha256", "data_sha256", "idle_share", "sha256")
+    added = ("boundary_counts", "pretrained_sha256", "data_sha256", "data_source", "idle_share", "sha256")
     old = {k: v for k, v in json.loads(file.read_text()).items() if k not in added}
     file.write_text(json.dumps(old))
     assert record.read(file).boundary_counts == {} and record.read(file).pretrained_sha256 is None

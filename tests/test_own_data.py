@@ -60,10 +60,10 @@ def paletted(ids: npt.NDArray[np.uint8]) -> PIL.Image.Image:
 
 
 def voc(ids: npt.NDArray[np.uint8]) -> PIL.Image.Image:
-    from laurepro.datasets._image import _voc_colours
+    from laurepro.datasets._image import voc_colours
 
     image = PIL.Image.fromarray(ids, "P")
-    image.putpalette(_voc_colours().ravel().tolist())
+    image.putpalette(voc_colours().ravel().tolist())
     return image
 
 

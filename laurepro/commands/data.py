@@ -1,4 +1,4 @@
-"""`laurepro data`: list, prepare, verify and decode data sets."""
+"""`laurepro data`: list, fetch, prepare, verify and decode data sets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 
+from laurepro.commands import fetch
 from laurepro.commands.options import data_folder, progress
 from laurepro.errors import LaureproError, install, unknown
 
@@ -17,7 +19,7 @@ _root = data_folder(name="--root")
 
 @click.group("data")
 def command() -> None:
-    """List the data sets, prepare them from their originals, verify a copy, decode it once."""
+    """List the data sets, fetch their originals, prepare them from those, verify a copy, decode it once."""
 
 
 @command.command("list")
@@ -40,7 +42,14 @@ def list_(root: Path, form: str) -> None:
             continue
         optional = module.LAYOUT.optional if hasattr(module, "LAYOUT") else ()
         needed = tuple(split for split in module.INFO.splits if split not in optional)
-        listed.append({**module.INFO._asdict(), "problems": problems(spec.Data(name=name), root, needed)})
+        offered = module.DOWNLOADS.files if hasattr(module, "DOWNLOADS") else ()
+        listed.append(
+            {
+                **module.INFO._asdict(),
+                "problems": problems(spec.Data(name=name), root, needed),
+                "downloads": [download._asdict() for download in offered],
+            }
+        )
     found = {name: weights.state(name, root) for name in weights.WEIGHTS}
     if form == "json":
         texts = {name: {m: None if s is None else str(s) for m, s in states.items()} for name, states in found.items()}
@@ -52,6 +61,8 @@ def list_(root: Path, form: str) -> None:
         click.echo(f"  splits:   {_splits(parts.load('datasets', info['name']))}")
         for key in ("source", "needs", "licence"):
             click.echo(f"  {key + ':':9} {info[key]}")
+        if info["downloads"]:
+            click.echo(f"  fetch:    {_fetchable(info['name'], info['downloads'])}")
         click.echo(f"  found:    {info['problems'][0] if info['problems'] else 'usable'}{_size(root / info['name'])}")
     for name, states in found.items():
         known = weights.WEIGHTS[name]
@@ -59,8 +70,20 @@ def list_(root: Path, form: str) -> None:
         click.echo(f"  source:   {known.source}")
         for model, state in states.items():
             click.echo(f"  found:    {model}: {_first_line(state) or f'no {known.files[model].name}'}")
+        if None in states.values() and any(file.url for file in known.files.values()):
+            click.echo(f"  fetch:    laurepro data fetch {name}")
         if None in states.values() and any(file.package for file in known.files.values()):
             click.echo(f"  install:  {install('imagenet')}")
+
+
+command.add_command(fetch.command)
+
+
+def _fetchable(name: str, downloads: list[dict[str, Any]]) -> str:
+    """The command that downloads a data set's originals, how much that is, and what it cannot get."""
+    size = sum(d["size"] for d in downloads if d["url"] and not d["optional"])
+    asked = "".join(f"; {d['name']} needs an account, {d['page']}" for d in downloads if not d["url"])
+    return f"laurepro data fetch {name} ({fetch.size_text(size)}){asked}"
 
 
 def _first_line(state: Path | LaureproError | None) -> str:
@@ -146,6 +169,8 @@ def prepare(
         raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
     for note in originals.notes:
         click.echo(note, err=True)
+    if originals.source:
+        click.echo(f"source: {originals.source}", err=True)
     with progress("prepare") as report:
         faults = _prepare.prepare(module.LAYOUT, originals, root / name, report)
     counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())

@@ -1,4 +1,4 @@
-"""`laurepro submit`: the zip for a test server, checked before it is written."""
+"""`laurepro submit`: the archive for a test server, checked before it is put in place."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import click
 from laurepro.commands.options import data_folder, paths, progress
 from laurepro.errors import LaureproError, unknown
 
-DATASETS = ("ade20k", "shapes")  # ADE20K has a server; at scale smoke the generated scenes stand in for it
-
 
 @click.command("submit")
 @click.argument("dataset")
 @click.option("--job", "key", required=True, metavar="KEY", help="A training or evaluation: its name or key.")
 @click.option("--split", metavar="NAME", help="Split to predict (default: the evaluation's; test for a training).")
-@click.option("--score", is_flag=True, help="Score the zip too, if the split has labels (val).")
+@click.option("--score", is_flag=True, help="Score the archive too, if the split has labels (val).")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="The zip (default: submissions/JOB.zip).",
+    help="The archive (default: submissions/JOB.zip, of VOC 2012 JOB.tgz).",
 )
 @data_folder()
 @paths
 def command(
     dataset: str, key: str, split: str | None, score: bool, output: Path | None, data: Path, results: Path, runs: Path
 ) -> None:
-    """Write the zip that DATASET's test server takes, and check it: ade20k, or shapes as a stand-in at scale smoke.
+    """Write the archive that DATASET's test server takes, and check it: ade20k, voc2012_aug, or shapes as a stand-in.
 
-    A zip of label maps, one per image: a PNG of one channel with the image's name and size, values 1 to the number of
-    classes. Predictions that an evaluation of a test split has kept are used; otherwise they are made now.
+    It holds a label map for each image, a PNG with the image's name and size. ade20k: a zip, values 1 to the number of
+    classes. voc2012_aug: a gzipped tar of results/VOC2012/Segmentation/comp6_test_cls/, values 0 (background) to 20,
+    with VOC's palette. Predictions that an evaluation of a test split has kept are used; otherwise they are made now.
     """
     from laurepro import datasets, record
     from laurepro.datasets import open_split
     from laurepro.evaluation import prediction, submission
     from laurepro.spec.metrics import METRICS
 
-    if dataset not in DATASETS:
-        raise unknown("data set with a test server", dataset, DATASETS)
+    if dataset not in submission.FORMS:
+        raise unknown("data set with a test server", dataset, submission.FORMS)
+    form = submission.FORMS[dataset]
     stored = record.find(results, key)
     if stored.dataset != dataset:
         raise LaureproError(f"{stored.job} is of data set {stored.dataset}, expected {dataset}")
@@ -50,9 +50,9 @@ def command(
         raise LaureproError("\n".join(f"data set {dataset}: {f}" for f in faults), "give its folder with --data")
     info, images = open_split(job.experiment.data, data, evaluation.split)
     names = submission.names(images, evaluation.split)
-    file = output or Path("submissions") / f"{job.name}.zip"
-    if file.suffix != ".zip":  # weights or an image would be replaced
-        raise LaureproError(f"--output {file}: expected a name that ends in .zip")
+    file = output or Path("submissions") / f"{job.name}{form.suffix}"
+    if file.suffix != form.suffix:  # weights or an image would be replaced
+        raise LaureproError(f"--output {file}: expected a name that ends in {form.suffix}")
     record.writable(file.parent, "--output")
 
     folder = record.run_folder(runs, job) / "predictions"
@@ -66,8 +66,9 @@ def command(
         for index, name in enumerate(names):
             sizes[name] = images[index][0].shape[:2]
             report(index + 1, len(names))
-    submission.write(file, folder, submission.Submission(len(info.classes), sizes))
-    click.echo(f"{file}: {len(names)} label maps, values 1 to {len(info.classes)}, checked")
+    expected = submission.Submission(len(info.classes), sizes, form)
+    submission.write(file, folder, expected)
+    click.echo(f"{file}: {len(names)} label maps, values {expected.values[0]} to {expected.values[1]}, checked")
     if score:
         index_of = {name: i for i, name in enumerate(names)}
         scores = submission.score(file, lambda name: images[index_of[name]][1], len(info.classes), dataset)

@@ -12,7 +12,8 @@ A file defines
 Where options change what a data set is, a file also defines `info(*, <the same options>) -> Info`.
 
 A data set of files also defines `LAYOUT` (`_layout.py`) and `originals(source) -> Originals` (`_prepare.py`):
-`laurepro data prepare` and `verify` need nothing more. Any other one that reads files from elsewhere than ROOT/<name>
+`laurepro data prepare` and `verify` need nothing more. `DOWNLOADS: Downloads` says where its owners offer the
+originals, for `laurepro data fetch`. Any other one that reads files from elsewhere than ROOT/<name>
 defines `files(root: Path) -> Iterable[Path]`: what it reads, so that edited data are another experiment. One that is
 generated returns none.
 """
@@ -44,6 +45,37 @@ class Info(NamedTuple):
     splits: tuple[str, ...]
     needs: str = "nothing"  # what `laurepro data prepare --source` must be given
     source: str = "this program"  # who publishes it
+
+
+class Download(NamedTuple):
+    """A file that the owners of a data set offer.
+
+    Attributes:
+        name: under which it is kept.
+        url: its address; empty where they first ask for a form or an account, on `page`.
+        size: bytes, as far as they are stated; 0: they are not.
+        digest: `algorithm:hex digits`; empty: none is published.
+        digest_from: who publishes it.
+        page: where it is described, or the form.
+        optional: whether it is only fetched when it is named.
+        holds: name and digest of files in an archive, where those are published.
+    """
+
+    name: str
+    url: str
+    size: int = 0
+    digest: str = ""
+    digest_from: str = ""
+    page: str = ""
+    optional: bool = False
+    holds: tuple[tuple[str, str], ...] = ()
+
+
+class Downloads(NamedTuple):
+    """What `laurepro data fetch` offers. `source`: the folder, of what is unpacked, that `data prepare` is given."""
+
+    files: tuple[Download, ...]
+    source: str = ""
 
 
 class Images(Protocol):
@@ -96,6 +128,18 @@ def data_digest(data: spec.Data, root: Path) -> str | None:
         return _manifest.manifest_sha256(root / layout.name)
     folder = root / data.name
     return _digest.of_files(root, folder, module.files(root) if hasattr(module, "files") else _digest.below(folder))
+
+
+def data_source(data: spec.Data, root: Path) -> str | None:
+    """Which form of its originals the copy below `root` was made from, where a data set is published in several.
+
+    Raises:
+        LaureproError: No data set has that name.
+    """
+    from laurepro.datasets import _manifest
+
+    layout = getattr(parts.load("datasets", data.name), "LAYOUT", None)
+    return None if layout is None else _manifest.source_of(root / layout.name)
 
 
 def problems(data: spec.Data, root: Path, splits: tuple[str, ...]) -> list[str]:

@@ -84,7 +84,7 @@ def fingerprint(mask: Mask) -> str:
 # -------------------------------------------------------------------------------------------------- palettes
 
 
-def _voc_colours() -> npt.NDArray[np.uint8]:
+def voc_colours() -> npt.NDArray[np.uint8]:
     """PASCAL VOC's colour of each class, uint8 [256, 3]: bits 0, 3, 6, ... of the index are red's highest bits, etc."""
     index = np.arange(256)
     bits = [index >> (3 * place + channel) & 1 for channel in range(3) for place in range(3)]
@@ -92,7 +92,7 @@ def _voc_colours() -> npt.NDArray[np.uint8]:
     return np.stack(columns, 1).astype(np.uint8)
 
 
-_IN_ORDER = (_voc_colours(), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1))  # VOC's colours; grey
+_IN_ORDER = (voc_colours(), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1))  # VOC's colours; grey
 
 
 def palette_fault(image: PIL.Image.Image, values: Mask) -> str | None:

@@ -16,6 +16,7 @@ from laurepro.datasets import _decoded
 from laurepro.datasets._layout import Layout, Unreadable, parse_json
 
 MANIFEST, STAMPS, LOCK = "manifest.json", ".stamps.json", ".lock"
+SOURCE = "source.txt"  # one line; not in the manifest, since the same bytes may come from several sources
 SCHEMA = 1
 SUFFIXES = (".jpg", ".png")  # of images; label maps are PNG
 
@@ -63,7 +64,7 @@ def edition_problems(layout: Layout, folder: Path, split: str, count: int, editi
 
 def unexpected(folder: Path, files: Iterable[str]) -> list[str]:
     """Files in the folder that do not belong to the data set, without laurepro's own and those of killed processes."""
-    expected = {MANIFEST, STAMPS, LOCK, *files}
+    expected = {MANIFEST, STAMPS, LOCK, SOURCE, *files}
     there = (
         f.relative_to(folder).as_posix() for f in folder.rglob("*") if not f.is_dir() and not is_unfinished(f.name)
     )
@@ -94,6 +95,24 @@ def read_list(file: Path) -> tuple[list[str], list[str]]:
     strange = [name for name in names if not is_name(name)]
     faults = [f"{file}: expected one name a line, without folders, got {name[:60]!a}" for name in strange]
     return [name for name in names if name not in set(strange)], faults
+
+
+def read_paths(file: Path) -> tuple[list[str], list[str]]:
+    """The names in a list of names, or of the paths of an image and its label map, and what is wrong with it.
+
+    Only the names in the paths are used. Raises Unreadable, which names the file.
+    """
+    names: list[str] = []
+    faults: list[str] = []
+    for number, line in enumerate(read_lines(file), 1):
+        words = [Path(word).stem if "/" in word else word for word in line.split()]
+        if not words:
+            continue
+        if len(words) > 2 or len(set(words)) > 1 or not is_name(words[0]):
+            faults.append(f"{file}, line {number}: expected one name, or the paths of an image and its label map")
+        else:
+            names.append(words[0])
+    return names, faults
 
 
 def read_manifest(layout: Layout, folder: Path) -> dict[str, tuple[int, str]]:
@@ -129,6 +148,14 @@ def manifest_sha256(folder: Path) -> str | None:
     try:
         return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     except OSError:
+        return None
+
+
+def source_of(folder: Path) -> str | None:
+    """What a prepared folder was made from, as `prepare` stated it; None if it did not."""
+    try:
+        return (folder / SOURCE).read_text(encoding="utf-8")[:200].strip() or None
+    except (OSError, ValueError):
         return None
 
 

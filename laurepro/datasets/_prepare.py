@@ -19,7 +19,17 @@ import PIL.Image
 from laurepro.datasets._files import Report, parallel
 from laurepro.datasets._image import check_image
 from laurepro.datasets._layout import Layout, Mask, Unreadable
-from laurepro.datasets._manifest import LOCK, MANIFEST, SCHEMA, Stamps, check_lists, image_stem, unexpected, write
+from laurepro.datasets._manifest import (
+    LOCK,
+    MANIFEST,
+    SCHEMA,
+    SOURCE,
+    Stamps,
+    check_lists,
+    image_stem,
+    unexpected,
+    write,
+)
 from laurepro.errors import LaureproError
 
 JPEGS, PNGS = (".jpg", ".jpeg"), (".png",)  # suffixes of originals
@@ -43,12 +53,14 @@ class Original(NamedTuple):
 class Originals(NamedTuple):
     """The images that a data set's `originals(source)` found, by split.
 
-    `problems`: what it could not interpret. `notes`: what it left out, and why that is right.
+    `problems`: what it could not interpret. `notes`: what it left out, and why that is right. `source`: which of the
+    forms that it accepts was there, in one line, for the records; empty where there is only one.
     """
 
     splits: dict[str, list[Original]]
     problems: list[str]
     notes: tuple[str, ...] = ()
+    source: str = ""
 
 
 def first_folder(source: Path, inside: tuple[str, ...], places: tuple[str, ...], needs: str) -> Path:
@@ -201,6 +213,8 @@ def _make(
         return faults
     lines = ",\n".join(f" {json.dumps(path)}: {json.dumps(entry)}" for path, entry in sorted(files.items()))
     head = f'{{"schema": {SCHEMA}, "dataset": {json.dumps(layout.name)}, "files": {{\n'
+    if originals.source:
+        write(folder / SOURCE, f"{originals.source}\n".encode())
     write(folder / MANIFEST, f"{head}{lines}\n}}}}\n".encode())
     return [f"{folder / path}: is not part of the data set" for path in unexpected(folder, files)]
 

