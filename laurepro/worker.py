@@ -28,7 +28,7 @@ from laurepro import failures, record
 from laurepro.atomic import write_atomic
 from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent, orphaned
-from laurepro.spec import Job, parts
+from laurepro.spec import Job, parts, weights
 
 LOCK_SECONDS = 0.2  # longer than `status` holds a lock that it looks at
 GO = -1  # rank 0's decision where there is work; any other number is the exit code
@@ -146,7 +146,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     distributed.initialise()
     stage = parts.load("stages", job.stage)
     need = job.needs
-    legs = Legs()
+    legs = Legs(weights.packages(job.experiment, job.stage))
     context = Context(
         folder=folder,
         data_root=args.data,
