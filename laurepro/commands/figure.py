@@ -22,7 +22,8 @@ from laurepro.commands.options import check_results, data_folder, paths
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A .png, .svg or .pdf (default: figures/NAME-SCALE.png or NAME-SCALE-DATA.png in --results, where the report finds it).",
+    help="A .png, .svg or .pdf (default: figures/NAME-SCALE.png or NAME-SCALE-DATA.png in --results, where the "
+    "report finds it).",
 )
 @paths
 def command(
