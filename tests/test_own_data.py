@@ -19,11 +19,12 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 from click.testing import CliRunner, Result
-from conftest import ROOT, run_cli
+from conftest import ROOT, make_record, run_cli
 
-from laurepro import cli, datasets, doctor, plan, spec
+from laurepro import cli, datasets, doctor, plan, record, spec
 from laurepro.commands import new_scale
 from laurepro.datasets import folder
+from laurepro.evaluation import scores
 
 CLASSES = "0 background #000000\n1 Traffic Light 250 170 30\n7 road #804080\n"
 COLOURS = {0: (0, 0, 0), 1: (250, 170, 30), 7: (128, 64, 128)}
@@ -539,6 +540,42 @@ def test_images_are_resized_to_a_long_side(tree: Path) -> None:
     shapes = {image.shape[:2] for image, _ in (images[i] for i in range(len(images)))}
     assert max(max(shape) for shape in shapes) == 96 and {side % 32 for shape in shapes for side in shape} == {0}
     assert folder.resized(4000, 3000, 256) == (256, 192) and folder.resized(10, 400, 64) == (32, 64)
+
+
+def test_data_elsewhere_are_found_by_commands_that_read_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data's digest is in the keys by which records are found: without --data there are none."""
+    monkeypatch.chdir(tmp_path)
+    source = small(tmp_path / "source")
+    assert prepare(source, "--share", "50,50").exit_code == 0
+    (tmp_path / "data").rename("elsewhere")
+    monkeypatch.setenv("LAUREPRO_DATA", "elsewhere")
+    matrices = {"encnet-os8-bilinear": 40, "encnet-os8-lau4x-off": 48}
+    pairs = ("data.name=photos",)
+    table, scale = spec.tables()["table3a"], spec.scale("own")
+    for row, right in matrices.items():
+        for job in plan.row_plan(table, table.row(row), scale, 3, spec.parse_overrides(pairs)).jobs:
+            matrix = ((right + job.seed, 50), (10, 90))
+            filled: dict[str, Any] = {"class_names": ("a", "b"), "confusion": matrix, "commit": None}
+            found = make_record(job, scores.scores(np.array(matrix), "photos", None), **filled)
+            record.write(tmp_path / "results", found)
+    monkeypatch.setenv("LAUREPRO_DATA", "data")
+    ours = ("--scale", "own", "--set", *pairs)
+    there = ("--data", "elsewhere")
+    ran = run_cli("report", "table3a", *ours, *there, cwd=tmp_path)
+    assert ran.code == 0 and "scale own on photos" in ran.out and ran.out.count("± ") == 2, ran.err
+    without = run("report", "table3a", *ours).output
+    assert "datasets/photos is not available" in without and "data folder by --data: 6 records" in without
+    claims = run("claims", *ours, *there).output
+    assert "same sign here" in claims and "supported" not in claims and "no evidence for or against" in claims
+    assert "scale own: 6 done" in run("status", "table3a", *ours, *there).output
+    assert "photos" in run("explain", "table3a/encnet-os8-bilinear", *ours, *there).output
+    assert "6 records: all as they should be" in run("verify", "all", *there).output
+    file = tmp_path / "results" / "figures" / "differences-own-photos.png"
+    assert run("figure", "differences", *ours, *there).exit_code == 0
+    with PIL.Image.open(file) as image:
+        assert "scale own on photos" in image.info["Title"]
 
 
 # --------------------------------------------------------------------------------------- scales, templates, page
