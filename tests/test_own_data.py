@@ -668,6 +668,7 @@ def test_the_page_without_its_training(tree: Path, monkeypatch: pytest.MonkeyPat
     assert "2 rows (0 quoted) at scale photos: 12 jobs" in planned.output and "failed" not in checked.output
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.acceptance
 def test_the_whole_page(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the row with its interval, by trainings of three steps; images of their own, named in the heading."""
@@ -686,6 +687,14 @@ def test_the_whole_page(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = next(f.stem for f in (tree / "results").rglob("train-*.json"))
     images = sorted((tree / "my-photos" / "images").iterdir())[:2]
     assert run("predict", "--job", job, *images).exit_code == 0
+    ours = ("--scale", "own", "--set", "data.name=photos", *short.split())
+    for name in ("fig6", "fig7", "offsets", "errors", "differences", "lambda"):
+        drawn = run("figure", name, *ours)
+        assert drawn.exit_code == 0 and Path(f"results/figures/{name}-own-photos.png").is_file(), drawn.output
+    assert run("data", "decode", "photos").exit_code == 0
+    done = run("plan", "table3a/encnet-os8-bilinear", "table3a/encnet-os8-lau4x-off", *ours, "--seeds", 3)
+    assert "0 jobs to run (none), 6 reused" in done.output, done.output
+    assert "scale own: 6 done" in run("status", "table3a", *ours).output
 
 
 def test_what_is_left_out_is_named(tree: Path) -> None:

@@ -23,7 +23,7 @@ from laurepro.evaluation import scores
 from laurepro.record import Record
 from laurepro.report.provenance import environment_table
 from laurepro.report.sources import Sources
-from laurepro.spec import Job
+from laurepro.spec import Job, weights
 from laurepro.spec.metrics import METRICS
 
 CLASSES = ("a", "b", "c")
@@ -74,6 +74,22 @@ def test_packages_of_backbone_and_weights_are_noted(
     assert certificate.problems == () and expected in certificate.notes
     sources = Sources((), {made.job: made}, (), (), (), ())
     assert expected.removeprefix("made with ") in [cell.text for cell in environment_table(sources).grid.lines[0]]
+
+
+def test_a_backbone_of_ones_own_names_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUREPRO_PLUGINS", str(tmp_path))
+    (tmp_path / "backbones").mkdir()
+    source = "class Backbone:\n    def __init__(self, output_stride=8):\n        pass\n"
+    for name, declared in (("mine", "('numpy', 'no-such-package')"), ("wrong", "'numpy'")):
+        (tmp_path / "backbones" / f"{name}.py").write_text(f"PACKAGES = {declared}\n{source}")
+    experiment = job().experiment
+    model = experiment.model.model_copy(update={"backbone": spec.Backbone(kind="mine")})
+    names = weights.packages(experiment.model_copy(update={"model": model}), "train")
+    stated = record.environment("cpu", 1, names).packages
+    assert stated == {"numpy": np.__version__, "no-such-package": "not installed"}
+    model = model.model_copy(update={"backbone": spec.Backbone(kind="wrong")})
+    with pytest.raises(LaureproError, match=r"wrong\.py: PACKAGES: expected a tuple of strings, got 'numpy'"):
+        weights.packages(experiment.model_copy(update={"model": model}), "train")
 
 
 def test_an_evaluation_of_another_copy_of_the_data_is_noted(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def packages(experiment: Experiment, stage: str) -> tuple[str, ...]:
     """The packages beside torch that a job's numbers depend on: of its backbone, and of the weights that it loads."""
     backbone, pretrained = experiment.model.backbone, experiment.train.pretrained
     file = parts.path("backbones", backbone.kind)
-    needed: tuple[str, ...] = () if file is None else tuple(parts.declared(file, "PACKAGES", ()))
+    needed = () if file is None else parts.words(file, "PACKAGES")
     known = WEIGHTS[pretrained].files.get(model_of(backbone)) if stage == "train" and pretrained in WEIGHTS else None
     return needed if known is None or known.package is None else (*needed, known.package.replace("_", "-"))
 
