@@ -542,39 +542,44 @@ def test_images_are_resized_to_a_long_side(tree: Path) -> None:
     assert folder.resized(4000, 3000, 256) == (256, 192) and folder.resized(10, 400, 64) == (32, 64)
 
 
-def test_data_elsewhere_are_found_by_commands_that_read_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The data's digest is in the keys by which records are found: without --data there are none."""
-    monkeypatch.chdir(tmp_path)
-    source = small(tmp_path / "source")
-    assert prepare(source, "--share", "50,50").exit_code == 0
-    (tmp_path / "data").rename("elsewhere")
+OURS = ("--scale", "own", "--set", "data.name=photos")
+
+
+@pytest.fixture
+def elsewhere(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Records of two rows over three seeds, on own data in a folder that only --data names."""
+    assert prepare(small(tree / "source"), "--share", "50,50").exit_code == 0
+    (tree / "data").rename("elsewhere")
     monkeypatch.setenv("LAUREPRO_DATA", "elsewhere")
-    matrices = {"encnet-os8-bilinear": 40, "encnet-os8-lau4x-off": 48}
-    pairs = ("data.name=photos",)
     table, scale = spec.tables()["table3a"], spec.scale("own")
-    for row, right in matrices.items():
-        for job in plan.row_plan(table, table.row(row), scale, 3, spec.parse_overrides(pairs)).jobs:
+    for row, right in {"encnet-os8-bilinear": 40, "encnet-os8-lau4x-off": 48}.items():
+        for job in plan.row_plan(table, table.row(row), scale, 3, spec.parse_overrides(OURS[3:])).jobs:
             matrix = ((right + job.seed, 50), (10, 90))
             filled: dict[str, Any] = {"class_names": ("a", "b"), "confusion": matrix, "commit": None}
-            found = make_record(job, scores.scores(np.array(matrix), "photos", None), **filled)
-            record.write(tmp_path / "results", found)
+            made = make_record(job, scores.scores(np.array(matrix), "photos", None), **filled)
+            record.write(tree / "results", made)
     monkeypatch.setenv("LAUREPRO_DATA", "data")
-    ours = ("--scale", "own", "--set", *pairs)
-    there = ("--data", "elsewhere")
-    ran = run_cli("report", "table3a", *ours, *there, cwd=tmp_path)
+    return tree
+
+
+def test_a_report_finds_data_elsewhere(elsewhere: Path) -> None:
+    """The data's digest is in the keys by which records are found: without --data they are shown apart."""
+    ran = run_cli("report", "table3a", *OURS, "--data", "elsewhere", cwd=elsewhere)
     assert ran.code == 0 and "scale own on photos" in ran.out and ran.out.count("± ") == 2, ran.err
-    without = run("report", "table3a", *ours).output
+    without = run("report", "table3a", *OURS).output
     assert "datasets/photos is not available" in without and "data folder by --data: 6 records" in without
-    claims = run("claims", *ours, *there).output
+
+
+@pytest.mark.acceptance
+def test_other_commands_find_data_elsewhere(elsewhere: Path) -> None:
+    there = ("--data", "elsewhere")
+    claims = run("claims", *OURS, *there).output
     assert "same sign here" in claims and "supported" not in claims and "no evidence for or against" in claims
-    assert "scale own: 6 done" in run("status", "table3a", *ours, *there).output
-    assert "photos" in run("explain", "table3a/encnet-os8-bilinear", *ours, *there).output
+    assert "scale own: 6 done" in run("status", "table3a", *OURS, *there).output
+    assert "photos" in run("explain", "table3a/encnet-os8-bilinear", *OURS, *there).output
     assert "6 records: all as they should be" in run("verify", "all", *there).output
-    file = tmp_path / "results" / "figures" / "differences-own-photos.png"
-    assert run("figure", "differences", *ours, *there).exit_code == 0
-    with PIL.Image.open(file) as image:
+    assert run("figure", "differences", *OURS, *there).exit_code == 0
+    with PIL.Image.open("results/figures/differences-own-photos.png") as image:
         assert "scale own on photos" in image.info["Title"]
 
 
