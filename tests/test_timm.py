@@ -18,6 +18,7 @@ from laurepro import distributed, record, spec
 from laurepro.errors import LaureproError
 from laurepro.network import checkpoint, counted
 from laurepro.network.model import build, build_backbone
+from laurepro.training import step as training_step
 
 CASES = [
     ({"name": "tf_efficientnet_lite0", "stages": 4}, 8),
@@ -155,6 +156,16 @@ def test_several_processes_keep_the_activations_inside_normalisations(synchronis
         converted = distributed._convert(backbone, synchronised)
         assert {type(m) for m in converted.modules() if isinstance(m, _BatchNorm)} == {synchronised}
         assert all(map(torch.equal, converted(images), expected))
+
+
+@pytest.mark.parametrize(("name", "unused"), [("hrnet_w18_small", True), ("mobilenetv3_small_050", False)])
+def test_parameters_that_no_head_reads_are_found(name: str, unused: bool) -> None:
+    """DistributedDataParallel would wait for the gradients of HRNet's finest maps. The network stays as it is."""
+    network = build(model({"name": name, "resize": True}, 8), spec.Op(), 5)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert training_step._has_unused_parameters(network, spec.Loss(), torch.device("cpu")) is unused
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_a_normalisation_with_a_forward_pass_of_its_own_is_refused_in_several_processes() -> None:
