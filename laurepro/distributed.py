@@ -191,26 +191,41 @@ def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm in the module by one with statistics over all ranks; names in `state_dict` stay.
 
     Call it when the module is on the device where it will run.
+
+    Raises:
+        LaureproError: a subclass of BatchNorm with a forward pass of its own, timm's BatchNormAct2d excepted.
     """
     if world_size() == 1:
         return module
-    if any(p.is_cuda for p in module.parameters()):
-        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return synchronised
-    return _convert(module)
+    return _convert(module, nn.SyncBatchNorm if any(p.is_cuda for p in module.parameters()) else AllReducedBatchNorm)
 
 
-def _convert(module: nn.Module) -> nn.Module:
+def _convert(module: nn.Module, synchronised: type[nn.SyncBatchNorm | AllReducedBatchNorm]) -> nn.Module:
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        new = AllReducedBatchNorm(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
+        kind = type(module)
+        if kind.forward is not _BatchNorm.forward and kind.__name__ != "BatchNormAct2d":
+            raise LaureproError(
+                f"{kind.__module__}.{kind.__name__} has a forward pass of its own, "
+                "and its statistics cannot be summed over several processes",
+                "use torch's nn.BatchNorm2d, or one process",
+            )
+        new = synchronised(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
         # The same parameters and buffers, not copies: an optimiser may already hold them.
         new._parameters, new._buffers = module._parameters, module._buffers
+        for name, child in module.named_children():
+            new.add_module(name, child)
+        new.register_forward_hook(_dropout_and_activation)
         return new.train(module.training)
     for name, child in module.named_children():
-        setattr(module, name, _convert(child))
+        setattr(module, name, _convert(child, synchronised))
     return module
+
+
+def _dropout_and_activation(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """Run what timm's BatchNormAct2d, in EfficientNet, MobileNet and RegNet, has in itself after the normalisation."""
+    for child in module.children():
+        output = child(output)
+    return output
 
 
 def _keep_freed_memory() -> None:

@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -53,6 +53,7 @@ class Environment(Strict):
     cudnn: str | None = None
     blas_threads: int | None = None
     torch_build: str | None = None  # version and git commit
+    packages: dict[str, str] = Field({})  # versions of `spec.weights.packages`
 
 
 class Leg(Strict):
@@ -131,8 +132,8 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def environment(device: str, threads: int | None) -> Environment:
-    """The environment of this process."""
+def environment(device: str, threads: int | None, packages: Iterable[str] = ()) -> Environment:
+    """The environment of this process. `packages`: whose versions it lists."""
     commit, dirty = provenance()
     cupy = next((v for p in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (v := version_of(p))), None)
     return Environment(
@@ -148,6 +149,7 @@ def environment(device: str, threads: int | None) -> Environment:
         dirty=dirty,
         cpu=_cpu(),
         driver=_driver() if device != "cpu" else None,
+        packages={name: version_of(name) or "not installed" for name in packages},
         **_of_torch(),
     )
 

@@ -17,7 +17,7 @@ from laurepro import record
 from laurepro.errors import LaureproError
 from laurepro.evaluation import scores
 from laurepro.record import Record
-from laurepro.spec import Job, parts
+from laurepro.spec import Job, parts, weights
 from laurepro.spec.metrics import own_metric
 
 CLOSE = 1e-9  # of recomputed metrics: a mean's last bits may differ between versions of numpy
@@ -92,6 +92,8 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     if training is not None and training.weights_sha256 != stored.weights_sha256:
         problems.append(f"it is of weights {_short(stored)}, {training.job} left {_short(training)}")
     notes = absent + (["made by code that differs from its commit"] if stored.environment.dirty else [])
+    if packages := weights.package_versions(stored.experiment, stored.stage, stored.environment.packages):
+        notes.append(f"made with {packages}")
     if stored.legs:
         worlds = ", ".join(str(leg.world_size) for leg in stored.legs)
         commits = ", ".join((leg.environment.commit or "unknown")[:8] for leg in stored.legs)
@@ -231,7 +233,9 @@ def rerun(stored: Record, runs: Path, data: Path, progress: Callable[[dict[str, 
         abs(a - b) for rows in zip(stored.confusion, result.confusion, strict=True) for a, b in zip(*rows, strict=True)
     )
     current = record.environment(result.device, result.threads)
-    exact = all(getattr(current, f) == getattr(stored.environment, f) for f in ("device", "torch", "threads"))
+    exact = all(
+        getattr(current, f) == getattr(stored.environment, f) for f in ("device", "torch", "threads", "packages")
+    )
     if moved == 0:
         return True, "every pixel as recorded"
     text = f"{moved // 2:,} of {pixels:,} pixels differ"

@@ -28,7 +28,7 @@ from laurepro import failures, record
 from laurepro.atomic import write_atomic
 from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent, orphaned
-from laurepro.spec import Job, parts
+from laurepro.spec import Job, parts, weights
 from laurepro.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     distributed.initialise()
     stage = parts.load("stages", job.stage)
     need = job.needs
-    legs = Legs()
+    legs = Legs(weights.packages(job.experiment, job.stage))
     context = Context(
         folder=folder,
         data_root=args.data,

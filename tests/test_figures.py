@@ -22,6 +22,7 @@ from planted import plant as plant_page
 
 from laurepro import figures, plan, record, spec
 from laurepro.cli import main
+from laurepro.datasets import shapes
 from laurepro.errors import LaureproError
 from laurepro.evaluation import prediction
 from laurepro.figures import FIGURES, Request, curves, panels, style, trained
@@ -77,7 +78,7 @@ def known(sampling: PointSampling | None, size: tuple[int, int], address: str = 
     experiment = spec.resolve(spec.tables()[table], spec.tables()[table].row(row), spec.scale("smoke"))
     image = np.zeros((*size, 3), np.uint8)
     images: Any = [(image, np.zeros(size, np.int64))]
-    info: Any = type("Info", (), {"classes": ("a", "b")})
+    info = shapes.INFO._replace(classes=("a", "b"))
     network: Any = Known(sampling)
     return trained.Trained(address, "label", experiment, network, torch.device("cpu"), info, images, "job")
 
@@ -205,15 +206,26 @@ def test_the_share_of_right_pixels_stands_below_its_map(tmp_path: Path) -> None:
 
 
 def test_label_maps_are_coloured_by_class_and_white_where_ignored() -> None:
-    shown = panels._Colours(8)(np.array([[-1, 0, 7]]))[0]
+    colours = panels._Colours(shapes.INFO._replace(classes=tuple("abcdefgh")))
+    shown = colours(np.array([[-1, 0, 7]]))[0]
     assert [tuple(c) for c in shown] == [
         to_rgb(c) for c in (style.IGNORED, prediction.CLASSES[0], prediction.CLASSES[7])
     ]
 
 
+def test_colours_of_the_data_set_come_first_and_ignored_pixels_are_told_from_a_white_class() -> None:
+    stated = ("#804080", None, "#ffffff")
+    colours = panels._Colours(shapes.INFO._replace(classes=("road", "car", "snow"), colours=stated))
+    assert colours.classes == ["#804080", prediction.CLASSES[1], "#ffffff"] and colours.ignored == style.SOFT
+    label = np.array([[0, 1, 2, -1]])
+    legend = [(p.get_label(), p.get_facecolor()[:3]) for p in panels._legend(colours, [label])]
+    shown = [tuple(c) for c in colours(label)[0]]
+    assert [name for name, _ in legend] == ["road", "car", "snow", "ignored"] and [c for _, c in legend] == shown
+
+
 def test_a_long_legend_says_how_many_more() -> None:
-    names = tuple(f"class {i}" for i in range(150))
-    patches = panels._legend(names, [np.arange(-1, 150)[None]])
+    colours = panels._Colours(shapes.INFO._replace(classes=tuple(f"class {i}" for i in range(150))))
+    patches = panels._legend(colours, [np.arange(-1, 150)[None]])
     assert len(patches) == panels.LEGEND_MOST
     assert [p.get_label() for p in patches[-2:]] == ["and 128 more", "ignored"]
 

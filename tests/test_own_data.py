@@ -19,11 +19,12 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 from click.testing import CliRunner, Result
-from conftest import ROOT
+from conftest import ROOT, make_record, run_cli
 
-from laurepro import cli, datasets, doctor, plan, spec
+from laurepro import cli, datasets, doctor, plan, record, spec
 from laurepro.commands import new_scale
 from laurepro.datasets import folder
+from laurepro.evaluation import scores
 
 CLASSES = "0 background #000000\n1 Traffic Light 250 170 30\n7 road #804080\n"
 COLOURS = {0: (0, 0, 0), 1: (250, 170, 30), 7: (128, 64, 128)}
@@ -210,6 +211,101 @@ def test_ten_wrong_things_are_named_together(tree: Path) -> None:
     assert not (tree / "data" / "photos").exists()
 
 
+def relist(source: Path, name: str, new: str) -> None:
+    """Give an image of the list of train another name."""
+    for kind in ("images", "masks"):
+        (source / kind / f"{name}.png").rename(source / kind / new)
+    lines = (source / "train.txt").read_text().splitlines()
+    (source / "train.txt").write_text("".join(f"{Path(new).stem if line == name else line}\n" for line in lines))
+
+
+def sixteen_bits(source: Path) -> None:
+    file = source / "masks" / "a6.png"
+    PIL.Image.fromarray(np.asarray(PIL.Image.open(file)).astype(np.uint16)).save(file)
+
+
+def link_out(source: Path) -> None:
+    shutil.move(source / "images" / "a9.png", source.parent / "elsewhere.png")
+    (source / "images" / "a9.png").symlink_to(source.parent / "elsewhere.png")
+
+
+def colours_without_a_table(source: Path) -> None:
+    (source / "classes.txt").write_text("0 background\n1 Traffic Light\n7 road\n")
+    PIL.Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(source / "masks" / "a2.png")
+
+
+# What is wrong with a folder, and how it is named; what can be handled is named by what is said of it, or made.
+TEN_WAYS: dict[str, tuple[Callable[[Path], object], str, int]] = {
+    "no mask": (lambda s: (s / "masks" / "a0.png").unlink(), "a0.png: has no label map", 2),
+    "sizes differ": (
+        lambda s: PIL.Image.fromarray(np.zeros((20, 24), np.uint8)).save(s / "masks" / "a1.png"),
+        "a1.png: is 24x20, and its image",
+        2,
+    ),
+    "colours without a table": (colours_without_a_table, "a2.png: is a label map in colours (mode RGB)", 2),
+    "id without a name": (
+        lambda s: PIL.Image.fromarray(np.full((32, 48), 9, np.uint8)).save(s / "masks" / "a3.png"),
+        "a3.png: value 9 (1,536 pixels) is of no class in",
+        2,
+    ),
+    "splits share an image": (
+        lambda s: shutil.copy(s / "images" / "a4.png", s / "images" / "a12.png"),
+        "a12.png (val): splits share this image",
+        2,
+    ),
+    "turned by EXIF": (lambda s: turned_photograph(s, "a5", 6, "stored"), "1 images are turned as their EXIF tag", 0),
+    "16-bit masks": (sixteen_bits, "prepared, train 8, val 8 images", 0),
+    "spaces and capitals": (lambda s: relist(s, "a7", "My Photo 7.PNG"), "prepared, train 8, val 8 images", 0),
+    "an empty split": (lambda s: (s / "test.txt").write_text("\n"), "split test has no images", 2),
+    "a link out": (link_out, "elsewhere.png, outside --source", 2),
+}
+
+
+def listed(source: Path) -> Path:
+    """As `small`, 16 images in lists of train and val."""
+    small(source, 16)
+    for split, names in {"train": range(8), "val": range(8, 16)}.items():
+        (source / f"{split}.txt").write_text("".join(f"a{n}\n" for n in names))
+    return source
+
+
+@pytest.mark.parametrize("way", TEN_WAYS)
+def test_each_of_ten_wrong_things_is_handled_or_named(tree: Path, way: str) -> None:
+    source = listed(tree / "source")
+    spoil, said, code = TEN_WAYS[way]
+    spoil(source)
+    ran = prepare(source)
+    assert ran.exit_code == code and said in ran.output, ran.output
+    assert (tree / "data" / "photos" / "dataset.json").exists() == (code == 0)
+    if way == "spaces and capitals":
+        assert (tree / "data" / "photos" / "masks" / "train" / "My_Photo_7.png").is_file()
+
+
+def test_ten_wrong_things_by_the_real_command(tmp_path: Path) -> None:
+    """All that cannot be handled are named in one run; the others are no problems."""
+    source = listed(tmp_path / "My Source")
+    for spoil, _, _ in TEN_WAYS.values():
+        spoil(source)
+    ran = run_cli("data", "prepare", "folder", "--name", "photos", "--source", source, cwd=tmp_path)
+    assert ran.code == 2 and "Traceback" not in ran.err
+    assert all(said in ran.out for _, said, code in TEN_WAYS.values() if code == 2), ran.out
+    assert len(ran.out.splitlines()) == 7 and "7 problems" in ran.err, ran.out
+    assert not (tmp_path / "data").exists()
+
+
+def test_links_inside_the_folder_are_followed(tree: Path) -> None:
+    """Relative and absolute ones, and a source that is itself a link."""
+    source = small(tree / "source", 4)
+    (source / "originals").mkdir()
+    for name, target in (("a0.png", Path("../originals/a0.png")), ("a1.png", source / "originals" / "a1.png")):
+        (source / "images" / name).rename(source / "originals" / name)
+        (source / "images" / name).symlink_to(target)
+    (tree / "linked").symlink_to(source)
+    ran = prepare(tree / "linked", "--share", "50,50")
+    assert ran.exit_code == 0, ran.output
+    assert not any(file.is_symlink() for file in (tree / "data" / "photos").rglob("*"))
+
+
 def test_colours_without_a_table_and_an_adaptive_palette_are_refused(tree: Path) -> None:
     source = small(tree / "source")
     (source / "classes.txt").write_text("0 background\n1 light\n7 road\n")
@@ -278,33 +374,67 @@ def test_layouts_of_folders(tree: Path, layout: Callable[[Path], None]) -> None:
     assert np.array_equal(images[0][1], np.select([ids == 0, ids == 1, ids == 7], [0, 1, 2], -1))
 
 
-@pytest.mark.parametrize("orientation", range(2, 9))
-@pytest.mark.parametrize("fits", ["turned", "stored"])
-def test_photographs_are_turned(tree: Path, orientation: int, fits: str) -> None:
-    """A label map of the turned size stays; one that fits only the stored pixels is turned with its image."""
-    if fits == "stored" and orientation < 5:
-        return  # both sizes are the same: it is taken for the turned image's
-    source = small(tree / "source", 2)
-    file = source / "images" / "a0.jpg"
-    (source / "images" / "a0.png").unlink()
-    pixels, ids = scene(48, 32, 0)
+def turned(ids: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """As Pillow turns an image with that EXIF tag."""
+    stream, exif = io.BytesIO(), PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(ids).save(stream, "PNG", exif=exif)
+    return np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(stream)))
+
+
+def turned_photograph(source: Path, name: str, orientation: int, mask: str) -> tuple[Path, npt.NDArray[np.uint8]]:
+    """A photograph that EXIF turns in place of one of `small`, with its label map; its file, and its upright ids.
+
+    `mask`: drawn on what viewers show ("turned"), on the pixels of the file ("stored"), or with a tag too ("tagged").
+    """
+    file = source / "images" / f"{name}.jpg"
+    file.with_suffix(".png").unlink()
+    pixels, ids = scene(48, 32, 9 + orientation)
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     PIL.Image.fromarray(pixels).save(file, exif=exif, quality=100)
-    shown = PIL.ImageOps.exif_transpose(PIL.Image.open(file))
-    stream = io.BytesIO()
-    PIL.Image.fromarray(ids).save(stream, "PNG", exif=exif)
-    turned = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(stream)))
-    PIL.Image.fromarray(ids if fits == "stored" else turned).save(source / "masks" / "a0.png")
+    labels = PIL.Image.fromarray(turned(ids, orientation) if mask == "turned" else ids)
+    labels.save(source / "masks" / f"{name}.png", **({"exif": exif} if mask == "tagged" else {}))
+    return file, turned(ids, orientation)
+
+
+def is_upright(root: Path, name: str, file: Path, ids: npt.NDArray[np.uint8]) -> bool:
+    """Whether the copy of an image, in whatever split, shows it upright, and its label map fits."""
+    splits = [datasets.open_split(spec.Data(name="photos"), root, split)[1] for split in ("train", "val")]
+    ((image, label),) = (s[s.names.index(name)] for s in splits if name in s.names)  # type: ignore[attr-defined]
+    shown = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(file)))
+    return np.array_equal(image, shown) and np.array_equal(
+        label, np.select([ids == n for n in (0, 1, 7)], range(3), -1)
+    )
+
+
+@pytest.mark.parametrize("mask", ["turned", "stored", "tagged"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_photographs_are_turned(tree: Path, orientation: int, mask: str) -> None:
+    """The size of a label map says what it was drawn on, or a tag of its own; else the user must."""
+    source = small(tree / "source", 2)
+    file, ids = turned_photograph(source, "a0", orientation, mask)
     ran = prepare(source, "--share", "50,50")
-    assert ran.exit_code == 0 and "1 images are turned as their EXIF tag says" in ran.output, ran.output
-    for split in ("train", "val"):
-        _, images = datasets.open_split(spec.Data(name="photos"), tree / "data", split)
-        if images.names == ["a0"]:  # type: ignore[attr-defined]
-            image, label = images[0]
-            assert np.array_equal(image, np.asarray(shown)) and np.array_equal(label == 2, turned == 7)
-            return
-    raise AssertionError("a0 is in no split")
+    if orientation < 5 and mask != "tagged":
+        assert ran.exit_code == 2 and "a0.png: has the size of" in ran.output and "--masks-fit stored" in ran.output
+        ran = prepare(source, "--share", "50,50", "--masks-fit", mask)
+    how = "their label maps fit that" if mask == "turned" else "and their label maps with them"
+    assert ran.exit_code == 0 and f"1 images are turned as their EXIF tag says, {how}" in ran.output, ran.output
+    assert is_upright(tree / "data", "a0", file, ids)
+
+
+@pytest.mark.parametrize("mask", ["turned", "stored"])
+def test_other_photographs_of_a_folder_say_what_label_maps_were_drawn_on(tree: Path, mask: str) -> None:
+    """Upside-down photographs beside upright format ones; where those disagree, the user must say."""
+    source = small(tree / "source", 5)
+    made = {name: turned_photograph(source, name, by, mask) for name, by in (("a0", 3), ("a1", 6), ("a2", 8))}
+    assert prepare(source, "--share", "60,40").exit_code == 0
+    assert all(is_upright(tree / "data", name, *made[name]) for name in made)
+    turned_photograph(source, "a3", 6, "stored" if mask == "turned" else "turned")
+    ran = prepare(source, "--share", "60,40")
+    assert ran.exit_code == 2 and ran.output.count("--masks-fit") == 2 and "a0.png: has the size of" in ran.output
+    assert prepare(source, "--share", "60,40", "--masks-fit", mask).exit_code == 0
+    assert all(is_upright(tree / "data", name, *made[name]) for name in made)
 
 
 @pytest.mark.parametrize(
@@ -412,6 +542,47 @@ def test_images_are_resized_to_a_long_side(tree: Path) -> None:
     assert folder.resized(4000, 3000, 256) == (256, 192) and folder.resized(10, 400, 64) == (32, 64)
 
 
+OURS = ("--scale", "own", "--set", "data.name=photos")
+
+
+@pytest.fixture
+def elsewhere(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Records of two rows over three seeds, on own data in a folder that only --data names."""
+    assert prepare(small(tree / "source"), "--share", "50,50").exit_code == 0
+    (tree / "data").rename("elsewhere")
+    monkeypatch.setenv("LAUREPRO_DATA", "elsewhere")
+    table, scale = spec.tables()["table3a"], spec.scale("own")
+    for row, right in {"encnet-os8-bilinear": 40, "encnet-os8-lau4x-off": 48}.items():
+        for job in plan.row_plan(table, table.row(row), scale, 3, spec.parse_overrides(OURS[3:])).jobs:
+            matrix = ((right + job.seed, 50), (10, 90))
+            filled: dict[str, Any] = {"class_names": ("a", "b"), "confusion": matrix, "commit": None}
+            made = make_record(job, scores.scores(np.array(matrix), "photos", None), **filled)
+            record.write(tree / "results", made)
+    monkeypatch.setenv("LAUREPRO_DATA", "data")
+    return tree
+
+
+def test_a_report_finds_data_elsewhere(elsewhere: Path) -> None:
+    """The data's digest is in the keys by which records are found: without --data they are shown apart."""
+    ran = run_cli("report", "table3a", *OURS, "--data", "elsewhere", cwd=elsewhere)
+    assert ran.code == 0 and "scale own on photos" in ran.out and ran.out.count("± ") == 2, ran.err
+    without = run("report", "table3a", *OURS).output
+    assert "datasets/photos is not available" in without and "data folder by --data: 6 records" in without
+
+
+@pytest.mark.acceptance
+def test_other_commands_find_data_elsewhere(elsewhere: Path) -> None:
+    there = ("--data", "elsewhere")
+    claims = run("claims", *OURS, *there).output
+    assert "same sign here" in claims and "supported" not in claims and "no evidence for or against" in claims
+    assert "scale own: 6 done" in run("status", "table3a", *OURS, *there).output
+    assert "photos" in run("explain", "table3a/encnet-os8-bilinear", *OURS, *there).output
+    assert "6 records: all as they should be" in run("verify", "all", *there).output
+    assert run("figure", "differences", *OURS, *there).exit_code == 0
+    with PIL.Image.open("results/figures/differences-own-photos.png") as image:
+        assert "scale own on photos" in image.info["Title"]
+
+
 # --------------------------------------------------------------------------------------- scales, templates, page
 
 
@@ -502,6 +673,7 @@ def test_the_page_without_its_training(tree: Path, monkeypatch: pytest.MonkeyPat
     assert "2 rows (0 quoted) at scale photos: 12 jobs" in planned.output and "failed" not in checked.output
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.acceptance
 def test_the_whole_page(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the row with its interval, by trainings of three steps; images of their own, named in the heading."""
@@ -520,6 +692,14 @@ def test_the_whole_page(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = next(f.stem for f in (tree / "results").rglob("train-*.json"))
     images = sorted((tree / "my-photos" / "images").iterdir())[:2]
     assert run("predict", "--job", job, *images).exit_code == 0
+    ours = ("--scale", "own", "--set", "data.name=photos", *short.split())
+    for name in ("fig6", "fig7", "offsets", "errors", "differences", "lambda"):
+        drawn = run("figure", name, *ours)
+        assert drawn.exit_code == 0 and Path(f"results/figures/{name}-own-photos.png").is_file(), drawn.output
+    assert run("data", "decode", "photos").exit_code == 0
+    done = run("plan", "table3a/encnet-os8-bilinear", "table3a/encnet-os8-lau4x-off", *ours, "--seeds", 3)
+    assert "0 jobs to run (none), 6 reused" in done.output, done.output
+    assert "scale own: 6 done" in run("status", "table3a", *ours).output
 
 
 def test_what_is_left_out_is_named(tree: Path) -> None:

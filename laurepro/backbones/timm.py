@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from laurepro.errors import LaureproError, unknown
 
 FEATURES = ()
+PACKAGES = ("timm",)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import check_results, paths, plural
+from laurepro.commands.options import check_results, data_folder, paths, plural
 
 
 @click.command("claims")
@@ -27,6 +27,7 @@ from laurepro.commands.options import check_results, paths, plural
     multiple=True,
     help="Judge the runs that had this --set.",
 )
+@data_folder(passed=False)
 @paths
 def command(
     only: tuple[str, ...],

@@ -6,13 +6,16 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from laurepro.commands import fetch
 from laurepro.commands.options import data_folder, progress
 from laurepro.errors import LaureproError, install, unknown
+
+if TYPE_CHECKING:
+    from laurepro.datasets._exif import MasksFit
 
 _root = data_folder(name="--root")
 
@@ -131,6 +134,11 @@ def _splits(module: ModuleType) -> str:
 )
 @click.option("--share", metavar="N,N[,N]", help="folder: draw train, val and test, by their shares in percent.")
 @click.option("--seed", type=int, metavar="N", help="folder: of the draw (default: 0).")
+@click.option(
+    "--masks-fit",
+    type=click.Choice(["turned", "stored"]),
+    help="folder: on what the label maps of images that EXIF turns were drawn, where their size does not say it.",
+)
 @_root
 def prepare(
     name: str,
@@ -140,6 +148,7 @@ def prepare(
     ignored: int | None,
     share: str | None,
     seed: int | None,
+    masks_fit: MasksFit | None,
     root: Path,
 ) -> None:
     """Copy the originals of data set NAME to --root, check every file, and write a manifest with checksums.
@@ -151,6 +160,7 @@ def prepare(
 
     module = _module(name)
     given = {"--name": called, "--classes": classes, "--ignored": ignored, "--share": share, "--seed": seed}
+    given |= {"--masks-fit": masks_fit}
     if name != "folder" and (unused := [option for option, value in given.items() if value is not None]):
         raise click.UsageError(f"{unused[0]} is an option of `laurepro data prepare folder`, not of {name}")
     if name != "folder" and not hasattr(module, "LAYOUT"):
@@ -161,7 +171,7 @@ def prepare(
     if not source.is_dir():
         raise LaureproError(f"--source {source}: is not a folder", f"expected {module.INFO.needs}")
     if name == "folder":
-        _prepare_folder(called, source, classes, ignored, share, seed, root)
+        _prepare_folder(called, source, classes, ignored, share, seed, masks_fit, root)
         return
     try:
         originals = module.originals(source)
@@ -184,6 +194,7 @@ def _prepare_folder(
     ignored: int | None,
     share: str | None,
     seed: int | None,
+    masks_fit: MasksFit | None,
     root: Path,
 ) -> None:
     from laurepro.datasets import _folder, folder
@@ -192,7 +203,7 @@ def _prepare_folder(
     assert name is not None
     if seed is not None and share is None:
         raise LaureproError("--seed: is of the splits that --share draws", "add --share, as in --share 60,20,20")
-    request = _folder.Request(source, classes, ignored, _shares(share), seed or 0)
+    request = _folder.Request(source, classes, ignored, _shares(share), seed or 0, masks_fit)
     try:
         with progress("check") as report:
             contents = _folder.read(request, report)

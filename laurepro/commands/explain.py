@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import check_results, paths
+from laurepro.commands.options import check_results, data_folder, paths
 
 
 @click.command("explain")
@@ -28,6 +28,7 @@ from laurepro.commands.options import check_results, paths
     help="Change a field, e.g. train.lr=0.05.",
 )
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@data_folder(passed=False)
 @paths
 def command(target: str, scale: str, pairs: tuple[str, ...], form: str, results: Path, runs: Path) -> None:
     """Where each value of a row comes from, what paper and code say, and why its number may differ."""

@@ -22,7 +22,8 @@ from laurepro.commands.options import check_results, data_folder, paths
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A .png, .svg or .pdf (default: figures/NAME-SCALE.png in --results, where the report finds it).",
+    help="A .png, .svg or .pdf (default: figures/NAME-SCALE.png or NAME-SCALE-DATA.png in --results, where the "
+    "report finds it).",
 )
 @paths
 def command(
@@ -55,8 +56,6 @@ def command(
         raise click.UsageError(f"{name} shows a table: give --table TABLE")
     check_results(results, runs)
     chosen = spec.scale(scale or "paper")
-    file = output or results / "figures" / f"{name}-{chosen.name}.png"
-    record.writable(file.parent, "--output" if output else "--results")
     request = figures.Request(
         scale=chosen,
         results=results,
@@ -69,6 +68,9 @@ def command(
         pairs=pairs,
         overrides=spec.parse_overrides(pairs),
     )
+    suffix = f"-{request.other_data}" if request.other_data else ""
+    file = output or results / "figures" / f"{name}-{chosen.name}{suffix}.png"
+    record.writable(file.parent, "--output" if output else "--results")
     drawing = figures.draw(name, request)
     figures.save(drawing, file)
     click.echo(file)

@@ -42,9 +42,12 @@ def _set_data_folder(ctx: click.Context, param: click.Parameter, value: Path) ->
 
 
 def data_folder(
-    text: str = "Data sets (or $LAUREPRO_DATA).", name: str = "--data"
+    text: str = "Data sets (or $LAUREPRO_DATA).", name: str = "--data", passed: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the option of the data sets' folder, with its help."""
+    """Add the option of the data sets' folder, with its help.
+
+    `passed`: the command has a parameter for it. Others only need keys that the data are part of.
+    """
     return click.option(
         name,
         type=click.Path(path_type=Path),
@@ -52,6 +55,7 @@ def data_folder(
         default="data",
         show_default=True,
         callback=_set_data_folder,
+        expose_value=passed,
         help=text,
     )
 

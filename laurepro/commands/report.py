@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import check_results, paths
+from laurepro.commands.options import check_results, data_folder, paths
 
 TABLES = ("terminal", "csv", "json")  # formats of the tables alone
 PAGES = ("markdown", "html", "latex", "checklist", "artefact")
@@ -27,6 +27,7 @@ PAGES = ("markdown", "html", "latex", "checklist", "artefact")
     multiple=True,
     help="Report the runs made with this --set.",
 )
+@data_folder(passed=False)
 @paths
 def command(
     targets: tuple[str, ...],

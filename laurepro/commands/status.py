@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import check_results, choose, paths, plural, scaled
+from laurepro.commands.options import check_results, choose, data_folder, paths, plural, scaled
 from laurepro.errors import LaureproError, printable
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class State(NamedTuple):
 @click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
 @click.option("--watch", is_flag=True, help="Keep updating until all jobs are done, or Ctrl-C.")
 @scaled
+@data_folder(passed=False)
 @paths
 def command(
     targets: tuple[str, ...],

@@ -45,6 +45,9 @@ class Info(NamedTuple):
     splits: tuple[str, ...]
     needs: str = "nothing"  # what `laurepro data prepare --source` must be given
     source: str = "this program"  # who publishes it
+    colours: tuple[
+        str | None, ...
+    ] = ()  # of the classes in figures, as #rrggbb; where there is none, a fixed palette's
 
 
 class Download(NamedTuple):

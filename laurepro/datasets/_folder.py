@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from laurepro.datasets import _classes
+from laurepro.datasets import _classes, _exif
 from laurepro.datasets._classes import IGNORED, Classes
+from laurepro.datasets._exif import MasksFit
 from laurepro.datasets._files import Report, parallel
 from laurepro.datasets._image import FORMATS, decode, in_rgb
 from laurepro.datasets._layout import Mask, Unreadable
@@ -32,33 +33,20 @@ OTHER_IMAGES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
 VERSION = 1  # of what is made from the same files
 
 _MASK_ENDING = re.compile(r"[-_ .](mask|label|labels|seg|gt)$", re.IGNORECASE)
-_T = PIL.Image.Transpose
-_TURNS = dict(
-    zip(
-        range(2, 9),
-        (
-            _T.FLIP_LEFT_RIGHT,
-            _T.ROTATE_180,
-            _T.FLIP_TOP_BOTTOM,
-            _T.TRANSPOSE,
-            _T.ROTATE_270,
-            _T.TRANSVERSE,
-            _T.ROTATE_90,
-        ),
-        strict=True,
-    )
-)  # by EXIF orientation
-_ORIENTATION = 0x0112
 
 
 class Request(NamedTuple):
-    """What the user said of a folder. `share`: of train, val and test in percent, drawn with `seed`."""
+    """What the user said of a folder. `share`: of train, val and test in percent, drawn with `seed`.
+
+    `masks_fit`: which way round the label maps of images that EXIF turns are; None: see `_exif.py`.
+    """
 
     source: Path
     classes: Path | None = None
     ignored: int | None = None
     share: tuple[float, ...] | None = None
     seed: int = 0
+    masks_fit: MasksFit | None = None
 
 
 class Contents(NamedTuple):
@@ -85,7 +73,8 @@ class _Checked(NamedTuple):
     size: tuple[int, int] = (0, 0)
     pixels: tuple[int, ...] = ()
     sha256: str = ""
-    turned: str = ""
+    ways: tuple[MasksFit, ...] = ()  # of `_exif.ways`
+    note: str = ""
 
 
 def read(request: Request, report: Report) -> Contents:
@@ -108,7 +97,13 @@ def read(request: Request, report: Report) -> Contents:
     faults += [f"{pair.image}: has no label map" for _, pair in chosen if pair.mask is None]
     faults += _outside(source, [f for _, pair in chosen for f in (pair.image, pair.mask) if f is not None])
     jobs = [pair for _, pair in chosen]
-    results = list(parallel(partial(_check, classes=classes if classes.names else None), jobs, report))
+    check = partial(_check, classes=classes if classes.names else None)
+    results = list(parallel(partial(check, fit=request.masks_fit), jobs, report))
+    decided = {result.ways[0] for result in results if len(result.ways) == 1}
+    if request.masks_fit is None and len(decided) == 1:  # the others are taken to be the same way round
+        open_ = [i for i, result in enumerate(results) if len(result.ways) == 2]
+        for i, result in zip(open_, map(partial(check, fit=decided.pop()), [jobs[i] for i in open_]), strict=True):
+            results[i] = result
     pixels = {split: np.zeros(IGNORED + 1, np.int64) for split in splits}
     contents: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     made: dict[str, list[Original]] = {split: [] for split in splits}
@@ -129,8 +124,7 @@ def read(request: Request, report: Report) -> Contents:
             for name in twice
         ]
     notes += _unread(source)
-    turns = Counter(result.turned for result in results if result.turned)
-    notes += [f"{count} images {how}" for how, count in turns.items()]
+    notes += [f"{n} images {note}" for note, n in Counter(r.note for r in results if r.note).items()]
     shares = {s: [*map(int, p[: len(classes.names)]), int(p[IGNORED])] for s, p in pixels.items()}
     if not faults:
         absent = [name for name, n in zip(classes.names, shares["train"], strict=False) if not n]
@@ -296,42 +290,48 @@ def _drawn(pairs: list[_Pair], share: tuple[float, ...], seed: int) -> dict[str,
 # ---------------------------------------------------------------------------------------------------------- images
 
 
-def _check(pair: _Pair, classes: Classes | None) -> _Checked:
-    """Decode an image and its label map, and decide how they are prepared. Without classes, labels are not checked."""
+def _check(pair: _Pair, classes: Classes | None, fit: MasksFit | None) -> _Checked:
+    """Decode an image and its label map, and decide how they are prepared. Without classes, labels are not checked.
+
+    `fit`: which way round the label maps are whose size leaves it open.
+    """
     faults: list[str] = []
     image, sha256 = _opened(pair.image, faults)
     mask, _ = _opened(pair.mask, faults) if pair.mask is not None else (None, "")
     if mask is not None and mask.format != "PNG":
         faults.append(f"{pair.mask}: is a {mask.format}, whose labels cannot be exact; expected PNG")
         mask = None
-    turned, labels_turn, how = False, 1, ""
+    turned = image is not None and _exif.orientation(image) != 1
+    labels_turn, note = 1, ""
+    ways: tuple[MasksFit, ...] = ()
     if image is not None:
         try:
-            in_rgb(_upright(image))
+            in_rgb(_exif.upright(image))
         except Unreadable as error:
             faults.append(f"{pair.image}: {error}")
-        orientation = _orientation(image)
-        turned = orientation != 1
-        if mask is not None:
-            labels_turn = _orientation(mask)
-            shown, stored = _upright(image).size, image.size
-            size = mask.size if labels_turn < 5 else mask.size[::-1]
-            if size != shown and mask.size == stored and turned:
-                labels_turn, how = orientation, "are turned as their EXIF tag says, and their label maps with them"
-            elif size != shown:
-                faults.append(
-                    f"{pair.mask}: is {size[0]}x{size[1]}, and its image {pair.image} is {shown[0]}x{shown[1]}"
-                )
-            elif turned:
-                how = "are turned as their EXIF tag says; their label maps fit the turned images and are not turned"
+    if image is not None and mask is not None:
+        ways = _exif.ways(image, mask)
+        labels_turn = _exif.mask_turn(image, mask, fit)
+        shown = _exif.upright(image).size
+        size = mask.size if labels_turn < 5 else mask.size[::-1]
+        if size != shown:
+            faults.append(f"{pair.mask}: is {size[0]}x{size[1]}, and its image {pair.image} is {shown[0]}x{shown[1]}")
+        elif len(ways) == 2 and fit is None:
+            faults.append(
+                f"{pair.mask}: has the size of {pair.image} as stored and as its EXIF tag turns it; "
+                "say with --masks-fit turned or --masks-fit stored on which of them it was drawn"
+            )
+        elif turned:
+            labels = "and their label maps with them" if labels_turn != 1 else "their label maps fit that"
+            note = f"are turned as their EXIF tag says, {labels}"
     values: Mask | None = None
     if mask is not None and classes is not None:
         try:
-            values = _labels(mask, classes, labels_turn)
+            values = _exif.turned(_classes.indices(mask, classes), labels_turn)
         except Unreadable as error:
             faults.append(f"{pair.mask}: {error}")
     if faults or image is None or values is None or pair.mask is None or classes is None:
-        return _Checked(faults, sha256=sha256)
+        return _Checked(faults, sha256=sha256, ways=ways)
     again = turned or image.mode[0] == "I"
     recipe = hashlib.sha256(repr((VERSION, labels_turn, classes.ids, classes.colours)).encode()).hexdigest()[:16]
     original = Original(
@@ -345,7 +345,7 @@ def _check(pair: _Pair, classes: Classes | None) -> _Checked:
     if not is_name(original.name):
         return _Checked([f"{pair.image}: its name has characters that cannot be printed, or is too long"])
     pixels = tuple(np.bincount(values.ravel(), minlength=IGNORED + 1).tolist())
-    return _Checked([], original, values.shape[::-1], pixels, sha256, how)
+    return _Checked([], original, values.shape[::-1], pixels, sha256, ways, note)
 
 
 def _prepared_name(name: str) -> str:
@@ -365,36 +365,13 @@ def _opened(file: Path, faults: list[str]) -> tuple[PIL.Image.Image | None, str]
     return None, ""
 
 
-def _orientation(image: PIL.Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # whatever Pillow raises on damaged EXIF data: the image counts as upright, as viewers show it
-        return 1
-    return value if value in _TURNS else 1
-
-
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image as its EXIF tag turns it; of 16-bit greys the upper 8 bits, as Pillow reads 16-bit colours."""
-    turn = _TURNS.get(_orientation(image))
-    if image.mode.startswith("I"):
-        image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return image if turn is None else image.transpose(turn)
-
-
-def _labels(mask: PIL.Image.Image, classes: Classes, orientation: int) -> Mask:
-    """A label map's class indices, turned. Raises Unreadable."""
-    values = _classes.indices(mask, classes)
-    turn = _TURNS.get(orientation)
-    return values if turn is None else np.asarray(PIL.Image.fromarray(values).transpose(turn))
-
-
-def _draw(file: Path, classes: Classes, orientation: int) -> Mask:
+def _draw(file: Path, classes: Classes, turn: int) -> Mask:
     """The label map to prepare. Raises Unreadable and OSError."""
-    return _labels(decode(file.read_bytes()), classes, orientation)
+    return _exif.turned(_classes.indices(decode(file.read_bytes()), classes), turn)
 
 
 def _paint(file: Path) -> bytes:
     """The image to prepare, as PNG, where it cannot be copied. Raises Unreadable and OSError."""
     stream = io.BytesIO()
-    in_rgb(_upright(decode(file.read_bytes()))).save(stream, "PNG", compress_level=3)
+    in_rgb(_exif.upright(decode(file.read_bytes()))).save(stream, "PNG", compress_level=3)
     return stream.getvalue()

@@ -92,16 +92,22 @@ def layout_of(root: Path, name: str) -> Layout:
     Raises:
         LaureproError: its description is missing or damaged.
     """
+    return _described(root, name)[0]
+
+
+def _described(root: Path, name: str) -> tuple[Layout, tuple[str | None, ...]]:
+    """The layout, and the colour of each class, if its file stated one."""
     file = root / name / PREPARED
     try:
         raw = parse_json(file.read_bytes())
         classes = tuple(str(c["name"]) for c in raw["classes"])
+        colours = tuple("#" + bytes(c["colours"][0]).hex() if c["colours"] else None for c in raw["classes"])
         counts = {str(split): int(count) for split, count in raw["images"].items()}
         if raw["schema"] != 1 or not classes or not counts or not counts.keys() <= set(SPLITS):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise LaureproError(f"{file}: is missing or damaged", f"{_layout(name, (), {}).command} writes it") from None
-    return _layout(name, classes, counts)
+    return _layout(name, classes, counts), colours
 
 
 def _layout(name: str, classes: tuple[str, ...], counts: dict[str, int]) -> Layout:
@@ -124,7 +130,7 @@ def opened(root: Path, name: str) -> ModuleType:
     Raises:
         LaureproError: its description is missing or damaged.
     """
-    layout = layout_of(root, name)
+    layout, colours = _described(root, name)
     module = ModuleType(f"{__name__}.{name}")
     counts = layout.editions[""]
     module.__dict__.update(
@@ -135,6 +141,7 @@ def opened(root: Path, name: str) -> ModuleType:
             description=f"your own images, {len(layout.classes)} classes; {sum(counts.values())} images",
             splits=tuple(counts),
             needs="a folder of images and label maps",
+            colours=colours,
         ),
         Dataset=partial(Dataset, name),
         problems=partial(_problems, name),

@@ -8,6 +8,7 @@ matplotlib and torch are imported when a figure is drawn.
 
 from __future__ import annotations
 
+import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,10 +34,23 @@ class Request(NamedTuple):
     pairs: tuple[str, ...] = ()
     overrides: Raw = {}  # noqa: RUF012  # `pairs`, parsed; never changed
 
+    @property
+    def other_data(self) -> str:
+        """The data set that --set names, where it is another than the scale's."""
+        data = self.overrides.get("data")
+        named = data.get("name") if isinstance(data, dict) else None
+        return "" if named in (None, (self.scale.base or {}).get("data", {}).get("name")) else str(named)
+
+    @property
+    def where(self) -> str:
+        """The scale, and the data set where it is another: `own on photos`."""
+        return f"{self.scale.name} on {self.other_data}" if self.other_data else self.scale.name
+
     def command(self, *rows: str) -> str:
         """The command that trains rows at this scale, into the folders of this request."""
         parts = ["laurepro run", *rows, f"--scale {self.scale.name} --seeds {self.seed + 1}"]
-        parts += [f"--set {pair}" for pair in self.pairs]
+        parts += [f"--set {shlex.quote(pair)}" for pair in self.pairs]
+        parts += [f"--data {self.data}"] if self.data != Path("data") else []
         parts += [f"--results {self.results}"] if self.results != Path("results") else []
         parts += [f"--runs {self.runs}"] if self.runs != Path("runs") else []
         return " ".join(parts)

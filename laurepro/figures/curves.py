@@ -94,7 +94,7 @@ def _chart(
     height = top + tall + 0.5 + style.foot(below, width)
     dagger = "†" if any(r.dirty for r in rows) else ""
     with matplotlib.rc_context(style.RC):
-        made = style.figure(width, height, title, scale, below)
+        made = style.figure(width, height, title, scale, below, request.other_data)
         left, right = (style.place(made, x, top, panel, tall) for x in (0.6, width - panel - style.MARGIN))
         _points(left, printed, f"{metric.title} {metric.unit}, printed", x_label, printed=True)
         _points(
@@ -102,7 +102,7 @@ def _chart(
         )
     words = "; ".join(f"{p.label}: {statistics.fmean(p.ys):.2f} (n = {len(p.ys)})" for p in ours)
     jobs = tuple(r.job for row in rows for r in row.records)
-    return Drawing(made, f"{title}, scale {scale.name}", f"{below} Ours: {words}.", jobs)
+    return Drawing(made, f"{title}, scale {request.where}", f"{below} Ours: {words}.", jobs)
 
 
 def _points(axes: Any, points: list[Point], title: str, x_label: str, printed: bool) -> None:

@@ -51,7 +51,7 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     tall = _LINE * len(verdicts) + 0.1
     height = style.HEAD + 0.1 + tall + 0.35 + style.foot(below, width)
     with matplotlib.rc_context(style.RC):
-        made = style.figure(width, height, title, request.scale, below)
+        made = style.figure(width, height, title, request.scale, below, request.other_data)
         axes = style.place(made, left, style.HEAD + 0.1, width - left - 0.2, tall)
         reach = _reach([end for v in verdicts if v.interval95 for end in v.interval95])
         axes.set_xlim(-reach, reach)
@@ -75,7 +75,7 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
     jobs = tuple(dict.fromkeys(name for v in verdicts for name in v.records))
-    return Drawing(made, f"{title}, scale {request.scale.name}", f"{below} {'; '.join(words)}.", jobs)
+    return Drawing(made, f"{title}, scale {request.where}", f"{below} {'; '.join(words)}.", jobs)
 
 
 def _reach(ends: list[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from laurepro.datasets import Info
 from laurepro.evaluation.counting import edge_rank
 from laurepro.evaluation.prediction import class_colours
 from laurepro.figures import Drawing, Request, style
@@ -74,13 +76,15 @@ def _maps(
     first, indices = networks[0], list(maps)
     samples = {i: first.images[i] for i in indices}
     label_maps = [*(label for _, label in samples.values()), *(m for line in maps.values() for m in line)]
-    legend = _legend(first.info.classes, label_maps)
+    colours = _Colours(first.info)
+    legend = _legend(colours, label_maps)
     below = _below(request, networks, indices, explanation)
     layout = _layout(["image", "ground truth", *columns], [samples[i][0] for i in indices], label=0.2)
     legend_and_foot = 0.1 + 0.16 * -(-len(legend) // LEGEND_COLUMNS) + style.foot(below, layout.width)
-    colours = _Colours(first.n_classes)
     with matplotlib.rc_context(style.RC):
-        made = style.figure(layout.width, layout.bottom + legend_and_foot, title, request.scale, below)
+        made = style.figure(
+            layout.width, layout.bottom + legend_and_foot, title, request.scale, below, request.other_data
+        )
         for index, line in zip(indices, layout.draw(made), strict=True):
             image, label = samples[index]
             line[0].imshow(image, interpolation="nearest")
@@ -101,7 +105,7 @@ def _maps(
             columnspacing=1.0,
             borderaxespad=0,
         )
-    return Drawing(made, f"{title}, scale {request.scale.name}", below, tuple(t.job for t in networks))
+    return Drawing(made, f"{title}, scale {request.where}", below, tuple(t.job for t in networks))
 
 
 def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
@@ -128,7 +132,7 @@ def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
     layout = _layout(columns, [image for image, _ in samples], right=0.7)
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + 0.08 + style.foot(below, layout.width)
-        made = style.figure(layout.width, height, f"{title}: {t.label}", request.scale, below)
+        made = style.figure(layout.width, height, f"{title}: {t.label}", request.scale, below, request.other_data)
         shown: Any = None
         lines = layout.draw(made)
         for (image, label), line, s, length in zip(samples, lines, sampled, lengths, strict=True):
@@ -141,7 +145,7 @@ def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
             line[3].imshow(_changed(image, label, s.before, s.after), interpolation="nearest")
         bar = style.place(made, layout.width - 0.65, layout.top, 0.1, layout.bottom - layout.top - GAP)
         made.colorbar(shown, cax=bar, label="pixels")
-    return Drawing(made, f"{title}, scale {request.scale.name}: {t.label}", below, (t.job,))
+    return Drawing(made, f"{title}, scale {request.where}: {t.label}", below, (t.job,))
 
 
 def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
@@ -164,11 +168,11 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
     )
     samples = {i: first.images[i] for i in indices}
     layout = _layout(["image", "ground truth", *(t.label for t in networks)], [image for image, _ in samples.values()])
-    colours = _Colours(first.n_classes)
+    colours = _Colours(first.info)
     chart = 1.7
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + chart + 0.65 + style.foot(below, layout.width)
-        made = style.figure(layout.width, height, title, request.scale, below)
+        made = style.figure(layout.width, height, title, request.scale, below, request.other_data)
         for index, line in zip(indices, layout.draw(made), strict=True):
             image, label = samples[index]
             near = _distance(label)
@@ -180,7 +184,7 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         f"{t.label}: {curve[0]:.1f} % wrong at 1 pixel from an edge, {curve[-1]:.1f} % at {FARTHEST} or more."
         for t, curve in zip(networks, curves, strict=True)
     )
-    return Drawing(made, f"{title}, scale {request.scale.name}", f"{below} {words}", tuple(t.job for t in networks))
+    return Drawing(made, f"{title}, scale {request.where}", f"{below} {words}", tuple(t.job for t in networks))
 
 
 # ------------------------------------------------------------------------------------------------ arrangement
@@ -239,16 +243,17 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 30) or [""]
 
 
-def _legend(names: tuple[str, ...], maps: list[Classes]) -> list[Patch]:
+def _legend(colours: _Colours, maps: list[Classes]) -> list[Patch]:
     """The classes that occur; where there are very many, the first of them."""
-    colours = class_colours(len(names))
     present = sorted({int(c) for m in maps for c in np.unique(m)} - {-1})
-    patches = [Patch(facecolor=colours[c], edgecolor=style.SOFT, lw=0.3, label=names[c]) for c in present]
+    patches = [
+        Patch(facecolor=colours.classes[c], edgecolor=style.SOFT, lw=0.3, label=colours.names[c]) for c in present
+    ]
     if len(patches) >= LEGEND_MOST:
         more = len(patches) - LEGEND_MOST + 2
         patches = [*patches[: LEGEND_MOST - 2], Patch(facecolor="none", label=f"and {more} more")]
     if any((m < 0).any() for m in maps):
-        patches.append(Patch(facecolor=style.IGNORED, edgecolor=style.SOFT, lw=0.5, label="ignored"))
+        patches.append(Patch(facecolor=colours.ignored, edgecolor=style.SOFT, lw=0.5, label="ignored"))
     return patches
 
 
@@ -256,10 +261,17 @@ def _legend(names: tuple[str, ...], maps: list[Classes]) -> list[Patch]:
 
 
 class _Colours:
-    """Label maps [H, W] as colours [H, W, 3]; -1 is white."""
+    """Label maps [H, W] as colours [H, W, 3]: those that the data set states, else a fixed palette's.
 
-    def __init__(self, classes: int) -> None:
-        self.table = np.array([to_rgb(c) for c in (style.IGNORED, *class_colours(classes))])
+    -1 is white, or grey where a class is white.
+    """
+
+    def __init__(self, info: Info) -> None:
+        self.names = info.classes
+        stated = zip_longest(info.colours, class_colours(len(info.classes)))
+        self.classes = [colour or otherwise for colour, otherwise in stated]
+        self.ignored = style.IGNORED if style.IGNORED not in self.classes else style.SOFT
+        self.table = np.array([to_rgb(c) for c in (self.ignored, *self.classes)])
 
     def __call__(self, label: Classes) -> Any:
         return self.table[label + 1]

@@ -16,7 +16,7 @@ from laurepro.record import Record
 from laurepro.report.blocks import Block, Bullets, Code, Heading, Page, Table, Text
 from laurepro.report.grid import MISSING, Column, Grid, title
 from laurepro.report.page import anchor
-from laurepro.report.provenance import environment_table
+from laurepro.report.provenance import environment_table, packages
 from laurepro.report.rows import RowResult
 from laurepro.report.sources import Sources, judged
 from laurepro.report.tables import comparison_grid
@@ -169,6 +169,7 @@ def artefact(sources: Sources) -> Page:
         "torch": _values(r.environment.torch for r in records),
         "torchvision": _values(r.environment.torchvision for r in records),
         "CuPy": _values(r.environment.cupy for r in records),
+        "packages": _values(packages(r) for r in records),
         "platform": _values(r.environment.platform for r in records),
         "torch build": _values(r.environment.torch_build or UNKNOWN for r in records),
         "CUDA": _values(r.environment.cuda or UNKNOWN for r in records),

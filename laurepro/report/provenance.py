@@ -11,6 +11,7 @@ from laurepro.report.grid import MISSING, Cell, Column, Grid, show_value
 from laurepro.report.rows import FailedJob, RowResult, Section
 from laurepro.report.sources import Sources
 from laurepro.spec.metrics import METRICS
+from laurepro.spec.weights import package_versions
 
 
 def origin(r: RowResult) -> str:
@@ -65,6 +66,11 @@ def commit(r: Record) -> str:
     return name + ("†" if r.environment.dirty else "")
 
 
+def packages(r: Record) -> str:
+    """The versions of the packages that a record's backbone and weights come from."""
+    return package_versions(r.experiment, r.stage, r.environment.packages)
+
+
 def environments(sources: Sources) -> list[Block]:
     """Where and when the records were measured."""
     head = Heading("Environment", "environment")
@@ -77,11 +83,22 @@ def environments(sources: Sources) -> list[Block]:
 
 def environment_table(sources: Sources) -> Table:
     """Where the records were measured: one line per device, set of versions and commit."""
-    columns = ("device", "torch", "torchvision", "CuPy", "Python", "platform", "laurepro", "commit", "scales")
+    columns = (
+        "device",
+        "torch",
+        "torchvision",
+        "CuPy",
+        "packages",
+        "Python",
+        "platform",
+        "laurepro",
+        "commit",
+        "scales",
+    )
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in sources.records.values():
         e = r.environment
-        versions = (e.torch, e.torchvision, e.cupy, e.python, e.platform, e.laurepro)
+        versions = (e.torch, e.torchvision, e.cupy, packages(r), e.python, e.platform, e.laurepro)
         groups.setdefault((e.device, *(v or MISSING for v in versions), commit(r)), []).append(r)
     lines = []
     for key, records in sorted(groups.items()):

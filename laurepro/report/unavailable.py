@@ -16,6 +16,7 @@ from laurepro.report.stored import parts_of, without_source
 from laurepro.spec.metrics import METRICS
 
 HINT = "name its folder in $LAUREPRO_PLUGINS"
+DATA_HINT = ", or your own images' data folder by --data"
 _SHOWN = ("miou60", "miou", "params")  # the first of these that was measured
 
 
@@ -62,7 +63,11 @@ def sentences(entries: Iterable[Unavailable]) -> list[str]:
     for entry in entries:
         for name in entry.missing:
             counts[name] = counts.get(name, 0) + len(entry.records)
-    return [f"{name} is not available, {HINT}: {n} records are shown by what they store" for name, n in counts.items()]
+    return [
+        f"{name} is not available, {HINT}{DATA_HINT if name.startswith('datasets/') else ''}: "
+        f"{n} records are shown by what they store"
+        for name, n in counts.items()
+    ]
 
 
 def grid(entries: Iterable[Unavailable]) -> Grid:

@@ -120,12 +120,17 @@ def declared(file: Path, name: str, default: Any) -> Any:
 
 
 @cache
-def features(file: Path) -> frozenset[str]:
-    """What a plug-in declares in `FEATURES = (...)`, read without importing it."""
-    value = declared(file, "FEATURES", ())
+def words(file: Path, name: str) -> tuple[str, ...]:
+    """The strings that a plug-in declares in `NAME = (...)`, read without importing it."""
+    value = declared(file, name, ())
     if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
-        raise LaureproError(f"{file}: FEATURES: expected a tuple of strings, got {value!r}")
-    return frozenset(value)
+        raise LaureproError(f"{file}: {name}: expected a tuple of strings, got {value!r}")
+    return tuple(value)
+
+
+def features(file: Path) -> frozenset[str]:
+    """What a plug-in declares in FEATURES."""
+    return frozenset(words(file, "FEATURES"))
 
 
 def features_of(folder: str, name: str) -> frozenset[str]:

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -218,6 +218,21 @@ def file_of(pretrained: str, model: str, where: str = "experiment") -> File:
             f"train.pretrained null (random weights), or FILE@SHA256 with a file of your own in DATA/{FOLDER}/",
         )
     return files[model]
+
+
+def packages(experiment: Experiment, stage: str) -> tuple[str, ...]:
+    """The packages beside torch that a job's numbers depend on: of its backbone, and of the weights that it loads."""
+    backbone, pretrained = experiment.model.backbone, experiment.train.pretrained
+    file = parts.path("backbones", backbone.kind)
+    needed = () if file is None else parts.words(file, "PACKAGES")
+    known = WEIGHTS[pretrained].files.get(model_of(backbone)) if stage == "train" and pretrained in WEIGHTS else None
+    return needed if known is None or known.package is None else (*needed, known.package.replace("_", "-"))
+
+
+def package_versions(experiment: Experiment, stage: str, stated: Mapping[str, str]) -> str:
+    """`packages` with the versions that a record states, as `timm 1.0.31`; older records state none."""
+    versions = dict.fromkeys(packages(experiment, stage), "unknown") | dict(stated)
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _places(file: File, root: Path) -> Iterator[Path]:

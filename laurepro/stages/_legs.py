@@ -5,20 +5,25 @@ from __future__ import annotations
 import datetime
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from laurepro import record
 from laurepro.record import Leg
 
 _log = logging.getLogger(__name__)
-COMPARED = ("laurepro", "commit", "dirty", "torch", "device", "threads")  # of two legs' environments
+COMPARED = ("laurepro", "commit", "dirty", "torch", "packages", "device", "threads")  # of two legs' environments
 
 
 class Legs:
-    """The earlier legs of a job, and the current one, which starts when this is made."""
+    """The earlier legs of a job, and the current one, which starts when this is made.
 
-    def __init__(self) -> None:
+    `packages`: see `laurepro.spec.weights.packages`.
+    """
+
+    def __init__(self, packages: Iterable[str] = ()) -> None:
         self._earlier: tuple[Leg, ...] = ()
+        self._packages = tuple(packages)
         self._began, self._started = time.monotonic(), datetime.datetime.now(datetime.UTC)
         record.provenance()  # of the code that runs, whatever is edited in the meantime
 
@@ -34,7 +39,7 @@ class Legs:
     def after(self, step: int, device: str, threads: int, world_size: int) -> tuple[Leg, ...]:
         """All legs, the current one up to now, after so many steps (of an evaluation: images)."""
         current = Leg(
-            environment=record.environment(device, threads),
+            environment=record.environment(device, threads, self._packages),
             world_size=world_size,
             started=self._started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._began, 2),

@@ -100,6 +100,7 @@ def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: t
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = train.tf32
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    some_unused = distributed.world_size() > 1 and _has_unused_parameters(network, loss, device)
     distributed.synchronise_batch_norm(network)
     network.backbone.checkpoint_blocks = train.checkpoint_activations
     network.train()
@@ -107,7 +108,7 @@ def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: t
     options = {"fused": True} if train.fused_optimizer else {}
     optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, **options)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
-    parallel = _parallel(network, device) if distributed.world_size() > 1 else network
+    parallel = _parallel(network, device, some_unused) if distributed.world_size() > 1 else network
     forward: Callable[[Tensor], Output] = parallel
     if train.compile != "none":
         torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler too
@@ -171,11 +172,30 @@ def _apart(parallel: nn.Module) -> AbstractContextManager[None]:
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else nullcontext()
 
 
-def _parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its gradients averaged over ranks."""
+def _has_unused_parameters(network: model.Network, loss: spec.Loss, device: torch.device) -> bool:
+    """Whether the loss leaves parameters without a gradient, as those of maps of a backbone that no head reads.
+
+    Asked of two small blank images, before batch normalisation sums over ranks. It leaves the network as it is.
+    """
+    images = torch.zeros(2, 3, 64, 64, device=device)
+    target = torch.zeros(2, 64, 64, dtype=torch.int64, device=device)
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    output = torch.func.functional_call(network.train(), buffers, (images,))
+    terms = losses.segmentation_loss(model.single_precision(output), target, loss)
+    gradients = torch.autograd.grad(terms["loss"], tuple(network.parameters()), allow_unused=True)
+    return any(gradient is None for gradient in gradients)
+
+
+def _parallel(network: nn.Module, device: torch.device, some_unused: bool) -> nn.Module:
+    """The network with its gradients averaged over ranks.
+
+    `some_unused`: some parameters get no gradient; without being told, DistributedDataParallel would wait for theirs.
+    """
     ids = [device] if device.type == "cuda" else None
     with warnings.catch_warnings():
         # The name of the switch changes after torch 2.14; the old one works in all versions that are supported.
         warnings.simplefilter("ignore", FutureWarning)
         # Buffers are equal on all ranks already: the statistics of batch normalisation are over all of them.
-        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(
+            network, device_ids=ids, broadcast_buffers=False, find_unused_parameters=some_unused
+        )
