@@ -102,7 +102,7 @@ def test_plan_explain_and_the_profile_of_table_8(options: dict[str, Any], output
 def test_a_row_at_scale_smoke_resumes_with_the_same_bits(name: str, tmp_path: Path, experiments: Path) -> None:
     """The row and the pretraining that it starts from, of fewer steps; stopped while it trains."""
     smoke = experiments / "scales" / "smoke.yaml"
-    smoke.write_text(smoke.read_text().replace("iterations: 500", "iterations: 5"))
+    smoke.write_text(smoke.read_text().replace("iterations: 500, threads: 2", "iterations: 5, threads: 1"))
     pairs = [f"model.backbone={{kind: timm, name: {name}}}", "train.iterations=40", "train.batch_size=4"]
     words = ("run", ROW, "--scale", "smoke", *(word for pair in pairs for word in ("--set", pair)))
     given = {"cwd": tmp_path, "LAUREPRO_EXPERIMENTS": experiments}
