@@ -388,7 +388,9 @@ def the_plain_stem_as_default(b: Broken) -> None:
     b.patch.setattr(
         model,
         "build_backbone",
-        lambda backbone, stride: build(backbone.model_copy(update={"stem": "plain"}), stride),
+        lambda backbone, stride: build(
+            backbone.model_copy(update={"stem": "plain"}) if backbone.kind.startswith("resnet") else backbone, stride
+        ),
     )
 
 
