@@ -142,6 +142,17 @@ def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) ->
 
 def check_data(planned: Plan, root: Path, targets: tuple[str, ...]) -> None:
     """Stop before any work if a data set is absent. All problems are reported together."""
+    if missing := missing_data(planned, root):
+        target = " ".join(targets) or "--all"
+        raise LaureproError(
+            "\n".join(missing),
+            "give the data folder with --data or $LAUREPRO_DATA, or try without data:\n"
+            f"  laurepro run {target} --scale smoke",
+        )
+
+
+def missing_data(planned: Plan, root: Path) -> list[str]:
+    """Why the plan's data sets, in the editions that its rows ask for, and its weights cannot be used."""
     import json
 
     from laurepro import datasets, spec
@@ -162,13 +173,7 @@ def check_data(planned: Plan, root: Path, targets: tuple[str, ...]) -> None:
             missing += [f"data set {data.name}: {problem}" for problem in problems]
     missing = list(dict.fromkeys(missing))
     missing += weights.problems((job.experiment for job in planned.jobs if job.stage == "train"), root)
-    if missing:
-        target = " ".join(targets) or "--all"
-        raise LaureproError(
-            "\n".join(missing),
-            "give the data folder with --data or $LAUREPRO_DATA, or try without data:\n"
-            f"  laurepro run {target} --scale smoke",
-        )
+    return missing
 
 
 def table_command(table: str) -> click.Command:
