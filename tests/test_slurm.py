@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -295,10 +296,12 @@ def test_a_run_is_that_of_the_local_launcher(
     assert "1 running, 1 queued" in first or "2 queued" in first, watched.out
     assert last.startswith("scale tiny: 2 done, 0 running, 0 failed"), watched.out
     assert_same_bits(tmp_path, finished)
-    # Slurm 22.05 gives a step one core of its job's, unless srun is asked for all.
-    assert "CPU cores: 2, GPUs: 0" in (train_folder(tmp_path) / "log.txt").read_text()
     where = records(tmp_path)["train"].environment
-    assert (where.cores, where.visible_gpus, where.dirty) == (2, "0", finished.train.environment.dirty)
+    assert (where.visible_gpus, where.dirty) == ("0", finished.train.environment.dirty)
+    if slurm_or_skip.affinity:  # Slurm 22.05 gives a step one core of its job's, unless srun is asked for all
+        assert where.cores == 2 and "CPU cores: 2, GPUs: 0" in (train_folder(tmp_path) / "log.txt").read_text()
+    else:
+        warnings.warn("Slurm's task/affinity does not start here: srun's options are tested, not cores", stacklevel=1)
     wait_until(lambda: "COMPLETED" in jobs(slurm_or_skip, tmp_path).get("closing", [""])[0], "report and claims", 120)
     assert "tiny" in (tmp_path / "results" / "report-tiny.html").read_text()
     assert not list(tmp_path.glob("runs/code/*"))  # the last job has removed the snapshot
