@@ -1,10 +1,13 @@
-# `make help` lists the targets. PYTHON selects the interpreter; SCALE, LAUNCHER and SEEDS what reproduce-all runs.
+# `make help` lists the targets. PYTHON selects the interpreter.
 PYTHON ?= python3
 SCALE ?= paper
 LAUNCHER ?= local
 SEEDS ?=
 CLUSTER ?=
 NPROC ?=
+SET ?=
+EDITION ?=
+GPU ?=
 CUDA ?= 13
 TIME_LIMIT ?= 600
 JOBS_PER_GPU ?= 4
@@ -108,20 +111,24 @@ evidence: $(VENV)/.run ## Train on CamVid for at most TIME_LIMIT minutes, pack t
 report: $(VENV)/.run ## Rewrite results/REPORT.md from results/records
 	$(BIN)/laurepro report --format markdown --results-only --output results/REPORT.md
 
-# A contradicted claim is a result and no failure: only a job or a data set can fail here.
-OF_SCALE = --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS))
+# A contradicted claim is a result and no failure: only a job or a data set can fail here. What is missing is named
+# before any work: data sets and weights in the edition that the rows ask for and, for the GPU that GPU= names, memory.
+SETS = $(foreach pair,$(SET) $(if $(EDITION),data.options.edition=$(EDITION)),--set '$(pair)')
+OF_ROWS = --scale $(SCALE) $(SETS)
+OF_JOBS = $(OF_ROWS) $(if $(SEEDS),--seeds $(SEEDS))
 JOBS = $(if $(NPROC),--nproc-per-node $(NPROC)) $(if $(CLUSTER),--cluster $(CLUSTER))
+FIT = $(if $(GPU),--fit --gpu $(GPU) --gpus $(or $(NPROC),1) --nproc-per-node $(or $(NPROC),1))
 
-reproduce-all: $(VENV)/.run ## Run every table: LAUNCHER=local|slurm|dry SCALE=NAME SEEDS=N CLUSTER=NAME NPROC=N
+reproduce-all: $(VENV)/.run ## Run every table: LAUNCHER=local|slurm|dry SCALE= SEEDS= CLUSTER= NPROC= GPU= EDITION= SET=
 ifeq ($(LAUNCHER),dry)
-	$(BIN)/laurepro run --all $(OF_SCALE) --launcher dry $(JOBS)
+	$(BIN)/laurepro run --all $(OF_JOBS) --launcher dry $(JOBS)
 else
-	$(BIN)/laurepro plan --all $(OF_SCALE)
-	$(BIN)/laurepro data verify --scale $(SCALE)
-	$(BIN)/laurepro run --all $(OF_SCALE) --launcher $(LAUNCHER) $(JOBS)
-	$(BIN)/laurepro report --scale $(SCALE)
-	$(BIN)/laurepro report --scale $(SCALE) --format html --output results/report-$(SCALE).html
-	$(BIN)/laurepro claims --scale $(SCALE)
+	$(BIN)/laurepro plan --all $(OF_JOBS) --ready $(FIT)
+	$(BIN)/laurepro data verify $(OF_ROWS)
+	$(BIN)/laurepro run --all $(OF_JOBS) --launcher $(LAUNCHER) $(JOBS)
+	$(BIN)/laurepro report $(OF_ROWS)
+	$(BIN)/laurepro report $(OF_ROWS) --format html --output results/report-$(SCALE).html
+	$(BIN)/laurepro claims $(OF_ROWS)
 endif
 
 clean: ## Remove the environment and caches; keeps runs/ and results/

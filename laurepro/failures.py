@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -35,10 +36,13 @@ class Failure(NamedTuple):
     reason: str
     rank: int | None = None
     last_lines: tuple[str, ...] = ()
+    remedy: str | None = None  # what a user can do about it, where the launcher knows
 
     @property
     def advice(self) -> str:
         """What a user can do about it."""
+        if self.remedy is not None:
+            return self.remedy
         if self.code == BAD_INPUT:
             return "fix what the message names, then repeat the command"
         if self.code == -signal.SIGKILL:
@@ -53,6 +57,8 @@ class FailureNote(Strict):
     rank: int | None
     last_lines: tuple[str, ...]
     time: float
+    remedy: str | None = None  # what a user can do about it, where that is known
+    command: str | None = None  # that started the job, and starts it again
 
     @field_validator("reason", "last_lines", mode="before")
     @classmethod
@@ -113,13 +119,24 @@ def diagnose(job: str, folder: Path, code: int, log: str, how: str | None = None
             how = f"killed by signal {-code}"
         elif code == STOPPED:
             how = "stopped by a signal after a checkpoint"
-        last = [line for line in log.splitlines() if line.strip()][-LAST_LINES:]
+        last = last_lines(log)
         reason = how or f"ended with exit code {code}"
         if disk_is_full(folder):  # so that it could leave no note
             reason += f"; no space is left on the disk of {folder}"
-        note = FailureNote(reason=reason, rank=rank, last_lines=tuple(last), time=time.time())
+        now, typed = time.time(), typed_command()
+        note = FailureNote(reason=reason, rank=rank, last_lines=last, time=now, command=typed)
     write(folder, note)
     return Failure(job, code, note.reason, note.rank, note.last_lines)
+
+
+def last_lines(log: str) -> tuple[str, ...]:
+    """The end of a log, without empty lines."""
+    return tuple([line for line in log.splitlines() if line.strip()][-LAST_LINES:])
+
+
+def typed_command() -> str:
+    """What a user types to repeat the command: that of the launcher, in its jobs too."""
+    return os.environ.get("LAUREPRO_COMMAND") or shlex.join(["laurepro", *sys.argv[1:]])
 
 
 def disk_is_full(folder: Path) -> bool:

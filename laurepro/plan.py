@@ -76,16 +76,18 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
     return list(chosen.values())
 
 
-def datasets(scale_name: str) -> list[str]:
+def datasets(scale_name: str, overrides: Raw | None = None) -> list[str]:
     """The data sets that the rows of every table train on and are scored on at a scale, sorted.
 
     Raises:
-        LaureproError: a scale that does not exist, or a row that cannot be resolved.
+        LaureproError: a scale that does not exist, a row that cannot be resolved, or a field that no row has.
     """
     scale = spec.scale(scale_name)
+    rows = select((), scale, everything=True)
+    check_overrides(rows, scale, overrides)
     names = set()
-    for table, row in select((), scale, everything=True):
-        experiment = None if row.set is None else spec.resolve(table, row, scale)
+    for table, row in rows:
+        experiment = None if row.set is None else _resolve(table, row, scale, overrides, partial=True)[0]
         while experiment is not None:
             names.add(experiment.data.name)
             experiment = experiment.init_from.experiment if experiment.init_from else None

@@ -54,6 +54,8 @@ class Environment(Strict):
     blas_threads: int | None = None
     torch_build: str | None = None  # version and git commit
     packages: dict[str, str] = Field({})  # versions of `spec.weights.packages`
+    cores: int | None = None  # that a process may use, of each node
+    visible_gpus: str | None = None  # CUDA_VISIBLE_DEVICES, where it was set
 
 
 class Leg(Strict):
@@ -126,10 +128,9 @@ def _git(root: Path, *args: str) -> str:
 
 def version_of(package: str) -> str | None:
     """An installed distribution's version without importing it."""
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def environment(device: str, threads: int | None, packages: Iterable[str] = ()) -> Environment:
@@ -148,20 +149,26 @@ def environment(device: str, threads: int | None, packages: Iterable[str] = ()) 
         commit=commit,
         dirty=dirty,
         cpu=_cpu(),
+        cores=cores(),
+        visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
         driver=_driver() if device != "cpu" else None,
         packages={name: version_of(name) or "not installed" for name in packages},
         **_of_torch(),
     )
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def _cpu() -> str | None:
     """The processor's model."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
+        match = re.search(r"^model name\s*: (.*\S)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if match is not None:
+            return match[1]
     return platform.processor() or None
 
 
@@ -196,9 +203,7 @@ def records_dir(results: Path) -> Path:
 
 def writable(folder: Path, option: str) -> None:
     """Raise LaureproError, before any work, if a folder cannot be made. Nothing is created."""
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
     if not existing.is_dir():
         raise LaureproError(f"{option} {folder}: {existing} is not a folder, so nothing can be written below it")
     if not os.access(existing, os.W_OK):
@@ -346,10 +351,9 @@ def has_weights(runs: Path, job: Job) -> bool:
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """A small state file (progress, failure), or None if it is missing or damaged."""
-    try:
+    value = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         value = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
     return value if isinstance(value, dict) else None
 
 

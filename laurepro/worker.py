@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
             signal.signal(number, _on_signal)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = "not restricted" if visible is None else visible or "none"  # torch, which knows more, is not imported yet
+    logging.info("CPU cores: %d, GPUs: %s", record.cores(), gpus)
     job = Job.model_validate_json(args.job)
     folder = record.run_folder(args.runs, job)
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +240,8 @@ def _fail(folder: Path, rank: int, error: Exception) -> None:
         traceback.print_exc()
     reason = str(error) if isinstance(error, LaureproError) else f"{type(error).__name__}: {error}"
     last = tuple(traceback.format_exc().splitlines()[-failures.LAST_LINES :])
-    note = failures.FailureNote(reason=reason, rank=rank, last_lines=last, time=time.time())
+    typed = failures.typed_command()
+    note = failures.FailureNote(reason=reason, rank=rank, last_lines=last, time=time.time(), command=typed)
     failures.write(folder, note, "failure.json" if rank == 0 else f"failure-rank{rank}.json")
 
 

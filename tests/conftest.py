@@ -120,7 +120,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, (there, reason) in NEEDS.items():
         if not item.get_closest_marker(marker):
             continue
-        if marker in MINUTES and marker not in required:
+        if marker in MINUTES and marker not in required and not item.get_closest_marker("acceptance"):
             pytest.skip(f"takes minutes: LAUREPRO_REQUIRE={marker} runs it" + ("" if there() else f"; {reason} here"))
         if not there():
             if marker in required:

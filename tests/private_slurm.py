@@ -32,7 +32,6 @@ SlurmdSpoolDir={folder}/spool/%n
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
@@ -47,40 +46,88 @@ KillWait=5
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
-MinJobAge=600
+MinJobAge=7200
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=1:00:00 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=gpu Nodes=ALL Default=NO MaxTime=1-00:00:00 State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=1:00:00 State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+LIMIT = """\
+local function tasks(indices)
+  local count = 0
+  for part in string.gmatch(string.gsub(indices, "%%.*", ""), "[^,]+") do
+    local first, last = string.match(part, "^(%d+)-(%d+)$")
+    count = count + (first and last - first + 1 or 1)
+  end
+  return count
+end
+function slurm_job_submit(request, partitions, user)
+  local count = request.array_inx and tasks(request.array_inx) or 1
+  for _, job in pairs(slurm.jobs) do
+    if job.user_id == user and job.job_state % 256 <= 2 then  -- pending, running or suspended
+      local waiting = job.array_task_cnt  -- of an array's record, which stands for the tasks that have not started
+      count = count + ((waiting and waiting > 0 and waiting < 65536) and waiting or 1)
+    end
+  end
+  if count > {limit} then return slurm.ESLURM_ACCOUNTING_POLICY end
+  return slurm.SUCCESS
+end
+function slurm_job_modify(request, job, partitions, user) return slurm.SUCCESS end
+return slurm.SUCCESS
 """
 
 
 class PrivateSlurm:
     """Started by `start`, ended by `stop`; `environment` is what its commands need."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, array: int = 1001, limit: int | None = None) -> None:
+        """
+        Args:
+            folder: Of its own, where everything is.
+            array: MaxArraySize.
+            limit: How many jobs a user may have in the queue; an array counts its tasks.
+        """
+        self.folder, self.array, self.limit = folder, array, limit
+        self.affinity = True  # whether steps are bound to their cores
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Until every node is idle."""
+        """Until every node is idle; without affinity where this machine cannot bind processes to cores."""
+        try:
+            self._start()
+        except AssertionError:
+            self.stop()
+            self.affinity = False
+            self._start()
+
+    def _start(self) -> None:
         host, user = socket.gethostname(), getpass.getuser()
         for name in ("munge", "state", "spool", "dev", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         os.chmod(self.folder / "munge", 0o755)
         for gpu in range(GPUS):  # Slurm wants a device; any will do where nobody computes on it
-            (self.folder / "dev" / f"gpu{gpu}").symlink_to("/dev/null")
+            (device := self.folder / "dev" / f"gpu{gpu}").unlink(missing_ok=True)
+            device.symlink_to("/dev/null")
         ports = _free_ports(1 + len(NODES))
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs=4 RealMemory=4000 Gres=gpu:{GPUS}"
+            f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs=4 RealMemory=4000 Gres=gpu:a100:{GPUS} "
+            "Feature=fast,a100-80g"
             for node, port in zip(NODES, ports[1:], strict=True)
         )
         text = CONF.format(host=host, user=user, ports=ports, folder=self.folder, nodes=nodes)
+        text += f"MaxArraySize={self.array}\n"
+        text += "TaskPlugin=task/affinity\nTaskPluginParam=Cores\n" if self.affinity else "TaskPlugin=task/none\n"
+        if self.limit is not None:
+            text += "JobSubmitPlugins=lua\n"
+            (self.folder / "job_submit.lua").write_text(LIMIT.replace("{limit}", str(self.limit)))
         (self.folder / "slurm.conf").write_text(text)
-        gres = [f"NodeName={node} Name=gpu File={self.folder}/dev/gpu[0-{GPUS - 1}]" for node in NODES]
+        gres = [f"NodeName={node} Name=gpu Type=a100 File={self.folder}/dev/gpu[0-{GPUS - 1}]" for node in NODES]
         (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *gres, ""]))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         munge = self.folder / "munge"

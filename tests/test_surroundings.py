@@ -15,7 +15,7 @@ from test_launch import alive, at_step, train_folder
 
 from laurepro import record
 from laurepro.errors import LaureproError
-from laurepro.launchers import LaunchContext, _cluster, local
+from laurepro.launchers import LaunchContext, _cluster, _script, local
 
 RUN = ["run", ROW, "--scale", "tiny", "--retries", "0"]
 TWO = ["--nproc-per-node", "2", "--set", "train.iterations=4"]
@@ -158,12 +158,12 @@ def test_a_line_break_does_not_reach_a_script(field: str) -> None:
     cluster = _cluster.Cluster(**{field: "a\nrm -rf /tmp/x"})  # type: ignore[arg-type]
     context = LaunchContext(Path("r"), Path("r"), Path("d"))
     with pytest.raises(LaureproError, match="a line break or control character cannot be part of it"):
-        _cluster.script(make_job("train", 0), context, cluster)
+        _script.script(make_job("train", 0), context, cluster)
     fine = _cluster.Cluster()
     with pytest.raises(LaureproError, match="--output"):
-        _cluster.script(make_job("train", 0), context._replace(runs=Path("r\nrm x")), fine)
+        _script.script(make_job("train", 0), context._replace(runs=Path("r\nrm x")), fine)
     with pytest.raises(LaureproError, match="--nice"):
-        _cluster.script(make_job("train", 0), context, fine.model_copy(update={"options": {"nice\nrm x": 1}}))
+        _script.script(make_job("train", 0), context, fine.model_copy(update={"options": {"nice\nrm x": 1}}))
 
 
 @pytest.mark.parametrize(

@@ -274,20 +274,28 @@ def decode(name: str, splits: tuple[str, ...], root: Path) -> None:
 @command.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--scale", metavar="NAME", help="Also every data set that the tables use at this scale.")
+@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="With --scale: use them with this --set.")
 @_root
-def verify(names: tuple[str, ...], scale: str | None, root: Path) -> None:
+def verify(names: tuple[str, ...], scale: str | None, pairs: tuple[str, ...], root: Path) -> None:
     """Read every file of data sets NAME and report all problems: exit code 2 if there are any.
 
     Checks lists, numbers of images, overlapping splits, pairing, sizes, labels out of range, classes that never occur,
     checksums and unexpected files. Without problems it prints the share of each class.
     """
-    from laurepro import plan
+    from laurepro import plan, spec
 
-    chosen = dict.fromkeys((*names, *(plan.datasets(scale) if scale is not None else ())))
+    overrides = spec.parse_overrides(pairs)
+    chosen = dict.fromkeys((*names, *(plan.datasets(scale, overrides) if scale is not None else ())))
     if not chosen:
         raise click.UsageError("name a data set, as in `laurepro data verify camvid`, or give --scale")
+    faulty = False
     for name in chosen:
-        _verify_one(name, root)
+        try:
+            _verify_one(name, root)
+        except click.exceptions.Exit:  # it has been reported; so are the others
+            faulty = True
+    if faulty:
+        raise click.exceptions.Exit(2)
 
 
 def _verify_one(name: str, root: Path) -> None:

@@ -32,6 +32,7 @@ class Options(NamedTuple):
     probing: bool
     probe_seconds: float
     fitting: bool
+    ready: bool
     budget: float | None
     data: Path
     form: str
@@ -70,6 +71,11 @@ class Outcome(NamedTuple):
     help="Predict each training's memory, and the largest batch that fits (the GPU of --gpu, or this machine).",
 )
 @click.option(
+    "--ready",
+    is_flag=True,
+    help="Exit with 2 if data sets, weights or, with --fit, memory are missing: all of it is named.",
+)
+@click.option(
     "--budget",
     type=click.FloatRange(0, min_open=True),
     metavar="HOURS",
@@ -89,6 +95,21 @@ def command(targets: tuple[str, ...], everything: bool, **options: Any) -> None:
         _print_choice(outcome, outcome.chosen, given)
     else:
         _print_jobs(outcome)
+    if given.ready:
+        _check_ready(outcome, given)
+
+
+def _check_ready(outcome: Outcome, given: Options) -> None:
+    """Raise LaureproError, naming everything that the plan lacks on this machine, or on the GPU that was named."""
+    from laurepro.commands.run import missing_data
+
+    missing = missing_data(outcome.planned, given.data)
+    for name, fit in (outcome.fits or {}).items():
+        if isinstance(fit, tuple) and fit.fits is False:
+            users = ", ".join(outcome.planned.wanted_by[name])
+            missing.append(f"memory of {outcome.machine.title}: {users}: {_fit_line(fit)}")
+    if missing:
+        raise LaureproError("\n".join(missing), "the plan is not ready: nothing was started")
 
 
 def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from laurepro.errors import LaureproError, printable
 if TYPE_CHECKING:
     from laurepro.launchers import Failure, LaunchContext
     from laurepro.plan import Plan
+    from laurepro.record import Record
 
 
 @click.command("run", cls=LaunchCommand, short_help="Run what is missing of the tables or rows named.")
@@ -68,12 +71,22 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
         closing=_closing(targets, chosen.name, results, runs),
         trackers=tuple(tracked),
     )
+    context = context._replace(estimate=partial(_estimate, planned, records, context))
     failures = _launch(given.launcher, planned, context)
     for failure in failures:
         _show(failure, runs)
     if failures:
         click.echo(f"{plural(len(failures), 'job')} of {len(planned.jobs)} failed", err=True)
         raise click.exceptions.Exit(2 if all(f.code == 2 for f in failures) else 1)
+
+
+def _estimate(
+    planned: Plan, records: Mapping[str, Record], context: LaunchContext, gpu: str | None, on_gpus: bool
+) -> Mapping[str, float]:
+    """The upper end of each job's seconds, see `LaunchContext.estimate`."""
+    from laurepro.cost import estimate
+
+    return estimate.job_seconds(planned, records, context, gpu, on_gpus)
 
 
 def _fresh(planned: Plan) -> frozenset[str]:
@@ -111,7 +124,9 @@ def _show(failure: Failure, runs: Path) -> None:
     for line in failure.last_lines:
         click.echo(printable(f"  | {line}"), err=True)
     if (log := runs / failure.job / "log.txt").is_file():
-        click.echo(f"  log: {log}\n  {failure.advice}", err=True)
+        click.echo(f"  log: {log}", err=True)
+    if failure.remedy or log.is_file():
+        click.echo(f"  {failure.advice}", err=True)
 
 
 def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) -> tuple[tuple[str, ...], ...]:
@@ -126,6 +141,17 @@ def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) ->
 
 def check_data(planned: Plan, root: Path, targets: tuple[str, ...]) -> None:
     """Stop before any work if a data set is absent. All problems are reported together."""
+    if missing := missing_data(planned, root):
+        target = " ".join(targets) or "--all"
+        raise LaureproError(
+            "\n".join(missing),
+            "give the data folder with --data or $LAUREPRO_DATA, or try without data:\n"
+            f"  laurepro run {target} --scale smoke",
+        )
+
+
+def missing_data(planned: Plan, root: Path) -> list[str]:
+    """Why the plan's data sets, in the editions that its rows ask for, and its weights cannot be used."""
     import json
 
     from laurepro import datasets, spec
@@ -148,13 +174,7 @@ def check_data(planned: Plan, root: Path, targets: tuple[str, ...]) -> None:
             missing += [f"data set {data.name}: {problem}" for problem in problems]
     missing = list(dict.fromkeys(missing))
     missing += weights.problems((job.experiment for job in planned.jobs if job.stage == "train"), root)
-    if missing:
-        target = " ".join(targets) or "--all"
-        raise LaureproError(
-            "\n".join(missing),
-            "give the data folder with --data or $LAUREPRO_DATA, or try without data:\n"
-            f"  laurepro run {target} --scale smoke",
-        )
+    return missing
 
 
 def table_command(table: str) -> click.Command:

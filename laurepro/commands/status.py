@@ -87,7 +87,7 @@ def command(
     def look() -> list[State]:
         done = {f.stem for f in record.records_dir(results).glob("*.json")} - broken
         jobs = submitted.states()
-        states = [_state(name, rows, done, runs, jobs) for name, rows in plans.items()]
+        states = [_state(name, rows, done, runs, jobs, submitted.ended) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 
     if runs.is_dir() and failures.disk_is_full(runs):
@@ -123,8 +123,15 @@ def _others(plans: dict[str, list[RowPlan]], recorded: dict[str, str], runs: Pat
     return [name for name, scale in {**started, **recorded}.items() if name not in wanted and scale in plans]
 
 
-def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, submitted: dict[str, JobState]) -> State:
-    """The state of the jobs of some rows; `submitted`: what the launchers report."""
+def _state(
+    scale: str,
+    rows: list[RowPlan],
+    done: set[str],
+    runs: Path,
+    submitted: dict[str, JobState],
+    ended: dict[str, FailureNote],
+) -> State:
+    """The state of the jobs of some rows; `submitted` and `ended`: what the launchers report."""
     from laurepro import failures, plan, record
 
     planned = plan.build(rows, done, lambda job: record.has_weights(runs, job))
@@ -140,6 +147,8 @@ def _state(scale: str, rows: list[RowPlan], done: set[str], runs: Path, submitte
             queued.append(name)
         elif (folder / "failure.json").is_file():
             failed.append((name, failures.read(folder / "failure.json")))
+        elif name in ended:
+            failed.append((name, ended[name]))
         elif any(folder.glob("checkpoint*.ckpt")):
             stopped.append(name)
     missing = len(planned.jobs) - len(running) - len(queued) - len(stopped) - len(failed)
@@ -170,19 +179,22 @@ class _Submitted:
     def __init__(self, runs: Path) -> None:
         self.runs, self.asked = runs, -math.inf
         self.jobs: dict[str, JobState] = {}
+        self.ended: dict[str, FailureNote] = {}  # those that left no note
         self.problems: set[str] = set()  # that have been reported
 
     def states(self) -> dict[str, JobState]:
-        """Their states, at most some seconds old."""
+        """Their states, at most some seconds old; `ended` is updated with them."""
         from laurepro.spec import parts
 
         if time.monotonic() - self.asked < LAUNCHER_SECONDS:
             return self.jobs
-        self.asked, self.jobs = time.monotonic(), {}
+        self.asked, self.jobs, self.ended = time.monotonic(), {}, {}
         for name in parts.names("launchers"):
             try:
-                if _reports_states(name):
+                if _defines(name, "states"):
                     self.jobs |= parts.load("launchers", name).states(self.runs)
+                if _defines(name, "endings"):
+                    self.ended |= parts.load("launchers", name).endings(self.runs)
             except Exception as error:  # of a plug-in, too: what the others report is shown
                 problem = str(error) if isinstance(error, LaureproError) else f"{type(error).__name__}: {error}"
                 if problem not in self.problems:
@@ -191,13 +203,13 @@ class _Submitted:
         return self.jobs
 
 
-def _reports_states(launcher: str) -> bool:
-    """Whether a launcher defines `states`, read without importing it."""
+def _defines(launcher: str, function: str) -> bool:
+    """Whether a launcher defines a function, read without importing it."""
     from laurepro.spec import parts
 
     file = parts.path("launchers", launcher)
     nodes = parts.syntax(file).body if file is not None else []
-    return any(isinstance(node, ast.FunctionDef) and node.name == "states" for node in nodes)
+    return any(isinstance(node, ast.FunctionDef) and node.name == function for node in nodes)
 
 
 def _summary(state: State) -> str:
@@ -233,6 +245,10 @@ def _lines(states: list[State], runs: Path) -> list[str]:
             lines.append(f"  failed   {name}: {why.reason if why else 'the reason cannot be read'}{rank}")
             lines += [f"           | {line}" for line in (why.last_lines if why else ())]
             lines.append(f"           log: {runs / name / 'log.txt'}")
+            if why and why.remedy:
+                lines.append(f"           {why.remedy}")
+            if why and why.command:
+                lines.append(f"           command: {why.command}")
     return [printable(line) for line in lines]
 
 

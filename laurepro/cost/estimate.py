@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from laurepro import record
+from laurepro.cost import machines
 from laurepro.cost.estimator import ACTIVATIONS, PROBE, RECORDS, UTILISATION, Estimator, JobCost, Span
 from laurepro.cost.machines import GPUS, Machine
 from laurepro.cost.probe import Probe
-from laurepro.launchers import job_threads
+from laurepro.cost.probe import read as read_probe
+from laurepro.launchers import LaunchContext, job_threads
 from laurepro.launchers._schedule import demand, ends
 from laurepro.plan import Plan
+from laurepro.record import Record
 from laurepro.spec import Job
 
 NOTHING = Span(0.0, 0.0, 0.0)
@@ -69,6 +72,33 @@ def estimate(planned: Plan, estimator: Estimator, probe: Probe | None = None) ->
         missing=dict(missing),
         notes=tuple(_notes(jobs.values(), estimator, probe, bool(memories))),
     )
+
+
+def job_seconds(
+    planned: Plan, records: Mapping[str, Record], context: LaunchContext, gpu: str | None, on_gpus: bool
+) -> dict[str, float]:
+    """The upper end of what each job takes, in seconds, by its name; a job without an estimate is left out.
+
+    Args:
+        planned: The jobs.
+        records: What was measured.
+        context: Processes and nodes of a job.
+        gpu: A data sheet's name, or "measured"; None: what was measured, if anything.
+        on_gpus: Whether the jobs run on GPUs: measurements of another kind of device are not used.
+
+    Raises:
+        LaureproError: there is no such GPU, or nothing was measured.
+    """
+    processes = context.nproc_per_node * context.nodes
+    on_one = context._replace(nproc_per_node=processes, nodes=1)
+    probed = read_probe(context.runs)
+    count = processes if on_gpus and (gpu not in (None, "measured")) else None
+    machine = machines.machine(gpu, count, on_one._replace(nproc_per_node=1), planned, records.values(), probed)
+    if machine.is_cpu == on_gpus:
+        return {}
+    estimator = Estimator(machine._replace(context=on_one), records, probed, context.runs)
+    costs = {job.name: estimator.cost(job).seconds for job in planned.jobs}
+    return {name: seconds.high for name, seconds in costs.items() if seconds is not None}
 
 
 def finish_seconds(jobs: Iterable[tuple[Job, Span]], machine: Machine) -> Span:

@@ -7,6 +7,7 @@ have
 
     class Options(NamedTuple)                          options of `laurepro run`, typed, with defaults and a docstring
     def states(runs: Path) -> dict[str, State]         the jobs that it has submitted and that have not ended, by name
+    def endings(runs: Path) -> dict[str, FailureNote]  why those ended that left no record and no note, by name
     FEATURES = ("preview",)                            it only shows what would run
 
 An option `queue_name` is `--queue-name` on the command line, and the docstring's line on it is its help. The options
@@ -15,14 +16,14 @@ given are in `context.options`: `Options(**context.options)`.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from laurepro.failures import STOP, Failure
+from laurepro.record import cores
 from laurepro.spec import Job
 
 __all__ = [
@@ -57,6 +58,9 @@ class LaunchContext(NamedTuple):
     options: Mapping[str, Any] = {}  # the launcher's own, those that differ from their defaults
     closing: tuple[tuple[str, ...], ...] = ()  # arguments of `laurepro` to run when all jobs have ended
     trackers: tuple[str, ...] = ()  # names of `laurepro.trackers`
+    # The upper end of each job's estimated seconds, where it is known, on a GPU of a data sheet, or on measured ones;
+    # False: on CPUs.
+    estimate: Callable[[str | None, bool], Mapping[str, float]] = lambda gpu, on_gpus: {}
 
 
 class TimeIsUp(Exception):
@@ -102,11 +106,6 @@ def shell_line(job: Job, context: LaunchContext) -> str:
     environment = f"OMP_NUM_THREADS={job_threads(job, context)} "
     words = command(job, context)
     return environment + " ".join(w if w.startswith("--rdzv-endpoint=$") else shlex.quote(w) for w in words)
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def job_threads(job: Job, context: LaunchContext) -> int:

@@ -1,39 +1,71 @@
-"""A Slurm cluster: `experiments/clusters/<name>.yaml`, the sbatch script of a job, and the queue."""
+"""A Slurm cluster as `experiments/clusters/<name>.yaml` describes it: resources by stage, environment, limits."""
 
 from __future__ import annotations
 
-import hashlib
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-from typing import Annotated, NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from laurepro import record, spec
+from laurepro import spec
 from laurepro.errors import LaureproError, unknown
-from laurepro.failures import BAD_INPUT, STOP
-from laurepro.launchers import LaunchContext, command
 from laurepro.spec import Job, Strict
 
 Time = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}(:\d{2}){0,2}$|^\d+$")]
+Verbatim = Annotated[str, Field(pattern=r'^[^"\x00-\x1f\x7f]+$')]  # a part of a line of the script
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+STAGES = ("train", "evaluate", "profile", "report")  # `report` is the last job, which writes report and claims
+TIME_MARGIN = 1.5  # factor on the upper end of a job's estimated time
+START_SECONDS = 600  # added to it, for staging data in and for slow file systems
+STEP_SECONDS = 600  # the time asked for is a multiple of it
+REPORT_TIME = "1:00:00"
 
 
-class Cluster(Strict):
-    """Resources of a job. `time` is sbatch's: minutes, H:MM:SS or D-HH:MM:SS."""
+class Resources(Strict):
+    """What a job asks for. Times are sbatch's: minutes, H:MM:SS or D-HH:MM:SS; null is the cluster's default."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    time: Time = "24:00:00"
+    time: Time | None = None
+    max_time: Time = "24:00:00"
     constraint: str | None = None
     gpus: bool = True
+    gpu_type: str | None = None
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     cpus_per_process: int = Field(8, ge=1)
     memory: str | None = None
+    options: dict[str, str | int | None] = Field({})
+
+
+class Cluster(Resources):
+    """A cluster: what every job asks for, what the jobs of a stage ask for instead, and how they are run."""
+
+    train: Resources = Resources()
+    evaluate: Resources = Resources()
+    profile: Resources = Resources()
+    report: Resources = Resources()
+    gpu: str | None = None
     signal_seconds: int = Field(180, ge=1)
     setup: tuple[str, ...] = ()
-    options: dict[str, str | int | None] = Field({})
+    python: Verbatim | None = None
+    wrap: Verbatim | None = None
+    srun: Verbatim | None = None
+    stage_in: Verbatim | None = None
+    interface: str | None = None
+    environment: dict[Variable, str | int] = Field({})
+    arrays: bool = True
+    throttle: int | None = Field(None, ge=1)
+    max_jobs: int | None = Field(None, ge=1)
+
+    def of(self, stage: str) -> Resources:
+        """What the jobs of a stage ask for: their own fields, of which null is one too, before the cluster's."""
+        special: Resources = getattr(self, stage) if stage in STAGES else Resources()
+        changes = {field: getattr(special, field) for field in special.model_fields_set}
+        general = {field: getattr(self, field) for field in Resources.model_fields}
+        options = self.options | special.options
+        return Resources.model_construct(**general | changes | {"options": options})
 
 
 def names() -> list[str]:
@@ -41,8 +73,8 @@ def names() -> list[str]:
     return sorted(f.stem for f in (spec.experiments_dir() / "clusters").glob("*.yaml"))
 
 
-def read(name: str, **changes: str | None) -> Cluster:
-    """Read `experiments/clusters/NAME.yaml`; `changes` that are not None replace its fields.
+def read(name: str, **changes: str | int | None) -> Cluster:
+    """Read `experiments/clusters/NAME.yaml`; `changes` that are not None replace its fields, those of stages too.
 
     Raises:
         LaureproError: The file does not exist, or a field of it is wrong.
@@ -50,153 +82,55 @@ def read(name: str, **changes: str | None) -> Cluster:
     file = spec.experiments_dir() / "clusters" / f"{name}.yaml"
     if name not in names():
         raise unknown("cluster", name, names(), str(file.parent))
-    raw = spec.read_mapping(file, "options of sbatch: " + ", ".join(Cluster.model_fields))
+    raw: dict[str, Any] = spec.read_mapping(file, "options of sbatch: " + ", ".join(Cluster.model_fields))
+    changed = {k: v for k, v in changes.items() if v is not None}
+    for stage in STAGES:
+        if isinstance(raw.get(stage), dict):
+            raw[stage] = {k: v for k, v in raw[stage].items() if k not in changed}
     try:
-        return Cluster.model_validate({**raw, **{k: v for k, v in changes.items() if v is not None}})
+        return Cluster.model_validate({**raw, **changed})
     except ValidationError as error:
         raise spec.invalid(error, str(file), Cluster) from None
 
 
-def job_name(job: str, context: LaunchContext) -> str:
-    """The job's name in the queue: its name, and a digest of the folders, which keeps two results folders apart."""
-    folders = f"{context.results.resolve()}\n{context.runs.resolve()}"
-    return f"{job}.{hashlib.sha256(folders.encode()).hexdigest()[:6]}"
+def limit_seconds(time: str) -> float:
+    """The seconds of one of sbatch's times: `MM`, `MM:SS`, `H:MM:SS`, `D-HH`, `D-HH:MM` or `D-HH:MM:SS`."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+        return 86400 * int(days) + 3600 * hours + 60 * minutes + seconds
+    if len(parts) < 3:  # minutes, or minutes and seconds
+        parts = [0, *parts]
+    return sum(factor * part for factor, part in zip((3600, 60, 1), parts, strict=False))
 
 
-def directives(cluster: Cluster, name: str, log: Path, nodes: int = 1, processes: int = 0) -> list[str]:
-    """The `#SBATCH` lines. One task per node: torchrun starts a node's `processes`. 0: a job of plain commands."""
-    requested: dict[str, str | int | None] = {
-        "job-name": name,
-        "output": str(log),
-        "open-mode": "append",
-        "nodes": nodes,
-        "ntasks-per-node": 1,
-        "cpus-per-task": cluster.cpus_per_process * max(processes, 1),
-        "gpus-per-node": processes if cluster.gpus and processes else None,
-        "mem": cluster.memory,
-        "time": cluster.time,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "signal": f"B:USR1@{cluster.signal_seconds}" if processes else None,
-    }
-    given = {k: v for k, v in requested.items() if v is not None} | cluster.options
-    for option, value in given.items():
-        if not f"{option}{value}".isprintable():  # the rest of the value would become a line of the script
-            raise LaureproError(f"sbatch --{option} {value!r}: a line break or control character cannot be part of it")
-    lines = [f"#SBATCH --{k}" + ("" if v is None else f"={shlex.quote(str(v))}") for k, v in given.items()]
-    return [*lines, "#SBATCH --requeue"]
+def time_limit(job: Job, resources: Resources, estimates: Mapping[str, float]) -> str:
+    """The time that a job asks for: what the cluster states, else its estimate with a margin, at most `max_time`.
 
-
-def script(job: Job, context: LaunchContext, cluster: Cluster) -> str:
-    """The sbatch script of one job.
-
-    Before the time limit, and on a pre-emption where the cluster is configured so, Slurm sends USR1 to this shell. The
-    shell creates the file STOP, which the worker checks for after each step. The worker writes a checkpoint and ends,
-    and the job is requeued. Any other failure, except for bad input, is retried `--retries` times on the same nodes.
+    Args:
+        job: Of the plan.
+        resources: Of its stage.
+        estimates: The upper end of each job's estimated seconds, of those that have an estimate.
     """
-    if job.stage == "profile":  # a speed is measured by one process
-        context = context._replace(nproc_per_node=1, nodes=1)
-    folder = record.run_folder(context.runs, job)
-    threads = job.experiment.train.threads or cluster.cpus_per_process
-    every_attempt = context._replace(fresh=frozenset())  # under --force only the first attempt starts over
-    words = [*command(job, every_attempt, "$MASTER_ADDR:$MASTER_PORT", "$SLURM_JOB_ID-$round"), "$fresh"]
-    run = " ".join("${fresh}" if w == "$fresh" else f'"{w}"' if "=$" in w else shlex.quote(w) for w in words)
-    fresh = ["""  if [ "$round" = 0.0 ]; then fresh=--fresh; fi"""] if job.name in context.fresh else []
-    lines = [
-        "#!/bin/bash",
-        *directives(cluster, job_name(job.name, context), folder / "log.txt", context.nodes, context.nproc_per_node),
-        "",
-        *_environment(cluster),
-        f"export OMP_NUM_THREADS={threads}",
-        'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
-        f"folder={shlex.quote(str(folder))}",
-        f'rm -f "$folder/{STOP}"',
-        "stopped=",
-        f"trap 'stopped=yes; touch \"$folder/{STOP}\"' USR1",
-        "",
-        f"for attempt in $(seq 0 {context.retries}); do",
-        "  round=${SLURM_RESTART_COUNT:-0}.$attempt",
-        "  fresh=",
-        *fresh,
-        f"  srun --nodes={context.nodes} --ntasks={context.nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 {run} &",
-        "  step=$!",
-        '  while true; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done  # a signal ends a wait',
-        f'  if [ "$code" -eq 0 ] || [ "$code" -eq {BAD_INPUT} ] || [ -n "$stopped" ]; then break; fi',
-        "done",
-        'if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then scontrol requeue "$SLURM_JOB_ID"; sleep 60; fi',
-        'exit "$code"',
-    ]
-    return "\n".join(lines) + "\n"
+    if resources.time is not None:
+        return resources.time
+    most = limit_seconds(resources.max_time)
+    if job.name not in estimates:
+        return resources.max_time
+    wanted = TIME_MARGIN * estimates[job.name] + START_SECONDS
+    rounded = STEP_SECONDS * math.ceil(wanted / STEP_SECONDS)
+    if rounded >= most:
+        return resources.max_time
+    return f"{rounded // 3600}:{rounded % 3600 // 60:02d}:00"
 
 
-def closing_script(context: LaunchContext, cluster: Cluster) -> str:
-    """The script of the last small job: the commands to run when all others have ended, well or not."""
-    name, log = job_name("closing", context), context.runs / "closing.txt"
-    commands = [shlex.join([sys.executable, "-m", "laurepro", *words]) for words in context.closing]
-    return "\n".join(["#!/bin/bash", *directives(cluster, name, log), "", *_environment(cluster), *commands]) + "\n"
-
-
-def _environment(cluster: Cluster) -> list[str]:
-    retry_command = shlex.join(["laurepro", *sys.argv[1:]])  # what a user types to repeat it
-    root = shlex.quote(str(Path(__file__).parents[2]))
-    return [
-        *cluster.setup,
-        f"export LAUREPRO_COMMAND={shlex.quote(retry_command)}",
-        "export PYTHONSAFEPATH=1",
-        f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
-    ]
-
-
-# ------------------------------------------------------------------------------------------------ the queue
-
-# States of a job that waits or runs. All others have ended.
-ACTIVE = {
-    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING",
-    "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
-}  # fmt: skip
-
-
-class Queued(NamedTuple):
-    """A job as Slurm sees it."""
-
-    id: str
-    state: str
-    reason: str
-
-    @property
-    def active(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state in ACTIVE
-
-
-def queue() -> dict[str, Queued]:
-    """The user's jobs by name, ended ones included while Slurm remembers them; the newest of those with one name.
-
-    Raises:
-        LaureproError: squeue is not installed, or cannot reach its controller.
-    """
-    # Plain fields: the type of --json's state changed between Slurm's versions.
-    out = slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r")
-    jobs: dict[str, Queued] = {}
-    for line in out.splitlines():
-        number, name, state, reason = line.split("|", 3)
-        other = jobs.get(name)
-        if other is None or (not other.active and int(number) > int(other.id)) or state in ACTIVE:
-            jobs[name] = Queued(number, state, reason)
-    return jobs
-
-
-def slurm(*words: str) -> str:
-    """The output of one of Slurm's commands. Raises LaureproError with its error message."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
-    except FileNotFoundError:
-        raise LaureproError(f"{words[0]} is not installed", "run this on a login node of the cluster") from None
-    except subprocess.TimeoutExpired:
-        raise LaureproError(f"{words[0]} has not answered for two minutes", "try again later") from None
-    if done.returncode != 0:
-        raise LaureproError(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return done.stdout
+def check(cluster: Cluster) -> None:
+    """Raise LaureproError for fields that exclude each other."""
+    for stage in STAGES:
+        resources = cluster.of(stage)
+        if resources.gpu_request in resources.options:
+            raise LaureproError(
+                f"cluster, stage {stage}: options has {resources.gpu_request}, which gpus asks for too",
+                "give gpu_type, or set gpus to false beside your own option",
+            )

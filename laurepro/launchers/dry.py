@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from laurepro.launchers import Failure, LaunchContext, shell_line
-from laurepro.launchers._cluster import script
+from laurepro.launchers._script import script
 from laurepro.launchers.slurm import Options, cluster
 from laurepro.plan import Plan
 
@@ -21,10 +21,11 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
             "MASTER_ADDR set to the name of one of them that all can reach, MASTER_PORT (29500) to a free port of it"
         )
         click.echo(f"start each line on all {context.nodes} machines, with {where}", err=True)
+    estimates = context.estimate(described.gpu, described.gpus) if described is not None else {}
     for job in plan.jobs:
         after = f"  # after {job.needs.name}" if job.needs and job.needs in plan.jobs else ""
         if described is None:
             click.echo(shell_line(job, context) + after)
         else:
-            click.echo(f"# {job.name}{after}\n{script(job, context, described)}")
+            click.echo(f"# {job.name}{after}\n{script(job, context, described, estimates)}")
     return []

@@ -1,4 +1,4 @@
-"""A Slurm cluster: one sbatch job per job, with dependencies, and a last one that writes report and claims.
+"""A Slurm cluster: the jobs go as arrays, with dependencies, and a last one writes report and claims.
 
 The launcher only submits and watches. Ending it cancels nothing; started again, it recognises its jobs in the queue by
 their names. A job that is stopped before its end writes a checkpoint and requeues itself.
@@ -6,25 +6,29 @@ their names. A job that is stopped before its end writes a checkpoint and requeu
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from filelock import FileLock
+from annotated_types import Ge
 
-from laurepro import record
+from laurepro import failures, record
 from laurepro.errors import LaureproError
-from laurepro.failures import Failure, diagnose, text_from
+from laurepro.failures import Failure, FailureNote, diagnose, text_from
 from laurepro.launchers import LaunchContext, State
-from laurepro.launchers._cluster import Cluster, Queued, closing_script, job_name, queue, read, script, slurm
+from laurepro.launchers._cluster import Cluster, check, read
 from laurepro.launchers._display import Lines, display
+from laurepro.launchers._queue import NEVER, Ended, Queued, accounted, queue, reason, slurm
+from laurepro.launchers._script import NOT_REQUEUED
+from laurepro.launchers._snapshot import SUBMITTED
+from laurepro.launchers._submission import Submission, done, log_before, remaining
 from laurepro.plan import Plan
 from laurepro.spec import Job
 
 POLL_SECONDS = 5.0
 MISSED = 3  # polls without the job in the queue before it counts as ended: a shared disk may show its record late
-SUBMITTED = "slurm.json"  # in a job's folder: its number in the queue, and how long its log was before
+# Reasons for which a job waits that need no action of the user.
+USUAL = {"None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Prolog", "Cleaning", NEVER}
 
 
 class Options(NamedTuple):
@@ -36,7 +40,8 @@ class Options(NamedTuple):
         account: Account that is charged.
         time: Time limit of each job, as H:MM:SS; a job that needs longer writes a checkpoint and is requeued.
         constraint: Features that the nodes must have.
-        detach: Submit the jobs and return.
+        max_jobs: Most jobs in the queue at a time; the others are submitted as these end.
+        detach: Submit what there is room for and return.
     """
 
     cluster: str | None = None
@@ -44,13 +49,16 @@ class Options(NamedTuple):
     account: str | None = None
     time: str | None = None
     constraint: str | None = None
+    max_jobs: Annotated[int, Ge(1)] | None = None
     detach: bool = False
 
 
 def cluster(options: Options) -> Cluster:
     """The described cluster, with the options' changes. Raises LaureproError."""
     changes = {k: v for k, v in options._asdict().items() if k not in ("cluster", "detach")}
-    return read(options.cluster or "default", **changes)
+    described = read(options.cluster or "default", **changes)
+    check(described)
+    return described
 
 
 def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
@@ -65,12 +73,18 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
     if context.time_limit is not None:
         raise LaureproError("--time-limit is the local launcher's", "on a cluster --time is the time of one job")
     with display(len(plan.jobs)) as show:
-        _submit(plan, context, described, show)
+        submission = Submission(plan, context, described, show)
         if options.detach:
-            show.line("submitted; follow the jobs with laurepro status --watch, or by the same command")
+            submission.advance({})
+            if submission.complete:
+                show.line("submitted; follow the jobs with laurepro status --watch, or by the same command")
+            else:
+                left = remaining(submission)
+                show.line(f"not submitted yet: {left} jobs and the report; submit them later by the same command:")
+                show.line(f"  {failures.typed_command()}")
             return []
         try:
-            return _follow(plan, context, show)
+            return _follow(submission, show)
         except KeyboardInterrupt:
             show.line("the jobs stay in the queue; the same command follows them again")
             raise
@@ -82,13 +96,8 @@ def states(runs: Path) -> dict[str, State]:
     Raises:
         LaureproError: Slurm cannot be asked here; another machine than a login node may still see the folders.
     """
-    numbers = {file.parent.name: str((record.read_json(file) or {}).get("id")) for file in runs.glob(f"*/{SUBMITTED}")}
-    if not numbers:
-        return {}
-    try:
-        active = {job.id: job.state for job in queue().values() if job.active}
-    except LaureproError as error:
-        raise LaureproError(f"the queue cannot be seen from here: {error}") from None
+    numbers = _submitted(runs)
+    active = {job.id: job.state for job in _seen(numbers) if job.active}
     return {
         name: "running" if active[number] == "RUNNING" else "queued"
         for name, number in numbers.items()
@@ -96,94 +105,126 @@ def states(runs: Path) -> dict[str, State]:
     }
 
 
-def _submit(plan: Plan, context: LaunchContext, described: Cluster, show: Lines) -> None:
-    """Submit each job that is not in the queue. A lock on the disk keeps two launchers from submitting one twice."""
-    context.runs.mkdir(parents=True, exist_ok=True)
-    with FileLock(context.runs / "submit.lock"):
-        queued = queue()
-        ids: dict[str, str] = {}
-        new = 0
-        for job in plan.jobs:
-            entry = queued.get(job_name(job.name, context))
-            if entry is not None and entry.active:
-                show.line(f"queued   {job.name} as {entry.id} already")
-                ids[job.name] = entry.id
-                continue
-            need = job.needs.name if job.needs is not None else None
-            # A job whose parent failed must not wait for ever.
-            after = [f"--dependency=afterok:{ids[need]}", "--kill-on-invalid-dep=yes"] if need in ids else []
-            ids[job.name] = _sbatch(context.runs / job.name, job, script(job, context, described), after)
-            new += 1
-            show.line(f"queued   {job.name} as {ids[job.name]}")
-        if context.closing and new:
-            file = context.runs / "closing.sbatch"
-            record.write_atomic(file, closing_script(context, described))
-            slurm("sbatch", "--parsable", f"--dependency=afterany:{':'.join(ids.values())}", str(file))
+def endings(runs: Path) -> dict[str, FailureNote]:
+    """Why the jobs ended that were submitted from a folder and left no note, as far as Slurm or their folders tell.
+
+    Raises:
+        LaureproError: Slurm cannot be asked here.
+    """
+    numbers = {n: number for n, number in _submitted(runs).items() if not (runs / n / "failure.json").exists()}
+    seen = {job.id: job for job in _seen(numbers)}
+    # The tasks of an array that was cancelled before they started have one line, with the number of the array.
+    seen |= {n: seen[n.partition("_")[0]] for n in numbers.values() if n not in seen and n.partition("_")[0] in seen}
+    known = accounted(number for number in numbers.values() if number not in seen)
+    notes = {}
+    for name, number in numbers.items():
+        entry = seen.get(number)
+        if entry is None or not entry.active:
+            note = _note(runs / name, entry or known.get(number))
+            if note is not None:
+                notes[name] = note
+    return notes
 
 
-def _sbatch(folder: Path, job: Job, text: str, options: list[str]) -> str:
-    """Write the script, submit it, and store its number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_atomic(folder / "job.json", job.model_dump_json(exclude_defaults=True))
-    file, log = folder / "job.sbatch", folder / "log.txt"
-    record.write_atomic(file, text)
-    size = log.stat().st_size if log.exists() else 0
-    number = slurm("sbatch", "--parsable", *options, str(file)).strip().partition(";")[0]
-    record.write_atomic(folder / SUBMITTED, json.dumps({"id": number, "log_size": size}))
-    return number
+def _submitted(runs: Path) -> dict[str, str]:
+    """The number of each job that was submitted from a folder."""
+    return {file.parent.name: str((record.read_json(file) or {}).get("id")) for file in runs.glob(f"*/{SUBMITTED}")}
 
 
-def _follow(plan: Plan, context: LaunchContext, show: Lines) -> list[Failure]:
-    """Poll queue and records until every job has ended."""
-    waiting = {job.name: job for job in plan.jobs}
+def _seen(numbers: dict[str, str]) -> list[Queued]:
+    """What the queue knows, if there is anything to ask for."""
+    try:
+        return queue() if numbers else []
+    except LaureproError as error:
+        raise LaureproError(f"the queue cannot be seen from here: {error}") from None
+
+
+def _follow(submission: Submission, show: Lines) -> list[Failure]:
+    """Submit as there is room, and poll queue and records, until every job has ended."""
+    context = submission.context
+    waiting = {job.name: job for job in submission.plan.jobs}
     started: dict[str, float] = {}
     missed: dict[str, int] = {}
-    failures: dict[str, Failure] = {}
+    failed: dict[str, Failure] = {}
+    told: set[str] = set()  # reasons for which jobs wait
     while waiting:
-        jobs = queue()
+        entries = submission.advance(failed)
         for name, job in list(waiting.items()):
-            entry = jobs.get(job_name(name, context))
-            if entry is not None and entry.active:
+            entry = entries.get(name)
+            if entry is not None and entry.active and name in submission.ids:
                 missed.pop(name, None)
                 if entry.state == "RUNNING" and name not in started:
                     started[name] = time.monotonic()
                     show.line(f"started  {name}")
+                if entry.reason not in USUAL | told and entry.state != "RUNNING":
+                    told.add(entry.reason)
+                    show.line(f"waiting  {name} as {entry.id}: {_waits(entry)}")
                 continue
-            if _done(job, context):
+            if _ended_well(job, submission):
                 del waiting[name]
                 show.done(job, time.monotonic() - started.get(name, time.monotonic()))
                 continue
-            missed[name] = missed.get(name, 0) + 1
+            missed[name] = missed.get(name, 0) + (name in submission.ids)
             if missed[name] >= MISSED:
+                failed[name] = _failure(job, entry, context)
+            elif name not in submission.ids and job.needs is not None and job.needs.name in failed:
+                failed[name] = Failure(name, 1, f"not started: {job.needs.name} failed")
+            if name in failed:
                 del waiting[name]
-                failures[name] = _failure(job, entry, context)
-                show.line(f"FAILED   {name}: {failures[name].reason}")
+                show.line(f"FAILED   {name}: {failed[name].reason}")
         running = [job for name, job in waiting.items() if name in started]
         show.update([(job, context.runs / job.name) for job in running])
-        if waiting:
+        if waiting or not submission.complete:
             time.sleep(POLL_SECONDS)
-    return list(failures.values())
+    while not submission.complete:  # the last job may have to wait for room
+        submission.advance(failed)
+        time.sleep(POLL_SECONDS)
+    return list(failed.values())
 
 
-def _done(job: Job, context: LaunchContext) -> bool:
-    """Whether the job's record can be read, and for a training its weights are there."""
-    try:
-        record.read(record.records_dir(context.results) / f"{job.name}.json")
-    except LaureproError:
-        return False
-    return job.stage != "train" or record.has_weights(context.runs, job)
+def _ended_well(job: Job, submission: Submission) -> bool:
+    """Whether a job that is not in the queue is done. One that is done once more has to have been submitted."""
+    return (job.name not in submission.context.fresh or job.name in submission.ids) and done(job, submission.context)
+
+
+def _waits(entry: Queued) -> str:
+    """Why a job waits, and what to type where it waits for its user."""
+    if "held" in entry.reason.lower() or "hold" in (entry.reason + entry.state).lower():
+        return f"{entry.reason}; scontrol release {entry.id} lets it go on"
+    return f"{entry.reason} (scontrol show job {entry.id} tells more)"
 
 
 def _failure(job: Job, entry: Queued | None, context: LaunchContext) -> Failure:
-    """Why a job has ended without a record: its own note, else what Slurm reports."""
+    """Why a job has ended without a record: what Slurm reports, else the job's own note."""
     folder = context.runs / job.name
-    submitted = record.read_json(folder / SUBMITTED) or {}
-    size = submitted.get("log_size")
-    log = text_from(folder / "log.txt", size if isinstance(size, int) else 0)
-    if entry is None:
-        how = "it is no longer in the queue and left no record"
-    elif entry.state == "CANCELLED" and job.needs is not None and not log:
-        how = f"not started: {job.needs.name} failed"
+    if entry is not None and entry.state == "PENDING":  # for ever
+        slurm("scancel", entry.id)
+    number = str((record.read_json(folder / SUBMITTED) or {}).get("id"))
+    seen = entry or accounted([number]).get(number)
+    note = _note(folder, seen)
+    if note is None or note.remedy is None:
+        how = "it is no longer in the queue and left no record" if note is None else note.reason
+        return diagnose(job.name, folder, 1, text_from(folder / "log.txt", log_before(folder)), how)
+    if entry is not None and entry.reason == NEVER and job.needs is not None:
+        note = note.model_copy(update={"reason": f"not started: {job.needs.name} failed ({NEVER})"})
+    failures.write(folder, note)
+    return Failure(job.name, 1, note.reason, None, note.last_lines, note.remedy)
+
+
+def _note(folder: Path, seen: Queued | Ended | None) -> FailureNote | None:
+    """What Slurm, or a file that the job left, says of how a job ended; None: nothing.
+
+    A remedy is in it where the reason is Slurm's: otherwise the ranks of the job may know more.
+    """
+    refused = text_from(folder / NOT_REQUEUED).strip()
+    remedy: str | None
+    if refused:
+        why, remedy = f"it stopped with a checkpoint. {refused}", "the same command submits it again, and it resumes"
+    elif seen is None or seen.state == "COMPLETED":
+        return None
     else:
-        how = f"Slurm ended it: {entry.state}" + ("" if entry.reason == "None" else f", {entry.reason}")
-    return diagnose(job.name, folder, 1, log, how)
+        why, remedy = reason(seen)
+    lines = failures.last_lines(text_from(folder / "log.txt", log_before(folder)))
+    typed = (record.read_json(folder / SUBMITTED) or {}).get("command")
+    command = typed if isinstance(typed, str) else None
+    return FailureNote(reason=why, rank=None, last_lines=lines, time=time.time(), remedy=remedy, command=command)

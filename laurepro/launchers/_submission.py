@@ -1,0 +1,284 @@
+"""A plan's jobs on their way into Slurm's queue: in arrays, as many as there is room for, none of them twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from laurepro import record
+from laurepro.errors import LaureproError
+from laurepro.failures import typed_command
+from laurepro.launchers import LaunchContext
+from laurepro.launchers._cluster import Cluster
+from laurepro.launchers._display import Lines
+from laurepro.launchers._queue import NEVER, Queued, Refused, largest_array, newest, queue, slurm, submit
+from laurepro.launchers._script import FOLDER, Code, array_script, closing_script, job_name, resources_of, script
+from laurepro.launchers._snapshot import CLOSING, SUBMITTED, sweep, take
+from laurepro.plan import Plan
+from laurepro.spec import Job
+
+AGAIN_SECONDS = 300.0  # until sbatch is tried again after a refusal, though none of the user's jobs has ended
+
+
+class Group(NamedTuple):
+    """Jobs that can be one array, by their indices in it, and the id of what they wait for."""
+
+    jobs: dict[int, Job]
+    after: str | None  # of a job, or of an array, of which each waits for the task of its own index
+
+
+class Submission:
+    """Submits a plan. Other launchers may do the same at the same time, and any of them may be killed."""
+
+    def __init__(self, plan: Plan, context: LaunchContext, cluster: Cluster, show: Lines) -> None:
+        self.plan, self.context, self.cluster, self.show = plan, context, cluster, show
+        self.estimates = context.estimate(cluster.gpu, cluster.gpus)
+        self.shapes = {job.name: resources_of(job, context, cluster, self.estimates) for job in plan.jobs}
+        self.largest = largest_array() if cluster.arrays else 1
+        self.ids: dict[str, str] = {}  # of the jobs that are or were in the queue
+        self.submitted = 0  # by this launcher
+        self.refusal: Refusal | None = None
+        self.told = False  # that not everything is in the queue
+        self.code: Code | None = None
+        self.complete = False
+
+    def advance(self, failed: Mapping[str, object]) -> dict[str, Queued]:
+        """Submit what there is room for; returns the plan's jobs that Slurm knows.
+
+        Args:
+            failed: The jobs that have failed, by name: what needs them is not submitted.
+
+        Raises:
+            LaureproError: Slurm is not there, or refuses a job for another reason than their number.
+        """
+        if self.complete:
+            return of_folder(queue(), self.context)
+        self.context.runs.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.context.runs / "submit.lock"):  # which keeps two launchers from submitting a job twice
+            jobs = queue()
+            entries = of_folder(jobs, self.context)
+            todo = self._missing(entries, failed)
+            if todo and self._may_try(jobs):
+                self._submit(todo, jobs, entries)
+                todo = self._missing(entries, failed)
+            # What waits for a job that this launcher cannot submit yet is submitted later.
+            self.complete = not todo and self._close(entries, jobs)
+            if self.code is not None and self.complete:
+                sweep(self.context.runs, {self.code.snapshot or ""})
+        return entries
+
+    def _missing(self, entries: Mapping[str, Queued], failed: Mapping[str, object]) -> list[Job]:
+        """The jobs to submit, in the plan's order. Notes which ones are in the queue."""
+        missing = []
+        for job in self.plan.jobs:
+            entry = entries.get(job.name)
+            if job.name in self.ids or job.name in failed or (job.needs is not None and job.needs.name in failed):
+                continue
+            if entry is not None and entry.active:
+                self.ids[job.name] = entry.id
+                self.show.line(f"queued   {job.name} as {entry.id} already")
+            elif job.name in self.context.fresh or not done(job, self.context):
+                if entry is not None and entry.state == "PENDING" and entry.reason == NEVER:
+                    slurm("scancel", entry.id)  # it would wait for ever
+                missing.append(job)
+        return missing
+
+    def _may_try(self, jobs: Iterable[Queued]) -> bool:
+        """Whether sbatch may take more than when it refused last."""
+        last, now = self.refusal, time.monotonic()
+        return last is None or sum(job.active for job in jobs) < last.active or now - last.time > AGAIN_SECONDS
+
+    def _submit(self, todo: list[Job], jobs: list[Queued], entries: dict[str, Queued]) -> None:
+        """Submit what there is room for; `entries` gets what was submitted."""
+        mark = job_name("", self.context)
+        active = sum(job.active for job in jobs)
+        most = self.cluster.max_jobs
+        room = math.inf if most is None else most - sum(job.active and job.name.endswith(mark) for job in jobs)
+        size = self.largest
+        while todo:
+            group = self._next(todo, entries)
+            if group is None:
+                return
+            taken = dict(list(group.jobs.items())[: max(0, min(size, int(min(room, size))))])
+            if not taken:
+                self._wait(f"max_jobs is {most}")
+                return
+            try:
+                ids = self._sbatch(Group(taken, group.after))
+            except Refused as refused:
+                size = len(taken) // 2
+                self.largest = size if refused.array else self.largest
+                if size:
+                    continue
+                if not active:
+                    raise LaureproError(str(refused), "no job of yours is in the queue: ask for less") from None
+                self.refusal = Refusal(active, time.monotonic())
+                self._wait(str(refused))
+                return
+            for job in taken.values():
+                self.show.line(f"queued   {job.name} as {ids[job.name]}")
+                entries[job.name] = Queued(ids[job.name], job_name(job.name, self.context), "PENDING", "None")
+            self.ids |= ids
+            self.refusal = None
+            self.submitted += len(ids)
+            active, room = active + len(ids), room - len(ids)
+            todo = [job for job in todo if job.name not in ids]
+
+    def _wait(self, why: str) -> None:
+        """Report once that not everything is in the queue."""
+        if not self.told:
+            text = f"{len(self.ids)} of {len(self.plan.jobs)} jobs have been submitted: {' '.join(why.split())}"
+            self.show.line(f"{text}; the rest is submitted as room appears")
+            self.told = True
+
+    def _next(self, todo: list[Job], entries: Mapping[str, Queued]) -> Group | None:
+        """The first job that can be submitted, with those of its shape that wait for nothing, or for one array."""
+        group, shape = None, None
+        for job in todo:
+            after = entries.get(job.needs.name) if job.needs is not None else None
+            after = after if after is not None and after.active else None
+            if after is None and job.needs is not None and not self._ready(job.needs):
+                continue  # what it needs is not in yet
+            array = after.array if after is not None and self.largest > 1 else None
+            waits_for = array[0] if array else after.id if after is not None else None
+            if group is None:
+                group, shape = Group({}, waits_for), self.shapes[job.name]
+            index = array[1] if array else len(group.jobs)
+            if (self.shapes[job.name], waits_for) == (shape, group.after) and index not in group.jobs:
+                group.jobs[index] = job
+        return group
+
+    def _ready(self, need: Job) -> bool:
+        """Whether a needed job that is not in the queue is done; one that is done once more has to have been in it."""
+        return (need.name not in self.context.fresh or need.name in self.ids) and done(need, self.context)
+
+    def _sbatch(self, group: Group) -> dict[str, str]:
+        """Submit one job, or an array, and store the ids. Raises Refused or LaureproError."""
+        context, runs = self.context, self.context.runs
+        self.code = self.code if self.code is not None and self.code.root.is_dir() else take(runs)
+        sizes = {}
+        for job in group.jobs.values():
+            folder = record.run_folder(runs, job)
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("failure*.json"):  # of an earlier submission
+                old.unlink(missing_ok=True)
+            record.write_atomic(folder / "job.json", job.model_dump_json(exclude_defaults=True))
+            text = script(job, context, self.cluster, self.estimates, self.code)
+            record.write_atomic(folder / "job.sbatch", text)
+            log = folder / "log.txt"
+            sizes[job.name] = log.stat().st_size if log.exists() else 0
+        first = next(iter(group.jobs.values()))
+        options = []
+        if group.after is not None:
+            single = len(group.jobs) == 1
+            need = self.ids.get(first.needs.name, group.after) if first.needs is not None else group.after
+            kind = f"afterok:{need}" if single or need == group.after else f"aftercorr:{group.after}"
+            options = [f"--dependency={kind}", "--kill-on-invalid-dep=yes"]  # it must not wait for ever
+        if len(group.jobs) == 1:
+            number = submit(str(record.run_folder(runs, first) / "job.sbatch"), options)
+            ids = {first.name: number}
+        else:
+            members = json.dumps({index: job.name for index, job in group.jobs.items()})
+            digest = hashlib.sha256(members.encode()).hexdigest()[:8]
+            name = job_name(f"array-{first.stage}-{digest}", context)
+            (runs / FOLDER).mkdir(exist_ok=True)
+            # Before sbatch: whoever is killed after it leaves an array whose members the next launcher knows.
+            record.write_atomic(runs / FOLDER / f"{name}.json", members)
+            file = runs / FOLDER / f"{name}.sbatch"
+            text = array_script(name, group.jobs, context, self.cluster, self.shapes[first.name])
+            record.write_atomic(file, text)
+            number = submit(str(file), options)
+            ids = {job.name: f"{number}_{index}" for index, job in group.jobs.items()}
+        for job in group.jobs.values():
+            note = {
+                "id": ids[job.name],
+                "log_size": sizes[job.name],
+                "snapshot": self.code.snapshot,
+                "command": typed_command(),
+            }
+            record.write_atomic(record.run_folder(runs, job) / SUBMITTED, json.dumps(note))
+        return ids
+
+    def _close(self, entries: Mapping[str, Queued], jobs: Iterable[Queued]) -> bool:
+        """Submit the last job, which waits for all others. Returns whether it is in, or not needed."""
+        name = job_name("closing", self.context)
+        before = [job for job in jobs if job.name == name and job.active]
+        active = {e.id.partition("_")[0] for n, e in entries.items() if e.active and n in self.ids}
+        if not self.context.closing or (not self.submitted and (before or not active)):
+            return True
+        file = self.context.runs / "closing.sbatch"
+        self.code = self.code if self.code is not None and self.code.root.is_dir() else take(self.context.runs)
+        record.write_atomic(file, closing_script(self.context, self.cluster, self.code))
+        for job in before:
+            if job.state == "PENDING":  # it does not wait for the jobs that were added
+                slurm("scancel", job.id)
+        try:
+            number = submit(str(file), [f"--dependency=afterany:{':'.join(sorted(active))}"] if active else [])
+        except Refused as refused:
+            self._wait(str(refused))
+            return False
+        note = {"id": number, "snapshot": self.code.snapshot}
+        record.write_atomic(self.context.runs / CLOSING, json.dumps(note))
+        return True
+
+
+class Refusal(NamedTuple):
+    """When sbatch took no more, and how many jobs of the user were active."""
+
+    active: int
+    time: float
+
+
+def of_folder(jobs: Iterable[Queued], context: LaunchContext) -> dict[str, Queued]:
+    """The jobs that were submitted with these folders, by their names; of an array each by its own."""
+    mark = job_name("", context)
+    ours = [job for job in jobs if job.name.endswith(mark)]
+    arrays = {job.name: record.read_json(context.runs / FOLDER / f"{job.name}.json") or {} for job in ours}
+    by_name: dict[str, list[Queued]] = defaultdict(list)
+    # The tasks of an array that was cancelled before they started have one line, with the number of the array.
+    for job in sorted(ours, key=lambda job: job.array is not None):
+        members = arrays[job.name]
+        indices = [str(job.array[1])] if job.array is not None else list(members)
+        for index in indices:
+            if isinstance(name := members.get(index), str):
+                by_name[name].append(job)
+        if job.array is None and not members:
+            by_name[job.name.removesuffix(mark)].append(job)
+    return {name: entry for name, entries in by_name.items() if (entry := newest(entries)) is not None}
+
+
+def done(job: Job, context: LaunchContext) -> bool:
+    """Whether the job's record can be read, and for a training its weights are there.
+
+    Of a job that is done once more, the record has to be newer than its submission.
+    """
+    file = record.records_dir(context.results) / f"{job.name}.json"
+    try:
+        record.read(file)
+        if job.name in context.fresh:
+            submitted = os.stat(record.run_folder(context.runs, job) / SUBMITTED).st_mtime
+            if file.stat().st_mtime < submitted:
+                return False
+    except (LaureproError, OSError):
+        return False
+    return job.stage != "train" or record.has_weights(context.runs, job)
+
+
+def remaining(submission: Submission) -> int:
+    """How many jobs of the plan have not been submitted."""
+    return sum(job.name not in submission.ids and not done(job, submission.context) for job in submission.plan.jobs)
+
+
+def log_before(folder: Path) -> int:
+    """How long a job's log was when the job was submitted."""
+    size = (record.read_json(folder / SUBMITTED) or {}).get("log_size")
+    return size if isinstance(size, int) else 0
