@@ -199,6 +199,25 @@ def test_slabs_cover_all_maps_and_are_indexed_by_32_bits(sizes: tuple[int, ...])
     assert all(maps * (s.c // s.m) * s.pixels < 2**31 for _, maps in _cupy_lists.slabs(s))
 
 
+def test_combine_of_more_values_than_32_bits_count(device: torch.device) -> None:
+    maps, c, h, w = 16, 150, 960, 960
+    assert maps * c * h * w > 2**31
+    grad = torch.full((256,), math.nan, device=device)  # what the first of many blocks writes
+    none = torch.zeros(4, dtype=torch.int32, device=device)
+    pointers = (grad.data_ptr(), none.data_ptr(), none.data_ptr(), grad.data_ptr())
+    numbers = map(np.int32, (maps, c, h, w, 32, 1))
+    _cupy.launch(device, "lau_backward", "combine<float, true>", (1,), 256, (*pointers, *numbers))
+    assert (grad == 0).all()
+
+
+def test_any_number_of_channels_is_launchable(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(_cupy_upsample, "launch", lambda *args: launched.append(args))
+    _cupy_upsample.forward(torch.zeros(1, 2_200_000, 1, 2), None, 1, 1, False)
+    ((_, _, _, grid, _, args),) = launched
+    assert grid[1] <= 65535 and grid[1] * int(args[-1]) >= 2_200_000
+
+
 # --------------------------------------------------------------------------------------------------------- exactness
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _cupy_layout
 from ._cupy import CTYPES, MAX_ELEMENTS, launch
 from ._cupy_layout import (
+    MAX_GRID,
     Shape,
     accumulator,
     blocks_of,
@@ -123,7 +124,7 @@ def forward(
     if loss.numel():
         ctype, real, run = CTYPES[input.dtype], _real(wide), functools.partial(launch, input.device, "loss_forward")
         scale = reciprocals(k_h, k_w, wide)
-        per_pixel = (blocks_of(s.pixels, 256), min(s.n, 65535))
+        per_pixel = (blocks_of(s.pixels, 256), min(s.n, MAX_GRID))
         sums = (input.data_ptr(), offset.data_ptr(), lse.data_ptr(), pointer(plain))
         numbers = (*sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
         if s.m > 1:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._cupy import CTYPES, launch
 from ._cupy_layout import (
+    MAX_GRID,
     Shape,
     accumulator,
     blocks_of,
@@ -57,13 +58,13 @@ def forward(input: Tensor, offset: Tensor | None, k_h: int, k_w: int, code: bool
     if last:
         kernel = f"lau_forward_nhwc<{ctype}, {vector_width(s.c, input.dtype, input.data_ptr())}, {_NHWC_LANES}>"
         args = (*pointers, *sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
-        launch(input.device, "lau_forward", kernel, (blocks_of(s.pixels, 256), min(s.n, 65535)), 256, args)
+        launch(input.device, "lau_forward", kernel, (blocks_of(s.pixels, 256), min(s.n, MAX_GRID)), 256, args)
         return output
     width = _pixel_width(s.pixels, s.w, input.dtype)
     maps, channels = s.n * s.m, s.c // s.m
-    channel_blocks = blocks_of(channels, _NCHW_CHANNELS)
+    channel_blocks = min(blocks_of(channels, _NCHW_CHANNELS), MAX_GRID)
     per_block = blocks_of(channels, channel_blocks)
-    grid = (blocks_of(s.pixels, 256 * width), channel_blocks, min(maps, 65535))
+    grid = (blocks_of(s.pixels, 256 * width), channel_blocks, min(maps, MAX_GRID))
     args = (*pointers, *sizes(maps, s.m, channels, s.h, s.w, k_h, k_w), *scale, np.int32(per_block))
     launch(input.device, "lau_forward", f"lau_forward_nchw<{ctype}, {width}, {int(s.w > 1)}>", grid, 256, args)
     return output.contiguous(memory_format=wanted)
@@ -127,7 +128,7 @@ def backward(
             maps = s.n * s.m
             numbers = (*sizes(maps, s.m, s.c // s.m, s.h, s.w, k_h, k_w), *reciprocals(k_h, k_w, target.dtype))
             pointers = (grad.data_ptr(), input.data_ptr(), pointer(offset), target.data_ptr())
-            grid = (blocks_of(s.pixels, 256), min(maps, 65535))
+            grid = (blocks_of(s.pixels, 256), min(maps, MAX_GRID))
             kernel = f"integer_rule<{CTYPES[input.dtype]}>"
             launch(input.device, "lau_backward", kernel, grid, 256, (*pointers, *numbers, np.int32(last)))
     return (grad_input.contiguous(memory_format=wanted) if need_input else input.new_empty(0)), grad_offset
@@ -161,7 +162,7 @@ def _backward_maps(
     if last:
         instance = ", ".join(map(str, gather_lanes(channels, dtype, *tensors)))
         kernel, blocks, block, shared = f"gather_nhwc<{ctype}, {instance}>", blocks_of(lists.max_chunks, 8), 256, 0
-        numbers = sizes(first, channels, s.h, s.w, s.pixels, lists.max_chunks)
+        numbers = sizes(first, channels, s.h, s.w, s.pixels)
     else:
         block = 128 if wide == torch.float32 else 64
         kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
