@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,9 +36,11 @@ from laurepro.ops import (
     _cupy,
     _cupy_layout,
     _cupy_lists,
+    _cupy_loss,
     _cupy_upsample,
     bilinear_upsample,
     location_aware_upsample,
+    offset_guided_cross_entropy,
     warmup,
 )
 
@@ -715,6 +719,20 @@ def test_compiled_code_takes_the_kernels_and_exported_code_does_not(monkeypatch:
         assert torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1)) == -1
 
 
+class FakeDevice(AbstractContextManager[None]):
+    def __init__(self, fake: FakeCupy, index: int) -> None:
+        self.fake, self.name = fake, f"cupy {index}"
+
+    def __enter__(self) -> None:
+        self.fake.entered.append(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        self.fake.entered.append(f"left {self.name}")
+
+    def use(self) -> None:
+        self.fake.entered.append(f"used {self.name}")
+
+
 class FakeCupy:
     """As much of CuPy as a launch needs, for a machine without a GPU."""
 
@@ -726,7 +744,7 @@ class FakeCupy:
         self.capturing = False
         fake = type(sys)("cupy")
         fake.RawModule = self.raw_module  # type: ignore[attr-defined]
-        fake.cuda = SimpleNamespace(Device=lambda i: self.guard(f"cupy {i}"))  # type: ignore[attr-defined]
+        fake.cuda = SimpleNamespace(Device=lambda i: FakeDevice(self, i))  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "cupy", fake)
         monkeypatch.setattr(_cupy, "_kernels", {})
         monkeypatch.setattr(_cupy, "_devices", lambda: devices)
@@ -764,6 +782,61 @@ def test_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     _cupy.launch(first, "lau_backward", "list_cells", (1,), 256, ())
     with pytest.raises(RuntimeError, match=r"rank_sorted of lau_backward\.cu is not compiled yet.*warmup"):
         _cupy.launch(first, "lau_backward", "rank_sorted", (1,), 256, ())
+
+
+def test_kernels_are_compiled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCupy(monkeypatch, devices=1)
+    cuda, together = torch.device("cuda", 0), threading.Barrier(3)
+    compile_one = _cupy.LOADERS["cuda"]
+
+    def wait(source: str, expression: str) -> _cupy.Kernel:
+        together.wait(20)  # breaks, unless three are compiled at a time
+        return compile_one(source, expression)
+
+    monkeypatch.setitem(_cupy.LOADERS, "cuda", wait)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    three = [("lau_backward", name) for name in ("list_cells", "rank_sorted", "combine<float, true>")]
+    _cupy.load(cuda, three)
+    _cupy.load(cuda, three)
+    assert sorted(m["name_expressions"] for m in fake.modules) == sorted((name,) for _, name in three)
+    assert fake.entered == ["used cupy 0"] * 3
+    _cupy.launch(cuda, "lau_backward", "rank_sorted", (1,), 256, ())
+    assert fake.launches[0][0] == "rank_sorted" and len(fake.modules) == 3
+    fake.capturing = True  # nothing may be compiled: `launch` says so
+    _cupy.load(cuda, [("lau_backward", "scatter_cells<float>"), ("lau_backward", "scatter_cells<double>")])
+    assert len(fake.modules) == 3
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("m", [1, 3])
+def test_a_backward_pass_compiles_all_its_kernels_at_once(
+    device: torch.device, m: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: set[tuple[str, str]] = set()
+    launched: list[tuple[str, str]] = []
+    for module in (_cupy_upsample, _cupy_loss, _cupy_lists):
+        launch = module.launch
+
+        def spy(*args: Any, launch: Any = launch, **kwargs: Any) -> None:
+            launched.append(args[1:3])
+            launch(*args, **kwargs)
+
+        monkeypatch.setattr(module, "launch", spy)
+    for module in (_cupy_loss, _cupy_lists):
+        monkeypatch.setattr(module, "load", lambda _, kernels: loaded.update(kernels))
+    torch.use_deterministic_algorithms(deterministic)
+    target = torch.zeros(1, 8, 10, dtype=torch.int64, device=device)
+    offset = torch.zeros(1, 2 * m, 8, 10, device=device, requires_grad=True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        u = torch.randn(1, 3, 4, 5, device=device).contiguous(memory_format=layout).requires_grad_()
+        for function, *rest in ((location_aware_upsample,), (offset_guided_cross_entropy, target)):
+            value = function(u, offset, *rest, 2, backend="cupy")  # type: ignore[operator]
+            loaded -= {kernel for kernel in loaded if kernel[0] != "loss_forward"}
+            launched[:] = [kernel for kernel in launched if kernel[0] != "lau_forward"]  # one: nothing to do at once
+            torch.autograd.grad(value, (u, offset), torch.ones_like(value))
+            assert len(launched) >= 4 and set(launched) == loaded
+            launched.clear()
+            loaded.clear()
 
 
 def test_launch_guards_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from ._cupy_layout import (
     sizes,
     vector_width,
 )
-from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, entry_bytes, list_samples, slabs
+from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, entry_bytes, list_samples, load_gather, slabs
 
 _NHWC_LANES = 8  # lanes that share a pixel in lau_forward_nhwc
 _NCHW_CHANNELS = 32  # channels per block of lau_forward_nchw: the taps, found once per block, cost a tenth of these
@@ -149,23 +149,25 @@ def _backward_maps(
     """The gradients of the maps from `first` to `first + maps - 1`, from lists of their samples sorted by cell."""
     dtype, wide = input.dtype, accumulator(input.dtype)
     ctype, channels = CTYPES[dtype], s.c // s.m
+    per_input, per_output = channels * s.h * s.w * dtype.itemsize, channels * s.pixels * dtype.itemsize
+    tensors = (grad.data_ptr() + first * per_output, input.data_ptr() + first * per_input)
+    kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
+    if last:
+        kernel = f"gather_nhwc<{ctype}, {', '.join(map(str, gather_lanes(channels, dtype, *tensors)))}>"
+    load_gather(input.device, ("lau_backward", kernel), dtype, last, deterministic, grad_input is not None)
+
     capacity = WARP_CHUNK if last else THREAD_CHUNK
     lists = list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
-
     parts = None
     if grad_input is not None:
         parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
-    per_input, per_output = channels * s.h * s.w * dtype.itemsize, channels * s.pixels * dtype.itemsize
-    tensors = (grad.data_ptr() + first * per_output, input.data_ptr() + first * per_input)
     listed = (lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
     pointers = (*tensors, *listed, pointer(parts), pointer(grad_offset))
     if last:
-        instance = ", ".join(map(str, gather_lanes(channels, dtype, *tensors)))
-        kernel, blocks, block, shared = f"gather_nhwc<{ctype}, {instance}>", blocks_of(lists.max_chunks, 8), 256, 0
+        blocks, block, shared = blocks_of(lists.max_chunks, 8), 256, 0
         numbers = sizes(first, channels, s.h, s.w, s.pixels)
     else:
         block = 128 if wide == torch.float32 else 64
-        kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
         blocks = blocks_of(lists.max_chunks, block)
         shared = block * THREAD_CHUNK * (entry_bytes(wide) + 2 * wide.itemsize)
         numbers = sizes(first, s.m, channels, s.h, s.w, s.pixels, lists.max_chunks)
