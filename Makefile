@@ -27,6 +27,18 @@ $(BIN)/python:
 	  || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# OFFLINE=1 installs nothing: the environment sees this checkout and every package of PYTHON. For machines without network.
+ifdef OFFLINE
+VISIBLE := import site, sysconfig; print(sysconfig.get_path("purelib"), *site.getsitepackages(), sep="\n")
+$(VENV)/.run $(VENV)/.dev:
+	$(PYTHON) -m venv --without-pip $(VENV)
+	{ echo '$(CURDIR)'; $(PYTHON) -c '$(VISIBLE)'; } > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/offline.pth"
+	printf '#!/bin/sh\nexec "$${0%%/*}/python" -m laurepro "$$@"\n' > $(BIN)/laurepro
+	chmod +x $(BIN)/laurepro
+	@touch $@
+CUPY :=
+else
+CUPY = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
 # One stamp per set of requirements: nothing is reinstalled until they change.
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -35,6 +47,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+endif
 
 install: $(VENV)/.dev ## Create .venv with everything needed to run and test
 
@@ -52,15 +65,15 @@ demo: $(VENV)/.run ## Install, run table 3a at scale smoke on a CPU, print the r
 test: $(VENV)/.dev ## Install, then run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-gpu: $(VENV)/.dev ## Test the kernels on a GPU with CuPy (CUDA=12|13); fails without a GPU
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
+test-gpu: $(VENV)/.dev ## Test the kernels on a GPU with CuPy (CUDA=12|13, or OFFLINE=1); fails without a GPU
+	$(CUPY)
 	LAUREPRO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu
 
 # BENCH_OPTIONS="--device cpu --shapes small --rounds 1" is a dry run. Images are read on a CPU whatever the device.
 BENCH_OPTIONS ?= --device cuda --shapes full
 
 bench-gpu: $(VENV)/.run ## Run every benchmark on a GPU, into results/bench/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA)]'
+	$(CUPY)
 	mkdir -p results/bench
 	@failed=0; \
 	for name in step epoch ops loss eval fps; do \

@@ -121,13 +121,12 @@ template <typename T, int VEC, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256, 2) gather_nhwc(
     const T* __restrict__ grad, const T* __restrict__ input, const Chunk* __restrict__ chunks, const int* __restrict__ totals,
     const Entry<Acc<T>>* __restrict__ entries, Acc<T>* __restrict__ parts, Acc<T>* __restrict__ grad_offset,
-    int first_map, int C, int h, int w, int HW, int max_chunks) {
+    int first_map, int C, int h, int w, int HW) {
     using A = Acc<T>;
     constexpr int GROUPS = 32 / LANES, STEP = LANES * VEC;
     const int index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (index >= max_chunks) return;
-    const Chunk chunk = chunks[index];  // loads while `totals` does
-    if (index >= totals[1]) return;
+    if (index >= totals[1]) return;  // the chunks after these were never written
+    const Chunk chunk = chunks[index];
     const int lane = threadIdx.x % LANES, group = threadIdx.x % 32 / LANES;
     const int map = chunk.cell / (h * w), cell = chunk.cell - map * h * w, y = cell / w, x = cell - y * w;
     const int to_right = x < w - 1 ? C : 0, to_below = y < h - 1 ? w * C : 0;
@@ -282,9 +281,8 @@ __global__ void __launch_bounds__(128, 4) gather_nchw(
     constexpr int MANY = sizeof(A) == 8 ? 4 : 8;
     LAU_DYNAMIC_SHARED(Entry<A>, shared);
     const int index = blockIdx.x * blockDim.x + threadIdx.x, threads = blockDim.x;
-    if (index >= max_chunks) return;
-    const Chunk chunk = chunks[index];  // loads while `totals` does
-    if (index >= totals[1]) return;
+    if (index >= totals[1]) return;  // the chunks after these were never written
+    const Chunk chunk = chunks[index];
     Entry<A>* column = shared + threadIdx.x;
     A* sum_y = reinterpret_cast<A*>(shared + CAPACITY * threads) + threadIdx.x;
     A* sum_x = sum_y + CAPACITY * threads;
@@ -323,7 +321,7 @@ __global__ void __launch_bounds__(256) combine(
     T* __restrict__ grad_input, int maps, int C, int h, int w, int capacity, int max_chunks) {
     using A = Acc<T>;
     const int hw = h * w, i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= maps * C * hw) return;
+    if (i >= (size_t)maps * C * hw) return;
     int node, c;
     if (LAST) {
         node = i / C;

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,6 +206,34 @@ def test_a_peer_that_fails_is_skipped_with_the_reason(monkeypatch: pytest.Monkey
 # --------------------------------------------------------------------------------------------------- the inputs
 
 
+def test_shapes_are_those_that_are_trained() -> None:
+    for letter, name in (("P", "pascal_context"), ("A", "ade20k"), ("V", "voc2012_aug"), ("C", "camvid")):
+        classes = len(importlib.import_module(f"laurepro.datasets.{name}").INFO.classes)
+        for size in ("small", "full"):
+            assert all(p.c == classes for p in _problems.SHAPES[size] if p.shape == letter)
+        assert any(p.shape == letter for p in _problems.SHAPES["full"])
+    with pytest.raises(LaureproError, match="no such case"):  # 256 channels are features, not classes
+        bench.run("loss", OPTIONS._replace(only=("*/D/*",)))
+
+
+def test_inputs_are_drawn_where_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        torch, "Generator", lambda device="cpu": SimpleNamespace(manual_seed=lambda _: SimpleNamespace(device=device))
+    )
+    for name in ("randn", "randint"):
+        draw = getattr(torch, name)
+
+        def spy(*args: Any, draw: Any = draw, device: str = "cpu", generator: Any, **kwargs: Any) -> Tensor:
+            drawn.append((device, generator.device))
+            return draw(*args, **kwargs)
+
+        monkeypatch.setattr(torch, name, spy)
+    for distribution in ("white", "smooth"):
+        _problems.make_inputs(SMALL._replace(distribution=distribution, device="meta"))
+    assert len(drawn) == 8 and set(drawn) == {("meta", "meta")}
+
+
 @pytest.mark.parametrize("distribution", _problems.DISTRIBUTIONS)
 def test_offsets(distribution: str) -> None:
     problem = Problem("P", 2, 1, 60, 40, 4, distribution)
@@ -267,6 +300,113 @@ def test_calls_take_turns() -> None:
     assert "".join(order[6:]) == "abc" + "cba" + "abc"  # after two warm-up calls each
     assert set(times) == set("abc") and all(len(t.seconds) == 3 for t in times.values())
     assert _measure.Times([3.0, 2.0, 4.0]).best == 2 and _measure.Times([3.0, 2.0, 4.0]).spread == 0.5
+
+
+class FakeGpu:
+    """As much of torch.cuda as recording a graph needs: replaying calls nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recording = False
+        self.replays = 0
+        fakes = {
+            "Stream": lambda: SimpleNamespace(wait_stream=lambda _: None),
+            "current_stream": lambda: SimpleNamespace(wait_stream=lambda _: None),
+            "stream": lambda _: contextlib.nullcontext(),
+            "synchronize": lambda: None,
+            "CUDAGraph": lambda: SimpleNamespace(replay=self.replay),
+            "graph": lambda _, stream: self.record(),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def replay(self) -> None:
+        self.replays += 1
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[None]:
+        self.recording = True
+        try:
+            yield
+        finally:
+            self.recording = False
+
+
+def test_a_gpu_is_timed_by_replay_and_its_host_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, host, recorded = FakeGpu(monkeypatch), [], []
+
+    def call(name: str) -> None:
+        (recorded if gpu.recording else host).append(name)
+        if gpu.recording and name == "reads a value":
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    ticks = itertools.count()
+    monkeypatch.setattr(_measure.time, "perf_counter", lambda: float(next(ticks)))  # each look at the clock: 1 s
+    calls = {name: functools.partial(call, name) for name in ("kernel", "reads a value")}
+    times, details = _measure.on_gpu(calls, 4, 3)
+    assert recorded == ["kernel"] * 3 + ["reads a value"]  # the three sets of inputs take their turns
+    assert host.count("kernel") == 3 + 20  # before it is recorded, and for the host's time; no round calls it
+    assert gpu.replays == 2 + 4 and host.count("reads a value") > 20 + 3 * 4
+    assert times["kernel"].seconds == [pytest.approx(1 / 3)] * 4  # of one call
+    assert [d["clock"] for d in details.values()] == [
+        "graph",
+        "host, RuntimeError: operation not permitted when stream is capturing",
+    ]
+    assert all(d["host_milliseconds"] == 1e3 for d in details.values())
+
+
+def test_a_gpus_rows_have_the_hosts_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch)
+    make = _problems.make_inputs
+    monkeypatch.setattr(_problems, "make_inputs", lambda p, *args, **kw: make(p._replace(device="cpu"), *args, **kw))
+    monkeypatch.setattr(_sampling, "problems", lambda options: [SMALL._replace(device="cuda")])
+    monkeypatch.setattr(_sampling, "selected", lambda *_: False)
+    report = bench.run("ops", OPTIONS._replace(only=("*/forward_backward",)))
+    assert len(report.rows) == 4
+    for row in report.rows:
+        assert row.details is not None and row.details["host_milliseconds"] > 0 and row.details["clock"] == "graph"
+        assert f"host {row.details['host_milliseconds']:.3f} ms" in bench.render(report)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ops", "loss"])
+def test_kernels_are_recorded_on_a_gpu(name: str) -> None:
+    rows = bench.run(name, OPTIONS._replace(device="cuda", shapes="tiny", only=("*",))).rows
+    assert rows and all(row.details and row.details["clock"] == "graph" for row in rows if row.ours)
+
+
+@pytest.mark.acceptance
+def test_compiled_peers_are_compiled_in_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile runs a function as it is once it was compiled too often; here it would be from the third on."""
+    import torch._dynamo
+
+    ran = 0
+
+    def counted(graph: torch.fx.GraphModule, _: Any) -> Any:
+        def run(*args: Any) -> Any:
+            nonlocal ran
+            ran += 1
+            return graph.forward(*args)
+
+        return run
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=counted, **options))
+    loss._compiled.cache_clear()
+    sizes = [SMALL._replace(shape="P", h=2 + i, distribution=name) for i, name in enumerate(("zero", "white"))]
+    monkeypatch.setattr(_sampling, "problems", lambda options: sizes)
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=False):
+        options = OPTIONS._replace(shapes="full", compile=True, rounds=1, only=("loss/guided/*/forward",))
+        report = bench.run("loss", options)
+        rows = [row for row in report.rows if row.variant == "two-term compiled"]
+        assert len(rows) == 2 and all(row.milliseconds for row in rows)
+        # Its error is computed once, with gradients; the forward without them is timed twice, as BLOCK is 0, and once more.
+        assert ran == 2 * (1 + 3)
+        # Without gradients, with them, and of a third size: more than the limit, which is an error then.
+        monkeypatch.setattr(_measure, "announced", lambda cases, _: cases)
+        notes = [row.note for row in bench.run("loss", options).rows if row.variant == "two-term compiled"]
+        assert any(note and "recompile" in note.lower() for note in notes)
+    loss._compiled.cache_clear()
+    torch._dynamo.reset()
 
 
 def build_allocation(mebibytes: int) -> tuple[_measure.Call, _measure.Call]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,27 @@ def test_profile_in_half_precision_and_what_it_refuses(tmp_path: Path, monkeypat
     job = spec.Job(stage="profile", scale="smoke", seed=0, experiment=changed)
     with pytest.raises(LaureproError, match="compile default: on a CPU"):
         profile.run(job, Context(tmp_path, tmp_path, None, lambda values: None, lambda: False))
+
+
+def test_without_a_network_make_takes_pythons_packages(tmp_path: Path) -> None:
+    """`make OFFLINE=1` on a machine whose Python has everything."""
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    for name in ("Makefile", "laurepro", "experiments", "cupy_kernels", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    offline = ["OFFLINE=1", f"PYTHON={sys.executable}"]
+
+    def output(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "pip install" not in output("make", ".venv/.dev", *offline)
+    assert "epoch" in output(".venv/bin/laurepro", "bench", "--help")
+    seen = "from importlib.util import find_spec; print(all(map(find_spec, ('laurepro', 'torch', 'pytest'))))"
+    assert output(".venv/bin/python", "-c", seen) == "True\n"
+    for target, runs in (("test-gpu", "-m pytest -m gpu"), ("bench-gpu", "laurepro bench $name")):
+        asked = output("make", "-n", target, *offline)
+        assert "pip install" not in asked and runs in asked
+    assert "pip install" in output("make", "-n", "test-gpu")
 
 
 def test_the_bench_target_runs_every_benchmark(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,9 +36,11 @@ from laurepro.ops import (
     _cupy,
     _cupy_layout,
     _cupy_lists,
+    _cupy_loss,
     _cupy_upsample,
     bilinear_upsample,
     location_aware_upsample,
+    offset_guided_cross_entropy,
     warmup,
 )
 
@@ -145,6 +150,7 @@ def test_agrees_with_oracle(
     dtype=st.sampled_from([np.float64, np.float32]),
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     deterministic=st.booleans(),
+    order=st.integers(0, 1000),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_drawn_shapes(
@@ -160,11 +166,13 @@ def test_drawn_shapes(
     dtype: cases.Dtype,
     memory_format: torch.memory_format,
     deterministic: bool,
+    order: int,
     seed: int,
 ) -> None:
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)
-    check(make(kind, n, c, h, w, k, c if per_channel else 1, seed, dtype), device, memory_format, rule)
+    with emulator.order(order):
+        check(make(kind, n, c, h, w, k, c if per_channel else 1, seed, dtype), device, memory_format, rule)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -197,6 +205,64 @@ def test_slabs_cover_all_maps_and_are_indexed_by_32_bits(sizes: tuple[int, ...])
     covered = [map for first, maps in _cupy_lists.slabs(s) for map in range(first, first + maps)]
     assert covered == list(range(s.n * s.m))
     assert all(maps * (s.c // s.m) * s.pixels < 2**31 for _, maps in _cupy_lists.slabs(s))
+
+
+def test_combine_of_more_values_than_32_bits_count(device: torch.device) -> None:
+    maps, c, h, w = 16, 150, 960, 960
+    assert maps * c * h * w > 2**31
+    grad = torch.full((256,), math.nan, device=device)  # what the first of many blocks writes
+    none = torch.zeros(4, dtype=torch.int32, device=device)
+    pointers = (grad.data_ptr(), none.data_ptr(), none.data_ptr(), grad.data_ptr())
+    numbers = map(np.int32, (maps, c, h, w, 32, 1))
+    _cupy.launch(device, "lau_backward", "combine<float, true>", (1,), 256, (*pointers, *numbers))
+    assert (grad == 0).all()
+
+
+def test_any_number_of_channels_is_launchable(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(_cupy_upsample, "launch", lambda *args: launched.append(args))
+    _cupy_upsample.forward(torch.zeros(1, 2_200_000, 1, 2), None, 1, 1, False)
+    ((_, _, _, grid, _, args),) = launched
+    assert grid[1] <= 65535 and grid[1] * int(args[-1]) >= 2_200_000
+
+
+Fault = emulator.Fault
+NHWC, NCHW = "gather_nhwc<float, 1, 16, 1>", "gather_nchw<float, 16>"
+FAULTS = [  # none that lets a kernel write anywhere: these run in this process
+    Fault("swapped fractions", "scatter_cells<float>", "= {y.t, x.t, pixel, slopes};", "= {x.t, y.t, pixel, slopes};"),
+    Fault("short chunk", "list_cells", "to - from};", "to - from - (i > 0)};"),
+    Fault("lost shuffle", NHWC, "group_sum<LANES>(along_y, along_x, lane);"),
+    Fault("lost shuffle of a sample", NHWC, "__shfl_sync(ALL_LANES, entry.ty, i, LANES)", "entry.ty"),
+    Fault("lost sum", NHWC, "o10.v[j] = across_groups<LANES>(s10[q][j]);", "o10.v[j] = s10[q][j];"),
+    Fault("next sample", NHWC, "fetch(i + 1);", "fetch(i);"),
+    Fault("lost channel", NCHW, "    if (c < C)\n", "    if (false)\n"),
+    Fault("corner", "combine<float, true>", "y < corner / 2", "y < corner % 2"),
+]
+
+
+@functools.cache
+def faulty() -> dict[str, emulator.Kernel]:
+    return emulator.faulty("lau_backward", FAULTS)
+
+
+@pytest.mark.cxx
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_wrong_kernel_is_caught(fault: emulator.Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def load(source: str, expression: str) -> Any:
+        if expression != fault.expression:
+            return fixtures.LOADER(source, expression)
+        used.append(expression)
+        return faulty()[fault.name]
+
+    monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
+    monkeypatch.setattr(_cupy, "_kernels", {})
+    layout = torch.contiguous_format if fault.expression == NCHW else torch.channels_last
+    case = make("one-point" if "chunk" in fault.name else "small", 2, 5, 4, 4, (3, 3), 1, 3, np.float32)
+    with pytest.raises((AssertionError, emulator.EmulationError)):
+        check(case, torch.device("cpu"), layout, "right")
+    assert used
 
 
 # --------------------------------------------------------------------------------------------------------- exactness
@@ -308,7 +374,10 @@ def test_half_types_compute_in_float32(
 def test_narrowing_is_torchs(device: torch.device, dtype: torch.dtype) -> None:
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     every = every[every.isfinite()].view(1, -1, 1, 1).to(device)  # a weight of 0 does not hide an infinity
-    assert torch.equal(bilinear_upsample(every, 1, backend="cupy"), every)
+    # CuPy compiles with -ftz=true: what is subnormal in float32 becomes 0, as the subnormal numbers of bfloat16 are.
+    flushed = every.where(every.double().abs() >= torch.finfo(torch.float32).tiny, 0)
+    assert int((flushed != every).sum()) == (254 if dtype == torch.bfloat16 else 0)
+    assert torch.equal(bilinear_upsample(every, 1, backend="cupy"), flushed)
     # Sums of two halves of equal weight: ties, subnormals, overflow to infinity, NaN.
     bits = torch.tensor(
         [0x0001, 0x03FF, 0x0400, 0x3C00, 0x3C01, 0x3F80, 0x3F81, 0x7BFF, 0x7F7F, 0x7C00, 0x7F80, 0x7FC1]
@@ -396,7 +465,7 @@ def test_deterministic_mode(device: torch.device, memory_format: torch.memory_fo
     for a, b in zip(default, first, strict=True):
         torch.testing.assert_close(a, b)
     if device.type == "cpu":
-        with emulator.reversed_order():
+        with emulator.order(emulator.DESCENDING):
             reversed_run = compute(case, device, memory_format, "right")
             torch.use_deterministic_algorithms(False)
             other = compute(case, device, memory_format, "right")
@@ -650,6 +719,20 @@ def test_compiled_code_takes_the_kernels_and_exported_code_does_not(monkeypatch:
         assert torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1)) == -1
 
 
+class FakeDevice(AbstractContextManager[None]):
+    def __init__(self, fake: FakeCupy, index: int) -> None:
+        self.fake, self.name = fake, f"cupy {index}"
+
+    def __enter__(self) -> None:
+        self.fake.entered.append(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        self.fake.entered.append(f"left {self.name}")
+
+    def use(self) -> None:
+        self.fake.entered.append(f"used {self.name}")
+
+
 class FakeCupy:
     """As much of CuPy as a launch needs, for a machine without a GPU."""
 
@@ -661,7 +744,7 @@ class FakeCupy:
         self.capturing = False
         fake = type(sys)("cupy")
         fake.RawModule = self.raw_module  # type: ignore[attr-defined]
-        fake.cuda = SimpleNamespace(Device=lambda i: self.guard(f"cupy {i}"))  # type: ignore[attr-defined]
+        fake.cuda = SimpleNamespace(Device=lambda i: FakeDevice(self, i))  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "cupy", fake)
         monkeypatch.setattr(_cupy, "_kernels", {})
         monkeypatch.setattr(_cupy, "_devices", lambda: devices)
@@ -699,6 +782,61 @@ def test_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     _cupy.launch(first, "lau_backward", "list_cells", (1,), 256, ())
     with pytest.raises(RuntimeError, match=r"rank_sorted of lau_backward\.cu is not compiled yet.*warmup"):
         _cupy.launch(first, "lau_backward", "rank_sorted", (1,), 256, ())
+
+
+def test_kernels_are_compiled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCupy(monkeypatch, devices=1)
+    cuda, together = torch.device("cuda", 0), threading.Barrier(3)
+    compile_one = _cupy.LOADERS["cuda"]
+
+    def wait(source: str, expression: str) -> _cupy.Kernel:
+        together.wait(20)  # breaks, unless three are compiled at a time
+        return compile_one(source, expression)
+
+    monkeypatch.setitem(_cupy.LOADERS, "cuda", wait)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    three = [("lau_backward", name) for name in ("list_cells", "rank_sorted", "combine<float, true>")]
+    _cupy.load(cuda, three)
+    _cupy.load(cuda, three)
+    assert sorted(m["name_expressions"] for m in fake.modules) == sorted((name,) for _, name in three)
+    assert fake.entered == ["used cupy 0"] * 3
+    _cupy.launch(cuda, "lau_backward", "rank_sorted", (1,), 256, ())
+    assert fake.launches[0][0] == "rank_sorted" and len(fake.modules) == 3
+    fake.capturing = True  # nothing may be compiled: `launch` says so
+    _cupy.load(cuda, [("lau_backward", "scatter_cells<float>"), ("lau_backward", "scatter_cells<double>")])
+    assert len(fake.modules) == 3
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("m", [1, 3])
+def test_a_backward_pass_compiles_all_its_kernels_at_once(
+    device: torch.device, m: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: set[tuple[str, str]] = set()
+    launched: list[tuple[str, str]] = []
+    for module in (_cupy_upsample, _cupy_loss, _cupy_lists):
+        launch = module.launch
+
+        def spy(*args: Any, launch: Any = launch, **kwargs: Any) -> None:
+            launched.append(args[1:3])
+            launch(*args, **kwargs)
+
+        monkeypatch.setattr(module, "launch", spy)
+    for module in (_cupy_loss, _cupy_lists):
+        monkeypatch.setattr(module, "load", lambda _, kernels: loaded.update(kernels))
+    torch.use_deterministic_algorithms(deterministic)
+    target = torch.zeros(1, 8, 10, dtype=torch.int64, device=device)
+    offset = torch.zeros(1, 2 * m, 8, 10, device=device, requires_grad=True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        u = torch.randn(1, 3, 4, 5, device=device).contiguous(memory_format=layout).requires_grad_()
+        for function, *rest in ((location_aware_upsample,), (offset_guided_cross_entropy, target)):
+            value = function(u, offset, *rest, 2, backend="cupy")  # type: ignore[operator]
+            loaded -= {kernel for kernel in loaded if kernel[0] != "loss_forward"}
+            launched[:] = [kernel for kernel in launched if kernel[0] != "lau_forward"]  # one: nothing to do at once
+            torch.autograd.grad(value, (u, offset), torch.ones_like(value))
+            assert len(launched) >= 4 and set(launched) == loaded
+            launched.clear()
+            loaded.clear()
 
 
 def test_launch_guards_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

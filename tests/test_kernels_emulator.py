@@ -12,7 +12,7 @@ from pathlib import Path
 import emulator
 import numpy as np
 import pytest
-from emulator import memcheck
+from emulator import sanitize
 
 import cupy_kernels
 
@@ -53,6 +53,7 @@ __global__ void wide_load(float* p) {
     const Vec<float, 4> v = load<4>(p + threadIdx.x);
     if (threadIdx.x == 0) store<4>(p, v);
 }
+__global__ void when(int* p, int* count) { p[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(count, 1); }
 __global__ void warps(int* p) {
     const int lane = threadIdx.x & 31, v = p[threadIdx.x];
     p[threadIdx.x] = __popc(__match_any_sync(ALL_LANES, v)) * 1000 + __popc(__ballot_sync(ALL_LANES, v > 1)) * 10 +
@@ -116,6 +117,28 @@ def test_unset_shared_memory_is_nan(small: emulator.Module) -> None:
     assert (p[:16] == 1).all() and np.isnan(p[16:]).all()
 
 
+def test_subnormal_numbers_are_zero(small: emulator.Module) -> None:
+    """As operands and as results, in kernels only; the smallest normal number is 1.2e-38."""
+    p = np.array([1e-39, -1e-39, 1.5e-38, 3e-38], dtype=np.float32)
+    small.get_function("scale")((1,), (32,), (p.ctypes.data, np.int32(3), np.float32(0.5)))
+    assert p.tolist() == [0, 0, 0, np.float32(3e-38)]
+    half = p[3:] * np.float32(0.25)
+    assert half[0] > 0
+
+
+def test_random_orders(small: emulator.Module) -> None:
+    """Every block and lane runs once, in an order that the seed decides."""
+    orders = []
+    for seed in (emulator.ASCENDING, emulator.DESCENDING, 2, 2, 3):
+        p, count = np.full(5 * 70, -1, dtype=np.int32), np.zeros(1, dtype=np.int32)
+        with emulator.order(seed):
+            small.get_function("when")((5,), (70,), (p.ctypes.data, count.ctypes.data))
+        assert (np.sort(p) == np.arange(350)).all()
+        orders.append(p.tolist())
+    assert orders[0] == list(range(350)) and orders[1] == orders[0][::-1]
+    assert orders[2] == orders[3] and len({tuple(o) for o in orders}) == 4
+
+
 def test_warp_functions(small: emulator.Module) -> None:
     p = (np.arange(64) % 4).astype(np.int32)
     small.get_function("warps")((1,), (64,), (p.ctypes.data,))
@@ -162,93 +185,122 @@ def right(count: np.ndarray, totals: np.ndarray, start: np.ndarray, first: np.nd
 
 def test_lists_are_right() -> None:
     assert right(*listed(cupy_kernels.source("lau_backward")))
-    with emulator.reversed_order():
+    with emulator.order(emulator.DESCENDING):
         assert right(*listed(cupy_kernels.source("lau_backward")))
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_missing_barrier_is_caught(which: int) -> None:
-    text = cupy_kernels.source("lau_backward")
-    barriers = [m.span() for m in re.finditer(r"__syncthreads\(\);", text)]
-    assert len(barriers) == 3  # in exclusive_sum, twice, and in list_cells
-    begin, end = barriers[which]
-    # In a separate process: a list with a wrong start may be written anywhere.
-    code = (
-        "import sys, emulator, test_kernels_emulator as tests\n"
-        "text = sys.stdin.read()\n"
-        "assert tests.right(*tests.listed(text))\n"
-        "with emulator.reversed_order():\n"
-        "    assert tests.right(*tests.listed(text))\n"
-    )
-    ran = [run("-c", code, input=t).returncode for t in (text, text[:begin] + text[end:])]
-    assert ran[0] == 0 and ran[1] != 0
+# --------------------------------------------------------------------------------------------------- the sanitizers
 
 
-# ---------------------------------------------------------------------------------------- out-of-bounds accesses
+def sanitized(sanitizer: str, *code: str) -> subprocess.CompletedProcess[str]:
+    return run(*code, **sanitize.environment(sanitizer))
 
 
-def sanitized(*code: str) -> subprocess.CompletedProcess[str]:
-    return run(*code, **memcheck.environment())
-
-
-def test_no_access_out_of_bounds() -> None:
-    ran = sanitized("-m", "emulator.memcheck")
+@pytest.mark.parametrize("sanitizer", ["address", pytest.param("thread", marks=pytest.mark.acceptance)])
+def test_the_sanitizers_find_nothing(sanitizer: str) -> None:
+    ran = sanitized(sanitizer, "-m", "emulator.sanitize", sanitizer)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    assert "no access out of bounds" in ran.stdout
+    assert "nothing found" in ran.stdout
 
 
-BROKEN = """
+ACCESSES = """
 import sys
+import emulator
 import numpy as np
-import cupy_kernels, emulator
-from emulator import memcheck
-text = cupy_kernels.source("lau_backward")
-assert {old!r} in text
-kernel = emulator.Module(text.replace({old!r}, {new!r}), [{name!r}], memcheck.FLAGS).get_function({name!r})
-{call}
+from emulator import Fault, sanitize
+
+COMBINE, GATHERS = "combine<float, true>", ("gather_nchw<float, 16>", "gather_nhwc<float, 1, 16, 1>")
+kernels = emulator.faulty(
+    "lau_backward",
+    [
+        Fault("sound", COMBINE),
+        Fault("write", COMBINE, "if (i >= (size_t)maps * C * hw) return;"),
+        Fault("before the array", COMBINE, "if (y < corner / 2 || x < corner % 2) continue;"),
+        *(Fault(name, name) for name in GATHERS),
+        Fault("overflow", "list_cells", "(int)((long long)length * i / parts)", "length * 100000000"),
+    ],
+    sanitize.FLAGS["address"],
+)
+fault = sys.argv[1]
+if fault == "overflow":
+    count, cells = np.full(4, 90, np.int32), [np.zeros(4, np.int32) for _ in range(3)]
+    pointers = tuple(a.ctypes.data for a in (count, *cells, np.zeros((24, 3), np.int32)))
+    kernels[fault]((1,), (256,), (*pointers, np.int32(4), np.int32(16)))
+elif not fault.startswith("gathers"):
+    parts, out = np.zeros(4 * 4 * 300, np.float32), np.zeros(4 * 300, np.float32)
+    count, first = np.zeros(300, np.int32), np.zeros(300, np.int32)
+    pointers = tuple(a.ctypes.data for a in (parts, count, first, out))
+    kernels[fault]((5,), (256,), (*pointers, *map(np.int32, (1, 4, 15, 20, 16, 300))))
+else:
+    # There may be up to 256 chunks, and there are 128: what lies after those was never written.
+    grad, u = np.zeros(4000, np.float32), np.zeros(400, np.float32)
+    chunks, totals = np.array([[0, 0, 16]] * 128, np.int32), np.array([2048, 128], np.int32)
+    entries, parts, doffset = np.zeros(4 * 16, np.float32), np.zeros(4 * 256, np.float32), np.zeros(8000, np.float32)
+    pointers = tuple(a.ctypes.data for a in (grad, u, chunks, totals, entries, parts, doffset))
+    numbers, bytes = map(np.int32, (0, 1, 1, 20, 20, 4000, 256)), 48 * 1024 - 64 * ("shared" in fault)
+    kernels[GATHERS[0]]((2,), (128,), (*pointers, *numbers), shared_mem=bytes)
+    kernels[GATHERS[1]]((32,), (256,), (*pointers, *map(np.int32, (0, 1, 20, 20, 4000))))
 """
-COMBINE = """
-parts, out = np.zeros(4 * 4 * 300, np.float32), np.zeros(4 * 300, np.float32)
-count, first = np.zeros(300, np.int32), np.zeros(300, np.int32)
-pointers = tuple(a.ctypes.data for a in (parts, count, first, out))
-kernel((5,), (256,), (*pointers, *map(np.int32, (1, 4, 15, 20, 16, 300))))
-"""
-GATHER = """
-grad, u = np.zeros(4000, np.float32), np.zeros(400, np.float32)
-chunks, totals = np.array([[0, 0, 16]] * 128, np.int32), np.array([2048, 128], np.int32)
-entries, parts, doffset = np.zeros(4 * 16, np.float32), np.zeros(4 * 128, np.float32), np.zeros(8000, np.float32)
-pointers = tuple(a.ctypes.data for a in (grad, u, chunks, totals, entries, parts, doffset))
-args = (*pointers, *map(np.int32, (0, 1, 1, 20, 20, 4000, 128)))
-kernel((1,), (128,), args, shared_mem={bytes})
-"""
+BOUNDS = r"heap-buffer-overflow.*lau_backward\.cu:\d+"
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "call", "words"),
+    ("fault", "words"),
     [
-        pytest.param("combine<float, true>", "", "", COMBINE, None, id="sound"),
-        pytest.param(
-            "combine<float, true>",
-            "if (i >= maps * C * hw) return;",
-            "",
-            COMBINE,
-            r"heap-buffer-overflow.*lau_backward\.cu:\d+",
-            id="write",
-        ),
-        pytest.param("gather_nchw<float, 16>", "", "", GATHER.format(bytes=48 * 1024), None, id="sound-shared"),
-        pytest.param(
-            "gather_nchw<float, 16>",
-            "",
-            "",
-            GATHER.format(bytes=48 * 1024 - 64),
-            r"heap-buffer-overflow.*lau_backward\.cu:\d+",
-            id="shared",
-        ),
+        ("sound", None),
+        ("write", BOUNDS),
+        ("before the array", BOUNDS),
+        ("gathers", None),
+        ("gathers with too little shared memory", BOUNDS),
+        ("overflow", r"lau_backward\.cu:\d+.*signed integer overflow"),
     ],
 )
-def test_access_out_of_bounds_is_caught(name: str, old: str, new: str, call: str, words: str | None) -> None:
-    ran = sanitized("-c", BROKEN.format(name=name, old=old, new=new, call=call))
+def test_access_out_of_bounds_is_caught(fault: str, words: str | None) -> None:
+    ran = sanitized("address", "-c", ACCESSES, fault)
     if words is None:
         assert ran.returncode == 0, ran.stderr[-3000:]
     else:
         assert ran.returncode != 0 and re.search(words, ran.stderr, re.DOTALL), ran.stderr[-3000:]
+
+
+RACES = """
+import sys
+import emulator
+import numpy as np
+from emulator import Fault, sanitize
+
+RANKS = "count_cells<float, true>"
+ADD = "rank = atomicAdd(count + cell, __popc(peers));"
+kernels = emulator.faulty(
+    "lau_backward",
+    [
+        Fault("sound list", "list_cells"),
+        *(Fault(f"barrier {i}", "list_cells", "__syncthreads();", which=i) for i in range(3)),
+        Fault("sound count", RANKS),
+        Fault("non-atomic count", RANKS, ADD, "{ rank = count[cell]; count[cell] += __popc(peers); }"),
+    ],
+    sanitize.FLAGS["thread"],
+)
+offset, key, count = np.zeros((2, 512), np.float32), np.zeros(512, np.int32), np.zeros(32, np.int32)
+offset[1] = -9  # all columns read the first: cells of several blocks
+geometry = (*map(np.int32, (0, 1, 1, 2, 16, 4, 4)), np.float32(0.25), np.float32(0.25))
+lengths = np.random.default_rng(0).integers(0, 40, 200).astype(np.int32)
+for name, kernel in kernels.items():
+    print("==", name, file=sys.stderr, flush=True)
+    if "count" in name:
+        count[...] = 0
+        kernel((2,), (256,), (*(a.ctypes.data for a in (offset, key, count)), *geometry))
+    else:
+        arrays = (lengths, np.zeros(2, np.int32), *np.zeros((2, 200), np.int32), np.zeros((9999, 3), np.int32))
+        kernel((1,), (256,), (*(a.ctypes.data for a in arrays), np.int32(200), np.int32(16)))
+"""
+
+
+def test_races_are_caught() -> None:
+    """Within a block, where a barrier is missing, and between blocks; and none is reported where there is none."""
+    ran = sanitized("thread", "-c", RACES)
+    reports = dict(part.split("\n", 1) for part in ran.stderr.split("== ")[1:])
+    assert len(reports) == 6, ran.stderr[-3000:]
+    for name, report in reports.items():
+        assert ("ThreadSanitizer: data race" in report) is not name.startswith("sound"), (name, report)
+        assert re.search(r"lau_backward\.cu:\d+", report) or name.startswith("sound")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import cupy_kernels
 from laurepro.ops import (
     _cupy,
     _cupy_lists,
@@ -231,6 +231,7 @@ def test_weights_of_zero_agree_with_oracle(device: torch.device, kind: str, rule
     dtype=st.sampled_from([np.float64, np.float32]),
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     deterministic=st.booleans(),
+    order=st.integers(0, 1000),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_drawn_shapes(
@@ -249,13 +250,15 @@ def test_drawn_shapes(
     dtype: Dtype,
     memory_format: torch.memory_format,
     deterministic: bool,
+    order: int,
     seed: int,
 ) -> None:
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)
     m = c if per_channel and RULES[rule].loss is offset_guided_cross_entropy else 1
     case = make(kind, n, c, h, w, k, m, seed, dtype, ignore)
-    check(case, device, memory_format, RULES[rule], integer_gradient, normalize)
+    with emulator.order(order):
+        check(case, device, memory_format, RULES[rule], integer_gradient, normalize)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -462,7 +465,7 @@ def test_deterministic_mode(device: torch.device, rule: str) -> None:
     for a, b in zip(default, first, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
     if device.type == "cpu":
-        with emulator.reversed_order():
+        with emulator.order(emulator.DESCENDING):
             runs = [compute(case, device, torch.channels_last, RULES[rule])]
             torch.use_deterministic_algorithms(False)
             other = compute(case, device, torch.channels_last, RULES[rule])
@@ -617,37 +620,73 @@ def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.Monkey
         offset_guided_cross_entropy(many, offset, labels.expand(9, 3000, 3000), 1, backend="cupy")
 
 
-MUTANTS = [  # file, the text that is replaced, its replacement, and a case that should fail
-    ("loss_forward", "nll < rival : nll <= rival", "nll <= rival : nll < rival", GUIDED, "zero"),
-    ("loss_forward", "if (rival < least)", "if (rival <= least)", REGRESSION, "small"),
-    ("loss_forward", "min(i + rise_y(corner, sy), h - 1)", "i", REGRESSION, "small"),
-    ("loss_forward", "if (lane == s) {", "if (lane == 0) {", GUIDED, "small"),
-    ("loss_backward", "if (to_below) add<VEC>(out + to_below, s10[q]);", "", GUIDED, "small"),
-    ("loss_backward", "? p - s : p", "? p : p", GUIDED, "small"),
-    ("loss_backward", "if (verdict == IGNORED) return", "if (false) return", GUIDED, "small"),
-    ("loss_backward", "grad_y += along_y;", "grad_y = along_y;", GUIDED, "far"),
-]
+GATHER, TURNS = "loss_gather_nhwc<float, 1, 8, 1>", "loss_gather_nhwc<float, 1, 32, 6>"
+FAULTS = {  # of each file, with a case in which it should show
+    "loss_forward": [
+        (
+            emulator.Fault("tie", "judge<float>", "nll < rival : nll <= rival", "nll <= rival : nll < rival"),
+            GUIDED,
+            "zero",
+        ),
+        (
+            emulator.Fault("last corner", "judge<float>", "if (rival < least)", "if (rival <= least)"),
+            REGRESSION,
+            "small",
+        ),
+        (emulator.Fault("row", "judge<float>", "min(i + rise_y(corner, sy), h - 1)", "i"), REGRESSION, "small"),
+        (
+            emulator.Fault("lane", "log_sums_nhwc<float, 1, 8, 1>", "if (lane == s) {", "if (lane == 0) {"),
+            GUIDED,
+            "small",
+        ),
+        (
+            emulator.Fault("lost shuffle", "log_sums_nhwc<float, 1, 8, 1>", "group_log_sum<LANES>(sum, sum0, lane);"),
+            GUIDED,
+            "small",
+        ),
+    ],
+    "loss_backward": [
+        (
+            emulator.Fault("corner", GATHER, "if (to_below) add<VEC>(out + to_below, s10[q]);"),
+            GUIDED,
+            "small",
+        ),
+        (emulator.Fault("label", GATHER, "? p - s : p;", "? p : p;"), GUIDED, "small"),
+        (emulator.Fault("ignored", GATHER, "if (verdict == IGNORED) return", "if (false) return"), GUIDED, "small"),
+        (emulator.Fault("turns", TURNS, "grad_y += along_y;", "grad_y = along_y;"), GUIDED, "far"),
+        (emulator.Fault("lost sum", GATHER, "s01[q].v[j] = across_groups<LANES>(s01[q].v[j]);"), GUIDED, "small"),
+    ],
+}
+
+
+@functools.cache
+def faulty(source: str) -> dict[str, emulator.Kernel]:
+    return emulator.faulty(source, [fault for fault, _, _ in FAULTS[source]])
 
 
 @pytest.mark.cxx
-@pytest.mark.parametrize(("name", "old", "new", "rule", "kind"), MUTANTS, ids=[old for _, old, *_ in MUTANTS])
+@pytest.mark.parametrize(
+    ("source", "fault", "rule", "kind"),
+    [pytest.param(source, *rest, id=rest[0].name) for source, faults in FAULTS.items() for rest in faults],
+)
 def test_a_wrong_kernel_is_caught(
-    name: str, old: str, new: str, rule: Rule, kind: str, monkeypatch: pytest.MonkeyPatch
+    source: str, fault: emulator.Fault, rule: Rule, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = cupy_kernels.source(name)
-    assert text.count(old) == 1
+    used = []
 
-    def load(source: str, expression: str) -> Any:
-        if source != name:
-            return fixtures.LOADER(source, expression)
-        return emulator.Module(text.replace(old, new), (expression,)).get_function(expression)
+    def load(file: str, expression: str) -> Any:
+        if (file, expression) != (source, fault.expression):
+            return fixtures.LOADER(file, expression)
+        used.append(expression)
+        return faulty(source)[fault.name]
 
     monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
     monkeypatch.setattr(_cupy, "_kernels", {})
-    channels = 203 if "grad_y" in old else 5  # 203 take several turns
+    channels = 203 if fault.expression == TURNS else 5
     case = make(kind, 2, channels, 4, 4, (2, 2), 1, 3, np.float32)
     with pytest.raises((AssertionError, emulator.EmulationError)):
         check(case, torch.device("cpu"), torch.channels_last, rule, "right", "valid")
+    assert used
 
 
 # --------------------------------------------------------------------------------------------------- only on a GPU

@@ -141,6 +141,9 @@ def render(report: Report) -> str:
         )
         wrong = f"  WRONG: above {row.tolerance:g}" if row.wrong else ""
         note = f"  {row.note}" if row.note else ""
+        if row.details and "host_milliseconds" in row.details:
+            clock = "" if row.details["clock"] == "graph" else f", {row.details['clock']}"
+            note = f"  host {row.details['host_milliseconds']:.3f} ms{clock}{note}"
         lines.append(f"  {row.variant + (' *' if row.ours else ''):32}{''.join(cells)}{wrong}{note}")
     return "\n".join([*lines, "* laurepro; floor: time to move each tensor once, as a share of the time taken"])
 

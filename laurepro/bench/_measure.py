@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import multiprocessing
 import statistics
@@ -51,6 +52,68 @@ def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, Times]:
     return {name: Times(values) for name, values in seconds.items()}
 
 
+def on_gpu(calls: Mapping[str, Call], rounds: int, in_a_row: int) -> tuple[dict[str, Times], dict[str, dict[str, Any]]]:
+    """The GPU's time for each call, without the host's: as `interleave`, but replayed from CUDA graphs.
+
+    Args:
+        calls: by name.
+        rounds: timed rounds.
+        in_a_row: the calls that a graph records one after the other, so that all sets of inputs take their turn.
+
+    Returns:
+        The times; and the details of the rows: `host_milliseconds`, what the host takes to issue a call, and `clock`,
+        which is "graph". Where a call cannot be recorded it is "host", and why; the time is then the longer of the two.
+    """
+    replayed: dict[str, Call] = {}
+    details: dict[str, dict[str, Any]] = {}
+    for name, call in calls.items():
+        clock = "graph"
+        try:
+            replayed[name] = recorded(call, in_a_row)
+        except RuntimeError as error:
+            replayed[name], clock = (
+                functools.partial(_repeat, call, in_a_row),
+                f"host, {reason(error)}".replace("not measured: ", ""),
+            )
+        details[name] = {"host_milliseconds": 1e3 * host_seconds(call), "clock": clock}
+    times = interleave(replayed, rounds)
+    return {name: Times([s / in_a_row for s in t.seconds]) for name, t in times.items()}, details
+
+
+def recorded(call: Call, in_a_row: int) -> Call:
+    """Replays a CUDA graph of some calls in a row.
+
+    Raises:
+        RuntimeError: the call does what no graph can hold, such as reading a value.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    # Compiles and allocates, and on the stream that is recorded: autograd runs a backward where its forward ran.
+    with torch.cuda.stream(stream):
+        _repeat(call, in_a_row)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        _repeat(call, in_a_row)
+    return graph.replay
+
+
+def _repeat(call: Call, times: int) -> None:
+    for _ in range(times):
+        call()
+
+
+def host_seconds(call: Call) -> float:
+    """What the host takes to issue a call, the fastest of some: the GPU is idle before, and is not waited for."""
+    taken = []
+    for _ in range(20):
+        began = _now()
+        call()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
 def seconds(call: Call) -> float:
     """Of one call, without a warm-up."""
     return _block(call, 1)
@@ -58,8 +121,7 @@ def seconds(call: Call) -> float:
 
 def _block(call: Call, repeats: int) -> float:
     began = _now()
-    for _ in range(repeats):
-        call()
+    _repeat(call, repeats)
     return (_now() - began) / repeats
 
 
@@ -101,9 +163,19 @@ def reason(error: Exception) -> str:
     return f"not measured: {type(error).__name__}: {first:.100}"
 
 
-def announced(cases: Sequence[str]) -> Iterator[str]:
-    """The cases one after the other, each printed on stderr before it begins."""
+def announced(cases: Sequence[str], compiles: bool = False) -> Iterator[str]:
+    """The cases one after the other, each printed on stderr before it begins.
+
+    With `compiles`, torch.compile begins each without what it compiled for those before, which counts against its limit
+    on compilations of one function. A case that exceeds it fails; torch would run the function uncompiled.
+    """
+    if compiles:
+        import torch._dynamo  # takes seconds
+
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     for count, case in enumerate(cases, 1):
+        if compiles:
+            torch._dynamo.reset()
         print(f"[{count}/{len(cases)}] {case}", file=sys.stderr, flush=True)
         yield case
 

@@ -60,7 +60,7 @@ class Kind(NamedTuple):
     reference: Callable[[Problem, Inputs], dict[str, Tensor]]  # OUTPUTS in float64
     bytes_moved: Callable[[Problem, Pass], int]
     prepare: Callable[[Problem, Inputs], Inputs] = lambda problem, inputs: inputs  # adapts the inputs
-    per_channel: bool = True  # takes an offset for each channel
+    without: str = ""  # the shapes that it does not take
 
 
 def make_inputs(kind: Kind, problem: Problem, seed: int = 0) -> Inputs:
@@ -175,7 +175,7 @@ def run(kinds: Iterable[Kind], options: Options, bandwidth: float) -> list[Row]:
     todo: dict[str, tuple[Kind, Problem, list[Pass]]] = {}
     names = []
     for kind, problem in itertools.product(kinds, problems(options)):
-        if problem.per_channel and not kind.per_channel:
+        if problem.shape in kind.without:
             continue
         # A quick run measures the passes one by one for one kind of offsets only.
         every = options.shapes == "full" or problem.distribution == "white"
@@ -186,7 +186,11 @@ def run(kinds: Iterable[Kind], options: Options, bandwidth: float) -> list[Row]:
             todo[f"{kind.prefix}/{problem.name}"] = (kind, problem, passes)
     if not todo:
         raise LaureproError(f"--only {' '.join(options.only)}: no such case", f"a case is named as in {names[0]}")
-    return [row for name in _measure.announced(list(todo)) for row in _rows(*todo[name], options, bandwidth)]
+    return [
+        row
+        for name in _measure.announced(list(todo), options.compile)
+        for row in _rows(*todo[name], options, bandwidth)
+    ]
 
 
 def _rows(kind: Kind, problem: Problem, passes: list[Pass], options: Options, bandwidth: float) -> list[Row]:
@@ -200,7 +204,11 @@ def _rows(kind: Kind, problem: Problem, passes: list[Pass], options: Options, ba
     right = [v for v in variants if v.name in errors and not (v.ours and _exceeds(errors[v.name], tolerance))]
     rows = []
     for which in passes:
-        times = _measure.interleave({v.name: call_of(v, sets, which) for v in right}, options.rounds)
+        calls = {v.name: call_of(v, sets, which) for v in right}
+        if problem.device == "cuda":
+            times, details = _measure.on_gpu(calls, options.rounds, len(sets))
+        else:
+            times, details = _measure.interleave(calls, options.rounds), {}
         peaks: dict[str, int | str] = {}
         if options.memory and which == "forward_backward" and problem.distribution == "white":
             device = torch.device(problem.device)
@@ -221,6 +229,7 @@ def _rows(kind: Kind, problem: Problem, passes: list[Pass], options: Options, ba
                 error=errors.get(v.name),
                 tolerance=tolerance if v.ours else None,
                 note=notes.get(v.name, v.remark),
+                details=details.get(v.name),
             )
             for v in variants
         ]

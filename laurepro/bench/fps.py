@@ -36,7 +36,7 @@ def run(options: Options, bandwidth: float) -> list[Row]:
     chosen = options.chosen(f"fps/{pair}" for pair in pairs)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
-        return [row for case in _measure.announced(chosen) for row in _pair(case, options, device)]
+        return [row for case in _measure.announced(chosen, options.compile) for row in _pair(case, options, device)]
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 

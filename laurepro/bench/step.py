@@ -33,7 +33,7 @@ def run(options: Options, bandwidth: float) -> list[Row]:
         LaureproError: no case matches `options.only`.
     """
     rows: list[Row] = []
-    for case in _measure.announced(options.chosen(CASES)):
+    for case in _measure.announced(options.chosen(CASES), options.compile):
         rows += _losses(case, options) if case == "step/loss" else _times(case, options)
     return rows
 

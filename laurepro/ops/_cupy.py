@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -53,6 +55,26 @@ def _compile(source: str, expression: str) -> Kernel:
 # What compiles a kernel, by the type of its device. Tests add "cpu": an emulator with CuPy's calling convention.
 LOADERS: dict[str, Callable[[str, str], Kernel]] = {"cuda": _compile}
 _kernels: dict[tuple[torch.device, str, str], Kernel] = {}
+
+
+def load(device: torch.device, kernels: Iterable[tuple[str, str]]) -> None:
+    """Compile those kernels, (source, expression), that are not compiled yet, as many at a time as there are cores.
+
+    Each is a program of its own, so that nothing is compiled that no launch needs, and takes the compiler a part of a
+    second. A function that launches several calls this first; `launch` would compile them one after the other.
+    """
+    missing = [key for key in ((device, *kernel) for kernel in kernels) if key not in _kernels]
+    if len(missing) > 1 and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
+            _kernels.update(zip(missing, pool.map(_compile_in_thread, missing), strict=True))
+
+
+def _compile_in_thread(key: tuple[torch.device, str, str]) -> Kernel:
+    import cupy
+
+    device, source, expression = key
+    cupy.cuda.Device(device.index).use()  # each thread has its own current device
+    return LOADERS[device.type](source, expression)
 
 
 def launch(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ._cupy import CTYPES, MAX_ELEMENTS, MAX_PIXELS
 
+MAX_GRID = 65535  # blocks along the second and the third axis of a grid
+
 
 class Shape(NamedTuple):
     """Sizes of one call; H and W are of the output."""

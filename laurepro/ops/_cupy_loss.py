@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _cupy_layout
-from ._cupy import CTYPES, MAX_ELEMENTS, launch
+from ._cupy import CTYPES, MAX_ELEMENTS, launch, load
 from ._cupy_layout import (
+    MAX_GRID,
     Shape,
     accumulator,
     blocks_of,
@@ -28,7 +29,7 @@ from ._cupy_layout import (
     sizes,
     vector_width,
 )
-from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, list_samples, slabs
+from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, list_samples, load_gather, slabs
 
 RULES = ("paper", "code", "regression")  # TIE_LOSES, TIE_WINS and REGRESSION of loss.cuh
 
@@ -123,22 +124,24 @@ def forward(
     if loss.numel():
         ctype, real, run = CTYPES[input.dtype], _real(wide), functools.partial(launch, input.device, "loss_forward")
         scale = reciprocals(k_h, k_w, wide)
-        per_pixel = (blocks_of(s.pixels, 256), min(s.n, 65535))
+        division, judge = lanes_of(s.c, input.dtype, input.data_ptr()), f"judge<{ctype}>"
+        log_sums = f"log_sums_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
+        log_sums = f"log_sums_channels<{ctype}>" if s.m > 1 else log_sums
+        load(input.device, [("loss_forward", log_sums), ("loss_forward", judge)])
+        per_pixel = (blocks_of(s.pixels, 256), min(s.n, MAX_GRID))
         sums = (input.data_ptr(), offset.data_ptr(), lse.data_ptr(), pointer(plain))
         numbers = (*sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
         if s.m > 1:
-            run(f"log_sums_channels<{ctype}>", per_pixel, 256, (*sums, *numbers))
+            run(log_sums, per_pixel, 256, (*sums, *numbers))
         else:
-            division = lanes_of(s.c, input.dtype, input.data_ptr())
-            kernel = f"log_sums_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
             grid = (blocks_of(s.n * s.h * s.w * division.lanes, 256),)
-            run(kernel, grid, 256, (*sums, pointer(nodes), *numbers))
+            run(log_sums, grid, 256, (*sums, pointer(nodes), *numbers))
         rivals = pointer(nodes if regression else plain)
         tensors = (*(t.data_ptr() for t in (input, offset, target, lse)), rivals, loss.data_ptr(), choice.data_ptr())
         strides = (s.c, 1) if s.m == 1 else (1, s.h * s.w)
         numbers = (*sizes(s.n, s.m, s.c, s.h, s.w, k_h, k_w), *scale, *sizes(*strides, rule))
         settings = (real(1 + offset_weight), real(regression_weight), real(beta), np.int64(ignore_index))
-        run(f"judge<{ctype}>", per_pixel, 256, (*tensors, *numbers, *settings))
+        run(judge, per_pixel, 256, (*tensors, *numbers, *settings))
     return loss.sum(), lse, choice
 
 
@@ -219,10 +222,16 @@ def _backward_maps(
     """The gradients of maps `first` to `first + maps - 1`. `kept`: scale, input, offset, target, lse, choice."""
     input, offset, wide = kept[1], kept[2], kept[2].dtype
     ctype, channels = CTYPES[input.dtype], s.c // s.m
+    combines = grad_input is not None and (deterministic or s.m > 1)
+    division = lanes_of(s.c, input.dtype, input.data_ptr())
+    kernel = f"loss_gather_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
+    kernel = f"loss_gather_channels<{ctype}>" if s.m > 1 else kernel
+    load_gather(input.device, ("loss_backward", kernel), input.dtype, s.m == 1, deterministic, combines)
+
     capacity = WARP_CHUNK if s.m == 1 else THREAD_CHUNK
     lists = list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
     parts = None
-    if grad_input is not None and (deterministic or s.m > 1):
+    if combines:
         parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
     pointers = (*(t.data_ptr() for t in kept), lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
     pointers = (*pointers, pointer(parts))
@@ -230,12 +239,10 @@ def _backward_maps(
     if s.m > 1:
         punished, _, _, code = numbers
         args = (*pointers, pointer(grad_offset), *geometry, punished, code, np.int32(lists.max_chunks))
-        grid, block, kernel = (blocks_of(lists.max_chunks, 128),), 128, f"loss_gather_channels<{ctype}>"
+        grid, block = (blocks_of(lists.max_chunks, 128),), 128
     else:
         sums = pointer(grad_input if parts is None else None)
         args = (*pointers, sums, pointer(grad_offset), *geometry, *numbers)
-        division = lanes_of(s.c, input.dtype, input.data_ptr())
-        kernel = f"loss_gather_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
         grid, block = (blocks_of(lists.max_chunks, 8),), 256
     launch(input.device, "loss_backward", kernel, grid, block, args)
     if grad_input is not None and parts is not None:

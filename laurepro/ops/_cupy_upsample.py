@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._cupy import CTYPES, launch
 from ._cupy_layout import (
+    MAX_GRID,
     Shape,
     accumulator,
     blocks_of,
@@ -24,7 +25,7 @@ from ._cupy_layout import (
     sizes,
     vector_width,
 )
-from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, entry_bytes, list_samples, slabs
+from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, entry_bytes, list_samples, load_gather, slabs
 
 _NHWC_LANES = 8  # lanes that share a pixel in lau_forward_nhwc
 _NCHW_CHANNELS = 32  # channels per block of lau_forward_nchw: the taps, found once per block, cost a tenth of these
@@ -57,13 +58,13 @@ def forward(input: Tensor, offset: Tensor | None, k_h: int, k_w: int, code: bool
     if last:
         kernel = f"lau_forward_nhwc<{ctype}, {vector_width(s.c, input.dtype, input.data_ptr())}, {_NHWC_LANES}>"
         args = (*pointers, *sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
-        launch(input.device, "lau_forward", kernel, (blocks_of(s.pixels, 256), min(s.n, 65535)), 256, args)
+        launch(input.device, "lau_forward", kernel, (blocks_of(s.pixels, 256), min(s.n, MAX_GRID)), 256, args)
         return output
     width = _pixel_width(s.pixels, s.w, input.dtype)
     maps, channels = s.n * s.m, s.c // s.m
-    channel_blocks = blocks_of(channels, _NCHW_CHANNELS)
+    channel_blocks = min(blocks_of(channels, _NCHW_CHANNELS), MAX_GRID)
     per_block = blocks_of(channels, channel_blocks)
-    grid = (blocks_of(s.pixels, 256 * width), channel_blocks, min(maps, 65535))
+    grid = (blocks_of(s.pixels, 256 * width), channel_blocks, min(maps, MAX_GRID))
     args = (*pointers, *sizes(maps, s.m, channels, s.h, s.w, k_h, k_w), *scale, np.int32(per_block))
     launch(input.device, "lau_forward", f"lau_forward_nchw<{ctype}, {width}, {int(s.w > 1)}>", grid, 256, args)
     return output.contiguous(memory_format=wanted)
@@ -127,7 +128,7 @@ def backward(
             maps = s.n * s.m
             numbers = (*sizes(maps, s.m, s.c // s.m, s.h, s.w, k_h, k_w), *reciprocals(k_h, k_w, target.dtype))
             pointers = (grad.data_ptr(), input.data_ptr(), pointer(offset), target.data_ptr())
-            grid = (blocks_of(s.pixels, 256), min(maps, 65535))
+            grid = (blocks_of(s.pixels, 256), min(maps, MAX_GRID))
             kernel = f"integer_rule<{CTYPES[input.dtype]}>"
             launch(input.device, "lau_backward", kernel, grid, 256, (*pointers, *numbers, np.int32(last)))
     return (grad_input.contiguous(memory_format=wanted) if need_input else input.new_empty(0)), grad_offset
@@ -148,23 +149,25 @@ def _backward_maps(
     """The gradients of the maps from `first` to `first + maps - 1`, from lists of their samples sorted by cell."""
     dtype, wide = input.dtype, accumulator(input.dtype)
     ctype, channels = CTYPES[dtype], s.c // s.m
+    per_input, per_output = channels * s.h * s.w * dtype.itemsize, channels * s.pixels * dtype.itemsize
+    tensors = (grad.data_ptr() + first * per_output, input.data_ptr() + first * per_input)
+    kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
+    if last:
+        kernel = f"gather_nhwc<{ctype}, {', '.join(map(str, gather_lanes(channels, dtype, *tensors)))}>"
+    load_gather(input.device, ("lau_backward", kernel), dtype, last, deterministic, grad_input is not None)
+
     capacity = WARP_CHUNK if last else THREAD_CHUNK
     lists = list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
-
     parts = None
     if grad_input is not None:
         parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
-    per_input, per_output = channels * s.h * s.w * dtype.itemsize, channels * s.pixels * dtype.itemsize
-    tensors = (grad.data_ptr() + first * per_output, input.data_ptr() + first * per_input)
     listed = (lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
     pointers = (*tensors, *listed, pointer(parts), pointer(grad_offset))
     if last:
-        instance = ", ".join(map(str, gather_lanes(channels, dtype, *tensors)))
-        kernel, blocks, block, shared = f"gather_nhwc<{ctype}, {instance}>", blocks_of(lists.max_chunks, 8), 256, 0
-        numbers = sizes(first, channels, s.h, s.w, s.pixels, lists.max_chunks)
+        blocks, block, shared = blocks_of(lists.max_chunks, 8), 256, 0
+        numbers = sizes(first, channels, s.h, s.w, s.pixels)
     else:
         block = 128 if wide == torch.float32 else 64
-        kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
         blocks = blocks_of(lists.max_chunks, block)
         shared = block * THREAD_CHUNK * (entry_bytes(wide) + 2 * wide.itemsize)
         numbers = sizes(first, s.m, channels, s.h, s.w, s.pixels, lists.max_chunks)

@@ -6,10 +6,11 @@ import ctypes
 import hashlib
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,8 @@ import cupy_kernels
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
 FLAGS = ("-std=c++17", "-Og", "-shared", "-fPIC", "-w", "-ffp-contract=off")
-_reversed = False
+ASCENDING, DESCENDING = 0, 1  # any other number is the seed of random orders
+_order = 2
 
 
 class EmulationError(RuntimeError):
@@ -25,14 +27,14 @@ class EmulationError(RuntimeError):
 
 
 @contextmanager
-def reversed_order() -> Iterator[None]:
-    """Run blocks, warps and lanes in reverse order: results that depend on the order change."""
-    global _reversed
-    _reversed = True
+def order(schedule: int) -> Iterator[None]:
+    """Run blocks, warps and lanes ASCENDING, DESCENDING, or in random orders: what depends on the order changes."""
+    global _order
+    previous, _order = _order, schedule
     try:
         yield
     finally:
-        _reversed = False
+        _order = previous
 
 
 def cache() -> Path:
@@ -74,6 +76,30 @@ class Module:
         return self._kernels[expression]
 
 
+class Fault(NamedTuple):
+    """A kernel that is made wrong: one instance of a file of `cupy_kernels`, in which `old` is replaced by `new`."""
+
+    name: str
+    expression: str
+    old: str = ""
+    new: str = ""
+    which: int | None = None  # of the places at which `old` stands; None: it stands at one
+
+
+def faulty(source: str, faults: Iterable[Fault], flags: tuple[str, ...] = ()) -> dict[str, Kernel]:
+    """The kernels by the names of their faults, compiled together: each text is in a namespace of its own."""
+    text, expressions = "", {}
+    for i, (name, expression, old, new, which) in enumerate(faults):
+        parts = cupy_kernels.source(source).split(old) if old else [cupy_kernels.source(source)]
+        assert len(parts) == 1 + bool(old) or (which is not None and which < len(parts) - 1), f"{old!r} in {source}"
+        place = (which or 0) + 1
+        changed = old.join(parts[:place]) + (new + old.join(parts[place:]) if old else "")
+        text += f"namespace fault_{i} {{\n{changed}\n}}\n"
+        expressions[name] = f"fault_{i}::{expression}"
+    module = Module(text, expressions.values(), flags)
+    return {name: module.get_function(expression) for name, expression in expressions.items()}
+
+
 class Loader:
     """An entry for `laurepro.ops._cupy.LOADERS`: compiles kernels when they are first asked for.
 
@@ -101,6 +127,7 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, index: int, expression: str) -> None:
         self.expression = expression
         self._schedule = library.emulator_schedule
+        self._seed = zlib.crc32(expression.encode())
         self._launch = getattr(library, f"emulator_launch_{index}")
         self._launch.restype = ctypes.c_char_p
         sizes, kinds = (ctypes.c_int * 64)(), ctypes.create_string_buffer(64)
@@ -127,7 +154,8 @@ class Kernel:
             raise EmulationError(f"{self.expression}: grid {shape[:3]} or block {shape[3:]} is not launchable")
         if shared_mem > 48 * 1024:
             raise EmulationError(f"{self.expression}: {shared_mem} bytes of shared memory need an attribute to be set")
-        self._schedule(int(_reversed))
+        # Each kernel has its own random order: else those that follow one another would have the same.
+        self._schedule(ctypes.c_uint64(_order if _order in (ASCENDING, DESCENDING) else (_order << 32) + self._seed))
         error = self._launch((ctypes.c_uint * 6)(*shape), ctypes.c_size_t(shared_mem), pointers)
         if error:
             raise EmulationError(f"{self.expression}: {error.decode()}")

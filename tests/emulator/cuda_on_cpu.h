@@ -1,10 +1,15 @@
-// Enough of CUDA C++ to run a kernel on one CPU core, strictly.
+// Enough of CUDA C++ to run a kernel on a CPU, strictly.
 //
-// Every thread of a block is a fibre; blocks run one after another. A barrier or a warp collective parks the fibre until
-// all live threads of the block or warp have arrived; dynamic shared memory is filled with NaN before each block. What a
-// GPU would leave undefined is an error: lanes at different collectives, a mask that lacks the caller, threads at a
-// barrier that the others never reach. One core runs everything, so that a race shows only as a dependence on the order
-// of threads: `emulator_schedule` reverses it.
+// Every thread of a block is a fibre. A barrier or a warp collective parks the fibre until all live threads of the block
+// or warp have arrived; dynamic shared memory is filled with NaN before each block. What a GPU would leave undefined is an
+// error: lanes at different collectives, a mask that lacks the caller, threads at a barrier that the others never reach.
+// Subnormal numbers are 0, as CuPy compiles kernels (float64 too, of which a GPU keeps them).
+//
+// Blocks run one after another, and blocks, warps and lanes in the order that `emulator_schedule` sets: a race shows as a
+// dependence on it. With EMULATOR_THREADS, three blocks run at a time, each in a thread of the operating system. The
+// thread sanitizer then takes every fibre for a thread of which it knows only what CUDA promises: barriers order the
+// accesses of a block, __syncwarp those of a warp, shuffles, atomics and blocks order nothing. It finds a race that did
+// not show.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -13,10 +18,27 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <thread>
 #include <vector>
 #include <sys/mman.h>
-#ifndef __x86_64__
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#else
 #include <ucontext.h>
+#endif
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+#endif
+#ifdef EMULATOR_THREADS
+#define EMULATOR_LOCAL thread_local
+#else
+#define EMULATOR_LOCAL
 #endif
 
 #define LAU_EMULATED 1
@@ -29,7 +51,7 @@
 #define __restrict__ __restrict
 #define __constant__ static
 #define __align__(n) alignas(n)
-#define __shared__ static  // one block at a time; filled with NaN only where it is dynamic
+#define __shared__ static EMULATOR_LOCAL  // one block at a time in a thread; filled with NaN only where it is dynamic
 
 struct uint2 { unsigned x, y; };
 struct uint3 { unsigned x, y, z; };
@@ -57,6 +79,7 @@ struct Fibre {
 #else
     ucontext_t context;
 #endif
+    void* sanitizer = nullptr;
     uint3 thread;
     int lane, warp;
     State state;
@@ -64,13 +87,16 @@ struct Fibre {
 struct Warp {
     unsigned arrived = 0, live = 0, generation = 0;
     int collective = 0;
+    char barrier[2];  // two, as for `exchange`
     uint64_t exchange[2][32];  // two, since a fast lane may enter the next collective before a slow one has read
 };
 struct Block {
     std::vector<Fibre> fibres;
     std::vector<Warp> warps;
     Fibre* current = nullptr;
-    unsigned arrived = 0, live = 0;
+    unsigned arrived = 0, live = 0, generation = 0;
+    char barrier[2];
+    void* sanitizer = nullptr;
     uint3 index, dim, grid;
     unsigned char* dynamic = nullptr;
     void (*entry)(void*) = nullptr;
@@ -84,10 +110,67 @@ struct Block {
     ucontext_t context;
 #endif
 };
-static Block block;
-static bool reversed = false;
+static EMULATOR_LOCAL Block block;
 
-extern "C" void emulator_schedule(int reverse) { reversed = reverse; }
+#ifdef __SANITIZE_THREAD__
+static char launch_end;
+inline void* created() { return __tsan_create_fiber(0); }
+inline void destroyed(void* fibre) { __tsan_destroy_fiber(fibre); }
+inline void* current() { return __tsan_get_current_fiber(); }
+inline void continues(void* fibre) { __tsan_switch_to_fiber(fibre, __tsan_switch_to_fiber_no_sync); }
+inline void before(char& event) { __tsan_release(&event); }
+inline void after(char& event) { __tsan_acquire(&event); }
+// The emulator's own accesses, which the sanitizer ignores.
+struct Unseen {
+    Unseen() { AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0); }
+    ~Unseen() { AnnotateIgnoreWritesEnd("", 0), AnnotateIgnoreReadsEnd("", 0); }
+};
+#else
+static char launch_end;
+inline void* created() { return nullptr; }
+inline void destroyed(void*) {}
+inline void* current() { return nullptr; }
+inline void continues(void*) {}
+inline void before(char&) {}
+inline void after(char&) {}
+struct Unseen {
+    Unseen() {}
+};
+#endif
+
+// 0 and 1: ascending and descending. Any other number is the seed of random orders.
+static uint64_t schedule = 0;
+static EMULATOR_LOCAL uint64_t random_state;
+extern "C" void emulator_schedule(uint64_t order) { schedule = order; }
+inline uint64_t random_bits() {
+    random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
+    return random_state >> 11;
+}
+
+// The numbers 0 to n - 1, each once, among others that are to be skipped: `at(i)` for i from 0 to `last`.
+struct Order {
+    size_t last, start, step;
+    explicit Order(size_t n) : last(1) {
+        while (last < n) last *= 2;
+        last--;
+        start = schedule == 0 ? 0 : schedule == 1 ? last : random_bits();
+        step = schedule == 0 ? 1 : schedule == 1 ? last : random_bits() | 1;
+    }
+    size_t at(size_t i) const { return (i * step + start) & last; }
+};
+
+// A subnormal number is 0, as operand and as result.
+struct FlushSubnormals {
+#ifdef __x86_64__
+    unsigned saved = _mm_getcsr();
+    FlushSubnormals() { _mm_setcsr(saved | 0x8040); }
+    ~FlushSubnormals() { _mm_setcsr(saved); }
+#elif defined(__aarch64__)
+    uint64_t saved;
+    FlushSubnormals() { asm volatile("mrs %0, fpcr" : "=r"(saved)); asm volatile("msr fpcr, %0" ::"r"(saved | 1 << 24)); }
+    ~FlushSubnormals() { asm volatile("msr fpcr, %0" ::"r"(saved)); }
+#endif
+};
 
 #ifdef __x86_64__
 extern "C" void emulator_switch(void** save, void* load);
@@ -103,24 +186,31 @@ emulator_switch:
   ret
 .size emulator_switch,.-emulator_switch
 )");
-inline void to_scheduler() { emulator_switch(&block.current->sp, block.sp); }
-inline void to_fibre(Fibre& f) { emulator_switch(&block.sp, f.sp); }
+inline void to_scheduler() { continues(block.sanitizer), emulator_switch(&block.current->sp, block.sp); }
+inline void to_fibre(Fibre& f) { continues(f.sanitizer), emulator_switch(&block.sp, f.sp); }
 #else
-inline void to_scheduler() { swapcontext(&block.current->context, &block.context); }
-inline void to_fibre(Fibre& f) { swapcontext(&block.context, &f.context); }
+inline void to_scheduler() { continues(block.sanitizer), swapcontext(&block.current->context, &block.context); }
+inline void to_fibre(Fibre& f) { continues(f.sanitizer), swapcontext(&block.context, &f.context); }
 #endif
 
-inline void run_thread() {
-    block.entry(block.argument);
+__noinline__ inline void end_thread() {
+    const Unseen unseen;
     Fibre& f = *block.current;
     f.state = DONE;
     block.live--;
     block.warps[f.warp].live--;
+}
+
+inline void run_thread() {  // never returns: without variables, whose memory the address sanitizer would keep apart
+    block.entry(block.argument);
+    before(launch_end);
+    end_thread();
     for (;;) to_scheduler();
 }
 
 inline void prepare(Fibre& f, char* stack) {
     f.state = READY;
+    f.sanitizer = created();
 #ifdef __x86_64__
     void** top = (void**)(((uintptr_t)stack + STACK) & ~(uintptr_t)15);
     *--top = nullptr;
@@ -141,13 +231,18 @@ inline void fail(const char* what) {
 }
 
 inline void block_barrier() {
+    const Unseen unseen;
+    char& barrier = block.barrier[block.generation & 1];
+    before(barrier);
     block.arrived++;
     block.current->state = AT_BLOCK;
     to_scheduler();
+    after(barrier);
 }
 
 // Returns which of the two exchange buffers this collective uses.
-inline int warp_barrier(unsigned mask, int collective) {
+inline int warp_barrier(unsigned mask, int collective, bool orders = false) {
+    const Unseen unseen;
     Fibre& f = *block.current;
     Warp& w = block.warps[f.warp];
     const int buffer = w.generation & 1;
@@ -157,18 +252,22 @@ inline int warp_barrier(unsigned mask, int collective) {
     else if (w.collective != collective) fail("lanes of a warp are at different collectives");
     w.arrived++;
     f.state = AT_WARP;
+    if (orders) before(w.barrier[buffer]);
     to_scheduler();
+    if (orders) after(w.barrier[buffer]);
     return buffer;
 }
 
 template <typename T> inline void offer(T v) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+    const Unseen unseen;
     Warp& w = block.warps[block.current->warp];
     uint64_t bits = 0;
     memcpy(&bits, &v, sizeof(T));
     w.exchange[w.generation & 1][block.current->lane] = bits;
 }
 template <typename T> inline T taken(int buffer, int lane) {
+    const Unseen unseen;
     T v;
     memcpy(&v, &block.warps[block.current->warp].exchange[buffer][lane & 31], sizeof(T));
     return v;
@@ -178,10 +277,11 @@ template <typename T> inline T shuffle(unsigned mask, T v, int from, int collect
     return taken<T>(warp_barrier(mask, collective), from);
 }
 
-inline void run_block() {
+inline void run_fibres() {
     Block& b = block;
+    b.sanitizer = current();
     b.live = (unsigned)b.fibres.size();
-    b.arrived = 0;
+    b.arrived = b.generation = 0;
     for (Warp& w : b.warps) w.arrived = w.live = w.generation = 0;
     for (size_t t = 0; t < b.fibres.size(); ++t) {
         b.warps[b.fibres[t].warp].live++;
@@ -189,13 +289,17 @@ inline void run_block() {
     }
     while (b.live) {
         bool ran = false;
-        for (size_t i = 0; i < b.warps.size(); ++i) {
-            const size_t warp = reversed ? b.warps.size() - 1 - i : i, first = warp * 32;
+        const Order warps(b.warps.size());
+        for (size_t i = 0; i <= warps.last; ++i) {
+            const size_t warp = warps.at(i), first = warp * 32;
+            if (warp >= b.warps.size()) continue;
             const size_t lanes = b.fibres.size() - first < 32 ? b.fibres.size() - first : 32;
             Warp& w = b.warps[warp];
             for (;;) {  // as long as the warp can go on by itself
-                for (size_t j = 0; j < lanes; ++j) {
-                    Fibre& f = b.fibres[first + (reversed ? lanes - 1 - j : j)];
+                const Order order(lanes);
+                for (size_t j = 0; j <= order.last; ++j) {
+                    if (order.at(j) >= lanes) continue;
+                    Fibre& f = b.fibres[first + order.at(j)];
                     if (f.state != READY) continue;
                     b.current = &f;
                     ran = true;
@@ -211,6 +315,7 @@ inline void run_block() {
         }
         if (b.arrived && b.arrived == b.live) {
             b.arrived = 0;
+            b.generation++;
             ran = true;
             for (Fibre& f : b.fibres)
                 if (f.state == AT_BLOCK) f.state = READY;
@@ -219,10 +324,7 @@ inline void run_block() {
     }
 }
 
-template <typename... P, size_t... I>
-const char* launch(void (*kernel)(P...), const unsigned* shape, size_t shared, void** arguments, std::index_sequence<I...>) {
-    static std::string message;
-    auto call = [&]() { kernel(*(P*)arguments[I]...); };
+inline void set_up(const unsigned* shape, void (*entry)(void*), void* argument) {
     Block& b = block;
     b.grid = {shape[0], shape[1], shape[2]};
     b.dim = {shape[3], shape[4], shape[5]};
@@ -240,20 +342,64 @@ const char* launch(void (*kernel)(P...), const unsigned* shape, size_t shared, v
         f.lane = t & 31;
         f.warp = t >> 5;
     }
-    b.entry = [](void* p) { (*(decltype(call)*)p)(); };
-    b.argument = &call;
+    b.entry = entry;
+    b.argument = argument;
     b.error.clear();
+}
+
+inline void run_block(size_t at, size_t shared) {
+    Block& b = block;
+    b.index = {(unsigned)(at % b.grid.x), (unsigned)(at / b.grid.x % b.grid.y), (unsigned)(at / b.grid.x / b.grid.y)};
     // Exactly as many bytes as asked for, on the heap: the address sanitizer sees an access past the end.
     b.dynamic = shared ? (unsigned char*)aligned_alloc(64, (shared + 63) / 64 * 64) : nullptr;
-    const size_t blocks = (size_t)b.grid.x * b.grid.y * b.grid.z;
-    for (size_t i = 0; i < blocks && b.error.empty(); ++i) {
-        const size_t at = reversed ? blocks - 1 - i : i;
-        b.index = {(unsigned)(at % b.grid.x), (unsigned)(at / b.grid.x % b.grid.y), (unsigned)(at / b.grid.x / b.grid.y)};
-        if (shared) memset(b.dynamic, 0xff, shared);
-        run_block();
-    }
+    if (shared) memset(b.dynamic, 0xff, shared);
+    run_fibres();
     free(b.dynamic);
-    message = b.error;
+    for (Fibre& f : b.fibres) destroyed(f.sanitizer);
+}
+
+template <typename... P, size_t... I>
+const char* launch(void (*kernel)(P...), const unsigned* shape, size_t shared, void** arguments, std::index_sequence<I...>) {
+    static std::string message;
+    auto call = [&]() { kernel(*(P*)arguments[I]...); };
+    void (*const entry)(void*) = [](void* p) { (*(decltype(call)*)p)(); };
+    const size_t blocks = (size_t)shape[0] * shape[1] * shape[2];
+    random_state = schedule * 0x9e3779b97f4a7c15 | 1;
+    const Order order(blocks);
+    message.clear();
+#ifdef EMULATOR_THREADS
+    constexpr size_t TOGETHER = 3;
+    std::thread running[TOGETHER];
+    std::string errors[TOGETHER];
+    const auto finish = [&](size_t slot) {
+        if (running[slot].joinable()) running[slot].join();
+        if (message.empty()) message = errors[slot];
+    };
+    for (size_t i = 0, slot = 0; i <= order.last && message.empty(); ++i) {
+        const size_t at = order.at(i);
+        if (at >= blocks) continue;
+        finish(slot);
+        running[slot] = std::thread([&, at, slot] {
+            const Unseen unseen;
+            const FlushSubnormals flush;
+            random_state = (schedule + at) * 0x9e3779b97f4a7c15 | 1;
+            set_up(shape, entry, &call);
+            run_block(at, shared);
+            munmap(block.stacks, block.stack_bytes);
+            errors[slot] = block.error;
+            block = Block();  // unseen, too
+        });
+        slot = (slot + 1) % TOGETHER;
+    }
+    for (size_t slot = 0; slot < TOGETHER; ++slot) finish(slot);
+#else
+    const FlushSubnormals flush;
+    set_up(shape, entry, &call);
+    for (size_t i = 0; i <= order.last && block.error.empty(); ++i)
+        if (order.at(i) < blocks) run_block(order.at(i), shared);
+    message = block.error;
+#endif
+    after(launch_end);
     return message.empty() ? nullptr : message.c_str();
 }
 
@@ -287,7 +433,7 @@ template <typename... P> int parameters(void (*)(P...), int* sizes, char* kinds)
 // ---------------------------------------------------------------------------------------- barriers and collectives
 
 inline void __syncthreads() { emulator::block_barrier(); }
-inline void __syncwarp(unsigned mask = ~0u) { emulator::warp_barrier(mask, 1); }
+inline void __syncwarp(unsigned mask = ~0u) { emulator::warp_barrier(mask, 1, true); }
 template <typename T> inline T __shfl_xor_sync(unsigned mask, T v, int d, int width = 32) {
     const int lane = emulator::block.current->lane, from = lane ^ d;
     return emulator::shuffle(mask, v, from / width <= lane / width ? from : lane, 2);
@@ -311,6 +457,7 @@ template <typename T, typename Test> inline unsigned vote(unsigned mask, T v, in
     unsigned live = 0, votes = 0;
     offer(v);
     const int buffer = warp_barrier(mask, collective);
+    const Unseen unseen;
     for (int i = 0; i < 32 && first + i < (int)block.fibres.size(); ++i)
         if (block.fibres[first + i].state != DONE) live |= 1u << i;
     for (int i = 0; i < 32; ++i)
@@ -346,8 +493,17 @@ template <typename T> inline T __ldg(const T* p) { return *p; }
 template <typename T> inline T __ldcs(const T* p) { return *p; }
 template <typename T> inline void __stcs(T* p, T v) { *p = v; }
 template <typename T> inline void __stcg(T* p, T v) { *p = v; }
-template <typename T, typename V> inline T atomicAdd(T* p, V v) { T old = *p; *p = old + (T)v; return old; }
-template <typename T, typename V> inline T atomicMax(T* p, V v) { T old = *p; *p = old > (T)v ? old : (T)v; return old; }
+namespace emulator {
+template <typename T, typename Change> inline T change(T* p, Change changed) {
+    T old, desired;
+    __atomic_load(p, &old, __ATOMIC_RELAXED);
+    do desired = changed(old);
+    while (!__atomic_compare_exchange(p, &old, &desired, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return old;
+}
+}  // namespace emulator
+template <typename T, typename V> inline T atomicAdd(T* p, V v) { return emulator::change(p, [v](T old) { return old + (T)v; }); }
+template <typename T, typename V> inline T atomicMax(T* p, V v) { return emulator::change(p, [v](T old) { return old > (T)v ? old : (T)v; }); }
 
 inline float emulated_half_to_float(unsigned short bits) {
     const unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ffu;

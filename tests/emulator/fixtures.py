@@ -34,7 +34,9 @@ LOADER = emulator.Loader(GROUPS)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """A device on which `backend="cupy"` works: the CPU, through the emulator, or the first GPU."""
     if request.param == "cuda":
-        yield torch.device("cuda", 0)
+        gpu = torch.device("cuda", 0)
+        _cupy.load(gpu, ((source, name) for source, names in GROUPS for name in names))
+        yield gpu
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

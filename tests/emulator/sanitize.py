@@ -1,6 +1,7 @@
-"""Run kernels under the address sanitizer: `python -m emulator.memcheck`, with libasan preloaded (see `environment`).
+"""Run kernels under gcc's sanitizers: `python -m emulator.sanitize address` (or thread) in `environment`.
 
-Like compute-sanitizer's memcheck on a GPU: an access outside of a tensor aborts the process and names the line.
+"address", with undefined behaviour, is as compute-sanitizer's memcheck on a GPU: an access outside of a tensor aborts the
+process and names the line. "thread" is as its racecheck, and finds races between blocks too.
 """
 
 from __future__ import annotations
@@ -10,27 +11,43 @@ import subprocess
 import sys
 from pathlib import Path
 
-FLAGS = ("-fsanitize=address", "-g1")
+FLAGS = {
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"),
+    "thread": ("-fsanitize=thread", "-DEMULATOR_THREADS", "-pthread", "-g1"),
+}
 TESTS = Path(__file__).parents[1]
+Shape = tuple[int, int, int, int, tuple[int, int], int]  # n, c, h, w, (k_h, k_w), m
+# They end in the middle of a block, a warp and a vector. Threads are slow: samples of two blocks.
+SHAPES: dict[str, list[Shape]] = {
+    "address": [
+        (2, 6, 5, 3, (3, 3), 1),
+        (1, 67, 3, 4, (2, 2), 1),
+        (1, 3, 3, 1, (2, 2), 3),
+        (1, 2, 1, 1, (1, 1), 1),
+    ],
+    "thread": [(1, 6, 5, 4, (4, 4), 1), (1, 2, 3, 6, (2, 4), 2)],
+}
 
 
-def environment() -> dict[str, str]:
+def environment(sanitizer: str) -> dict[str, str]:
     """For a Python process that loads kernels compiled with FLAGS."""
-    libraries = [
+    names = {"address": ("libasan.so", "libstdc++.so"), "thread": ("libtsan.so",)}
+    libraries = [  # libstdc++: exceptions thrown before it is loaded would abort
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so")  # libstdc++: exceptions thrown before it is loaded would abort
+        for name in names[sanitizer]
     ]
     return {
         **os.environ,
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "TSAN_OPTIONS": "history_size=0:exitcode=66",
         "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
         "OMP_NUM_THREADS": "1",
     }
 
 
-def main() -> None:
-    """LaU and its losses, forward and backward, over shapes that end in the middle of a block, a warp and a vector."""
+def main(sanitizer: str) -> None:
+    """LaU and its losses, forward and backward."""
     import torch
 
     import emulator
@@ -42,18 +59,13 @@ def main() -> None:
         ("lau_forward", tuple(_cupy_upsample.forward_instances(torch.float32))),
         ("lau_backward", (*shared, *gathers, "gather_nhwc<float, 1, 32, 3>")),
     ]
-    divisions = {_cupy_loss.lanes_of(c, torch.float32) for c in (6, 67, 3, 2)}
+    divisions = {_cupy_loss.lanes_of(shape[1], torch.float32) for shape in SHAPES[sanitizer]}
     names = [f"<float, {', '.join(map(str, division))}>" for division in sorted(divisions)]
     groups.append(("loss_forward", ("judge<float>", "log_sums_channels<float>", *(f"log_sums_nhwc{n}" for n in names))))
     groups.append(("loss_backward", ("loss_gather_channels<float>", *(f"loss_gather_nhwc{n}" for n in names))))
-    _cupy.LOADERS["cpu"] = emulator.Loader(groups, FLAGS)
+    _cupy.LOADERS["cpu"] = emulator.Loader(groups, FLAGS[sanitizer])
     torch.manual_seed(0)
-    for n, c, h, w, k, m in (
-        (2, 6, 5, 3, (3, 3), 1),
-        (1, 67, 3, 4, (2, 2), 1),
-        (1, 3, 3, 1, (2, 2), 3),
-        (1, 2, 1, 1, (1, 1), 1),
-    ):
+    for n, c, h, w, k, m in SHAPES[sanitizer]:
         for layout in (torch.contiguous_format, torch.channels_last):
             u = torch.randn(n, c, h, w).contiguous(memory_format=layout)
             d = torch.randn(n, 2 * m, h * k[0], w * k[1]) * 3
@@ -71,8 +83,8 @@ def main() -> None:
                     _cupy_loss.backward(
                         one, u, d, target, lse, choice, *numbers, True, True, True, deterministic=deterministic
                     )
-    print("no access out of bounds")
+    print("nothing found")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))
