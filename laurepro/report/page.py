@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import statistics
 
-from laurepro.report import provenance, unavailable, verdicts
+from laurepro.report import provenance, unavailable
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
-from laurepro.report.grid import MISSING, Cell, Column, Grid, notes, scale_and_data
-from laurepro.report.rows import RowResult, Section
-from laurepro.report.sources import Sources, judged
+from laurepro.report.finding import page_title
+from laurepro.report.grid import MISSING, Cell, Column, Grid, about, name, notes, title
+from laurepro.report.rows import RowResult, Section, shown
+from laurepro.report.sources import Sources
 from laurepro.report.tables import comparison_grid
+from laurepro.report.verdicts import claims
 from laurepro.spec.metrics import BOUNDARY_WIDTHS
 
-TITLE = "Location-aware Upsampling: reproduction report"
 LEAD = (
-    "Every table of the paper (arXiv:1911.05250v2) beside our measurements. Only scale paper is compared with "
-    "published numbers; at any other scale the page shows differences between rows of this suite. What was not "
-    f"measured is shown as {MISSING}."
+    "Every table of the paper (arXiv:1911.05250v2) that was begun, beside our measurements. Only scale paper is "
+    f"compared with published numbers. What was not measured is shown as {MISSING}."
 )
 # A row's line style in every chart, by its upsampler and how that is trained.
 _STYLES = ("bilinear", "lau-offset_guided", "lau-none", "lau-offset_regression", "grid", "pixelshuffle", "deformable")
@@ -26,11 +26,10 @@ DASHES = 5
 
 def build(sources: Sources) -> Page:
     """The page's blocks, in order."""
-    judgements = judged(sources)
-    blocks: list[Block] = [verdicts.tally(scale, claims_judged) for scale, claims_judged in judgements]
-    blocks.append(Heading("Claims", "claims"))
-    for scale, claims_judged in judgements:
-        blocks += verdicts.claims(scale, claims_judged, sources.sections)
+    blocks: list[Block] = list(sources.findings)
+    blocks += [Text(LEAD), Heading("What was compared", "claims")]
+    for scale, verdicts in sources.judgements:
+        blocks += claims(scale, verdicts, sources.sections)
     for rows in sources.sections:
         blocks += _table(rows, sources)
     if sources.unavailable:
@@ -43,7 +42,7 @@ def build(sources: Sources) -> Page:
         blocks += [Heading("Figures", "figures"), *sources.figures]
     blocks += provenance.failures(sources)
     blocks += provenance.environments(sources)
-    return Page(TITLE, LEAD, tuple(blocks))
+    return Page(page_title(sources.judgements), tuple(blocks))
 
 
 def anchor(rows: Section) -> str:
@@ -52,22 +51,23 @@ def anchor(rows: Section) -> str:
 
 
 def _table(rows: Section, sources: Sources) -> list[Block]:
-    table, scale = rows[0].table, rows[0].scale
-    where, key = table.source.where, anchor(rows)
-    head = Heading(f"{where}, scale {scale_and_data(rows)}: {table.title}", key, short=f"{where} · {scale.name}")
-    grid = comparison_grid(rows)
-    lines = tuple(_linked(line, r) for r, line in zip(rows, grid.lines, strict=True))
-    about, *rest = notes(rows)
-    blocks: list[Block] = [head, Text(about), Table(f"{where} at scale {scale.name}", grid._replace(lines=lines))]
-    blocks += [Bullets(tuple(rest))] if rest else []
-    for title, part, content in (
+    key, heading, lines_of = anchor(rows), title(rows), shown(rows)
+    grid = comparison_grid(rows, lines_of)
+    lines = tuple(_linked(line, r) for r, line in zip(lines_of, grid.lines, strict=True))
+    blocks: list[Block] = [
+        Heading(heading, key, short=f"{name(rows)} · {rows[0].scale.name}"),
+        Text(about(rows)),
+        Table(heading, grid._replace(lines=lines)),
+        Bullets(tuple(notes(rows))),
+    ]
+    for part_title, part, content in (
         ("IoU of each class", "classes", _class_iou(rows)),
         ("Near label edges", "boundary", _boundary(rows)),
         ("Training loss", "loss", _losses(rows)),
         ("Provenance", "provenance", provenance.provenance(rows, sources.pairs)),
     ):
         if content:
-            blocks.append(Fold(title, f"{key}-{part}", tuple(content)))
+            blocks.append(Fold(part_title, f"{key}-{part}", tuple(content)))
     return blocks
 
 
@@ -123,7 +123,7 @@ def _boundary(rows: Section) -> list[Block]:
         ("Boundary IoU", "boundary IoU %", {w: f"boundary_iou_{w}px" for w in BOUNDARY_WIDTHS}),
     )
     blocks: list[Block] = []
-    for title, unit, metrics in families:
+    for heading, unit, metrics in families:
         groups: dict[str, list[Series]] = {}
         for r in rows:
             have = {w: list(r.values[m].values()) for w, m in sorted(metrics.items()) if r.values.get(m)}
@@ -134,7 +134,7 @@ def _boundary(rows: Section) -> list[Block]:
                 lines.append(Series(r.row.label, points, style, dash))
         charts = tuple(Chart(_group(g), "band, pixels", unit, tuple(s)) for g, s in groups.items())
         if charts:
-            blocks.append(Charts(f"{title} by width of the band, scale {scale}", charts))
+            blocks.append(Charts(f"{heading} by width of the band, scale {scale}", charts))
     return blocks
 
 

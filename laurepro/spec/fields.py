@@ -277,3 +277,12 @@ class Experiment(Strict):
     profile: Profile = Profile()
     init_from: InitFrom | None = None
     sources: dict[str, str] = {}
+
+    @property
+    def tiny_map(self) -> str:
+        """`3x3` where the class scores of a training crop are at most that large before upsampling, else nothing.
+
+        So few scores leave nothing to locate: how they are upsampled cannot be compared.
+        """
+        side = self.data.crop_size // self.model.output_stride
+        return f"{side}x{side}" if side <= 3 else ""
