@@ -73,7 +73,7 @@ def command(
         fields = expanded({"eval": {"protocol": protocol}}, "--protocol")["eval"]
         trained = trained._replace(evaluation=trained.evaluation.model_copy(update=fields))
     output.mkdir(parents=True, exist_ok=True)
-    colours, seen = prediction.palette(len(trained.classes)), set[str]()
+    colours, seen = prediction.palette(len(trained.classes), trained.colours), set[str]()
     for file in images:
         image = prediction.read(file)
         predicted = prediction.predict(trained, image)

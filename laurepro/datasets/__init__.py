@@ -44,6 +44,7 @@ class Info(NamedTuple):
     splits: tuple[str, ...]
     needs: str = "nothing"  # what `laurepro data prepare --source` must be given
     source: str = "this program"  # who publishes it
+    colours: tuple[str, ...] = ()  # of the classes, as its publishers draw them: `#8080ff`
 
 
 class Images(Protocol):

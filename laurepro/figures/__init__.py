@@ -33,6 +33,11 @@ class Request(NamedTuple):
     pairs: tuple[str, ...] = ()
     overrides: Raw = {}  # noqa: RUF012  # `pairs`, parsed; never changed
 
+    @property
+    def where(self) -> str:
+        """`scale smoke, train.lr=0.05`: the scale and the --set of the runs."""
+        return ", ".join((f"scale {self.scale.name}", *self.pairs))
+
     def command(self, *rows: str) -> str:
         """The command that trains rows at this scale, into the folders of this request."""
         parts = ["laurepro run", *rows, f"--scale {self.scale.name} --seeds {self.seed + 1}"]

@@ -39,8 +39,8 @@ RC: dict[Any, Any] = {
 }
 
 
-def figure(width: float, height: float, title: str, scale: Scale, below: str) -> Figure:
-    """An empty figure in inches with its heading, the scale below it, and small type at the foot."""
+def figure(width: float, height: float, title: str, scale: Scale, below: str, pairs: tuple[str, ...] = ()) -> Figure:
+    """An empty figure in inches with its heading, the scale and the --set below it, and small type at the foot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,7 +49,8 @@ def figure(width: float, height: float, title: str, scale: Scale, below: str) ->
     left = MARGIN / width
     made.text(left, 1 - 0.08 / height, title, weight="bold", size=10, va="top")
     evidence = "" if scale.evidence else "; no evidence for or against the paper"
-    made.text(left, 1 - 0.29 / height, f"Scale {scale.name}{evidence}", size=8, color=SOFT, va="top")
+    where = ", ".join((f"Scale {scale.name}", *pairs))
+    made.text(left, 1 - 0.29 / height, f"{where}{evidence}", size=8, color=SOFT, va="top")
     made.text(left, 0.08 / height, "\n".join(_lines(below, width)), size=6.5, color=SOFT, va="bottom")
     return made
 

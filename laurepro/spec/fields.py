@@ -192,6 +192,13 @@ class Train(Strict):
     accumulate: int = Field(1, ge=1)
     checkpoint_activations: bool = False
 
+    @property
+    def length(self) -> str:
+        """`200 steps`, `80 epochs`."""
+        if self.phases:
+            return f"{sum(p.iterations for p in self.phases):,} steps"
+        return f"{self.iterations:,} steps" if self.iterations else f"{self.epochs} epochs"
+
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if sum(v is not None for v in (self.epochs, self.iterations, self.phases)) != 1:
