@@ -27,7 +27,7 @@ from scipy import stats
 
 from laurepro import plan, record, report, spec
 from laurepro.cli import main
-from laurepro.report import Sources, blocks, html, latex, markdown, svg
+from laurepro.report import Sources, blocks, classes, html, latex, markdown, svg
 from laurepro.report.blocks import Bullets, Charts, Code, Figure, Fold, Heading, Page, Table, Text
 from laurepro.report.comparison import interval
 from laurepro.report.finding import Finding
@@ -230,6 +230,45 @@ def test_the_page_is_one_file_that_loads_nothing(sources: Sources) -> None:
     links = [a["href"] for tag, a in page.elements if tag == "link"]
     assert links == ["data:,"]
     assert not re.search(r"url\(|@import|https?:", text)
+
+
+def test_what_each_class_is_taken_for(sources: Sources) -> None:
+    """Of all seeds together: of 30000 labelled pixels of each class, as planted."""
+    rows = next(s for s in sources.sections if s[0].scale.name == "field")
+    text, *rest = classes.confusions(rows)
+    assert isinstance(text, Text) and "over all seeds together" in text.text
+    tables = [b for b in rest if isinstance(b, Table)]
+    assert len(tables) == len(VALUES) and all(b.matrix and "scale field" in b.title for b in tables)
+    right = sum(round(100 * miou) for miou in VALUES["base"])
+    confused = [20000 * 3, 30000 - right], [30000 - right, right]
+    shown = [[c.text for c in line] for line in tables[0].grid.lines]
+    assert shown == [
+        [name, *(f"{100 * n / sum(counts):.1f}" for n in counts)]
+        for name, counts in zip(("ground", "thing"), confused, strict=True)
+    ]
+
+
+def test_of_many_classes_the_largest_confusions_are_listed(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classes, "MATRIX", 1)
+    rows = next(s for s in sources.sections if s[0].scale.name == "field")
+    table = next(b for b in classes.confusions(rows) if isinstance(b, Table))
+    first, *_ = table.grid.lines
+    wrong = 1 - sum(VALUES["base"]) / 300
+    assert [c.text for c in first] == ["thing", "ground", f"{100 * wrong:.1f}"]
+
+
+def test_claims_that_rest_on_a_measurement_are_folded_into_its_line(sources: Sources) -> None:
+    text = report.render_page(sources, "html", Path())
+    folded = '<details class="more"><summary>C1.higher</summary><small>C1.higher: The rows are above bilinear (section 1).'
+    assert text.count(folded) == 1
+
+
+def test_decided_is_coloured_only_where_a_claim_of_the_paper_is(sources: Sources) -> None:
+    text = report.render_page(sources, "html", Path())
+    assert text.count('<div class="decided some">') == 1, "at scale field, and not at toy, which is no evidence"
+    assert text.count('<div class="decided">') == 1
+    for f in sources.findings:
+        assert (f.n_decided > 0) == (f.scale == "field")
 
 
 def test_headings_go_down_one_level_at_a_time(sources: Sources) -> None:

@@ -7,7 +7,7 @@ claims that rest on it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from laurepro.report.grid import data_of, name
@@ -23,12 +23,16 @@ _NAMED = 3  # decided claims that the sentence names
 
 
 class Finding(NamedTuple):
-    """The three sentences about one scale, without the words Run, Decided and Undecided at their start."""
+    """The three sentences about one scale, without the words Run, Decided and Undecided at their start.
+
+    `n_decided`: how many claims of the paper are decided at a scale that is evidence.
+    """
 
     scale: str
     run: str
     decided: str
     undecided: str
+    n_decided: int = 0
 
     @property
     def sentences(self) -> tuple[str, str, str]:
@@ -42,7 +46,7 @@ def finding(scale: Scale, sections: Iterable[Section], verdicts: Iterable[Verdic
     Args:
         scale: The scale.
         sections: Tables; those at other scales are left out.
-        verdicts: On all claims at that scale. Those about rows of other tables are left out.
+        verdicts: On the claims at that scale.
     """
     at_scale = [rows for rows in sections if rows[0].scale.name == scale.name]
     rows = [r for section in at_scale for r in section]
@@ -55,9 +59,11 @@ def finding(scale: Scale, sections: Iterable[Section], verdicts: Iterable[Verdic
             "nothing.",
             f"everything; {command} lists the jobs to run, {seeds} a row.",
         )
-    tables = {r.table.id for r in rows}
-    about = [v for v in verdicts if not v.claim.addresses or v.claim.addresses[0].partition("/")[0] in tables]
-    return Finding(scale.name, _run(scale, at_scale, rows), _decided(scale, about), _undecided(about))
+    about = list(verdicts)
+    labels = {r.address: r.row.label for r in rows}
+    n_decided = sum(scale.evidence and v.claim.family == "paper" and v.verdict in DECIDED for v in about)
+    run = _run(scale, at_scale, rows)
+    return Finding(scale.name, run, _decided(scale, about, labels), _undecided(about, labels), n_decided)
 
 
 def _run(scale: Scale, sections: list[Section], rows: list[RowResult]) -> str:
@@ -77,7 +83,7 @@ def _run(scale: Scale, sections: list[Section], rows: list[RowResult]) -> str:
     )
 
 
-def _decided(scale: Scale, verdicts: list[Verdict]) -> str:
+def _decided(scale: Scale, verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
     if not scale.evidence:
         words = [g[0].verdict for g in comparisons(verdicts)]
         same, other = (_count(words.count(word), "comparison") for word in ("same sign here", "other sign here"))
@@ -90,7 +96,7 @@ def _decided(scale: Scale, verdicts: list[Verdict]) -> str:
         decided = [v for v in members if v.verdict in DECIDED]
         judged = sum(v.verdict != "not judged" for v in members)
         at_scale = f" ({judged} can be judged at this scale)" if judged < len(members) else ""
-        named = [f"{v.claim.id} {v.verdict}{_in(v)}: {v.found}" for v in decided[:_NAMED]]
+        named = [f"{v.claim.id} {v.verdict} ({comparison_name(v, labels)}: {v.found})" for v in decided[:_NAMED]]
         if len(decided) > _NAMED:
             named.append(f"and {len(decided) - _NAMED} more")
         colon = ": " if named else ""
@@ -100,7 +106,7 @@ def _decided(scale: Scale, verdicts: list[Verdict]) -> str:
     return ", and ".join(parts) + "." if parts else "nothing: no claim is about these rows."
 
 
-def _undecided(verdicts: list[Verdict]) -> str:
+def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
     open_, missing = [], []
     for _, what, members in _families(verdicts):
         words = [v.verdict for v in members]
@@ -114,7 +120,8 @@ def _undecided(verdicts: list[Verdict]) -> str:
         half = statistics.median_high(needed)
         rest = f", {half:.0f} half of these comparisons" if len(needed) > 1 and half < float("inf") else ""
         estimate, _, _ = first.found.partition(";")
-        how_many = f"; {needed[0]:.0f} seeds a row would probably decide {first.claim.id} ({estimate}){rest}"
+        which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
+        how_many = f"; {needed[0]:.0f} seeds a row would probably decide {which}{rest}"
     single = sum(g[0].n == 1 for g in comparisons(of_one))
     alone = f"; {_count(single, 'comparison')} of one seed need at least two" if single else ""
     return f"{' and '.join(open_) or 'nothing'}{how_many}{alone}; {' and '.join(missing) or 'none'} not run."
@@ -128,10 +135,6 @@ def _families(verdicts: list[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
     return [family for family in both if family[2]]
 
 
-def _in(v: Verdict) -> str:
-    return f" in {metric_title(v)}" if v.records else ""
-
-
 def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}" + "s" * (number != 1)
 
@@ -143,6 +146,13 @@ def comparisons(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
         key = (frozenset(v.records), v.claim.metric, v.found, v.verdict) if v.records else (v.claim.id,)
         groups.setdefault(key, []).append(v)
     return list(groups.values())
+
+
+def comparison_name(v: Verdict, labels: Mapping[str, str]) -> str:
+    """`LaU 4x over bilinear 8x, mIoU`, by the labels of rows; the claim's sentence where it compares no rows."""
+    if not v.records or not v.claim.addresses:
+        return v.claim.what
+    return f"{' over '.join(labels.get(a, a) for a in v.claim.addresses)}, {metric_title(v)}"
 
 
 def metric_title(v: Verdict) -> str:

@@ -29,6 +29,7 @@ class Cell(NamedTuple):
     Attributes:
         text: the content.
         detail: a second line in small type; formats without one list it below the table.
+        summary: what stands in its place in HTML until the reader opens it; empty: the detail is shown.
         mark: what kind of content it is: `missing quoted dirty done failed supported contradicted ...`.
         target: the anchor of its provenance on the page.
         interval: mean, low and high of a difference.
@@ -38,6 +39,7 @@ class Cell(NamedTuple):
     text: str
     mark: str = ""
     detail: str = ""
+    summary: str = ""
     target: str = ""
     interval: tuple[float, float, float] | None = None
     share: float | None = None

@@ -6,8 +6,9 @@ import statistics
 
 from laurepro.report import provenance, unavailable
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
+from laurepro.report.classes import class_iou, confusions
 from laurepro.report.finding import page_title
-from laurepro.report.grid import MISSING, Cell, Column, Grid, about, name, notes, title
+from laurepro.report.grid import MISSING, Cell, about, name, notes, title
 from laurepro.report.rows import RowResult, Section, shown
 from laurepro.report.sources import Sources
 from laurepro.report.tables import comparison_grid
@@ -15,8 +16,8 @@ from laurepro.report.verdicts import claims
 from laurepro.spec.metrics import BOUNDARY_WIDTHS
 
 LEAD = (
-    "Every table of the paper (arXiv:1911.05250v2) that was begun, beside our measurements. Only scale paper is "
-    f"compared with published numbers. What was not measured is shown as {MISSING}."
+    "Measured beside the tables of the paper (arXiv:1911.05250v2). Only scale paper is compared with published "
+    f"numbers; {MISSING} means not measured."
 )
 # A row's line style in every chart, by its upsampler and how that is trained.
 _STYLES = ("bilinear", "lau-offset_guided", "lau-none", "lau-offset_regression", "grid", "pixelshuffle", "deformable")
@@ -61,7 +62,8 @@ def _table(rows: Section, sources: Sources) -> list[Block]:
         Bullets(tuple(notes(rows))),
     ]
     for part_title, part, content in (
-        ("IoU of each class", "classes", _class_iou(rows)),
+        ("IoU of each class", "classes", class_iou(rows)),
+        ("What each class is taken for", "confusion", confusions(rows)),
         ("Near label edges", "boundary", _boundary(rows)),
         ("Training loss", "loss", _losses(rows)),
         ("Provenance", "provenance", provenance.provenance(rows, sources.pairs)),
@@ -74,41 +76,6 @@ def _table(rows: Section, sources: Sources) -> list[Block]:
 def _linked(line: tuple[Cell, ...], r: RowResult) -> tuple[Cell, ...]:
     """A line whose measured numbers link to their provenance."""
     return tuple(c._replace(target=provenance.origin(r)) if c.mark in ("own", "dirty") else c for c in line)
-
-
-def _class_iou(rows: Section) -> list[Block]:
-    """Mean over seeds of each class's IoU, in percent: one line per class, one column per row of the table."""
-    measured = [(r, [rec for rec in r.records if rec.confusion is not None]) for r in rows]
-    measured = [(r, records) for r, records in measured if records]
-    if not measured:
-        return []
-    import numpy as np
-
-    from laurepro.evaluation.scores import class_iou
-
-    names = measured[0][1][0].class_names
-    by_row = {}
-    for r, records in measured:
-        if all(rec.class_names == names for rec in records):
-            by_row[r.row.id] = np.mean([class_iou(np.asarray(rec.confusion)) for rec in records], axis=0)
-    labelled = np.asarray(measured[0][1][0].confusion).sum(1)
-    share = labelled / max(1, int(labelled.sum()))
-    columns = (Column("class", number=False), Column("pixels %"), *(Column(name) for name in by_row))
-    lines = tuple(
-        (
-            Cell(name),
-            Cell(f"{100 * share[i]:.2f}"),
-            *(Cell(f"{100 * iou[i]:.2f}", share=float(iou[i])) for iou in by_row.values()),
-        )
-        for i, name in enumerate(names)
-    )
-    return [
-        Text(
-            f"IoU in percent at scale {rows[0].scale.name}, mean over seeds; "
-            "the second column is the class's share of the labelled pixels."
-        ),
-        Table(f"IoU of each class, scale {rows[0].scale.name}", Grid(columns, lines), matrix=True),
-    ]
 
 
 def _boundary(rows: Section) -> list[Block]:

@@ -78,6 +78,9 @@ def gather(
     with_verdicts = tuple(
         with_corrected(rows, judged_metric(rows), by_scale.get(rows[0].scale.name, ())) for rows in sections
     )
+    if targets:  # only the claims about rows of these tables
+        judgements = tuple((scale, [v for v in verdicts if _about(v, sections)]) for scale, verdicts in judgements)
+    of_scale = {scale.name: verdicts for scale, verdicts in judgements}
     return Sources(
         sections=with_verdicts,
         records=at_scale,
@@ -87,8 +90,13 @@ def gather(
         pairs=pairs,
         unavailable=apart,
         judgements=judgements,
-        findings=tuple(finding(s, with_verdicts, by_scale.get(s.name, ())) for s in shown_scales),
+        findings=tuple(finding(s, with_verdicts, of_scale.get(s.name, ())) for s in shown_scales),
     )
+
+
+def _about(verdict: Verdict, sections: list[Section]) -> bool:
+    tables = {rows[0].table.id for rows in sections}
+    return any(address.partition("/")[0] in tables for address in verdict.claim.addresses[:1])
 
 
 def _judged(

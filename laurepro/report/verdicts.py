@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from laurepro.report.blocks import Block, Bullets, Fold, Heading, Table, Text
-from laurepro.report.finding import comparisons, metric_title
+from laurepro.report.finding import comparison_name, comparisons
 from laurepro.report.grid import MISSING, Cell, Column, Grid
 from laurepro.report.provenance import origin
 from laurepro.report.rows import Section
@@ -40,7 +40,8 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
     from laurepro.claims.inference import MOST_SEEDS
 
     at_scale = [r for rows in sections for r in rows if r.scale.name == scale.name]
-    rows = {r.address: (r.row.label, origin(r)) for r in at_scale if r.records}
+    labels = {r.address: r.row.label for r in at_scale}
+    origins = {r.address: origin(r) for r in at_scale if r.records}
     blocks: list[Block] = []
     for family in dict.fromkeys(v.claim.family for v in verdicts):
         of_family = [v for v in verdicts if v.claim.family == family]
@@ -56,7 +57,7 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
         if judged:
             groups = comparisons(sorted(judged, key=lambda v: (words.index(v.verdict), v.needed or MOST_SEEDS + 1)))
             marks = tuple(g[0].verdict.replace(" ", "-") for g in groups)
-            blocks.append(Table(title, Grid(_COLUMNS, tuple(_comparison(g, rows) for g in groups), marks)))
+            blocks.append(Table(title, Grid(_COLUMNS, tuple(_comparison(g, labels, origins) for g in groups), marks)))
             used = [w for w in words if any(v.verdict == w for v in judged)]
             blocks.append(Bullets((_LEVELS, *(f"{w}: {SENTENCES[w]}." for w in used), *_notes(judged))))
         for word in _NOT_JUDGED:
@@ -85,13 +86,10 @@ def _notes(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"{', '.join(v.claim.id for v in verdicts if v.claim.note == note)}: {note}" for note in notes]
 
 
-def _comparison(group: Sequence[Verdict], rows: Mapping[str, tuple[str, str]]) -> tuple[Cell, ...]:
+def _comparison(group: Sequence[Verdict], labels: Mapping[str, str], origins: Mapping[str, str]) -> tuple[Cell, ...]:
     """The line of a measurement, with every claim that rests on it."""
     v = group[0]
-    addresses = v.claim.addresses if v.records else ()
-    labels = [rows[a][0] if a in rows else a for a in addresses]
-    name = v.claim.what if not labels else f"{' over '.join(labels)}: {metric_title(v)}"
-    target = next((rows[a][1] for a in addresses if a in rows), "")
+    target = next((origins[a] for a in v.claim.addresses if a in origins), "") if v.records else ""
     difference, holm, plain = (Cell(MISSING, "missing") for _ in range(3))
     if v.estimate is None or v.claim.metric is None:
         difference = Cell(v.found or MISSING)
@@ -102,7 +100,11 @@ def _comparison(group: Sequence[Verdict], rows: Mapping[str, tuple[str, str]]) -
             holm = Cell(_interval(v.interval, show), "own", interval=(v.estimate, *v.interval))
             plain = Cell(_interval(v.interval95, show))
     return (
-        Cell(name, detail=" ".join(map(_about, group))),
+        Cell(
+            comparison_name(v, labels),
+            detail=" ".join(map(_about, group)),
+            summary=", ".join(v.claim.id for v in group),
+        ),
         Cell(v.verdict + (" †" if v.dirty else ""), mark=f"{v.verdict.replace(' ', '-')} verdict"),
         difference,
         holm,
