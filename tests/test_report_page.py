@@ -259,7 +259,9 @@ def test_of_many_classes_the_largest_confusions_are_listed(sources: Sources, mon
 
 def test_claims_that_rest_on_a_measurement_are_folded_into_its_line(sources: Sources) -> None:
     text = report.render_page(sources, "html", Path())
-    folded = '<details class="more"><summary>C1.higher</summary><small>C1.higher: The rows are above bilinear (section 1).'
+    folded = (
+        '<details class="more"><summary>C1.higher</summary><small>C1.higher: The rows are above bilinear (section 1).'
+    )
     assert text.count(folded) == 1
 
 
