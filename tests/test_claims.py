@@ -195,6 +195,16 @@ def test_the_interval_and_its_numbers() -> None:
     assert v.found.startswith("+1.00 [")
 
 
+def test_a_feature_map_of_three_pixels_a_side_is_not_judged() -> None:
+    """Smoke's images have 96 pixels a side: at output stride 32 there is nothing to locate."""
+    rows = {"bilinear": noisy(50, std=0.2), "lau4x-off": noisy(51)}
+    values = {f"table3a/encnet-os{s}-{row}": v for s in (8, 32) for row, v in rows.items()}
+    found = judged("smoke", values)
+    assert found["C8.enc8"].verdict == "same sign here" and found["C8.enc32"].verdict == "not judged"
+    assert "a feature map of 3x3" in found["C8.enc32"].found
+    assert judged("camvid", values)["C8.enc32"].verdict == "supported"
+
+
 def test_never_a_verdict_from_one_seed() -> None:
     for scale in ("paper", "smoke"):
         v = judged(scale, {LAU: [60.0], BILINEAR: [40.0]})["C8.enc8"]
@@ -323,10 +333,11 @@ def test_all_of_several() -> None:
     every = [c for c in claims.load() if c.id.startswith(("C2.", "C6.", "C8."))]
     rows = {c.row or "": noisy(51 + 0.01 * i, std=0.11) for i, c in enumerate(every)}
     bases = {a: noisy(50) for c in every for a in c.than}
-    assert judged("smoke", rows | bases)["C26.consistently"].verdict == "same sign here"
-    assert judged("smoke", rows | bases | {LAU: noisy(49, std=0.2)})["C26.consistently"].verdict == "other sign here"
+    assert judged("camvid", rows | bases)["C26.consistently"].verdict == "supported"
+    assert judged("camvid", rows | bases | {LAU: noisy(49, std=0.2)})["C26.consistently"].verdict == "contradicted"
+    assert judged("smoke", rows | bases)["C26.consistently"].verdict == "not judged"  # output stride 32 cannot be
     one_less = {k: v for k, v in (rows | bases).items() if "aspp" not in k}
-    v = judged("smoke", one_less)["C26.consistently"]
+    v = judged("camvid", one_less)["C26.consistently"]
     assert v.verdict == "not run" and "2 not run" in v.found
 
 
@@ -440,7 +451,7 @@ def test_json(results: Path) -> None:
 def test_terminal_markdown_and_strict(results: Path) -> None:
     ran = run_cli("claims", "--only", "C8.*", cwd=results)
     assert ran.code == 0 and "C8  LaU is above bilinear" in ran.out and claims.NO_EVIDENCE in ran.out
-    assert ran.out.splitlines()[-1] == "paper: 3 claims: 2 not run, 1 same sign here"
+    assert ran.out.splitlines()[-1] == "paper: 3 claims: 1 not run, 1 not judged, 1 same sign here"
     table = run_cli("claims", "--format", "markdown", "--only", "C8.enc8", cwd=results)
     assert "| C8.enc8: LaU is above bilinear" in table.out and table.out.startswith("## Claims, scale smoke")
     assert run_cli("claims", "--strict", "--only", "C8.enc8", cwd=results).code == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import ROW, Finished, make_record, run_cli
+from conftest import ROW, STEPS, Finished, make_record, run_cli
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -20,13 +20,14 @@ from PIL import Image
 from planted import FOLDER
 from planted import plant as plant_page
 
-from laurepro import figures, plan, record, spec
+from laurepro import claims, figures, plan, record, spec
 from laurepro.cli import main
 from laurepro.datasets import shapes
 from laurepro.errors import LaureproError
 from laurepro.evaluation import prediction
-from laurepro.figures import FIGURES, Request, curves, panels, style, trained
+from laurepro.figures import FIGURES, Request, curves, differences, panels, style, trained
 from laurepro.network.model import Output
+from laurepro.spec import parts
 from laurepro.upsamplers import PointSampling
 
 
@@ -283,9 +284,15 @@ def test_differences_are_those_of_the_claims(tmp_path: Path) -> None:
     labels = [t.get_text() for t in axes.get_yticklabels()]
     assert len(labels) == len(set(labels))
     at = labels.index("table3a/encnet-os8-grid4x − encnet-os8-bilinear, mIoU")
-    segments = [line for line in lines_of(axes) if len(line[0]) == 2 and line[1] == [at, at]]
-    assert segments == [(pytest.approx([1 - 0.2484138, 1 + 0.2484138]), [at, at])]  # deviation 0.1, t(2) 4.3026527
-    assert "grid4x − encnet-os8-bilinear, mIoU: +1.00 (+0.75 to +1.25, n = 3)" in drawing.description
+    holm, plain = [line for line in lines_of(axes) if len(line[0]) == 2 and line[1] == [at, at]]
+    assert plain == (pytest.approx([1 - 0.2484138, 1 + 0.2484138]), [at, at])  # deviation 0.1, t(2) 4.3026527
+    records, _ = record.read_all(tmp_path / "results")
+    verdicts = {v.claim.id: v for v in claims.judge(spec.scale("camvid-cpu"), records)}
+    assert holm == (pytest.approx(verdicts["K2.grid"].interval), [at, at]) and holm[0][0] < plain[0][0]
+    assert "grid4x − encnet-os8-bilinear, mIoU: +1.00 (" in drawing.description
+    assert (
+        "95 %: +0.75 to +1.25; n = 3)" in drawing.description and "3 paired seeds, 1,000 steps" in drawing.description
+    )
     one = figures.draw("differences", request_of(tmp_path, "camvid-cpu")._replace(rows=("tablec",)))
     assert all(t.get_text().startswith("tablec/") for t in one.figure.axes[0].get_yticklabels())
 
@@ -297,15 +304,74 @@ def test_a_difference_is_blue_above_zero_and_orange_below(tmp_path: Path, monkey
     drawing = figures.draw("differences", request_of(tmp_path, "field"))
     (axes,) = drawing.figure.axes
     colours = {"supported": style.LINES[1], "contradicted": style.LINES[2], "undecided": "#9a9a9a"}
-    assert "Blue: the verdict's interval, with Holm's correction, lies right of 0; orange: left" in drawing.description
+    assert "from which the verdict is read. Blue: it lies right of 0; orange: left of 0;" in drawing.description
     seen = {}
     for label, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True):
-        (line,) = [i for i in axes.lines if len(i.get_xdata()) == 2 and list(i.get_ydata()) == [y, y]]
+        line, _ = [i for i in axes.lines if len(i.get_xdata()) == 2 and list(i.get_ydata()) == [y, y]]
         low, high = line.get_xdata()
         seen[label.get_text().partition(" ")[0]] = (line.get_color(), low > 0, high < 0)
     assert seen["table9/higher"] == (colours["supported"], True, False)
     assert seen["table9/lower"] == (colours["contradicted"], False, True)
     assert seen["table9/unclear"] == (colours["undecided"], False, False)
+
+
+@pytest.mark.parametrize(("mean", "ends"), [(1.0, (-9.0, 3.0)), (8.0, (6.0, 10.0)), (-1.0, (-2.0, 0.5))])
+def test_what_leaves_the_axis_has_an_arrowhead_and_keeps_its_dot(mean: float, ends: tuple[float, float]) -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set_xlim(-4, 4)
+    differences._draw(axes, 0, mean, ends, (mean - 0.1, mean + 0.1), "black")
+    arrows = {i.get_marker(): float(i.get_xdata()[0]) for i in axes.lines if i.get_marker() in "<>" and i.get_marker()}
+    assert ("<" in arrows, ">" in arrows) == (ends[0] < -4, ends[1] > 4)
+    assert arrows.get("<", -9) < -4 and arrows.get(">", 9) > 4
+    (dot,) = [i for i in axes.lines if i.get_marker() == "o"]
+    assert float(dot.get_xdata()[0]) == max(-4, min(4, mean))
+    assert (dot.get_markerfacecolor() == "white") == (abs(mean) > 4), "a hollow dot is not where the mean is"
+
+
+def test_error_curves_of_several_rows_are_drawn_as_their_difference_to_the_first() -> None:
+    t = known(None, (4, 4))
+    networks = [t._replace(label=name) for name in ("first", "second")]
+    first = np.linspace(40, 5, panels.FARTHEST)
+    axes = Figure().add_subplot()
+    panels._error_curves(axes, networks, [first, first - 2], np.ones(panels.FARTHEST))
+    curve, zero = axes.lines
+    assert curve.get_label() == "second" and np.asarray(curve.get_ydata()) == pytest.approx(-2)
+    assert zero.get_label() == "first" and set(zero.get_ydata()) == {0}
+    assert "points" in axes.get_ylabel() and axes.get_ylim()[0] < -2
+    alone = Figure().add_subplot()
+    panels._error_curves(alone, networks[:1], [first], np.ones(panels.FARTHEST))
+    assert np.asarray(alone.lines[0].get_ydata()) == pytest.approx(first) and "%" in alone.get_ylabel()
+
+
+def test_changed_pixels_are_counted() -> None:
+    """Of four labelled pixels one becomes right, one becomes wrong, one stays wrong as another class."""
+    label, before, after = (np.array([row]) for row in ([0, 0, 0, 1, -1], [1, 0, 1, 1, 0], [0, 1, 2, 1, 1]))
+    sampled = trained.Sampled(before, after, np.zeros((2, 1, 5), np.float32))
+    assert panels._change([label, label], [sampled, sampled]) == (
+        "The offsets change the class of 6 of 8 labelled pixels (75.00 %): 2 become right, 2 become wrong."
+    )
+
+
+def test_camvid_has_its_own_colours() -> None:
+    """SegNet's: a grey sky, a purple road, olive trees."""
+    camvid = parts.load("datasets", "camvid").INFO
+    own = dict(zip(camvid.classes, prediction.class_colours(11, camvid.colours), strict=True))
+    assert (own["sky"], own["road"], own["tree"], own["car"]) == ("#808080", "#804080", "#808000", "#400080")
+    assert len(set(own.values())) == 11 and style.IGNORED not in own.values()
+
+
+def test_figures_name_the_set_of_their_runs(tmp_path: Path) -> None:
+    pair = "train.iterations=40"
+    overrides = spec.parse_overrides((pair,))
+    table = spec.tables()["table2"]
+    for i in range(5):
+        row = table.row(f"encnet-os8-lau4x-off0.{i}")
+        for job in plan.row_plan(table, row, spec.scale("smoke"), 1, overrides).jobs:
+            record.write(tmp_path / "results", make_record(job, {"miou": 60.0 + i}))
+    drawing = figures.draw("lambda", request_of(tmp_path, pairs=(pair,), overrides=overrides))
+    assert drawing.title.endswith(f"scale smoke, {pair}") and "ours, 40 steps" in drawing.description
+    assert any(t.get_text().startswith(f"Scale smoke, {pair};") for t in drawing.figure.texts)
 
 
 def test_no_records_name_the_command(tmp_path: Path) -> None:
@@ -392,10 +458,11 @@ def test_figures_of_a_trained_job(
     with Image.open(file) as image:
         text = dict(image.info)
         pixels = np.asarray(image.convert("RGB"))
-    assert "scale tiny" in text["Title"] and f"{ROW}, seed 0" in text["Description"]
+    assert "scale tiny" in text["Title"] and f"{ROW}, {STEPS} steps, seed 0" in text["Description"]
     assert finished.train.weights_sha256 is not None
     assert finished.train.weights_sha256[:10] in text["Description"] and finished.train.job in text["Source"]
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+    assert ("The offsets change the class of" in text["Description"]) == (name in ("fig7", "offsets"))
     if "--image" in extra:
         assert "images 1, 5 (asked for)" in text["Description"]
 

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 from click.testing import CliRunner
@@ -27,9 +27,10 @@ from scipy import stats
 
 from laurepro import plan, record, report, spec
 from laurepro.cli import main
-from laurepro.report import Sources, blocks, html, latex, markdown, svg
-from laurepro.report.blocks import Bullets, Charts, Code, Figure, Fold, Heading, Page, Table, Tally, Text
+from laurepro.report import Sources, blocks, classes, html, latex, markdown, svg
+from laurepro.report.blocks import Bullets, Charts, Code, Figure, Fold, Heading, Page, Table, Text
 from laurepro.report.comparison import interval
+from laurepro.report.finding import Finding
 
 NASTY = r"a|b_c % & $x$ # \ <i>{y}</i> ~ ^ *z* `q` [l](u) <script>alert(1)</script> é 漢 &amp;"
 
@@ -82,9 +83,8 @@ def strings(found: Any) -> Iterator[str]:
             yield from found.items
         case Code():
             yield from found.text.split("\n")
-        case Tally():
-            yield found.title
-            yield from (word for _, word, _ in found.entries)
+        case Finding():
+            yield from (sentence.partition(": ")[2] for sentence in found.sentences)
         case Table():
             yield from (c.title for c in found.grid.columns)
             yield from (text for line in found.grid.lines for c in line for text in (c.text, c.detail) if text)
@@ -100,7 +100,7 @@ def strings(found: Any) -> Iterator[str]:
 
 
 def texts(page: Page) -> list[str]:
-    return [page.title, page.lead, *(s for b in page.blocks for s in strings(b))]
+    return [page.title, *(s for b in page.blocks for s in strings(b))]
 
 
 class Parsed(HTMLParser):
@@ -168,11 +168,17 @@ def test_the_expected_page_says_what_was_planted() -> None:
         "contradicted": ["C1.lower"],
         "undecided": ["C1.unclear"],
     }
-    row = {line.split(" | ")[0]: line for line in lines if " | field | " in line}
-    assert row["| Never run"].endswith("| missing |") and "failed: RuntimeError" in row["| Failed"]
+    at_field = lines[lines.index("## Table 9, scale field: shapes val") :]
+    row = {line.split(" | ")[0]: line for line in reversed(at_field) if line.startswith("| ")}
+    assert (
+        "| Never run" not in row
+        and "- 2 of 8 rows were not run at this scale; laurepro show table9 lists them." in lines
+    )
+    assert "failed: RuntimeError" in row["| Failed"]
     assert "50.17 ± 0.38†" in row["| From changed code"] and "†" not in row["| Bilinear"]
-    (toy,) = [line for line in lines if " | toy | done |" in line]
-    assert "12.00" in toy and "12.00" not in row["| Higher than bilinear"]
+    at_toy = "\n".join(lines[lines.index("## Table 9, scale toy: shapes val") :])
+    assert "| Higher than bilinear | authors | 51.00 | 12.00 |" in at_toy and "51.12" not in at_toy.partition("##")[0]
+    assert "12.00" not in row["| Higher than bilinear"]
 
 
 @pytest.mark.parametrize("form", ["html", "markdown", "latex"])
@@ -226,6 +232,47 @@ def test_the_page_is_one_file_that_loads_nothing(sources: Sources) -> None:
     assert not re.search(r"url\(|@import|https?:", text)
 
 
+def test_what_each_class_is_taken_for(sources: Sources) -> None:
+    """Of all seeds together: of 30000 labelled pixels of each class, as planted."""
+    rows = next(s for s in sources.sections if s[0].scale.name == "field")
+    text, *rest = classes.confusions(rows)
+    assert isinstance(text, Text) and "over all seeds together" in text.text
+    tables = [b for b in rest if isinstance(b, Table)]
+    assert len(tables) == len(VALUES) and all(b.matrix and "scale field" in b.title for b in tables)
+    right = sum(round(100 * miou) for miou in VALUES["base"])
+    confused = [20000 * 3, 30000 - right], [30000 - right, right]
+    shown = [[c.text for c in line] for line in tables[0].grid.lines]
+    assert shown == [
+        [name, *(f"{100 * n / sum(counts):.1f}" for n in counts)]
+        for name, counts in zip(("ground", "thing"), confused, strict=True)
+    ]
+
+
+def test_of_many_classes_the_largest_confusions_are_listed(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classes, "MATRIX", 1)
+    rows = next(s for s in sources.sections if s[0].scale.name == "field")
+    table = next(b for b in classes.confusions(rows) if isinstance(b, Table))
+    first, *_ = table.grid.lines
+    wrong = 1 - sum(VALUES["base"]) / 300
+    assert [c.text for c in first] == ["thing", "ground", f"{100 * wrong:.1f}"]
+
+
+def test_claims_that_rest_on_a_measurement_are_folded_into_its_line(sources: Sources) -> None:
+    text = report.render_page(sources, "html", Path())
+    folded = (
+        '<details class="more"><summary>C1.higher</summary><small>C1.higher: The rows are above bilinear (section 1).'
+    )
+    assert text.count(folded) == 1
+
+
+def test_decided_is_coloured_only_where_a_claim_of_the_paper_is(sources: Sources) -> None:
+    text = report.render_page(sources, "html", Path())
+    assert text.count('<div class="decided some">') == 1, "at scale field, and not at toy, which is no evidence"
+    assert text.count('<div class="decided">') == 1
+    for f in sources.findings:
+        assert (f.n_decided > 0) == (f.scale == "field")
+
+
 def test_headings_go_down_one_level_at_a_time(sources: Sources) -> None:
     levels = [
         int(tag[1])
@@ -243,7 +290,7 @@ def test_what_is_asked_for_alone_is_shown(sources: Sources, tmp_path: Path) -> N
 def test_without_runs_the_page_depends_on_results_alone(sources: Sources, tmp_path: Path) -> None:
     alone = report.gather(results=tmp_path / "results")
     text = report.render_page(alone, "markdown", Path())
-    assert "Failures" not in text and "| Failed | authors | 48.00 | — | -2.00 | — | — | 0 | field | missing |" in text
+    assert "Failures" not in text and "| Failed |" not in text and "3 of 8 rows were not run at this scale" in text
 
 
 def test_a_changed_training_taints_the_number(sources: Sources, tmp_path: Path) -> None:
@@ -398,7 +445,7 @@ def test_figures_of_the_results_folder_are_shown_with_their_words(sources: Sourc
 
 def test_a_file_name_does_not_end_its_link(tmp_path: Path) -> None:
     names = [os.fsdecode(n) for n in ("a>)b.png", "a<b\\\\.png", "50 %3E.png", "ü.png", b"r\xe9.png")]
-    page = Page("t", "l", tuple(blocks.Figure(tmp_path / "figures" / n, "t", "d") for n in names))
+    page = Page("t", tuple(blocks.Figure(tmp_path / "figures" / n, "t", "d") for n in names))
     text = markdown.render(page, tmp_path)
     tokens = [t for token in MarkdownIt().parse(text) for t in token.children or () if t.type == "image"]
     links = [Path(os.fsdecode(unquote_to_bytes(str(t.attrs["src"])))) for t in tokens]
@@ -433,7 +480,8 @@ def test_pictures_never_make_the_page_too_large(sources: Sources, tmp_path: Path
 
 def test_the_checklist_answers_from_the_records(sources: Sources) -> None:
     text = shown_by_markdown(report.render_page(sources, "checklist", Path()))
-    assert "Scale field: 1 supported, 1 contradicted, 1 undecided, 1 not run, 1 not judged." in text
+    assert "Scale field, the paper's claims: 1 supported, 1 contradicted, 1 undecided, 1 not run, 1 not judged." in text
+    assert "further questions" not in text and "Decided: 2 of the paper's 5 claims" in text
     assert "28 of 31 records come from an unchanged commit" in text and "Answer: partly." in text
     assert "cpu: 31 jobs, 2.75 device hours" in text
     assert "5 of 6 measured rows" in text or "of 16 rows" in text
@@ -479,8 +527,22 @@ def committed(folder: Path) -> Path:
 def test_the_committed_report_is_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(ROOT / "experiments"))
     results = committed(tmp_path)
-    text = report.render_page(report.gather(results=results), "markdown", results) + "\n"
-    assert (results / "REPORT.md").read_text() == text, "results/REPORT.md is stale: make report"
+    text, files = report.render_split(report.gather(results=results), results, results / "tables")
+    written = {f: f.read_text() for f in (results / "REPORT.md", *(results / "tables").glob("*.md"))}
+    fresh = {f: t + "\n" for f, t in ({results / "REPORT.md": text} | files).items()}
+    assert written == fresh, "results/REPORT.md or results/tables is stale: make report"
+    assert (results / "REPORT.md").stat().st_size <= 40_000, "what is long belongs into a fold of the page"
+
+
+def test_a_split_report_is_the_whole_report(sources: Sources, tmp_path: Path) -> None:
+    """The page keeps what the whole one shows unfolded, and its links lead to files that have the rest."""
+    text, files = report.render_split(sources, tmp_path, tmp_path / "tables")
+    together = shown_by_markdown("\n\n".join([text, *files.values()]))
+    assert [t for t in texts(report.build(sources)) if squeezed(t) not in together] == []
+    tokens = [t for token in MarkdownIt().parse(text) for t in token.children or () if t.type == "link_open"]
+    links = {tmp_path / unquote(str(t.attrs["href"])) for t in tokens}
+    assert links == set(files) and {f.name for f in files} == {"claims.md", "table9-field.md", "table9-toy.md"}
+    assert "records/" not in text and "records/evaluate-" in files[tmp_path / "tables" / "table9-field.md"]
 
 
 # --------------------------------------------------------------------------------------------- the command
@@ -501,5 +563,8 @@ def test_a_fragment_is_the_tables_alone(sources: Sources, tmp_path: Path) -> Non
     experiments = {"LAUREPRO_EXPERIMENTS": FOLDER / "experiments"}
     ran = run_cli("report", "--format", "latex", "--fragment", *places, cwd=tmp_path, **experiments)
     assert ran.code == 0 and "documentclass" not in ran.out and ran.out.count("\\begin{table}") == 2
+    details = run_cli("report", "--format", "markdown", "--details", "tables", *places, cwd=tmp_path, **experiments)
+    assert details.code == 0 and "tables/table9-field.md" in details.out
+    assert (tmp_path / "tables" / "table9-field.md").read_text().startswith("# Table 9, scale field")
     refused = run_cli("report", "--format", "html", "--fragment", *places, cwd=tmp_path, **experiments)
     assert refused.code == 2 and "--fragment" in refused.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -94,3 +95,23 @@ def test_the_api_is_that_of_the_code(site: dict[Path, Page]) -> None:
     wanted |= {"laurepro.nn.LocationAwareUpsample", "laurepro.report.compare", "laurepro.spec.fields.Experiment"}
     assert wanted <= page.anchors, wanted - page.anchors
     assert "offset_weight" in page.text and "Raises" in page.text
+
+
+@pytest.mark.site
+@pytest.mark.browser
+def test_search_works_in_a_site_that_is_opened_as_a_file(site: dict[Path, Page]) -> None:
+    from playwright.sync_api import sync_playwright
+
+    program = next(p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n)))
+    (file,) = (f for f in site if f.name == "report.html")
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        page.fill(".md-search__input", "offset-guided")
+        page.wait_for_selector(".md-search-result__item")
+        assert "matching document" in page.inner_text(".md-search-result__meta")
+        browser.close()
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

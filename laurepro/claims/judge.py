@@ -71,7 +71,9 @@ class Verdict(NamedTuple):
         return self.claim.expected_in(title(metric, spec.scale(self.scale)) if metric else "")
 
 
-def judge(scale: Scale, records: Mapping[str, Record], overrides: Raw | None = None) -> list[Verdict]:
+def judge(
+    scale: Scale, records: Mapping[str, Record], overrides: Raw | None = None, *, checked: bool = True
+) -> list[Verdict]:
     """A verdict on every claim from the records of a scale.
 
     Args:
@@ -79,19 +81,21 @@ def judge(scale: Scale, records: Mapping[str, Record], overrides: Raw | None = N
             verdicts have the words "same sign here" and "other sign here".
         records: By job name, as `record.read_all` gives them.
         overrides: The --set that the runs were made with.
+        checked: Whether `laurepro check` is asked for the claims that it can judge at scale `paper`: that takes seconds
+            and imports torch. False: they are "not judged".
 
     Returns:
         One verdict a claim, in the order of `load()`.
     """
-    return judge_rows(Rows(scale, records, overrides))
+    return judge_rows(Rows(scale, records, overrides), checked)
 
 
-def judge_rows(rows: Rows) -> list[Verdict]:
+def judge_rows(rows: Rows, checked: bool = True) -> list[Verdict]:
     """`judge`, for rows that are judged repeatedly: their records may be replaced in between."""
     claims, scale = load(), rows.scale
     verdicts: dict[str, Verdict] = {}
     for family in dict.fromkeys(c.family for c in claims):
-        verdicts |= {v.claim.id: v for v in _family([c for c in claims if c.family == family], scale, rows)}
+        verdicts |= {v.claim.id: v for v in _family([c for c in claims if c.family == family], rows, checked)}
     for claim in claims:
         if isinstance(claim.test, All):
             verdicts[claim.id] = _all(claim, scale, [v for v in verdicts.values() if claim.covers(v.claim)])
@@ -101,15 +105,16 @@ def judge_rows(rows: Rows) -> list[Verdict]:
 # ------------------------------------------------------------------------------ comparisons, corrected by Holm
 
 
-def _family(claims: Sequence[Claim], scale: Scale, rows: Rows) -> list[Verdict]:
+def _family(claims: Sequence[Claim], rows: Rows, checked: bool) -> list[Verdict]:
     """The claims of one file, corrected for each other."""
+    scale = rows.scale
     verdicts: dict[str, Verdict] = {}
     samples: dict[str, Sample] = {}
     tests: dict[str, tuple[Any, ...]] = {}  # the distinct comparison that a claim is an instance of
     for claim in claims:
         base = Verdict(claim, scale.name, "not judged", printed(claim), "")
         if isinstance(claim.test, Check):
-            verdicts[claim.id] = _checked(base, scale)
+            verdicts[claim.id] = _checked(base, scale, checked)
         elif isinstance(claim.test, All):
             continue
         elif (why := _why_not_judged(claim, scale, rows)) is not None:
@@ -136,6 +141,8 @@ def _why_not_judged(claim: Claim, scale: Scale, rows: Rows) -> str | None:
         return f"about {claim.dataset} alone, and this is {dataset}"
     if isinstance(claim.test, (Gain, Similar, Speed, Count)):
         return "an amount is judged at scale paper only"
+    if tiny := [job.experiment.tiny_map for a in claim.addresses for job in rows.jobs(a) if job.experiment.tiny_map]:
+        return f"a feature map of {tiny[0]} at this scale is too small to compare upsampling"
     if any(not rows.jobs(a) and not rows.missing(a) for a in claim.than):
         return "a printed number of others is compared at scale paper only"
     assert claim.metric is not None
@@ -256,10 +263,10 @@ def _checks(folder: Path) -> dict[str, checks.Result]:
     return {result.id: result for result in checks.run(checks.items(), items)}
 
 
-def _checked(base: Verdict, scale: Scale) -> Verdict:
+def _checked(base: Verdict, scale: Scale, asked: bool) -> Verdict:
     """What `laurepro check` finds. It imports torch, so that it is asked at the paper's scale only."""
     assert isinstance(base.claim.test, Check)
-    if not scale.comparable:
+    if not scale.comparable or not asked:
         return base._replace(found=f"at scale paper, without training, by {base.claim.expected}")
     result = _checks(base.claim.file.parent)[base.claim.test.item]
     words: dict[str, Word] = {"holds": "supported", "self-contradiction": "contradicted"}

@@ -81,7 +81,7 @@ def command(
         fields = expanded({"eval": {"protocol": protocol}}, "--protocol")["eval"]
         trained = trained._replace(evaluation=trained.evaluation.model_copy(update=fields))
     output.mkdir(parents=True, exist_ok=True)
-    colours, seen = prediction.palette(len(trained.classes)), set[str]()
+    colours, seen = prediction.palette(len(trained.classes), trained.colours), set[str]()
     for item in given:
         image = prediction.read(item.file)
         predicted = prediction.predict(trained, image)

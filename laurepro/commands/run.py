@@ -194,11 +194,11 @@ def table_command(table: str) -> click.Command:
                 raise
             failed = error
         if "preview" not in parts.features_of("launchers", given.launcher):
-            from laurepro import report, spec
+            from laurepro import report
 
-            overrides = spec.parse_overrides(given.pairs)
-            sections, _ = report.collect((table,), [given.scale or "paper"], given.results, given.runs, overrides)
-            report.print_terminal(sections)
+            places = {"results": given.results, "runs": given.runs}
+            sources = report.gather((table,), [given.scale or "paper"], **places, pairs=given.pairs, checked=False)
+            report.print_terminal(list(sources.sections), findings=sources.findings)
         if failed is not None:
             raise failed
 

@@ -45,9 +45,8 @@ class Info(NamedTuple):
     splits: tuple[str, ...]
     needs: str = "nothing"  # what `laurepro data prepare --source` must be given
     source: str = "this program"  # who publishes it
-    colours: tuple[
-        str | None, ...
-    ] = ()  # of the classes in figures, as #rrggbb; where there is none, a fixed palette's
+    # Of the classes, as the publishers draw them: #rrggbb; None, or nothing at the end: a fixed palette's.
+    colours: tuple[str | None, ...] = ()
 
 
 class Download(NamedTuple):

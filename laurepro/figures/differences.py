@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import matplotlib
+from matplotlib.axes import Axes
 
 from laurepro import claims, record
 from laurepro.claims.model import Ordering
 from laurepro.errors import LaureproError
 from laurepro.figures import Drawing, Request, style
-from laurepro.spec.metrics import METRICS, own_metric
+from laurepro.report.finding import metric_title
 
 _LINE = 0.19  # inches per comparison
 
 
 def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
-    """Mean differences over paired seeds with their 95 % t-intervals, one line per comparison.
+    """Mean differences over paired seeds with both intervals, one line per comparison.
 
-    A comparison that several statements make is drawn once. Its colour is that of the verdict, which rests on the wider
+    A comparison that several statements make is drawn once. Its colour is that of the verdict, which is read from the
     interval of Holm's correction. `tables`: only comparisons whose row is in one of them; empty: all.
 
     Raises:
@@ -40,10 +42,12 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     verdicts = list(drawn.values())
     seeds = sorted({v.n for v in verdicts})
     over = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    lengths = sorted({records[name].experiment.train.length for v in verdicts for name in v.records})
     below = (
-        f"Mean difference over {over} paired seeds, in points, with its 95 % t-interval. Blue: the verdict's interval, "
-        "with Holm's correction, lies right of 0; orange: left of 0; grey: undecided. Arrowhead: the interval extends "
-        "beyond the axis. "
+        f"Mean difference over {over} paired seeds, {' or '.join(lengths)}, in points. Wide bar: the interval with "
+        "Holm's correction, from which the verdict is read. Blue: it lies right of 0; orange: left of 0; grey: "
+        "undecided. Thin line: the 95 % interval, not corrected. Arrowhead: the interval with Holm's correction "
+        "extends beyond the axis; a hollow dot there: so does the mean. "
     )
     if any(v.dirty for v in verdicts):
         below += "† measured with code that differs from its commit."
@@ -51,37 +55,48 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     tall = _LINE * len(verdicts) + 0.1
     height = style.HEAD + 0.1 + tall + 0.35 + style.foot(below, width)
     with matplotlib.rc_context(style.RC):
-        made = style.figure(width, height, title, request.scale, below, request.other_data)
+        made = style.figure(width, height, title, request.scale, below, request.pairs)
         axes = style.place(made, left, style.HEAD + 0.1, width - left - 0.2, tall)
-        reach = _reach([end for v in verdicts if v.interval95 for end in v.interval95])
+        reach = _reach([end for v in verdicts if v.interval for end in v.interval])
         axes.set_xlim(-reach, reach)
         axes.axvline(0, color=style.SOFT, lw=0.6, zorder=0)
         words = []
         for y, verdict in enumerate(verdicts):
-            assert verdict.interval95 is not None and verdict.estimate is not None
-            colour = _colour(verdict)
-            low, high = verdict.interval95
-            axes.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="butt")
-            axes.plot(verdict.estimate, y, "o", color=colour, ms=4)
-            for end, marker in ((-reach, "<"), (reach, ">")):
-                if low < end < high or end * verdict.estimate > reach**2:
-                    axes.plot(end, y, marker, color=colour, ms=5, clip_on=False)
-            words.append(f"{_label(verdict)}: {verdict.estimate:+.2f} ({low:+.2f} to {high:+.2f}, n = {verdict.n})")
+            assert verdict.interval and verdict.interval95 and verdict.estimate is not None
+            _draw(axes, y, verdict.estimate, verdict.interval, verdict.interval95, _colour(verdict))
+            (low, high), (low95, high95) = verdict.interval, verdict.interval95
+            words.append(
+                f"{_label(verdict)}: {verdict.estimate:+.2f} ({low:+.2f} to {high:+.2f}; 95 %: {low95:+.2f} to "
+                f"{high95:+.2f}; n = {verdict.n})"
+            )
         axes.set_yticks(range(len(verdicts)), [_label(v) for v in verdicts])
         axes.set_ylim(len(verdicts) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0, labelcolor=style.INK)
+        axes.tick_params(axis="y", length=0, pad=9, labelcolor=style.INK)
         axes.set_xlabel("points")
         axes.grid(axis="x", color=style.RULE, lw=0.5)
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
     jobs = tuple(dict.fromkeys(name for v in verdicts for name in v.records))
-    return Drawing(made, f"{title}, scale {request.where}", f"{below} {'; '.join(words)}.", jobs)
+    return Drawing(made, f"{title}, {request.where}", f"{below} {'; '.join(words)}.", jobs)
+
+
+def _draw(axes: Axes, y: int, mean: float, wide: tuple[float, float], narrow: tuple[float, float], colour: str) -> None:
+    """One comparison: the interval that decides, the other on top of it, the mean, and arrowheads at the axis' ends."""
+    reach = axes.get_xlim()[1]
+    axes.plot(wide, [y, y], color=colour, lw=4, alpha=0.45, solid_capstyle="butt")
+    axes.plot(narrow, [y, y], color=colour, lw=1.2, solid_capstyle="butt")
+    inside = abs(mean) <= reach
+    place = mean if inside else math.copysign(reach, mean)
+    axes.plot(place, y, "o", color=colour, mfc=colour if inside else "white", ms=4, zorder=4, clip_on=False)
+    for end, marker, beyond in ((-reach, "<", wide[0] < -reach), (reach, ">", wide[1] > reach)):
+        if beyond:
+            axes.plot(end * 1.02, y, marker, color=colour, ms=5, clip_on=False, zorder=3)
 
 
 def _reach(ends: list[float]) -> float:
-    """The end of the axis, at most four times the median end of an interval: one outlier does not hide the others."""
+    """The end of the axis, at most 2.5 times the median end of an interval: an outlier does not hide the others."""
     sizes = sorted(abs(end) for end in ends)
-    return 1.05 * min(sizes[-1], 4 * statistics.median(sizes))
+    return 1.05 * min(sizes[-1], 2.5 * statistics.median(sizes))
 
 
 def _colour(verdict: claims.Verdict) -> str:
@@ -95,8 +110,7 @@ def _colour(verdict: claims.Verdict) -> str:
 def _label(verdict: claims.Verdict) -> str:
     """`table3a/encnet-os8-lau4x-off − encnet-os8-bilinear, mIoU`."""
     claim = verdict.claim
-    assert claim.row is not None and claim.metric is not None
+    assert claim.row is not None
     table = claim.row.partition("/")[0]
-    dataset = verdict.records[0].split("-")[1] if verdict.records else ""
-    metric = METRICS[own_metric(claim.metric, dataset)].title
-    return f"{claim.row} − {claim.than[0].removeprefix(f'{table}/')}, {metric}{'†' if verdict.dirty else ''}"
+    dagger = "†" if verdict.dirty else ""
+    return f"{claim.row} − {claim.than[0].removeprefix(f'{table}/')}, {metric_title(verdict)}{dagger}"

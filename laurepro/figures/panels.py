@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -21,6 +20,7 @@ from laurepro.figures import Drawing, Request, style
 from laurepro.figures.trained import (
     Classes,
     Image,
+    Sampled,
     Trained,
     check_same_split,
     chosen,
@@ -53,13 +53,13 @@ def before_and_after(title: str, request: Request, rows: tuple[str, ...]) -> Dra
     for t in networks:
         suffix = f": {t.label}" if len(networks) > 1 else ""
         columns += [f"before LaU{suffix}", f"after LaU{suffix}"]
-    maps = {}
-    for index in chosen(networks[0], request):
-        sampled = [sample(t, index) for t in networks]
-        maps[index] = [m for s in sampled for m in (s.before, s.after)]
+    indices = chosen(networks[0], request)
+    sampled = [[sample(t, index) for index in indices] for t in networks]
+    maps = {index: [m for of in sampled for m in (of[i].before, of[i].after)] for i, index in enumerate(indices)}
+    labels = [networks[0].images[index][1] for index in indices]
     explanation = (
         "Before: the scores sampled at LaU's grid with all offsets zero; after: with the predicted offsets. "
-        "One forward pass over the entire image."
+        "One forward pass over the entire image. " + " ".join(_change(labels, of) for of in sampled)
     )
     return _maps(title, request, networks, maps, columns, explanation)
 
@@ -82,9 +82,7 @@ def _maps(
     layout = _layout(["image", "ground truth", *columns], [samples[i][0] for i in indices], label=0.2)
     legend_and_foot = 0.1 + 0.16 * -(-len(legend) // LEGEND_COLUMNS) + style.foot(below, layout.width)
     with matplotlib.rc_context(style.RC):
-        made = style.figure(
-            layout.width, layout.bottom + legend_and_foot, title, request.scale, below, request.other_data
-        )
+        made = style.figure(layout.width, layout.bottom + legend_and_foot, title, request.scale, below, request.pairs)
         for index, line in zip(indices, layout.draw(made), strict=True):
             image, label = samples[index]
             line[0].imshow(image, interpolation="nearest")
@@ -105,7 +103,7 @@ def _maps(
             columnspacing=1.0,
             borderaxespad=0,
         )
-    return Drawing(made, f"{title}, scale {request.where}", below, tuple(t.job for t in networks))
+    return Drawing(made, f"{title}, {request.where}", below, tuple(t.job for t in networks))
 
 
 def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
@@ -126,13 +124,13 @@ def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         f"Arrows point from output pixels to where their scores are sampled, drawn at {times} times their length. "
         f"Lengths are in image pixels, mean {np.mean([v.mean() for v in lengths]):.2f}. Changed by the offsets: blue "
         "was wrong and is right, orange was right and is wrong, grey is wrong both ways. One forward pass over the "
-        "entire image.",
+        f"entire image. {_change([label for _, label in samples], sampled)}",
     )
     columns = ["image", "offsets", "length of offsets", "changed by the offsets"]
     layout = _layout(columns, [image for image, _ in samples], right=0.7)
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + 0.08 + style.foot(below, layout.width)
-        made = style.figure(layout.width, height, f"{title}: {t.label}", request.scale, below, request.other_data)
+        made = style.figure(layout.width, height, f"{title}: {t.label}", request.scale, below, request.pairs)
         shown: Any = None
         lines = layout.draw(made)
         for (image, label), line, s, length in zip(samples, lines, sampled, lengths, strict=True):
@@ -145,11 +143,14 @@ def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
             line[3].imshow(_changed(image, label, s.before, s.after), interpolation="nearest")
         bar = style.place(made, layout.width - 0.65, layout.top, 0.1, layout.bottom - layout.top - GAP)
         made.colorbar(shown, cax=bar, label="pixels")
-    return Drawing(made, f"{title}, scale {request.where}: {t.label}", below, (t.job,))
+    return Drawing(made, f"{title}, {request.where}: {t.label}", below, (t.job,))
 
 
 def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
-    """Wrong pixels of each row on some images, and the error by distance to a label edge over many more."""
+    """Wrong pixels of each row on some images, and over many more the error by distance to a label edge.
+
+    The curves of several rows nearly coincide: those after the first are drawn as their difference to it.
+    """
     networks = _load(request, rows)
     first = networks[0]
     indices = chosen(first, request)
@@ -162,9 +163,11 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         request,
         networks,
         indices,
-        "Wrong pixels are orange at a label edge and darker far from one. The curves are over "
+        "Wrong pixels are orange at a label edge and darker far from one. The charts are over "
         f"{'all ' if len(counted) == size else ''}{len(counted)} images: the share of wrong pixels among those at that "
-        "distance from an edge (the larger coordinate counts). Grey bars: the share of all labelled pixels.",
+        "distance from an edge (the larger coordinate counts)"
+        f"{f', of each row minus that of {first.label}, below 0 where it has fewer' * (len(networks) > 1)}. "
+        "Grey bars: the share of all labelled pixels.",
     )
     samples = {i: first.images[i] for i in indices}
     layout = _layout(["image", "ground truth", *(t.label for t in networks)], [image for image, _ in samples.values()])
@@ -172,7 +175,7 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
     chart = 1.7
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + chart + 0.65 + style.foot(below, layout.width)
-        made = style.figure(layout.width, height, title, request.scale, below, request.other_data)
+        made = style.figure(layout.width, height, title, request.scale, below, request.pairs)
         for index, line in zip(indices, layout.draw(made), strict=True):
             image, label = samples[index]
             near = _distance(label)
@@ -184,7 +187,7 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         f"{t.label}: {curve[0]:.1f} % wrong at 1 pixel from an edge, {curve[-1]:.1f} % at {FARTHEST} or more."
         for t, curve in zip(networks, curves, strict=True)
     )
-    return Drawing(made, f"{title}, scale {request.where}", f"{below} {words}", tuple(t.job for t in networks))
+    return Drawing(made, f"{title}, {request.where}", f"{below} {words}", tuple(t.job for t in networks))
 
 
 # ------------------------------------------------------------------------------------------------ arrangement
@@ -235,7 +238,10 @@ def _below(request: Request, networks: list[Trained], indices: list[int], explan
     t = networks[0]
     how = "asked for" if request.images else "evenly spaced over the split, whatever their content"
     where = f"{t.experiment.data.name} {t.experiment.eval.split}, images {', '.join(map(str, indices))} ({how})"
-    jobs = "; ".join(f"{n.address}, seed {request.seed}{weights_of(n, request.results)}" for n in networks)
+    jobs = "; ".join(
+        f"{n.address}, {n.experiment.train.length}, seed {request.seed}{weights_of(n, request.results)}"
+        for n in networks
+    )
     return " ".join(p for p in (f"{where}.", explanation, f"{jobs}.") if p)
 
 
@@ -268,8 +274,7 @@ class _Colours:
 
     def __init__(self, info: Info) -> None:
         self.names = info.classes
-        stated = zip_longest(info.colours, class_colours(len(info.classes)))
-        self.classes = [colour or otherwise for colour, otherwise in stated]
+        self.classes = class_colours(len(info.classes), info.colours)
         self.ignored = style.IGNORED if style.IGNORED not in self.classes else style.SOFT
         self.table = np.array([to_rgb(c) for c in (self.ignored, *self.classes)])
 
@@ -319,6 +324,16 @@ def _changed(image: Image, label: Classes, before: Classes, after: Classes) -> A
     return shown
 
 
+def _change(labels: list[Classes], sampled: list[Sampled]) -> str:
+    """How many labelled pixels the offsets change, in words."""
+    pairs = [(s.before[y >= 0], s.after[y >= 0], y[y >= 0]) for y, s in zip(labels, sampled, strict=True)]
+    before, after, label = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    changed, size = int((before != after).sum()), max(1, label.size)
+    right, wrong = int(((before != label) & (after == label)).sum()), int(((before == label) & (after != label)).sum())
+    counts = f"{changed:,} of {label.size:,} labelled pixels ({100 * changed / size:.2f} %)"
+    return f"The offsets change the class of {counts}: {right:,} become right, {wrong:,} become wrong."
+
+
 def _wrong(image: Image, label: Classes, predicted: Classes, near: Any) -> Any:
     """The faded image with wrong pixels on it, from orange at an edge to dark far from one."""
     shown = _faded(image).astype(float) / 255
@@ -350,6 +365,7 @@ def _by_distance(t: Trained, predictions: list[dict[int, Classes]]) -> tuple[lis
 
 
 def _error_curves(axes: Axes, networks: list[Trained], curves: list[Any], share: Any) -> None:
+    """The curve of a single row, or the difference of each further row to the first."""
     x = np.arange(1, FARTHEST + 1)
     pixels = axes.twinx()
     pixels.bar(x, share, color=style.RULE, width=0.7)
@@ -357,11 +373,19 @@ def _error_curves(axes: Axes, networks: list[Trained], curves: list[Any], share:
     pixels.spines["right"].set_visible(True)
     axes.set_zorder(pixels.get_zorder() + 1)
     axes.patch.set_visible(False)
-    for i, (t, curve) in enumerate(zip(networks, curves, strict=True)):
-        colour, marker = style.LINES[i % len(style.LINES)], "osD^v"[i % 5]
-        axes.plot(x, curve, color=colour, marker=marker, ms=3, lw=1.3, label=t.label)
+    first, *others = curves
+    drawn = [(t.label, curve - first) for t, curve in zip(networks[1:], others, strict=True)]
+    for i, (label, curve) in enumerate(drawn or [(networks[0].label, first)]):
+        colour, marker = style.LINES[(i + 1) % len(style.LINES)], "sD^vo"[i % 5]
+        axes.plot(x, curve, color=colour, marker=marker, ms=3, lw=1.3, label=label)
     axes.set_xlabel("distance to a label edge, pixels")
-    axes.set_ylabel("wrong pixels, %")
     axes.set_xticks(x, [*map(str, x[:-1]), f"{FARTHEST}+"])
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="upper center")
+    if drawn:
+        axes.axhline(0, color=style.SOFT, lw=0.6, label=networks[0].label)
+        axes.set_ylabel("wrong pixels, points")
+        reach = 1.15 * max(float(np.nanmax(np.abs(curve))) for _, curve in drawn) or 1.0
+        axes.set_ylim(-reach, reach)
+    else:
+        axes.set_ylabel("wrong pixels, %")
+        axes.set_ylim(bottom=0)
+    axes.legend(loc="best")

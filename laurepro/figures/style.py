@@ -39,11 +39,8 @@ RC: dict[Any, Any] = {
 }
 
 
-def figure(width: float, height: float, title: str, scale: Scale, below: str, data: str = "") -> Figure:
-    """An empty figure in inches with its heading, the scale below it, and small type at the foot.
-
-    `data`: the data set, where the scale does not name it.
-    """
+def figure(width: float, height: float, title: str, scale: Scale, below: str, pairs: tuple[str, ...] = ()) -> Figure:
+    """An empty figure in inches with its heading, the scale and the --set below it, and small type at the foot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -52,8 +49,8 @@ def figure(width: float, height: float, title: str, scale: Scale, below: str, da
     left = MARGIN / width
     made.text(left, 1 - 0.08 / height, title, weight="bold", size=10, va="top")
     evidence = "" if scale.evidence else "; no evidence for or against the paper"
-    where = f"{scale.name} on {data}" if data else scale.name
-    made.text(left, 1 - 0.29 / height, f"Scale {where}{evidence}", size=8, color=SOFT, va="top")
+    where = ", ".join((f"Scale {scale.name}", *pairs))
+    made.text(left, 1 - 0.29 / height, f"{where}{evidence}", size=8, color=SOFT, va="top")
     made.text(left, 0.08 / height, "\n".join(_lines(below, width)), size=6.5, color=SOFT, va="bottom")
     return made
 

@@ -18,7 +18,7 @@ from laurepro.report.grid import MISSING, Column, Grid, title
 from laurepro.report.page import anchor
 from laurepro.report.provenance import environment_table, packages
 from laurepro.report.rows import RowResult
-from laurepro.report.sources import Sources, judged
+from laurepro.report.sources import Sources
 from laurepro.report.tables import comparison_grid
 from laurepro.spec.metrics import METRICS
 
@@ -36,18 +36,18 @@ class Item(NamedTuple):
 
 def checklist(sources: Sources) -> Page:
     """The reproducibility checklist."""
-    blocks: list[Block] = []
+    lead = (
+        "The subjects of the NeurIPS paper checklist, in this project's words, answered from the records alone. "
+        f'Where an answer reads "{_FOR_AUTHORS}", no record can give it.'
+    )
+    blocks: list[Block] = [*sources.findings, Text(lead)]
     for number, item in enumerate(_items(sources), 1):
         blocks += [
             Heading(f"{number}. {item.question}", f"question-{number}"),
             Text(f"Answer: {item.answer}."),
             *([Text(item.evidence)] if item.evidence else []),
         ]
-    lead = (
-        "The subjects of the NeurIPS paper checklist, in this project's words, answered from the records alone. "
-        f'Where an answer reads "{_FOR_AUTHORS}", no record can give it.'
-    )
-    return Page("Reproducibility checklist", lead, tuple(blocks))
+    return Page("Reproducibility checklist", tuple(blocks))
 
 
 def _items(sources: Sources) -> list[Item]:
@@ -76,12 +76,15 @@ def _items(sources: Sources) -> list[Item]:
 
 
 def _claims(sources: Sources) -> tuple[str, str]:
+    """The answer rests on the paper's claims; the controls, which are questions of this suite, are counted apart."""
     parts, decided = [], False
-    for scale, verdicts in judged(sources):
-        words = [v.verdict for v in verdicts]
-        counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
-        parts.append(f"Scale {scale.name}: {counts}.")
-        decided = decided or (scale.evidence and any(w in ("supported", "contradicted") for w in words))
+    for scale, verdicts in sources.judgements:
+        for family in dict.fromkeys(v.claim.family for v in verdicts):
+            words = [v.verdict for v in verdicts if v.claim.family == family]
+            counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+            whose = "the paper's claims" if family == "paper" else f"further questions ({family})"
+            parts.append(f"Scale {scale.name}, {whose}: {counts}.")
+            decided |= family == "paper" and scale.evidence and any(w in ("supported", "contradicted") for w in words)
     return "see the verdicts" if decided else "not decided by these records", " ".join(parts)
 
 
@@ -198,6 +201,8 @@ def artefact(sources: Sources) -> Page:
         for s in begun
     ]
     blocks: list[Block] = [
+        *sources.findings,
+        Text("The subjects of an ACM artefact appendix, in this project's words, filled from the records."),
         Heading("Facts", "facts"),
         Bullets(tuple(f"{k}: {v}" for k, v in facts.items())),
         Heading("Installation", "installation"),
@@ -220,11 +225,7 @@ def artefact(sources: Sources) -> Page:
         Heading("Customisation", "customisation"),
         Text("--set KEY=VALUE changes any field of an experiment. A new file adds a table, a scale or an upsampler."),
     ]
-    return Page(
-        "Artefact appendix",
-        "The subjects of an ACM artefact appendix, in this project's words, filled from the records.",
-        tuple(blocks),
-    )
+    return Page("Artefact appendix", tuple(blocks))
 
 
 def _values(values: Iterable[str | None]) -> str:

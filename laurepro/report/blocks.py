@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from laurepro.report.finding import Finding
 from laurepro.report.grid import MISSING, Cell, Column, Grid
 
 
@@ -34,13 +35,6 @@ class Code(NamedTuple):
     """A command, or lines of a log."""
 
     text: str
-
-
-class Tally(NamedTuple):
-    """Counts by kind: (count, word, mark)."""
-
-    title: str
-    entries: tuple[tuple[int, str, str], ...]
 
 
 class Table(NamedTuple):
@@ -95,14 +89,13 @@ class Fold(NamedTuple):
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = "Heading | Text | Bullets | Code | Tally | Table | Charts | Figure | Fold"
+Block: TypeAlias = "Heading | Text | Bullets | Code | Finding | Table | Charts | Figure | Fold"
 
 
 class Page(NamedTuple):
     """A whole report."""
 
     title: str
-    lead: str
     blocks: tuple[Block, ...]
 
     @property

@@ -43,6 +43,7 @@ class ReportColumn(NamedTuple):
             for the metric in which a row is compared with bilinear upsampling.
         number: whether it is aligned right.
         printed: whether it has what the paper states.
+        dropped: when a narrow terminal leaves it out, see `laurepro.report.grid.Column`.
     """
 
     value: Value
@@ -53,6 +54,7 @@ class ReportColumn(NamedTuple):
     each: Literal["row", "metric", "baseline"] = "row"
     number: bool = True
     printed: bool = False
+    dropped: int = 0
 
     def heading(self, rows: Section, metric: str) -> str:
         """Its title in a table of these rows, or nothing."""
@@ -112,8 +114,8 @@ def _difference_title(rows: Section, metric: str) -> str:
 
 
 def _interval_title(rows: Section, metric: str) -> str:
-    with_spread = METRICS[metric].stage == "evaluate" and _difference_title(rows, metric)
-    return "difference, 95 % interval" if with_spread else ""
+    several = any(len(_differences(r, metric)) > 1 for r in rows)
+    return "difference, 95 % interval" if several and _difference_title(rows, metric) else ""
 
 
 def _over(rows: Section, metric: str) -> str:
@@ -129,8 +131,13 @@ def _ours_over_title(rows: Section, metric: str) -> str:
     return f"{_over(rows, metric)}, ours" if _printed(rows) else _over(rows, metric)
 
 
+def _holm_title(rows: Section, metric: str) -> str:
+    return f"{_over(rows, metric)}, Holm's interval" if any(r.corrected for r in rows) else ""
+
+
 def _interval_over_title(rows: Section, metric: str) -> str:
-    return "" if metric == "fps" else f"{_over(rows, metric)}, 95 % interval"
+    several = metric != "fps" and any(len(over_baseline(rows, r, metric)) > 1 for r in rows)
+    return f"{_over(rows, metric)}, 95 % interval" if several else ""
 
 
 # ------------------------------------------------------------------------------------------------------ values
@@ -168,6 +175,8 @@ def _every_metric(rows: Section, r: RowResult, metric: str) -> dict[str, Any]:
             "mean": statistics.fmean(by_seed.values()),
             "std": statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
             "values": [by_seed[s] for s in sorted(by_seed)],
+            "seeds": sorted(by_seed),
+            "interval95": interval(list(by_seed.values())),
         }
         for name, by_seed in r.values.items()
     }
@@ -176,6 +185,51 @@ def _every_metric(rows: Section, r: RowResult, metric: str) -> dict[str, Any]:
 def _every_published(rows: Section, r: RowResult, metric: str) -> dict[str, Any]:
     fields = {"value", "origin", "confidence", "note"}
     return {name: cell.model_dump(include=fields) for name, cell in r.row.published.items()}
+
+
+def _seed_values(rows: Section, r: RowResult, metric: str) -> str:
+    """`0:41.2 1:42.0`: the value of every seed, unrounded."""
+    return " ".join(f"{seed}:{value!r}" for seed, value in sorted(r.column(metric).items()))
+
+
+def _baseline_name(rows: Section, r: RowResult, metric: str) -> str | None:
+    base = baseline(rows, r)
+    return base.address if base and not r.tiny_map else None
+
+
+def _over_values(rows: Section, r: RowResult, metric: str) -> list[float]:
+    """Differences to the baseline by seed; none of speeds, which are compared as ratios."""
+    return [] if metric.startswith("fps") else over_baseline(rows, r, metric)
+
+
+def _mean_over(rows: Section, r: RowResult, metric: str) -> float | None:
+    values = _over_values(rows, r, metric)
+    return statistics.fmean(values) if values else None
+
+
+def _holm_ends(rows: Section, r: RowResult, metric: str) -> tuple[float, float] | None:
+    return r.corrected.interval if r.corrected and metric == judged_metric(rows) else None
+
+
+def _end(ends: tuple[float, float] | None, which: int) -> float | None:
+    return ends[which] if ends else None
+
+
+def _over_baseline_json(rows: Section, r: RowResult, metric: str) -> dict[str, Any] | None:
+    """The difference to the baseline in the metric in which rows are compared."""
+    metric = judged_metric(rows)
+    values = _over_values(rows, r, metric)
+    if not values:
+        return None
+    return {
+        "metric": _measured_metric(rows, metric),
+        "mean": statistics.fmean(values),
+        "values": values,
+        "interval95": interval(values),
+        "interval": r.corrected.interval if r.corrected else None,
+        "level": r.corrected.level if r.corrected else None,
+        "verdict": r.corrected.word if r.corrected else None,
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- cells
@@ -210,7 +264,8 @@ def _ours_cell(rows: Section, r: RowResult, metric: str) -> Cell:
     if mean is None:
         return _number(MISSING)
     text = show_value(mean, metric) + (f" ± {show_value(std, metric)}" if std is not None else "")
-    return Cell(text + ("†" if r.dirty else ""), mark="dirty" if r.dirty else "own")
+    marks = ("†" if r.dirty else "") + ("‡" if r.tiny_map and METRICS[metric].stage == "evaluate" else "")
+    return Cell(text + marks, mark="dirty" if r.dirty else "own")
 
 
 def _differences(r: RowResult, metric: str) -> list[float]:
@@ -227,12 +282,24 @@ def _mean_cell(values: list[float], metric: str) -> Cell:
     return Cell(show_value(statistics.fmean(values), metric, signed=True), "own")
 
 
-def _interval_cell(values: list[float], metric: str) -> Cell:
-    """An interval as text, with its ends for a page that draws it."""
-    if (ends := interval(values)) is None:
-        return _number(MISSING)
+def _interval_text(ends: tuple[float, float], metric: str) -> str:
     low, high = (show_value(end, metric, signed=True) for end in ends)
-    return Cell(f"[{low}, {high}]", "own", interval=(statistics.fmean(values), *ends))
+    return f"[{low}, {high}]"
+
+
+def _interval_cell(values: list[float], metric: str) -> Cell:
+    """The 95 % interval as text: it has no correction and decides nothing, and so it is not drawn."""
+    ends = interval(values)
+    return _number(MISSING if ends is None else _interval_text(ends, metric))
+
+
+def _holm_cell(rows: Section, r: RowResult, metric: str) -> Cell:
+    """The interval that decides, with its ends for a page that draws it."""
+    values = over_baseline(rows, r, metric)
+    if r.corrected is None or not values:
+        return _number(MISSING)
+    ends = r.corrected.interval
+    return Cell(_interval_text(ends, metric), "own", interval=(statistics.fmean(values), *ends))
 
 
 def _paper_over_cell(rows: Section, r: RowResult, metric: str) -> Cell:
@@ -270,9 +337,10 @@ COLUMNS: tuple[ReportColumn, ...] = (
         json="origin",
         number=False,
         printed=True,
+        dropped=1,
     ),
     ReportColumn(_origin, csv="origin", each="metric"),
-    ReportColumn(_paper, _paper_title, _paper_cell, csv="paper", each="metric", printed=True),
+    ReportColumn(_paper, _paper_title, _paper_cell, csv="paper", each="metric", printed=True, dropped=5),
     ReportColumn(_ours, _ours_title, _ours_cell, csv="ours", each="metric"),
     ReportColumn(_std, csv="std", each="metric"),
     ReportColumn(lambda rows, r, m: len(r.column("fps" if m == "fps_ratio" else m)), csv="n", each="metric"),
@@ -284,13 +352,15 @@ COLUMNS: tuple[ReportColumn, ...] = (
         each="metric",
     ),
     ReportColumn(_nothing, _interval_title, lambda rows, r, m: _interval_cell(_differences(r, m), m), each="metric"),
-    ReportColumn(_nothing, _paper_over_title, _paper_over_cell, each="baseline", printed=True),
+    ReportColumn(_nothing, _paper_over_title, _paper_over_cell, each="baseline", printed=True, dropped=4),
     ReportColumn(_nothing, _ours_over_title, _ours_over_cell, each="baseline"),
+    ReportColumn(_nothing, _holm_title, _holm_cell, each="baseline"),
     ReportColumn(
         _nothing,
         _interval_over_title,
         lambda rows, r, m: _interval_cell(over_baseline(rows, r, m), m),
         each="baseline",
+        dropped=2,
     ),
     ReportColumn(
         lambda rows, r, m: r.n_seeds,
@@ -298,18 +368,26 @@ COLUMNS: tuple[ReportColumn, ...] = (
         lambda rows, r, m: _number(str(r.n_seeds) if r.row.set is not None else MISSING),
         json="n_seeds",
     ),
+    ReportColumn(lambda rows, r, m: r.scale.name, csv="scale", json="scale"),
     ReportColumn(
-        lambda rows, r, m: r.scale.name,
-        "scale",
-        csv="scale",
-        json="scale",
-        number=False,
+        lambda rows, r, m: r.status, "status", _status_cell, csv="status", json="status", number=False, dropped=3
     ),
-    ReportColumn(lambda rows, r, m: r.status, "status", _status_cell, csv="status", json="status", number=False),
     ReportColumn(lambda rows, r, m: r.remark or None, json="remark"),
     ReportColumn(_every_published, json="published"),
     ReportColumn(_every_metric, json="ours"),
     ReportColumn(lambda rows, r, m: r.dirty, json="dirty"),
     ReportColumn(lambda rows, r, m: [rec.job for rec in r.records], json="records"),
     ReportColumn(lambda rows, r, m: r.other_sources, json="records_of_other_sources"),
+    ReportColumn(lambda rows, r, m: r.tiny_map or None, json="tiny_map"),
+    ReportColumn(_over_baseline_json, json="vs_baseline"),
+    ReportColumn(lambda rows, r, m: _end(interval(list(r.column(m).values())), 0), csv="ours_low", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(interval(list(r.column(m).values())), 1), csv="ours_high", each="metric"),
+    ReportColumn(_seed_values, csv="values_by_seed", each="metric"),
+    ReportColumn(_baseline_name, csv="baseline", json="baseline"),
+    ReportColumn(_mean_over, csv="vs_baseline", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(interval(_over_values(rows, r, m)), 0), csv="vs_baseline_low", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(interval(_over_values(rows, r, m)), 1), csv="vs_baseline_high", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(_holm_ends(rows, r, m), 0), csv="holm_low", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(_holm_ends(rows, r, m), 1), csv="holm_high", each="metric"),
+    ReportColumn(lambda rows, r, m: " ".join(r.settings), csv="set"),
 )

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from laurepro.report.rows import RowResult, Section
+from laurepro.report.rows import Corrected, RowResult, Section
+from laurepro.spec.metrics import own_metric
+
+if TYPE_CHECKING:
+    from laurepro.claims import Verdict
 
 
 def comparable(r: RowResult, metric: str) -> bool:
@@ -38,12 +44,47 @@ def published_over_baseline(rows: Section, r: RowResult, metric: str) -> float |
 
 
 def over_baseline(rows: Section, r: RowResult, metric: str) -> list[float]:
-    """Our number minus that of the bilinear row with the same head and output stride, for each seed that both have."""
+    """Our number minus that of its baseline, for each seed that both have; none where its feature map is tiny."""
     base = baseline(rows, r)
-    if base is None:
+    if base is None or r.tiny_map:
         return []
     ours, bases = r.column(metric), base.column(metric)
     return [ours[s] - bases[s] for s in sorted(ours) if s in bases]
+
+
+def with_corrected(rows: Section, metric: str, verdicts: Iterable[Verdict]) -> Section:
+    """The rows with the interval at Holm's level of each difference to a baseline that a claim is about.
+
+    Args:
+        rows: A table at a scale.
+        metric: The column in which rows are compared with their baselines.
+        verdicts: On the claims, at that scale.
+    """
+    of_pair = {
+        (v.claim.metric, frozenset(v.records)): v
+        for v in verdicts
+        if v.interval is not None and v.claim.test.kind == "ordering" and len(v.claim.than) == 1
+    }
+    return [r._replace(corrected=_corrected(rows, r, metric, of_pair)) for r in rows] if of_pair else rows
+
+
+def _corrected(
+    rows: Section, r: RowResult, metric: str, of_pair: Mapping[tuple[str | None, frozenset[str]], Verdict]
+) -> Corrected | None:
+    base = baseline(rows, r)
+    if base is None:
+        return None
+    ours, bases = ({rec.seed: rec.job for rec in x.records if rec.stage == "evaluate"} for x in (r, base))
+    jobs = frozenset(job for s in ours.keys() & bases.keys() for job in (ours[s], bases[s]))
+    v = next((v for (m, records), v in of_pair.items() if records == jobs and m and _same_column(m, metric, r)), None)
+    if v is None or v.interval is None or v.level is None:
+        return None
+    low, high = v.interval if v.records[0] in ours.values() else (-v.interval[1], -v.interval[0])
+    return Corrected((low, high), v.level, v.verdict)
+
+
+def _same_column(one: str, other: str, r: RowResult) -> bool:
+    return own_metric(one, r.records[0].dataset) == own_metric(other, r.records[0].dataset)
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from laurepro.report.rows import Section
+from laurepro.report.rows import Section, shown
 from laurepro.spec.metrics import METRICS
 
 MISSING = "—"
 
 
 class Column(NamedTuple):
-    """A column's title. Numbers are aligned right; `printed`: the column has what the paper states."""
+    """A column's title. Numbers are aligned right; `printed`: the column has what the paper states.
+
+    `dropped`: where a terminal is too narrow for the table, the columns with 1 are left out first, then those with 2
+    and so on; 0: never.
+    """
 
     title: str
     number: bool = True
     printed: bool = False
+    dropped: int = 0
 
 
 class Cell(NamedTuple):
@@ -24,6 +29,7 @@ class Cell(NamedTuple):
     Attributes:
         text: the content.
         detail: a second line in small type; formats without one list it below the table.
+        summary: what stands in its place in HTML until the reader opens it; empty: the detail is shown.
         mark: what kind of content it is: `missing quoted dirty done failed supported contradicted ...`.
         target: the anchor of its provenance on the page.
         interval: mean, low and high of a difference.
@@ -33,6 +39,7 @@ class Cell(NamedTuple):
     text: str
     mark: str = ""
     detail: str = ""
+    summary: str = ""
     target: str = ""
     interval: tuple[float, float, float] | None = None
     share: float | None = None
@@ -54,24 +61,59 @@ def show_value(value: float | None, metric: str, signed: bool = False) -> str:
     return f"{value / m.divisor:{'+' if signed else ''}.{m.digits}f}"
 
 
+def name(rows: Section) -> str:
+    """`Table 3a`."""
+    return f"Table {rows[0].table.id.removeprefix('table')}"
+
+
 def title(rows: Section) -> str:
-    """A table's heading, which names the scale."""
+    """A table's heading: its number, the scale, the data that was used and the --set of the runs."""
+    settings = "".join(f", {pair}" for pair in rows[0].settings)
+    return f"{name(rows)}, scale {rows[0].scale.name}: {data_of(rows)}{settings}"
+
+
+def data_of(rows: Section) -> str:
+    """Data set and split of the measurements, as `camvid test`; where nothing was measured, the data set to use."""
+    measured = sorted({f"{rec.dataset} {rec.split}" for r in rows for rec in r.records if rec.stage == "evaluate"})
+    protocol, base = rows[0].table.protocol, rows[0].scale.base
+    stated = (base or {}).get("data", {}).get("name") if base else protocol.dataset
+    return ", ".join(measured) or str(stated or "no data set stated")
+
+
+def about(rows: Section) -> str:
+    """What the table is in the paper, whose data is another at most scales."""
     table = rows[0].table
-    return f"{table.title} ({table.source.paper}, {table.source.where}), scale {scale_and_data(rows)}"
+    printed = any(row.published for row in table.rows)
+    return f"In the paper: {table.title} ({table.source.paper})." if printed else f"{table.title}."
 
 
-def scale_and_data(rows: Section) -> str:
-    """The scale's name, and the data set of the records where it is another than the scale's own: `own on photos`."""
-    scale = rows[0].scale
-    stated = (scale.base or {}).get("data", {}).get("name")
-    used = sorted({record.experiment.data.name for r in rows for record in r.records})
-    return f"{scale.name} on {', '.join(used)}" if stated is not None and used not in ([], [stated]) else scale.name
+def not_run(rows: Section) -> str:
+    """One line about the rows that nobody ran and that the table leaves out, or nothing."""
+    left_out = len(rows) - len(shown(rows))
+    if not left_out:
+        return ""
+    table = rows[0].table.id
+    return f"{left_out} of {len(rows)} rows were not run at this scale; laurepro show {table} lists them."
 
 
 def notes(rows: Section) -> list[str]:
     """The lines below a table: what the scale is, what the marks mean, where the numbers come from."""
-    scale = rows[0].scale
+    scale, settings = rows[0].scale, rows[0].settings
     lines = [f"Scale {scale.name}: {scale.sentence}"]
+    if settings:
+        pairs = " ".join(f"--set {pair}" for pair in settings)
+        lines.append(f"The runs had {pairs}; this holds where it differs from the scale's description.")
+    lines += [line] if (line := not_run(rows)) else []
+    if tiny := sorted({r.tiny_map for r in rows if r.tiny_map and r.values}):
+        lines.append(
+            f"‡ the network's feature map is only {', '.join(tiny)} at this scale: how it is upsampled cannot be "
+            "compared, and no difference to a baseline is given."
+        )
+    if any(r.corrected for r in rows):
+        lines.append(
+            "Holm's interval decides: it is corrected for all comparisons of its file of claims. The 95 % interval is "
+            "not corrected. A difference that no claim is about has only the latter."
+        )
     if any(r.dirty for r in rows):
         lines.append("† measured with code that differs from its commit.")
     scored = [m for m in rows[0].table.metrics if METRICS[m].stage == "evaluate"]

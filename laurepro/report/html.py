@@ -47,7 +47,7 @@ def _sample(series: Series) -> str:
 def _widest(grid: Grid, column: int) -> float:
     """The end of the axis for all intervals of a column, limited lest a few wide ones squeeze the others."""
     ends = [max(map(abs, cell.interval)) for line in grid.lines if (cell := line[column]).interval is not None]
-    return min(max(ends), 3 * statistics.median(ends)) if ends else 0.0
+    return min(max(ends), 1.5 * statistics.median(ends)) if ends else 0.0
 
 
 class _DataUrls:

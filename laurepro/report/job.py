@@ -39,7 +39,7 @@ def page(record: Record) -> Page:
         blocks += [Heading("Classes", "classes"), _classes(record)]
     experiment = record.experiment.model_dump(mode="json", exclude_defaults=True)
     return Page(
-        record.job, about, (*blocks, Heading("Experiment", "experiment"), Code(json.dumps(experiment, indent=1)))
+        record.job, (Text(about), *blocks, Heading("Experiment", "experiment"), Code(json.dumps(experiment, indent=1)))
     )
 
 

@@ -18,12 +18,12 @@ from laurepro.report.blocks import (
     Heading,
     Page,
     Table,
-    Tally,
     Text,
     chart_grid,
     with_details,
 )
-from laurepro.report.grid import Cell, Column, Grid, notes, title
+from laurepro.report.finding import Finding
+from laurepro.report.grid import Cell, Column, Grid, about, notes, title
 from laurepro.report.rows import Section
 from laurepro.report.tables import comparison_grid
 
@@ -69,7 +69,7 @@ _SMALL, _TINY = 130, 190  # characters on a line of the table above which the ty
 
 def render(page: Page, folder: Path) -> str:
     """The page as a LaTeX document, to be written into `folder`: paths of images are relative to it."""
-    head = f"\\section*{{{escape(page.title)}}}\n{escape(page.lead)}"
+    head = f"\\section*{{{escape(page.title)}}}"
     return _PREAMBLE + "\n\n".join([head, *_blocks(page.blocks, folder)]) + "\n\\end{document}"
 
 
@@ -86,7 +86,7 @@ def section(rows: Section) -> str:
     )
     for old, new in zip(("\\hline",) * 3, ("\\toprule", "\\midrule", "\\bottomrule"), strict=True):
         body = body.replace(old, new, 1)
-    caption = " ".join([f"{title(rows)}.", *notes(rows)])
+    caption = " ".join([f"{title(rows)}.", about(rows), *notes(rows)])
     return f"\\begin{{table}}\n\\centering\n{body}\n\\caption{{{escape(caption)}}}\n\\end{{table}}"
 
 
@@ -128,9 +128,8 @@ def _block(b: Block, folder: Path) -> list[str]:
         case Code():
             lines = r"\\".join(map(_first, b.text.split("\n")))
             return [f"{{\\footnotesize\\ttfamily\\raggedright {lines}\\par}}"]
-        case Tally():
-            counts = ", ".join(f"{n} {word}" for n, word, _ in b.entries)
-            return [f"\\textbf{{{escape(b.title)}}}: {escape(counts)}."]
+        case Finding():
+            return [f"\\textbf{{{word}:}} {escape(rest)}" for word, _, rest in (s.partition(": ") for s in b.sentences)]
         case Table():
             grid, rest = with_details(b.grid)
             return [_longtable(grid), *([_bullets(rest)] if rest else [])]

@@ -19,12 +19,12 @@ from laurepro.report.blocks import (
     Heading,
     Page,
     Table,
-    Tally,
     Text,
     chart_grid,
     with_details,
 )
-from laurepro.report.grid import Grid, notes, title
+from laurepro.report.finding import Finding
+from laurepro.report.grid import Grid, about, notes, title
 from laurepro.report.rows import Section
 from laurepro.report.tables import comparison_grid
 
@@ -33,13 +33,44 @@ _IN_LINKS = " !\"#$&'()*+,-./:;=?@[]^_`{|}~"  # what may stand in a link <...> a
 
 def render(page: Page, folder: Path) -> str:
     """The page as markdown, to be written into `folder`: paths of images are relative to it."""
-    parts = [f"# {escape(page.title)}", escape(page.lead)]
-    return "\n\n".join([*parts, *_blocks(page.blocks, folder)])
+    return "\n\n".join([f"# {escape(page.title)}", *_blocks(page.blocks, folder)])
+
+
+def render_split(page: Page, folder: Path, details: Path) -> tuple[str, dict[Path, str]]:
+    """The page without what it folds, and a file for what each section folds.
+
+    Args:
+        page: The page.
+        folder: Where the page will be written.
+        details: The folder of the files.
+
+    Returns:
+        The page, with links to the files, and the text of each file: `DETAILS/table3a-camvid-cpu.md`.
+    """
+    parts, files, linked = [f"# {escape(page.title)}"], dict[Path, list[str]](), False
+    section = Heading(page.title, "page")
+    for b in page.blocks:
+        if isinstance(b, Fold):
+            file = details / f"{section.anchor}.md"
+            files.setdefault(file, [f"# {escape(section.text)}"])
+            files[file] += [f"## {escape(b.title)}", *_blocks(b.blocks, details)]
+            link = f"[{escape(b.title)}](<{_link(file, folder)}>)"
+            if linked:
+                parts[-1] += f" · {link}"
+            else:
+                parts.append(link)
+            linked = True
+        else:
+            linked = False
+            section = b if isinstance(b, Heading) and b.level == 2 else section
+            parts += _block(b, folder)
+    return "\n\n".join(parts), {file: "\n\n".join(lines) for file, lines in files.items()}
 
 
 def section(rows: Section) -> str:
     """One table at one scale: heading, pipe table, notes."""
-    return "\n\n".join([f"## {escape(title(rows))}", table(comparison_grid(rows)), _bullets(notes(rows))])
+    parts = [f"## {escape(title(rows))}", escape(about(rows)), table(comparison_grid(rows)), _bullets(notes(rows))]
+    return "\n\n".join(parts)
 
 
 def escape(text: str) -> str:
@@ -82,19 +113,26 @@ def _block(b: Block, folder: Path) -> list[str]:
         case Code():
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", b.text)), default=0))
             return [f"{fence}\n{b.text}\n{fence}"]
-        case Tally():
-            return [f"**{escape(b.title)}**: " + ", ".join(f"{n} {escape(word)}" for n, word, _ in b.entries) + "."]
+        case Finding():
+            parts = (s.partition(": ") for s in b.sentences)
+            return ["\n".join(f"- **{word}:** {escape(rest)}" for word, _, rest in parts)]
         case Table():
             grid, rest = with_details(b.grid)
             return [table(grid), *([_bullets(rest)] if rest else [])]
         case Charts():
             return [f"**{escape(b.title)}**", *(part for c in b.charts for part in _chart(c))]
         case Figure():
-            where = quote(os.fsencode(os.path.relpath(b.file, folder)), safe=_IN_LINKS)
-            return [f"![{escape(b.description)}](<{where}>)", f"**{escape(b.title)}** {escape(b.description)}"]
+            return [
+                f"![{escape(b.description)}](<{_link(b.file, folder)}>)",
+                f"**{escape(b.title)}** {escape(b.description)}",
+            ]
         case Fold():
             inner = _blocks(b.blocks, folder)
             return [f"<details><summary>{_html(b.title)}</summary>", *inner, "</details>"]
+
+
+def _link(file: Path, folder: Path) -> str:
+    return quote(os.fsencode(os.path.relpath(file, folder)), safe=_IN_LINKS)
 
 
 def _chart(c: Chart) -> list[str]:

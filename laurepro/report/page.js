@@ -1,9 +1,9 @@
 // Tables by keyboard: Tab enters a table; arrows, Home, End, Page Up and Page Down move between cells; Enter follows a
-// cell's link. Without this script the page shows the same text, and Tab reaches the links.
+// cell's link or opens what it folds. Without this script the page shows the same text, and Tab reaches the links.
 "use strict";
 for (const table of document.querySelectorAll('[role="grid"]')) {
   const lines = [...table.rows].map((row) => [...row.cells]);
-  for (const link of table.querySelectorAll("a")) link.tabIndex = -1;
+  for (const link of table.querySelectorAll("a, summary")) link.tabIndex = -1;
   for (const cell of lines.flat()) cell.tabIndex = -1;
   let current = lines[1] ? lines[1][0] : lines[0][0];
   current.tabIndex = 0;
@@ -21,7 +21,7 @@ for (const table of document.querySelectorAll('[role="grid"]')) {
       Home: [event.ctrlKey ? 0 : y, 0], End: [event.ctrlKey ? last : y, lines[y].length - 1],
       PageDown: [Math.min(last, y + 10), x], PageUp: [Math.max(0, y - 10), x],
     }[event.key];
-    if (event.key === "Enter") current.querySelector("a")?.click();
+    if (event.key === "Enter") current.querySelector("a, summary")?.click();
     if (!to) return;
     event.preventDefault();
     const cell = lines[to[0]]?.[to[1]];
@@ -29,7 +29,7 @@ for (const table of document.querySelectorAll('[role="grid"]')) {
   });
   table.addEventListener("mousedown", (event) => {
     const cell = event.target.closest("th, td");
-    if (cell && !event.target.closest("a")) { current.tabIndex = -1; current = cell; cell.tabIndex = 0; }
+    if (cell && !event.target.closest("a, summary")) { current.tabIndex = -1; current = cell; cell.tabIndex = 0; }
   });
 }
 const contents = document.querySelector("nav details");

@@ -6,19 +6,20 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from laurepro.record import Record
-from laurepro.report import provenance, unavailable, verdicts
+from laurepro.report import provenance, unavailable
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
-from laurepro.report.grid import MISSING, Cell, Column, Grid, notes, scale_and_data
-from laurepro.report.rows import RowResult, Section
-from laurepro.report.sources import Sources, judged
+from laurepro.report.classes import class_iou, confusions
+from laurepro.report.finding import page_title
+from laurepro.report.grid import MISSING, Cell, about, name, notes, title
+from laurepro.report.rows import RowResult, Section, shown
+from laurepro.report.sources import Sources
 from laurepro.report.tables import comparison_grid
+from laurepro.report.verdicts import claims
 from laurepro.spec.metrics import BOUNDARY_WIDTHS, METRICS
 
-TITLE = "Location-aware Upsampling: reproduction report"
 LEAD = (
-    "Every table of the paper (arXiv:1911.05250v2) beside our measurements. Only scale paper is compared with "
-    "published numbers; at any other scale the page shows differences between rows of this suite. What was not "
-    f"measured is shown as {MISSING}."
+    "Measured beside the tables of the paper (arXiv:1911.05250v2). Only scale paper is compared with published "
+    f"numbers; {MISSING} means not measured."
 )
 # A row's line style in every chart, by its upsampler and how that is trained.
 _STYLES = ("bilinear", "lau-offset_guided", "lau-none", "lau-offset_regression", "grid", "pixelshuffle", "deformable")
@@ -28,11 +29,10 @@ DASHES = 5
 
 def build(sources: Sources) -> Page:
     """The page's blocks, in order."""
-    judgements = judged(sources)
-    blocks: list[Block] = [verdicts.tally(scale, claims_judged) for scale, claims_judged in judgements]
-    blocks.append(Heading("Claims", "claims"))
-    for scale, claims_judged in judgements:
-        blocks += verdicts.claims(scale, claims_judged, sources.sections)
+    blocks: list[Block] = list(sources.findings)
+    blocks += [Text(LEAD), Heading("What was compared", "claims")]
+    for scale, verdicts in sources.judgements:
+        blocks += claims(scale, verdicts, sources.sections)
     for rows in sources.sections:
         blocks += _table(rows, sources)
     if sources.unavailable:
@@ -45,7 +45,7 @@ def build(sources: Sources) -> Page:
         blocks += [Heading("Figures", "figures"), *sources.figures]
     blocks += provenance.failures(sources)
     blocks += provenance.environments(sources)
-    return Page(TITLE, LEAD, tuple(blocks))
+    return Page(page_title(sources.judgements), tuple(blocks))
 
 
 def anchor(rows: Section) -> str:
@@ -54,64 +54,31 @@ def anchor(rows: Section) -> str:
 
 
 def _table(rows: Section, sources: Sources) -> list[Block]:
-    table, scale = rows[0].table, rows[0].scale
-    where, key = table.source.where, anchor(rows)
-    head = Heading(f"{where}, scale {scale_and_data(rows)}: {table.title}", key, short=f"{where} · {scale.name}")
-    grid = comparison_grid(rows)
-    lines = tuple(_linked(line, r) for r, line in zip(rows, grid.lines, strict=True))
-    about, *rest = notes(rows)
-    blocks: list[Block] = [head, Text(about), Table(f"{where} at scale {scale.name}", grid._replace(lines=lines))]
-    blocks += [Bullets(tuple(rest))] if rest else []
-    for title, part, content in (
-        ("IoU of each class", "classes", _class_iou(rows)),
+    key, heading, lines_of = anchor(rows), title(rows), shown(rows)
+    grid = comparison_grid(rows, lines_of)
+    lines = tuple(_linked(line, r) for r, line in zip(lines_of, grid.lines, strict=True))
+    blocks: list[Block] = [
+        Heading(heading, key, short=f"{name(rows)} · {rows[0].scale.name}"),
+        Text(about(rows)),
+        Table(heading, grid._replace(lines=lines)),
+        Bullets(tuple(notes(rows))),
+    ]
+    for part_title, part, content in (
+        ("IoU of each class", "classes", class_iou(rows)),
+        ("What each class is taken for", "confusion", confusions(rows)),
         ("Near label edges", "boundary", _boundary(rows)),
         ("Training loss", "loss", _losses(rows)),
         ("Validation during training", "validation", _validation(rows)),
         ("Provenance", "provenance", provenance.provenance(rows, sources.pairs)),
     ):
         if content:
-            blocks.append(Fold(title, f"{key}-{part}", tuple(content)))
+            blocks.append(Fold(part_title, f"{key}-{part}", tuple(content)))
     return blocks
 
 
 def _linked(line: tuple[Cell, ...], r: RowResult) -> tuple[Cell, ...]:
     """A line whose measured numbers link to their provenance."""
     return tuple(c._replace(target=provenance.origin(r)) if c.mark in ("own", "dirty") else c for c in line)
-
-
-def _class_iou(rows: Section) -> list[Block]:
-    """Mean over seeds of each class's IoU, in percent: one line per class, one column per row of the table."""
-    measured = [(r, [rec for rec in r.records if rec.confusion is not None]) for r in rows]
-    measured = [(r, records) for r, records in measured if records]
-    if not measured:
-        return []
-    import numpy as np
-
-    from laurepro.evaluation.scores import class_iou
-
-    names = measured[0][1][0].class_names
-    by_row = {}
-    for r, records in measured:
-        if all(rec.class_names == names for rec in records):
-            by_row[r.row.id] = np.mean([class_iou(np.asarray(rec.confusion)) for rec in records], axis=0)
-    labelled = np.asarray(measured[0][1][0].confusion).sum(1)
-    share = labelled / max(1, int(labelled.sum()))
-    columns = (Column("class", number=False), Column("pixels %"), *(Column(name) for name in by_row))
-    lines = tuple(
-        (
-            Cell(name),
-            Cell(f"{100 * share[i]:.2f}"),
-            *(Cell(f"{100 * iou[i]:.2f}", share=float(iou[i])) for iou in by_row.values()),
-        )
-        for i, name in enumerate(names)
-    )
-    return [
-        Text(
-            f"IoU in percent at scale {rows[0].scale.name}, mean over seeds; "
-            "the second column is the class's share of the labelled pixels."
-        ),
-        Table(f"IoU of each class, scale {rows[0].scale.name}", Grid(columns, lines), matrix=True),
-    ]
 
 
 def _boundary(rows: Section) -> list[Block]:
@@ -126,7 +93,7 @@ def _boundary(rows: Section) -> list[Block]:
         ("Boundary IoU", "boundary IoU %", {w: f"boundary_iou_{w}px" for w in BOUNDARY_WIDTHS}),
     )
     blocks: list[Block] = []
-    for title, unit, metrics in families:
+    for heading, unit, metrics in families:
         groups: dict[str, list[Series]] = {}
         for r in rows:
             have = {w: list(r.values[m].values()) for w, m in sorted(metrics.items()) if r.values.get(m)}
@@ -137,7 +104,7 @@ def _boundary(rows: Section) -> list[Block]:
                 lines.append(Series(r.row.label, points, style, dash))
         charts = tuple(Chart(_group(g), "band, pixels", unit, tuple(s)) for g, s in groups.items())
         if charts:
-            blocks.append(Charts(f"{title} by width of the band, scale {scale}", charts))
+            blocks.append(Charts(f"{heading} by width of the band, scale {scale}", charts))
     return blocks
 
 

@@ -27,8 +27,20 @@ class FailedJob(NamedTuple):
     last_lines: tuple[str, ...]
 
 
+class Corrected(NamedTuple):
+    """The interval at Holm's level of a row's difference to its baseline, and the verdict that was read from it."""
+
+    interval: tuple[float, float]
+    level: float
+    word: str
+
+
 class RowResult(NamedTuple):
-    """A row with its measurements, `values[metric][seed]`; `trainings` are the records of the trainings behind them."""
+    """A row with its measurements, `values[metric][seed]`; `trainings` are the records of the trainings behind them.
+
+    `settings`: the --set of its runs, as `train.lr=0.05`. `tiny_map`: `3x3` where its feature map is so small that
+    upsampling cannot be compared. `corrected`: only where claims compare it with its baseline (see `sources.gather`).
+    """
 
     table: Table
     row: Row
@@ -42,6 +54,9 @@ class RowResult(NamedTuple):
     trainings: tuple[Record, ...] = ()
     failed: tuple[FailedJob, ...] = ()
     other_sources: int = 0  # records of the same experiment on other code or another copy of the data: not shown
+    settings: tuple[str, ...] = ()
+    tiny_map: str = ""
+    corrected: Corrected | None = None
 
     @property
     def address(self) -> str:
@@ -65,6 +80,18 @@ class RowResult(NamedTuple):
 
 
 Section = list[RowResult]  # the rows of one table at one scale, in the table's order
+
+
+def shown(rows: Section) -> Section:
+    """The rows that a table shows: those that were begun, and all of them where none was.
+
+    Rows quoted from the literature are shown beside ours where the two may be compared.
+    """
+    begun = [bool(r.values) or r.status not in ("missing", "quoted") for r in rows]
+    if not any(begun):
+        return rows
+    quoted = rows[0].scale.comparable
+    return [r for r, b in zip(rows, begun, strict=True) if b or (quoted and r.status == "quoted")]
 
 
 def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overrides: Raw | None = None) -> Section:
@@ -115,6 +142,7 @@ def _measure(
     table: Table, scale: Scale, records: dict[str, Record], runs: Path | None, overrides: Raw | None
 ) -> Section:
     seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
+    settings = spec.stated_overrides(overrides)
     at_scale = [r for r in records.values() if r.scale == scale.name]
     absent = without_source(at_scale)
     by_parts: dict[tuple[str, ...], list[Record]] = {}
@@ -132,7 +160,7 @@ def _measure(
             rows.append(RowResult(table, row, scale, "missing", remark, {}, (), False, ""))
         else:
             rows.append(_row(planned, scale, records, by_parts, runs))
-    return rows
+    return [r._replace(settings=settings) for r in rows]
 
 
 def _parts_asked_for(table: Table, row: Row, scale: Scale, overrides: Raw | None) -> set[str]:
@@ -174,7 +202,12 @@ def _row(
     group = f"{m.head.kind}-{model_of(m.backbone)}-os{m.output_stride}-{experiment.eval.multi_scale}"
     others = _of_other_sources(planned, by_parts.get(tuple(parts_of(experiment).values()), []))
     result = RowResult(table, row, scale, status, remark, values, tuple(shown.values()), baseline, group)
-    return result._replace(trainings=trainings, failed=tuple(failed.values()), other_sources=others + other_copies)
+    return result._replace(
+        trainings=trainings,
+        failed=tuple(failed.values()),
+        other_sources=others + other_copies,
+        tiny_map=experiment.tiny_map,
+    )
 
 
 def _of_one_copy(row_records: list[Record]) -> tuple[dict[str, Record], int]:

@@ -9,16 +9,22 @@ from laurepro import record, spec
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.report.blocks import Figure
+from laurepro.report.columns import judged_metric
+from laurepro.report.comparison import with_corrected
+from laurepro.report.finding import Finding, finding
 from laurepro.report.rows import Section, scales_of, sections_of
 from laurepro.report.unavailable import Unavailable, unavailable
-from laurepro.spec import Scale
+from laurepro.spec import Raw, Scale
 
 if TYPE_CHECKING:
     from laurepro.claims import Verdict
 
 
 class Sources(NamedTuple):
-    """What a page is made from: tables, and the records at their scales. `pairs`: the --set of the runs."""
+    """What a page is made from: tables, and the records at their scales.
+
+    `pairs`: the --set of the runs. `judgements`: the verdicts at each scale, `findings`: three sentences about each.
+    """
 
     sections: tuple[Section, ...]
     records: dict[str, Record]
@@ -27,6 +33,8 @@ class Sources(NamedTuple):
     figures: tuple[Figure, ...]
     pairs: tuple[str, ...]
     unavailable: tuple[Unavailable, ...] = ()
+    judgements: tuple[tuple[Scale, list[Verdict]], ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def gather(
@@ -36,6 +44,7 @@ def gather(
     results: Path,
     runs: Path | None = None,
     pairs: tuple[str, ...] = (),
+    checked: bool = True,
 ) -> Sources:
     """Read all that a page is made from.
 
@@ -45,6 +54,7 @@ def gather(
         results: The results folder.
         runs: The runs folder, for running and failed jobs. None: the page depends on the results folder alone.
         pairs: The --set that the runs were made with.
+        checked: Whether claims that need no training are judged too, by `laurepro check`; see `claims.judge`.
 
     Raises:
         LaureproError: a table or scale that does not exist, with the nearest.
@@ -61,15 +71,50 @@ def gather(
     if not targets and scales is None:  # a table without records at a scale has nothing to show there
         begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
         sections = begun or sections
+    at_scale = {name: r for name, r in records.items() if r.scale in names}
+    shown_scales = tuple(spec.scale(n) for n in names)
+    judgements = _judged(shown_scales, at_scale, overrides, checked, bool(apart))
+    by_scale = {scale.name: verdicts for scale, verdicts in judgements}
+    with_verdicts = tuple(
+        with_corrected(rows, judged_metric(rows), by_scale.get(rows[0].scale.name, ())) for rows in sections
+    )
+    if targets:  # only the claims about rows of these tables
+        judgements = tuple((scale, [v for v in verdicts if _about(v, sections)]) for scale, verdicts in judgements)
+    of_scale = {scale.name: verdicts for scale, verdicts in judgements}
     return Sources(
-        sections=tuple(sections),
-        records={name: r for name, r in records.items() if r.scale in names},
+        sections=with_verdicts,
+        records=at_scale,
         problems=tuple(problems),
-        scales=tuple(spec.scale(n) for n in names),
+        scales=shown_scales,
         figures=figures(results),
         pairs=pairs,
         unavailable=apart,
+        judgements=judgements,
+        findings=tuple(finding(s, with_verdicts, of_scale.get(s.name, ())) for s in shown_scales),
     )
+
+
+def _about(verdict: Verdict, sections: list[Section]) -> bool:
+    tables = {rows[0].table.id for rows in sections}
+    return any(address.partition("/")[0] in tables for address in verdict.claim.addresses[:1])
+
+
+def _judged(
+    scales: tuple[Scale, ...], records: dict[str, Record], overrides: Raw, checked: bool, incomplete: bool
+) -> tuple[tuple[Scale, list[Verdict]], ...]:
+    """The verdicts at each scale that has records. `incomplete`: some rows are of a source that is not available."""
+    from laurepro import claims
+
+    verdicts = []
+    for scale in scales:
+        if not checked and not any(r.scale == scale.name for r in records.values()):
+            continue
+        try:
+            verdicts.append((scale, claims.judge(scale, records, overrides, checked=checked)))
+        except LaureproError:
+            if not incomplete:
+                raise
+    return tuple(verdicts)
 
 
 def figures(results: Path) -> tuple[Figure, ...]:
@@ -85,18 +130,3 @@ def figures(results: Path) -> tuple[Figure, ...]:
             continue
         readable.append(Figure(file, text.get("Title", file.stem), text.get("Description", "no description")))
     return tuple(readable)
-
-
-def judged(sources: Sources) -> list[tuple[Scale, list[Verdict]]]:
-    """The verdicts at each scale where the rows are those of an available source."""
-    from laurepro import claims
-
-    overrides = spec.parse_overrides(sources.pairs)
-    verdicts = []
-    for scale in sources.scales:
-        try:
-            verdicts.append((scale, claims.judge(scale, sources.records, overrides)))
-        except LaureproError:
-            if not sources.unavailable:
-                raise
-    return verdicts

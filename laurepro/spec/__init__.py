@@ -20,7 +20,7 @@ from laurepro.spec.fields import (
     Strict,
     Train,
 )
-from laurepro.spec.files import experiments_dir, invalid, parse_overrides, read_mapping, read_yaml
+from laurepro.spec.files import experiments_dir, invalid, parse_overrides, read_mapping, read_yaml, stated_overrides
 from laurepro.spec.job import Job
 from laurepro.spec.layers import merge
 from laurepro.spec.resolution import layered, resolve
@@ -77,6 +77,7 @@ __all__ = [
     "resolve",
     "scale",
     "scale_names",
+    "stated_overrides",
     "table_ids",
     "tables",
 ]

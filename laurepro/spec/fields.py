@@ -200,6 +200,13 @@ class Train(Strict):
     validate_every: int = Field(0, ge=0)
     keep: Literal["last", "best"] = "last"
 
+    @property
+    def length(self) -> str:
+        """`200 steps`, `80 epochs`."""
+        if self.phases:
+            return f"{sum(p.iterations for p in self.phases):,} steps"
+        return f"{self.iterations:,} steps" if self.iterations else f"{self.epochs} epochs"
+
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if sum(v is not None for v in (self.epochs, self.iterations, self.phases)) != 1:
@@ -293,3 +300,12 @@ class Experiment(Strict):
         """How a training scores `val`: as the experiment is evaluated, but at one scale and without an oracle."""
         alone = {"split": VALIDATED, "multi_scale": False, "factors": Eval().factors, "oracle_radius": None}
         return self.eval.model_copy(update=alone)
+
+    @property
+    def tiny_map(self) -> str:
+        """`3x3` where the class scores of a training crop are at most that large before upsampling, else nothing.
+
+        So few scores leave nothing to locate: how they are upsampled cannot be compared.
+        """
+        side = self.data.crop_size // self.model.output_stride
+        return f"{side}x{side}" if side <= 3 else ""

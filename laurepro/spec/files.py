@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -135,6 +136,17 @@ def parse_overrides(pairs: tuple[str, ...]) -> Raw:
                 raise LaureproError(f"--set {pair!r}: {step!r} was already given a plain value")
         node[last] = load_yaml(value, f"--set {pair!r:.200}")
     return result
+
+
+def stated_overrides(overrides: Raw | None, prefix: str = "") -> tuple[str, ...]:
+    """What `parse_overrides` read, as `("train.lr=0.05",)`: one for each field, in its order."""
+    pairs: list[str] = []
+    for key, value in (overrides or {}).items():
+        if isinstance(value, dict) and value:
+            pairs += stated_overrides(value, f"{prefix}{key}.")
+        else:
+            pairs.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return tuple(pairs)
 
 
 def read_mapping(file: Path, keys: str) -> Raw:

@@ -1,0 +1,173 @@
+"""What the records say, in three sentences for each scale: what was run, what is decided, what is not.
+
+They begin the report in every format but CSV. `comparisons` groups verdicts: one measured comparison, with all the
+claims that rest on it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from laurepro.report.grid import data_of, name
+from laurepro.report.rows import RowResult, Section
+from laurepro.spec import Scale
+from laurepro.spec.metrics import METRICS, own_metric
+
+if TYPE_CHECKING:
+    from laurepro.claims import Verdict
+
+DECIDED = ("supported", "contradicted", "same sign here", "other sign here")
+_NAMED = 3  # decided claims that the sentence names
+
+
+class Finding(NamedTuple):
+    """The three sentences about one scale, without the words Run, Decided and Undecided at their start.
+
+    `n_decided`: how many claims of the paper are decided at a scale that is evidence.
+    """
+
+    scale: str
+    run: str
+    decided: str
+    undecided: str
+    n_decided: int = 0
+
+    @property
+    def sentences(self) -> tuple[str, str, str]:
+        """As they are printed."""
+        return f"Run: {self.run}", f"Decided: {self.decided}", f"Undecided: {self.undecided}"
+
+
+def finding(scale: Scale, sections: Iterable[Section], verdicts: Iterable[Verdict]) -> Finding:
+    """The sentences about one scale.
+
+    Args:
+        scale: The scale.
+        sections: Tables; those at other scales are left out.
+        verdicts: On the claims at that scale.
+    """
+    at_scale = [rows for rows in sections if rows[0].scale.name == scale.name]
+    rows = [r for section in at_scale for r in section]
+    if not any(r.values for r in rows):
+        command = f"laurepro plan {' '.join(s[0].table.id for s in at_scale[:1]) or '--all'} --scale {scale.name}"
+        seeds = _count(scale.seeds, "seed")
+        return Finding(
+            scale.name,
+            f"nothing at scale {scale.name}; the tables have what the paper states.",
+            "nothing.",
+            f"everything; {command} lists the jobs to run, {seeds} a row.",
+        )
+    about = list(verdicts)
+    labels = {r.address: r.row.label for r in rows}
+    n_decided = sum(scale.evidence and v.claim.family == "paper" and v.verdict in DECIDED for v in about)
+    run = _run(scale, at_scale, rows)
+    return Finding(scale.name, run, _decided(scale, about, labels), _undecided(about, labels), n_decided)
+
+
+def _run(scale: Scale, sections: list[Section], rows: list[RowResult]) -> str:
+    measured = [r for r in rows if r.values]
+    where = ", ".join(name(s) for s in sections) if len(sections) < 4 else f"{len(sections)} tables"
+    to_run = sum(r.row.set is not None for r in rows)
+    data = ", ".join(sorted({data_of(s) for s in sections if any(r.records for r in s)}))
+    settings = "".join(f" --set {pair}" for pair in rows[0].settings)
+    seeds = sorted({r.n_seeds for r in measured})
+    over = _count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    records = [rec for r in measured for rec in r.records]
+    scored = [rec for rec in records if rec.stage == "evaluate"] or records
+    devices = ", ".join(sorted({rec.environment.device for rec in scored}))
+    return (
+        f"{len(measured)} of {to_run} rows of {where} at scale {scale.name}{settings}, on {data}, over {over}, "
+        f"on {devices}."
+    )
+
+
+def _decided(scale: Scale, verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
+    if not scale.evidence:
+        words = [g[0].verdict for g in comparisons(verdicts)]
+        same, other = (_count(words.count(word), "comparison") for word in ("same sign here", "other sign here"))
+        return (
+            f"nothing about the paper, for or against which scale {scale.name} is no evidence; {same} with the claimed "
+            f"sign here, {other} with the other."
+        )
+    parts = []
+    for whose, what, members in _families(verdicts):
+        decided = [v for v in members if v.verdict in DECIDED]
+        judged = sum(v.verdict != "not judged" for v in members)
+        at_scale = f" ({judged} can be judged at this scale)" if judged < len(members) else ""
+        named = [f"{v.claim.id} {v.verdict} ({comparison_name(v, labels)}: {v.found})" for v in decided[:_NAMED]]
+        if len(decided) > _NAMED:
+            named.append(f"and {len(decided) - _NAMED} more")
+        colon = ": " if named else ""
+        parts.append(
+            f"{len(decided) or 'none'} of {whose} {_count(len(members), what)}{at_scale}{colon}{'; '.join(named)}"
+        )
+    return ", and ".join(parts) + "." if parts else "nothing: no claim is about these rows."
+
+
+def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
+    open_, missing = [], []
+    for _, what, members in _families(verdicts):
+        words = [v.verdict for v in members]
+        open_.append(_count(words.count("undecided"), what))
+        missing.append(_count(words.count("not run"), what))
+    of_one = [v for v in verdicts if v.verdict == "undecided" and v.records]
+    needed = sorted(g[0].needed or float("inf") for g in comparisons(of_one) if g[0].n > 1)
+    how_many = ""
+    if needed and needed[0] < float("inf"):
+        first = next(v for v in of_one if v.needed == needed[0])
+        half = statistics.median_high(needed)
+        rest = f", {half:.0f} half of these comparisons" if len(needed) > 1 and half < float("inf") else ""
+        estimate, _, _ = first.found.partition(";")
+        which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
+        how_many = f"; {needed[0]:.0f} seeds a row would probably decide {which}{rest}"
+    single = sum(g[0].n == 1 for g in comparisons(of_one))
+    alone = f"; {_count(single, 'comparison')} of one seed need at least two" if single else ""
+    return f"{' and '.join(open_) or 'nothing'}{how_many}{alone}; {' and '.join(missing) or 'none'} not run."
+
+
+def _families(verdicts: list[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
+    """The paper's claims, and the questions of this suite (its other files of claims), where there are any."""
+    paper = [v for v in verdicts if v.claim.family == "paper"]
+    own = [v for v in verdicts if v.claim.family != "paper"]
+    both = (("the paper's", "claim", paper), ("our own", "control", own))
+    return [family for family in both if family[2]]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}" + "s" * (number != 1)
+
+
+def comparisons(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
+    """The verdicts in groups that rest on one measurement, in order: same records, metric, estimate and verdict."""
+    groups: dict[tuple[object, ...], list[Verdict]] = {}
+    for v in verdicts:
+        key = (frozenset(v.records), v.claim.metric, v.found, v.verdict) if v.records else (v.claim.id,)
+        groups.setdefault(key, []).append(v)
+    return list(groups.values())
+
+
+def comparison_name(v: Verdict, labels: Mapping[str, str]) -> str:
+    """`LaU 4x over bilinear 8x, mIoU`, by the labels of rows; the claim's sentence where it compares no rows."""
+    if not v.records or not v.claim.addresses:
+        return v.claim.what
+    return f"{' over '.join(labels.get(a, a) for a in v.claim.addresses)}, {metric_title(v)}"
+
+
+def metric_title(v: Verdict) -> str:
+    """What the metric of a measured comparison is called: `mIoU` where the paper's column is mIoU-60."""
+    assert v.claim.metric is not None
+    dataset = v.records[0].split("-")[1] if v.records else ""
+    return METRICS[own_metric(v.claim.metric, dataset)].title
+
+
+def page_title(scales: Sequence[tuple[Scale, Sequence[Verdict]]]) -> str:
+    """How many of the paper's claims are decided, at each scale that is evidence."""
+    parts = []
+    for scale, verdicts in scales:
+        words = [v.verdict for v in verdicts if v.claim.family == "paper"]
+        if scale.evidence and any(v.records for v in verdicts):
+            decided = sum(w in DECIDED for w in words)
+            parts.append(f"{decided or 'none'} of {len(words)} claims decided at scale {scale.name}")
+    return f"Location-aware Upsampling: {', '.join(parts) or 'no claim of the paper decided'}"
