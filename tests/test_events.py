@@ -13,7 +13,7 @@ from test_launch import assert_same_bits, at_step, train_folder
 
 from laurepro.trackers.tensorboard import FOLDER
 
-RUN = ["run", ROW, "--scale", "tiny", "--tensorboard", "--set", "train.validate_every=50"]
+RUN = ["run", ROW, "--scale", "tiny", "--tensorboard"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
@@ -40,7 +40,5 @@ def test_events_of_an_interrupted_run_are_whole(finished: Finished, tiny: Path, 
     point = finished.train.curve[0][0]
     mean = sum(e.value for e in loss[:point]) / point
     assert mean == pytest.approx(finished.train.curve[0][1], rel=1e-5)
-    validated = events.Scalars("val/miou")
-    assert [e.step for e in validated] == [50, 100, 150, STEPS] and validated[-1].value > 0
     assert rate[0].value > rate[-1].value > 0
     assert not list(tmp_path.glob(f"runs/evaluate-*/{FOLDER}"))

@@ -19,6 +19,7 @@ from laurepro import plan, record, spec
 from laurepro.cli import main
 from laurepro.spec import Job
 from laurepro.trackers import Trackers
+from laurepro.trackers.tensorboard import FOLDER
 
 TRACKER = """
 import json
@@ -115,6 +116,25 @@ def test_a_tracker_in_a_plugin_folder_is_told_of_each_job(plugins: Path, tiny: P
     (evaluation,) = tmp_path.glob("runs/evaluate-*")
     assert told(evaluation)[-2]["finished"] == evaluation.name
     assert "tracker broken is left out from here on" in (training / "log.txt").read_text()
+
+
+@pytest.mark.tensorboard
+def test_tensorboard_has_losses_and_validations_once(tmp_path: Path) -> None:
+    """The second leg begins with the validation that a stop interrupted, the third at an older checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for leg in (("s1", "s2", "s3"), ("v3", "s4", "s5", "v5"), ("s4", "s5", "v5", "s6")):
+        both = Trackers(["tensorboard"], job(), tmp_path, fresh=False)
+        for word in leg:
+            step = int(word[1:])
+            if word.startswith("s"):
+                both.step({"step": step, "loss": 1 / step})
+            else:
+                both.validated(step, {"miou": 10.0 * step})
+        both.close()
+    events = EventAccumulator(str(tmp_path / FOLDER), size_guidance={"scalars": 0}).Reload()
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("val/miou")] == [(3, 30.0), (5, 50.0)]
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
 # ------------------------------------------------------------------------------------------------------- MLflow
