@@ -51,7 +51,8 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch
     assert all(name in verified.output for name in ("ade20k", "pascal_context", "voc2012_aug")), verified.output
 
 
-def test_the_edition_is_the_one_that_the_rows_ask_for() -> None:
+@pytest.mark.acceptance
+def test_a_misspelt_edition_verifies_nothing() -> None:
     unknown = CliRunner().invoke(main, ["data", "verify", "--scale", "paper", "--set", "data.options.editoin=detail"])
     assert unknown.exit_code == 2 and "editoin" in unknown.output
 

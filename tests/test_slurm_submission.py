@@ -293,6 +293,7 @@ def test_a_limit_of_four_jobs(inside: Path, monkeypatch: pytest.MonkeyPatch, tur
         assert len(list(inside.glob("results/records/*"))) == 24 and "0 jobs to run" in invoke()
 
 
+@pytest.mark.acceptance
 def test_max_jobs_bounds_the_queue(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on(stub := StubSlurm(inside / "stub"), monkeypatch)
     said = invoke("--max-jobs", "5")
