@@ -22,6 +22,7 @@ from laurepro.commands import (
     check,
     claims,
     data,
+    diff,
     doctor,
     explain,
     figure,
@@ -145,6 +146,7 @@ SHORT = {
     "explain": "Where each value of a row comes from",
     "figure": "The paper's figures, drawn from your trained jobs",
     "verify": "Recompute digests, keys and metrics of records",
+    "diff": "Whether two sets of records agree, and why they may not",
     "predict": "Segment your own images with a trained network",
     "submit": "Write and check a test server's archive",
     "bench": "Speed and memory, as ratios to other implementations",
@@ -166,7 +168,7 @@ SHORT = {
 }
 for _module in (
     *(list_, show, check, data, plan, run, status, report, claims, explain),
-    *(figure, verify, predict, submit, bench, new, doctor),
+    *(figure, verify, diff, predict, submit, bench, new, doctor),
 ):
     main.add_command(_module.command)
 

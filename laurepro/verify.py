@@ -16,9 +16,25 @@ from typing import Any, NamedTuple
 from laurepro import record
 from laurepro.errors import LaureproError
 from laurepro.evaluation import scores
-from laurepro.record import Record
+from laurepro.record import Environment, Record
 from laurepro.spec import Job, parts
 
+# What can decide the last bits of a sum, by field of an environment.
+MACHINE = {
+    "device": "device",
+    "cpu": "processor",
+    "driver": "driver",
+    "threads": "threads",
+    "blas_threads": "BLAS threads",
+    "platform": "platform",
+    "torch": "torch",
+    "torch_build": "torch build",
+    "torchvision": "torchvision",
+    "cuda": "CUDA",
+    "cudnn": "cuDNN",
+    "cupy": "CuPy",
+}
+_OF_A_GPU = ("driver", "cuda", "cudnn")  # None on a CPU, where there is none
 CLOSE = 1e-9  # of recomputed metrics: a mean's last bits may differ between versions of numpy
 OTHER_DEVICE = 1e-3  # share of labelled pixels that another device, or version of torch, may classify differently
 
@@ -82,7 +98,7 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
         problems.append(str(error))
     for name, expected in metrics.items():
         value = stored.metrics[name]
-        if not _same(value, expected):
+        if not same(value, expected):
             problems.append(f"metric {name} is {value}, its counts give {expected}")
     training = None
     with contextlib.suppress(LaureproError):
@@ -176,10 +192,45 @@ def _metrics(stored: Record) -> dict[str, float | None]:
     return {name: expected[name] for name in stored.metrics}
 
 
-def _same(value: float | None, expected: float | None) -> bool:
+def same(value: float | None, expected: float | None) -> bool:
+    """Whether a metric is as expected but for rounding."""
     if value is None or expected is None:
         return value is expected
     return math.isclose(value, expected, rel_tol=CLOSE, abs_tol=CLOSE)
+
+
+# ------------------------------------------------------------------------------------------ machine and versions
+
+
+class Reasons(NamedTuple):
+    """Why the same job may end with other bits. `unknown`: what one of the two environments does not state."""
+
+    differ: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def __str__(self) -> str:
+        unknown = f"{', '.join(self.unknown)} not recorded" if self.unknown else ""
+        return "; ".join(part for part in (*self.differ, unknown) if part)
+
+
+def reasons(a: Environment, b: Environment) -> Reasons:
+    """What of machine and versions differs between two environments, as `torch 2.15.0 and 2.12.0`."""
+    differ, unknown = [], []
+    for field, name in MACHINE.items():
+        one, two = getattr(a, field), getattr(b, field)
+        if one is not None and two is not None:
+            if one != two and not (field == "torch_build" and a.torch != b.torch):
+                differ.append(f"{name} {one} and {two}")
+        elif field == "cpu" or (field in _OF_A_GPU and "cpu" not in (a.device[:3], b.device[:3])):
+            unknown.append(name)
+    return Reasons(tuple(differ), tuple(unknown))
+
+
+def moved_pixels(a: Record, b: Record) -> int:
+    """How many labelled pixels two evaluations of the same images must have classified differently, at least."""
+    assert a.confusion is not None and b.confusion is not None
+    cells = zip(a.confusion, b.confusion, strict=True)
+    return sum(abs(x - y) for rows in cells for x, y in zip(*rows, strict=True)) // 2
 
 
 # ------------------------------------------------------------------------------------------- evaluate again
@@ -218,17 +269,15 @@ def rerun(stored: Record, runs: Path, data: Path, progress: Callable[[dict[str, 
     pixels = sum(map(sum, stored.confusion))
     if sum(map(sum, result.confusion)) != pixels:
         return False, f"{sum(map(sum, result.confusion)):,} labelled pixels, recorded {pixels:,}: other data"
-    moved = sum(
-        abs(a - b) for rows in zip(stored.confusion, result.confusion, strict=True) for a, b in zip(*rows, strict=True)
-    )
-    current = record.environment(result.device, result.threads)
-    exact = all(getattr(current, f) == getattr(stored.environment, f) for f in ("device", "torch", "threads"))
+    moved = moved_pixels(stored, stored.model_copy(update={"confusion": result.confusion}))
     if moved == 0:
         return True, "every pixel as recorded"
-    text = f"{moved // 2:,} of {pixels:,} pixels differ"
-    if exact:
-        return False, f"{text}, on the device and versions of the record"
-    return moved / 2 <= OTHER_DEVICE * pixels, f"{text} (on {current.device}, recorded on {stored.environment.device})"
+    why = reasons(stored.environment, record.environment(result.device, result.threads))
+    text = f"{moved:,} of {pixels:,} pixels differ"
+    if not why.differ:
+        unstated = f", which does not state the {' or the '.join(why.unknown)}" if why.unknown else ""
+        return False, f"{text}, on the device and versions of the record{unstated}"
+    return moved <= OTHER_DEVICE * pixels, f"{text} (recorded and now: {why})"
 
 
 # ---------------------------------------------------------------------------------------------------- output
