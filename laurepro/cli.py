@@ -19,6 +19,7 @@ import click
 from laurepro import __version__
 from laurepro.commands import (
     bench,
+    bundle,
     check,
     claims,
     data,
@@ -147,6 +148,7 @@ SHORT = {
     "figure": "The paper's figures, drawn from your trained jobs",
     "verify": "Recompute digests, keys and metrics of records",
     "diff": "Whether two sets of records agree, and why they may not",
+    "bundle": "Records, report and specs as one file for an archive",
     "predict": "Segment your own images with a trained network",
     "submit": "Write and check a test server's archive",
     "bench": "Speed and memory, as ratios to other implementations",
@@ -168,7 +170,7 @@ SHORT = {
 }
 for _module in (
     *(list_, show, check, data, plan, run, status, report, claims, explain),
-    *(figure, verify, diff, predict, submit, bench, new, doctor),
+    *(figure, verify, diff, bundle, predict, submit, bench, new, doctor),
 ):
     main.add_command(_module.command)
 

@@ -290,7 +290,8 @@ def lines(certificates: list[Certificate]) -> list[str]:
         text.append(f"{'FAIL' if c.problems else 'ok  '} {c.file}" + (f": {c.metrics} metrics" if c.metrics else ""))
         text += [f"       {p}" for p in c.problems] + [f"       note: {n}" for n in c.notes]
     bad = sum(bool(c.problems) for c in certificates)
-    return [*text, f"{len(certificates)} records: {f'{bad} NOT as they should be' if bad else 'all as they should be'}"]
+    records = sum(c.file.suffix != ".zip" for c in certificates)  # the rest are bundles
+    return [*text, f"{records} records: {f'{bad} NOT as they should be' if bad else 'all as they should be'}"]
 
 
 def as_json(certificates: list[Certificate]) -> str:

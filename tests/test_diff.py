@@ -159,4 +159,4 @@ def test_nothing_in_common_and_nothing_there(tmp_path: Path) -> None:
     assert code == 0 and "0 experiments in common; 1 are only in A" in out
     assert diff(a, b.parent, "--strict")[0] == 1
     code, out = diff(a, tmp_path / "typo")
-    assert code == 2 and "typo: neither a record nor a folder with records" in out
+    assert code == 2 and "typo: no record, no bundle and no folder with records" in out

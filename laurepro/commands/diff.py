@@ -1,4 +1,4 @@
-"""`laurepro diff`: two results folders or records compared."""
+"""`laurepro diff`: two results folders, records or bundles compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "--format", "form", type=click.Choice(["terminal", "markdown", "json"]), default="terminal", show_default=True
 )
 def command(a: Path, b: Path, strict: bool, form: str) -> None:
-    """Compare A and B: results folders or records.
+    """Compare A and B: results folders, records or files of `laurepro bundle`.
 
     For each experiment of both: whether specs, data, versions, devices and weights agree, what differs in the numbers,
     and whether seeds explain it (paired by seed where keys are equal, else Welch's interval; Holm's correction over
@@ -51,17 +51,20 @@ def command(a: Path, b: Path, strict: bool, form: str) -> None:
 
 
 def _side(path: Path) -> Side:
-    """The records of a results folder, or a single one."""
-    from laurepro import diff, record
+    """The records of a results folder or a bundle, or a single one."""
+    from laurepro import bundle, diff, record
     from laurepro.errors import LaureproError
 
     if record.records_dir(path).is_dir():
         records, problems = record.read_all(path)
         return diff.Side(str(path), records, tuple(problems))
+    if bundle.is_bundle(path):
+        with bundle.opened(path) as folder:
+            return diff.Side(str(path), record.read_all(folder)[0])
     if path.is_file():
         single = record.read(path)
         return diff.Side(str(path), {single.job: single})
     raise LaureproError(
-        f"{path}: neither a record nor a folder with {record.records_dir(Path())}",
+        f"{path}: no record, no bundle and no folder with {record.records_dir(Path())}",
         "name what laurepro run --results was given, or a file of it",
     )
