@@ -9,7 +9,9 @@ import contextlib
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +42,21 @@ OTHER_DEVICE = 1e-3  # share of labelled pixels that another device, or version 
 
 
 class Certificate(NamedTuple):
-    """What was found in one file. `metrics`: how many were recomputed; `notes`: what is worth knowing but no fault."""
+    """What was found in one file.
+
+    Attributes:
+        file: the record, or the bundle.
+        problems: what is not as it should be.
+        notes: what is worth knowing but no fault.
+        metrics: how many were recomputed.
+        elsewhere: what of machine and versions differs from this process: why bits may differ where a job is repeated.
+    """
 
     file: Path
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
     metrics: int = 0
+    elsewhere: tuple[str, ...] = ()
 
 
 def files(results: Path, targets: tuple[str, ...]) -> list[Path]:
@@ -114,7 +125,9 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     copies = [r.data_sha256 for r in (stored, training) if r is not None and r.data_sha256 is not None]
     if training is not None and training.dataset == stored.dataset and len(set(copies)) > 1:
         notes.append(f"of another copy of {stored.dataset} ({copies[0][:12]}) than its training ({copies[1][:12]})")
-    return Certificate(file, tuple(problems), tuple(notes), len(metrics))
+    at_hand = {"device": stored.environment.device, "threads": stored.environment.threads}  # each run chooses them
+    elsewhere = reasons(stored.environment, _present().model_copy(update=at_hand)).differ
+    return Certificate(file, tuple(problems), tuple(notes), len(metrics), elsewhere)
 
 
 def _absent(stored: Record) -> list[str]:
@@ -226,6 +239,12 @@ def reasons(a: Environment, b: Environment) -> Reasons:
     return Reasons(tuple(differ), tuple(unknown))
 
 
+@cache
+def _present() -> Environment:
+    """Machine and versions of this process."""
+    return record.environment("cpu", None)
+
+
 def moved_pixels(a: Record, b: Record) -> int:
     """How many labelled pixels two evaluations of the same images must have classified differently, at least."""
     assert a.confusion is not None and b.confusion is not None
@@ -291,6 +310,10 @@ def lines(certificates: list[Certificate]) -> list[str]:
         text += [f"       {p}" for p in c.problems] + [f"       note: {n}" for n in c.notes]
     bad = sum(bool(c.problems) for c in certificates)
     records = sum(c.file.suffix != ".zip" for c in certificates)  # the rest are bundles
+    for reason, count in sorted(Counter(d for c in certificates for d in c.elsewhere).items()):
+        text.append(
+            f"measured elsewhere: {reason} here ({count} of {records} records); bits may differ in a repetition"
+        )
     return [*text, f"{records} records: {f'{bad} NOT as they should be' if bad else 'all as they should be'}"]
 
 
