@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from laurepro import __version__
 from laurepro.commands import (
@@ -22,6 +23,7 @@ from laurepro.commands import (
     bundle,
     check,
     claims,
+    completion,
     data,
     diff,
     doctor,
@@ -70,7 +72,16 @@ class Commands(click.Group):
             plan.select([name], spec.scale(spec.scale_names()[0]))
         except LaureproError as error:
             raise click.UsageError(str(error)) from None
-        return run.table_command(name)
+        command = run.table_command(name)
+        completion.attach(command)
+        return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options as click completes them, and the tables."""
+        items = super().shell_complete(ctx, incomplete)
+        with suppress(Exception):  # as `completion`
+            items += [CompletionItem(t) for t in completion.tables(ctx, incomplete) if t.startswith(incomplete)]
+        return items
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Resolve as click does, but name the nearest command if there is none of that name."""
@@ -185,3 +196,4 @@ def walk(group: click.Group = main, prefix: str = "") -> Iterator[tuple[str, cli
 
 for _name, _command in walk():
     _command.short_help = SHORT.get(_name, _command.short_help)
+completion.attach(main)
