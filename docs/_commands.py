@@ -26,6 +26,9 @@ Data goes to stdout, progress and messages to stderr. Exit codes: 0 success; 1 a
 2 bad input, with file, key and what was expected; 130 interrupted. Rows are addressed as `TABLE/ROW`, for example
 `table3a/encnet-os8-lau4x-off`. `--help` prints the same text as this page.
 
+`eval "$(_LAUREPRO_COMPLETE=bash_source laurepro)"` completes commands, tables, rows, scales, data sets, launchers,
+figures and jobs (in zsh and fish: `zsh_source`, `fish_source`).
+
 | command | what it does |
 |---|---|
 """

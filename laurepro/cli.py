@@ -15,13 +15,17 @@ from contextlib import suppress
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from laurepro import __version__
 from laurepro.commands import (
     bench,
+    bundle,
     check,
     claims,
+    completion,
     data,
+    diff,
     doctor,
     explain,
     export,
@@ -69,7 +73,16 @@ class Commands(click.Group):
             plan.select([name], spec.scale(spec.scale_names()[0]))
         except LaureproError as error:
             raise click.UsageError(str(error)) from None
-        return run.table_command(name)
+        command = run.table_command(name)
+        completion.attach(command)
+        return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options as click completes them, and the tables."""
+        items = super().shell_complete(ctx, incomplete)
+        with suppress(Exception):  # as `completion`
+            items += [CompletionItem(t) for t in completion.tables(ctx, incomplete) if t.startswith(incomplete)]
+        return items
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Resolve as click does, but name the nearest command if there is none of that name."""
@@ -147,6 +160,8 @@ SHORT = {
     "explain": "Where each value of a row comes from",
     "figure": "The paper's figures, drawn from your trained jobs",
     "verify": "Recompute digests, keys and metrics of records",
+    "diff": "Whether two sets of records agree, and why they may not",
+    "bundle": "Records, report and specs as one file for an archive",
     "predict": "Segment your own images with a trained network",
     "export": "A trained network as state dict, torch.export program, ONNX",
     "submit": "Write and check a test server's archive",
@@ -169,7 +184,7 @@ SHORT = {
 }
 for _module in (
     *(list_, show, check, data, plan, run, status, report, claims, explain),
-    *(figure, verify, predict, export, submit, bench, new, doctor),
+    *(figure, verify, diff, bundle, predict, export, submit, bench, new, doctor),
 ):
     main.add_command(_module.command)
 
@@ -184,3 +199,4 @@ def walk(group: click.Group = main, prefix: str = "") -> Iterator[tuple[str, cli
 
 for _name, _command in walk():
     _command.short_help = SHORT.get(_name, _command.short_help)
+completion.attach(main)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,7 +52,10 @@ def examine(data: Path, results: Path, runs: Path) -> Iterator[Line]:
     probe = subprocess.run([sys.executable, "-P", "-c", _PROBE], capture_output=True, text=True, check=False)
     if probe.returncode:
         last = (probe.stderr.strip().splitlines() or ["no output"])[-1]
-        yield Line("torch", False, last, "make install installs matching versions of torch and torchvision")
+        pair = [
+            shlex.quote(r) for r in importlib.metadata.requires("laurepro") or () if re.match(r"torch(vision)?\b", r)
+        ]
+        yield Line("torch", False, last, f"pip install {' '.join(pair)} brings versions that match")
     else:
         report = json.loads(probe.stdout.splitlines()[-1])
         yield Line("torch", True, f"{report['torch']}, torchvision {report['torchvision']} with its ops")

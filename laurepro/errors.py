@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import os
 import re
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 # What acts on a terminal instead of being shown: control characters but for line feed and tab, changes of the
 # direction of writing; and halves of characters, which cannot be written at all.
@@ -55,5 +58,14 @@ def unknown(what: str, name: str, available: Iterable[str], where: str = "") -> 
 
 
 def install(extra: str) -> str:
-    """How to install an optional set of dependencies. The project is on no package index, so only a checkout has it."""
-    return f"in the checkout: pip install -e '.[{extra}]'"
+    """The command that installs an optional set of dependencies, for a checkout or for an installed wheel.
+
+    The project itself is on no package index: a wheel's user installs what the set consists of.
+    """
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").is_file():
+        where = "." if Path.cwd() == checkout else str(checkout)
+        return f"pip install -e {shlex.quote(f'{where}[{extra}]')}"
+    marker = re.compile(rf"""(.*?)\s*;\s*extra == ['"]{re.escape(extra)}['"]""")
+    needed = [m[1] for line in importlib.metadata.requires("laurepro") or () if (m := marker.fullmatch(line))]
+    return f"pip install {' '.join(map(shlex.quote, needed))}"

@@ -148,10 +148,10 @@ def environment(device: str, threads: int | None, packages: Iterable[str] = ()) 
         platform=f"{sys.platform}-{platform.machine()}",
         commit=commit,
         dirty=dirty,
-        cpu=_cpu(),
+        cpu=_first(r"^model name\s*: (.*\S)", "/proc/cpuinfo") or platform.processor() or None,
         cores=cores(),
         visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        driver=_driver() if device != "cpu" else None,
+        driver=_first(r"(\d+\.\d+(?:\.\d+)?)", "/proc/driver/nvidia/version") if device != "cpu" else None,
         packages={name: version_of(name) or "not installed" for name in packages},
         **_of_torch(),
     )
@@ -163,21 +163,11 @@ def cores() -> int:
 
 
 @cache
-def _cpu() -> str | None:
-    """The processor's model."""
+def _first(pattern: str, file: str) -> str | None:
+    """What a pattern's first group matches in a file of the system; None where the file or the text is absent."""
     with contextlib.suppress(OSError):
-        match = re.search(r"^model name\s*: (.*\S)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if match is not None:
-            return match[1]
-    return platform.processor() or None
-
-
-@cache
-def _driver() -> str | None:
-    """The version of NVIDIA's driver."""
-    with contextlib.suppress(OSError):
-        match = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
-        return match[0] if match else None
+        match = re.search(pattern, Path(file).read_text(), re.MULTILINE)
+        return match[1] if match else None
     return None
 
 

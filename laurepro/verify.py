@@ -9,28 +9,55 @@ import contextlib
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from laurepro import record
 from laurepro.errors import LaureproError
 from laurepro.evaluation import scores
-from laurepro.record import Record
+from laurepro.record import Environment, Record
 from laurepro.spec import Job, parts, weights
 from laurepro.spec.metrics import own_metric
 
+# What can decide the last bits of a sum, by field of an environment.
+MACHINE = {
+    "device": "device",
+    "cpu": "processor",
+    "driver": "driver",
+    "threads": "threads",
+    "blas_threads": "BLAS threads",
+    "platform": "platform",
+    "torch": "torch",
+    "torch_build": "torch build",
+    "torchvision": "torchvision",
+    "cuda": "CUDA",
+    "cudnn": "cuDNN",
+    "cupy": "CuPy",
+}
+_OF_A_GPU = ("driver", "cuda", "cudnn")  # None on a CPU, where there is none
 CLOSE = 1e-9  # of recomputed metrics: a mean's last bits may differ between versions of numpy
 OTHER_DEVICE = 1e-3  # share of labelled pixels that another device, or version of torch, may classify differently
 
 
 class Certificate(NamedTuple):
-    """What was found in one file. `metrics`: how many were recomputed; `notes`: what is worth knowing but no fault."""
+    """What was found in one file.
+
+    Attributes:
+        file: the record, or the bundle.
+        problems: what is not as it should be.
+        notes: what is worth knowing but no fault.
+        metrics: how many were recomputed.
+        elsewhere: what of machine and versions differs from this process: why bits may differ where a job is repeated.
+    """
 
     file: Path
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
     metrics: int = 0
+    elsewhere: tuple[str, ...] = ()
 
 
 def files(results: Path, targets: tuple[str, ...]) -> list[Path]:
@@ -83,7 +110,7 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
         problems.append(str(error))
     for name, expected in metrics.items():
         value = stored.metrics[name]
-        if not _same(value, expected):
+        if not same(value, expected):
             problems.append(f"metric {name} is {value}, its counts give {expected}")
     training = None
     with contextlib.suppress(LaureproError):
@@ -101,7 +128,9 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     copies = [r.data_sha256 for r in (stored, training) if r is not None and r.data_sha256 is not None]
     if training is not None and training.dataset == stored.dataset and len(set(copies)) > 1:
         notes.append(f"of another copy of {stored.dataset} ({copies[0][:12]}) than its training ({copies[1][:12]})")
-    return Certificate(file, tuple(problems), tuple(notes), len(metrics))
+    at_hand = {"device": stored.environment.device, "threads": stored.environment.threads}  # each run chooses them
+    elsewhere = reasons(stored.environment, _present().model_copy(update=at_hand)).differ
+    return Certificate(file, tuple(problems), tuple(notes), len(metrics), elsewhere)
 
 
 def _absent(stored: Record) -> list[str]:
@@ -187,10 +216,54 @@ def _metrics(stored: Record) -> dict[str, float | None]:
     return {name: expected[name] for name in stored.metrics}
 
 
-def _same(value: float | None, expected: float | None) -> bool:
+def same(value: float | None, expected: float | None) -> bool:
+    """Whether a metric is as expected but for rounding."""
     if value is None or expected is None:
         return value is expected
     return math.isclose(value, expected, rel_tol=CLOSE, abs_tol=CLOSE)
+
+
+# ------------------------------------------------------------------------------------------ machine and versions
+
+
+class Reasons(NamedTuple):
+    """Why the same job may end with other bits. `unknown`: what one of the two environments does not state."""
+
+    differ: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def __str__(self) -> str:
+        unknown = f"{', '.join(self.unknown)} not recorded" if self.unknown else ""
+        return "; ".join(part for part in (*self.differ, unknown) if part)
+
+
+def reasons(a: Environment, b: Environment) -> Reasons:
+    """What of machine and versions differs between two environments, as `torch 2.15.0 and 2.12.0`."""
+    differ, unknown = [], []
+    for field, name in MACHINE.items():
+        one, two = getattr(a, field), getattr(b, field)
+        if one is not None and two is not None:
+            if one != two and not (field == "torch_build" and a.torch != b.torch):
+                differ.append(f"{name} {one} and {two}")
+        elif field == "cpu" or (field in _OF_A_GPU and "cpu" not in (a.device[:3], b.device[:3])):
+            unknown.append(name)
+    for package in sorted(a.packages.keys() & b.packages.keys()):
+        if a.packages[package] != b.packages[package]:
+            differ.append(f"{package} {a.packages[package]} and {b.packages[package]}")
+    return Reasons(tuple(differ), tuple(unknown))
+
+
+@cache
+def _present() -> Environment:
+    """Machine and versions of this process."""
+    return record.environment("cpu", None)
+
+
+def moved_pixels(a: Record, b: Record) -> int:
+    """How many labelled pixels two evaluations of the same images must have classified differently, at least."""
+    assert a.confusion is not None and b.confusion is not None
+    cells = zip(a.confusion, b.confusion, strict=True)
+    return sum(abs(x - y) for rows in cells for x, y in zip(*rows, strict=True)) // 2
 
 
 # ------------------------------------------------------------------------------------------- evaluate again
@@ -229,19 +302,16 @@ def rerun(stored: Record, runs: Path, data: Path, progress: Callable[[dict[str, 
     pixels = sum(map(sum, stored.confusion))
     if sum(map(sum, result.confusion)) != pixels:
         return False, f"{sum(map(sum, result.confusion)):,} labelled pixels, recorded {pixels:,}: other data"
-    moved = sum(
-        abs(a - b) for rows in zip(stored.confusion, result.confusion, strict=True) for a, b in zip(*rows, strict=True)
-    )
-    current = record.environment(result.device, result.threads)
-    exact = all(
-        getattr(current, f) == getattr(stored.environment, f) for f in ("device", "torch", "threads", "packages")
-    )
+    moved = moved_pixels(stored, stored.model_copy(update={"confusion": result.confusion}))
     if moved == 0:
         return True, "every pixel as recorded"
-    text = f"{moved // 2:,} of {pixels:,} pixels differ"
-    if exact:
-        return False, f"{text}, on the device and versions of the record"
-    return moved / 2 <= OTHER_DEVICE * pixels, f"{text} (on {current.device}, recorded on {stored.environment.device})"
+    now = record.environment(result.device, result.threads, stored.environment.packages)
+    why = reasons(stored.environment, now)
+    text = f"{moved:,} of {pixels:,} pixels differ"
+    if not why.differ:
+        unstated = f", which does not state the {' or the '.join(why.unknown)}" if why.unknown else ""
+        return False, f"{text}, on the device and versions of the record{unstated}"
+    return moved <= OTHER_DEVICE * pixels, f"{text} (recorded and now: {why})"
 
 
 # ---------------------------------------------------------------------------------------------------- output
@@ -254,7 +324,12 @@ def lines(certificates: list[Certificate]) -> list[str]:
         text.append(f"{'FAIL' if c.problems else 'ok  '} {c.file}" + (f": {c.metrics} metrics" if c.metrics else ""))
         text += [f"       {p}" for p in c.problems] + [f"       note: {n}" for n in c.notes]
     bad = sum(bool(c.problems) for c in certificates)
-    return [*text, f"{len(certificates)} records: {f'{bad} NOT as they should be' if bad else 'all as they should be'}"]
+    records = sum(c.file.suffix != ".zip" for c in certificates)  # the rest are bundles
+    for reason, count in sorted(Counter(d for c in certificates for d in c.elsewhere).items()):
+        text.append(
+            f"measured elsewhere: {reason} here ({count} of {records} records); bits may differ in a repetition"
+        )
+    return [*text, f"{records} records: {f'{bad} NOT as they should be' if bad else 'all as they should be'}"]
 
 
 def as_json(certificates: list[Certificate]) -> str:

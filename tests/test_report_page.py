@@ -218,7 +218,9 @@ def test_every_number_of_ours_leads_to_its_records(sources: Sources) -> None:
     assert all(link.startswith("#") and link[1:] in ids for link in links)
     assert {f"#from-table9-field-{row}" for row in VALUES} <= set(links)
     for row in VALUES:
-        assert f"laurepro run table9/{row} --scale field --seeds 3 --force" in page.text
+        elsewhere = "--results runs/again/results --runs runs/again"
+        code = "git checkout 0123456789ab" + (" # also measured at: 0123456789ab†" if row == "changed" else "")
+        assert f"{code} laurepro run table9/{row} --scale field --seeds 3 {elsewhere}" in page.text
     names = [r.job for r in sources.records.values()]
     assert all(f"records/{name}.json" in page.text for name in names)
 

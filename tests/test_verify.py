@@ -297,6 +297,20 @@ def test_a_dirty_tree_is_a_note(tmp_path: Path) -> None:
     assert certificate.problems == () and "differs from its commit" in certificate.notes[0]
 
 
+def test_other_versions_are_named_as_the_reason_why_bits_may_differ(tmp_path: Path) -> None:
+    present = {"torch": record.version_of("torch"), "platform": record.environment("cpu", None).platform}
+    same, other = sound(**present), sound(**{**present, "torch": "2.0.0", "cpu": "Model X"})
+    certificates = [verify.verify(record.write(tmp_path / name, r)) for name, r in (("a", same), ("b", other))]
+    assert certificates[0].elsewhere == () and certificates[1].problems == ()
+    assert certificates[1].elsewhere == (
+        f"processor Model X and {record.environment('cpu', None).cpu}",
+        f"torch 2.0.0 and {record.version_of('torch')}",
+    )
+    text = verify.lines(certificates)
+    assert f"measured elsewhere: torch 2.0.0 and {present['torch']} here (1 of 2 records)" in text[-2]
+    assert json.loads(verify.as_json(certificates))["items"][1]["elsewhere"] == list(certificates[1].elsewhere)
+
+
 def test_which_records(tmp_path: Path) -> None:
     file = record.write(tmp_path, sound())
     key = file.stem.rpartition("-")[2]
@@ -345,6 +359,10 @@ def test_evaluating_again_finds_a_forged_matrix(finished: Finished, tmp_path: Pa
     assert problems(tmp_path, changed) == ""
     same, said = verify.rerun(changed, finished.folder / "runs", finished.folder / "data", lambda state: None)
     assert not same and f"{first[wrong]:,} of" in said and "on the device and versions of the record" in said
+    there = changed.environment.model_copy(update={"cpu": "Model X", "torch": "2.0.0"})
+    elsewhere = changed.model_copy(update={"environment": there})
+    same, said = verify.rerun(elsewhere, finished.folder / "runs", finished.folder / "data", lambda state: None)
+    assert not same and "processor Model X and " in said and f"torch 2.0.0 and {changed.environment.torch}" in said
 
 
 def test_without_the_weights(finished: Finished, tiny: Path, tmp_path: Path) -> None:

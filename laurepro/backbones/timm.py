@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from laurepro.errors import LaureproError, unknown
+from laurepro.errors import LaureproError, install, unknown
 
 FEATURES = ()
 PACKAGES = ("timm",)
@@ -115,9 +115,7 @@ def _created(name: str, output_stride: int, stages: int | None, maps: int) -> tu
     try:
         import timm
     except ImportError:
-        raise LaureproError(
-            "backbone 'timm' needs timm, which is not installed", "pip install -e '.[imagenet]'"
-        ) from None
+        raise LaureproError("backbone 'timm' needs timm, which is not installed", install("imagenet")) from None
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models(), "model.backbone.name")
     options: dict[str, Any] = {"features_only": True, "pretrained": False}

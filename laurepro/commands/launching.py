@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from laurepro.commands import completion
 from laurepro.commands.options import data_folder, paths, scaled
 from laurepro.errors import LaureproError, unknown
 
@@ -52,7 +53,9 @@ class LaunchCommand(click.Command):
         """The command's options, those of the launchers, and --help."""
         params = super().get_params(ctx)
         position = len(params) - (self.get_help_option(ctx) is not None)
-        params[position:position] = _launcher_options({word for param in params for word in param.opts})
+        options = _launcher_options({word for param in params for word in param.opts})
+        completion.complete(self.name or "", options)
+        params[position:position] = options
         return params
 
 

@@ -29,19 +29,29 @@ def overview() -> None:
 
 
 @click.command("list")
-def command() -> None:
+@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+def command(form: str) -> None:
     """List tables, scales and plug-ins, and the folder of the experiments."""
+    import json
+
     from laurepro import spec
     from laurepro.errors import printable
     from laurepro.spec import parts
     from laurepro.spec.protocols import PROTOCOLS
     from laurepro.spec.weights import WEIGHTS
 
-    click.echo(f"experiments: {spec.experiments_dir()}\n")
-    for table in spec.tables().values():
-        click.echo(f"{table.id:8} {len(table.rows):3} rows  {printable(table.title)}")
-    click.echo("\nscales:      " + ", ".join(spec.scale_names()))
-    click.echo("protocols:   " + ", ".join(PROTOCOLS))
-    click.echo("weights:     " + ", ".join(WEIGHTS))
+    names = {"scales": spec.scale_names(), "protocols": list(PROTOCOLS), "weights": list(WEIGHTS)}
     for folder in ("backbones", "heads", "upsamplers", "datasets", "launchers", "trackers", "stages"):
-        click.echo(f"{folder + ':':12} " + ", ".join(parts.names(folder)))
+        names[folder] = parts.names(folder)
+    tables = spec.tables().values()
+    if form == "json":
+        listed = [{"id": t.id, "title": t.title, "rows": [row.id for row in t.rows]} for t in tables]
+        document = {"schema": 1, "experiments": str(spec.experiments_dir()), "tables": listed, **names}
+        click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    click.echo(f"experiments: {spec.experiments_dir()}\n")
+    for table in tables:
+        click.echo(f"{table.id:8} {len(table.rows):3} rows  {printable(table.title)}")
+    click.echo()
+    for name, values in names.items():
+        click.echo(f"{name + ':':12} " + ", ".join(values))

@@ -48,6 +48,7 @@ class Outcome(NamedTuple):
 
     scale: Scale
     rows: list[RowPlan]
+    omitted: list[str]  # control and extension rows of the named tables that the scale leaves out
     planned: Plan
     cost: Estimate
     machine: Machine
@@ -145,7 +146,10 @@ def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome
     fits = _fits(planned, machine, given.nproc_per_node) if given.fitting else None
     within = [r.address for r in rows] if targets else None
     chosen = None if given.budget is None else _choose(scale, records, estimator, given, within)
-    return Outcome(scale, rows, planned, cost, machine, fits, chosen)
+    named = {row.address for row in rows}
+    every = plan.select(targets, scale.model_copy(update={"controls": True})) if targets else []
+    omitted = [address for t, r in every if (address := f"{t.id}/{r.id}") not in named]
+    return Outcome(scale, rows, omitted, planned, cost, machine, fits, chosen)
 
 
 def _choose(
@@ -217,6 +221,9 @@ def _print_jobs(outcome: Outcome) -> None:
         more = f" and {len(users) - 3} more" if len(users) > 3 else ""
         click.echo(f"{job.name}  for {', '.join(users[:3])}{more}")
     click.echo(summary(outcome.rows, planned, outcome.scale.name))
+    if outcome.omitted:
+        scale = outcome.scale.name
+        click.echo(f"not in the paper, so at scale {scale} only run when named: {', '.join(outcome.omitted)}")
     for line in estimate.lines(outcome.cost):
         click.echo(line)
     for name, fit in (outcome.fits or {}).items():

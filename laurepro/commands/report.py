@@ -13,7 +13,7 @@ PAGES = ("markdown", "html", "latex", "checklist", "artefact")
 
 
 @click.command("report")
-@click.argument("targets", nargs=-1, metavar="[TABLE]...")
+@click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
 @click.option("--format", "form", default="terminal", show_default=True, type=click.Choice([*TABLES, *PAGES]))
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
 @click.option("--fragment", is_flag=True, help="markdown, latex: only the tables, for your own document.")
@@ -48,6 +48,8 @@ def command(
     runs: Path,
 ) -> None:
     """Our numbers beside the paper's, for TABLEs (default: all) at every scale that has records.
+
+    A TABLE/ROW is shown with the row that it is compared with.
 
     html, markdown and latex are the full report: claims, tables, classes, boundaries, losses, provenance, failures,
     figures. checklist and artefact are forms for a submission, filled from the records.

@@ -45,12 +45,14 @@ class State(NamedTuple):
 @click.command("status")
 @click.argument("targets", nargs=-1, metavar="[TABLE|TABLE/ROW]...")
 @click.option("--watch", is_flag=True, help="Keep updating until all jobs are done, or Ctrl-C.")
+@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 @scaled
 @data_folder(passed=False)
 @paths
 def command(
     targets: tuple[str, ...],
     watch: bool,
+    form: str,
     scale: str | None,
     seeds: int | tuple[int, ...] | None,
     pairs: tuple[str, ...],
@@ -60,6 +62,8 @@ def command(
     """What is running, done, failed (with the reason and the log's last lines) and missing."""
     from laurepro import failures, record, spec
 
+    if watch and form == "json":
+        raise click.UsageError("--watch is for a terminal, not --format json")
     check_results(results, runs)
     records, problems = record.read_all(results)
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
@@ -90,6 +94,10 @@ def command(
         states = [_state(name, rows, done, runs, jobs, submitted.ended) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 
+    if form == "json":
+        others = [] if targets else _others(plans, {name: r.scale for name, r in records.items()}, runs)
+        click.echo(_document(look(), others, problems, runs))
+        return
     if runs.is_dir() and failures.disk_is_full(runs):
         click.echo(f"no space is left on the disk of {runs}: jobs that end there cannot say why")
     for problem in problems:
@@ -250,6 +258,29 @@ def _lines(states: list[State], runs: Path) -> list[str]:
             if why and why.command:
                 lines.append(f"           command: {why.command}")
     return [printable(line) for line in lines]
+
+
+def _document(states: list[State], others: list[str], problems: list[str], runs: Path) -> str:
+    """The states as JSON (schema 1); `others`: jobs of other settings."""
+    import json
+
+    scales = [
+        {
+            "scale": state.scale,
+            "done": state.done,
+            "missing": state.missing,
+            "running": [{"job": name, **last._asdict()} for name, last in state.running],
+            "queued": state.queued,
+            "stopped": state.stopped,
+            "failed": [
+                {"job": name, "log": str(runs / name / "log.txt"), **(why.model_dump() if why else {"reason": None})}
+                for name, why in state.failed
+            ],
+        }
+        for state in states
+    ]
+    document = {"schema": 1, "scales": scales, "other_settings": others, "unreadable": problems}
+    return json.dumps(document, indent=1, ensure_ascii=False)
 
 
 def _view(states: list[State], runs: Path) -> Group:

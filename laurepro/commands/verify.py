@@ -10,7 +10,7 @@ from laurepro.commands.options import data_folder, paths
 
 
 @click.command("verify")
-@click.argument("targets", nargs=-1, metavar="[RECORD|all]...")
+@click.argument("targets", nargs=-1, metavar="[RECORD|BUNDLE|all]...")
 @click.option("--rerun", is_flag=True, help="Also evaluate the weights again, if they are available.")
 @data_folder()
 @click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
@@ -18,14 +18,18 @@ from laurepro.commands.options import data_folder, paths
 def command(targets: tuple[str, ...], rerun: bool, data: Path, form: str, results: Path, runs: Path) -> None:
     """Recompute the metrics of RECORDs (files or job names; default: all) and check hashes, keys and schema.
 
-    Exit code 1 if a record is not as it should be.
+    Of a BUNDLE, a file of `laurepro bundle`, every byte is checked, and each record in it. Exit code 1 if something is
+    not as it should be.
     """
-    from laurepro import record, verify
+    from laurepro import bundle, record, verify
     from laurepro.errors import LaureproError
 
-    records, _ = record.read_all(results)
-    certificates = []
-    for file in verify.files(results, targets):
+    bundles = [target for target in targets if bundle.is_bundle(Path(target))]
+    certificates = [certificate for target in bundles for certificate in bundle.certificates(Path(target))]
+    others = tuple(target for target in targets if target not in bundles)
+    files = verify.files(results, others) if others or not bundles else []
+    records = record.read_all(results)[0] if files else {}
+    for file in files:
         certificate = verify.verify(file, records)
         stored = None if certificate.problems else record.read(file)
         if rerun and stored is not None and stored.stage == "evaluate":

@@ -13,6 +13,8 @@ from laurepro.report.sources import Sources
 from laurepro.spec.metrics import METRICS
 from laurepro.spec.weights import package_versions
 
+ELSEWHERE = "--results runs/again/results --runs runs/again"  # for a repetition: nothing of the first is overwritten
+
 
 def origin(r: RowResult) -> str:
     """The anchor of a row's provenance."""
@@ -26,12 +28,12 @@ def provenance(rows: Section, pairs: tuple[str, ...]) -> list[Block]:
         if not r.records:
             continue
         seeds = plan.seeds_text({rec.seed for rec in r.records if rec.stage != "profile"} or {0})
-        repeat = f"laurepro run {shlex.quote(r.address)} --scale {r.scale.name} --seeds {seeds} --force"
-        repeat += "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
+        settings = "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
+        run = f"laurepro run {shlex.quote(r.address)} --scale {r.scale.name} --seeds {seeds}{settings} {ELSEWHERE}"
         columns = ("record", "measures", "seed", "spec hash", "commit", "device", "started", "minutes", "weights")
         blocks += [
             Heading(r.row.label, origin(r), level=3),
-            Code(repeat),
+            Code("\n".join([*_checkout(r), run])),
             Table(
                 f"Records of {r.address} at scale {r.scale.name}",
                 Grid(
@@ -41,6 +43,16 @@ def provenance(rows: Section, pairs: tuple[str, ...]) -> list[Block]:
             ),
         ]
     return blocks
+
+
+def _checkout(r: RowResult) -> list[str]:
+    """The command that brings back the code of a row's latest record, if its commit is known."""
+    latest = max((*r.records, *r.trainings), key=lambda rec: rec.started)
+    if latest.environment.commit is None:
+        return []
+    others = {commit(rec) for rec in (*r.records, *r.trainings)} - {latest.environment.commit[:12]}
+    note = f"  # also measured at: {', '.join(sorted(others))}" if others else ""
+    return [f"git checkout {latest.environment.commit[:12]}{note}"]
 
 
 def _record(r: Record) -> tuple[Cell, ...]:

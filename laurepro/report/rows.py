@@ -103,7 +103,7 @@ def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overri
 def collect(
     targets: tuple[str, ...], scales: list[str], results: Path, runs: Path | None, overrides: Raw | None = None
 ) -> tuple[list[Section], list[str]]:
-    """The named tables (none: all of them) at each scale, and a line for each unreadable record.
+    """The named tables and rows (none: all of them) at each scale, and a line for each unreadable record.
 
     Raises:
         LaureproError: a table or scale that does not exist, with the nearest.
@@ -122,14 +122,37 @@ def sections_of(
     """`collect`, from records that are already read."""
     tables = spec.tables()
     ids: list[str] = []
+    named: dict[str, set[str]] = {}  # rows by table, where a target names single ones
     for target in targets or tuple(tables):
-        chosen = plan.tables_named(target, tables)
+        table_id, _, row_id = target.partition("/")
+        chosen = plan.tables_named(table_id, tables)
         if not chosen:
-            raise unknown("table", target, [*tables, "table3"])
+            raise unknown("table", table_id, [*tables, "table3"])
+        if row_id:
+            ((table, row),) = plan.select([target], spec.scale(scales[0]))
+            chosen = [table.id]
+            named.setdefault(table.id, set()).add(row.id)
         ids += [t for t in chosen if t not in ids]
     for name in scales:
         plan.check_overrides(((tables[t], row) for t in ids for row in tables[t].rows), spec.scale(name), overrides)
-    return [_measure(tables[t], spec.scale(s), records, runs, overrides) for t in ids for s in scales]
+    whole = {target for target in targets if "/" not in target}
+    named = {t: rows for t, rows in named.items() if not any(t in plan.tables_named(w, tables) for w in whole)}
+    return [
+        _with_baselines(_measure(tables[t], spec.scale(s), records, runs, overrides), named.get(t))
+        for t in ids
+        for s in scales
+    ]
+
+
+def _with_baselines(rows: Section, named: set[str] | None) -> Section:
+    """The rows of these names and those that they are compared with; None: all."""
+    from laurepro.report.comparison import baseline
+
+    if named is None:
+        return rows
+    chosen = [r for r in rows if r.row.id in named]
+    bases = [base for r in chosen if (base := baseline(rows, r)) is not None]
+    return [r for r in rows if r in chosen or any(r is base for base in bases)]
 
 
 def scales_of(records: dict[str, Record]) -> list[str]:
