@@ -156,7 +156,7 @@ def test_each_line_has_its_test() -> None:
     assert set(lines()) == {
         *("a table", "a row of a table", "a scale", "a claim", "an upsampler", "a head", "a backbone", "a data set"),
         *("a launcher", "a recipe", "a cluster", "a stage", "a metric of a stage", "a report column", "a benchmark"),
-        *("a command", "a CUDA kernel"),
+        *("a command", "a CUDA kernel", "a tracker"),
     }
 
 
