@@ -640,7 +640,7 @@ def test_the_command_line_tells_the_cost(tmp_path: Path) -> None:
     assert cost["unit"] == "GPU-hours" and cost["units"] == 8 and "data sheet" in cost["data_sheet"]["source"]
     assert cost["device_hours"]["low"] < cost["device_hours"]["middle"] < cost["device_hours"]["high"]
     lines = run_cli("plan", "table3a", "--gpu", "h100", "--gpus", 8, cwd=tmp_path).out.splitlines()
-    assert len(lines) <= len(document["jobs"]) + 6
+    assert len(lines) <= len(document["jobs"]) + 7
     assert any(line.startswith("cost on 8 x NVIDIA H100 SXM") and "GPU-hours, done after" in line for line in lines)
     bare = run_cli("plan", "table3a", cwd=tmp_path).out
     assert "cost on" not in bare and "disk" in bare and "--gpu NAME" in bare

@@ -94,7 +94,7 @@ def test_a_file_that_predicts_other_classes_is_not_written(run: Run, tmp_path: P
         (("KEY", "--size", "0x64"), "expected height x width, as in 480x640"),
         (("KEY", "--output", "text.png"), "text.png"),
         (("KEY", "--output", "used"), "JOB.json exists"),
-        (("KEY", "--output", "used", "--format", "onnx"), "pip install -e '.[layer]'; or without ONNX: --format pt2"),
+        (("KEY", "--output", "used", "--format", "onnx"), "[layer]'; or without ONNX: --format pt2"),
     ],
 )
 def test_what_is_refused_before_weights_are_read(

@@ -565,7 +565,9 @@ def elsewhere(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_report_finds_data_elsewhere(elsewhere: Path) -> None:
     """The data's digest is in the keys by which records are found: without --data they are shown apart."""
     ran = run_cli("report", "table3a", *OURS, "--data", "elsewhere", cwd=elsewhere)
-    assert ran.code == 0 and "scale own on photos" in ran.out and ran.out.count("± ") == 2, ran.err
+    assert (
+        ran.code == 0 and "scale own --set data.name=photos, on photos val" in ran.out and ran.out.count("± ") == 2
+    ), ran.err
     without = run("report", "table3a", *OURS).output
     assert "datasets/photos is not available" in without and "data folder by --data: 6 records" in without
 
@@ -580,7 +582,7 @@ def test_other_commands_find_data_elsewhere(elsewhere: Path) -> None:
     assert "6 records: all as they should be" in run("verify", "all", *there).output
     assert run("figure", "differences", *OURS, *there).exit_code == 0
     with PIL.Image.open("results/figures/differences-own-photos.png") as image:
-        assert "scale own on photos" in image.info["Title"]
+        assert "scale own, data.name=photos" in image.info["Title"]
 
 
 # --------------------------------------------------------------------------------------- scales, templates, page
@@ -683,7 +685,7 @@ def test_the_whole_page(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [s + short if re.match(scaled, s) else s for s in steps()]
     results = dict(zip([s for s in commands if not s.startswith("export")], follow(commands, monkeypatch), strict=True))
     report, claims, verified = (r.output for c, r in results.items() if re.match("laurepro (report|claims|verify)", c))
-    assert "scale own on photos" in report and re.search(r"\[[+-]\d+\.\d+, [+-]\d+\.\d+\]", report)
+    assert "on photos" in report and re.search(r"\[[+-]\d+\.\d+, [+-]\d+\.\d+\]", report)
     assert "supported" not in claims.replace("not supported", "") and "12 records: all as they should be" in verified
     for file in (tree / "results").rglob("*.json"):
         stored = json.loads(file.read_text())

@@ -286,7 +286,7 @@ def test_a_limit_of_four_jobs(inside: Path, monkeypatch: pytest.MonkeyPatch, tur
         assert len(active) == 4 and not seen & active
         if turn == 0:
             assert "4 of 24 jobs have been submitted" in said and "QOSMaxSubmitJobPerUserLimit" in said
-            assert "not submitted yet: 20 jobs" in said and "laurepro " in said.splitlines()[-1]
+            assert "not submitted yet: 20 jobs" in said and said.splitlines()[-1].split()[1] == "laurepro"
         seen |= active
         leave_records(stub, inside, active)
     if turns == 6:
@@ -411,4 +411,4 @@ def test_a_refused_requeue_is_shown_by_status(inside: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", stub.environment["PATH"])
     shown = CliRunner().invoke(main, ["status", "table3a", "--scale", "tiny"]).output
     assert "1 failed" in shown and "requeue this job: Requested operation is presently disabled" in shown, shown
-    assert "it resumes" in shown and "command: laurepro " in shown
+    assert "it resumes" in shown and "command: laurepro" in shown

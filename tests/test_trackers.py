@@ -80,7 +80,7 @@ def test_a_tracker_that_raises_is_left_out_and_named(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("mlflo", ("unknown tracker 'mlflo'", "nearest: mlflow")), ("mlflow", ("not installed", ".[mlflow]"))],
+    [("mlflo", ("unknown tracker 'mlflo'", "nearest: mlflow")), ("mlflow", ("not installed", "[mlflow]"))],
 )
 def test_what_is_not_there_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: tuple[str, ...]

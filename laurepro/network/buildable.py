@@ -44,6 +44,8 @@ def _fault(experiment: spec.Experiment) -> str | None:
         network = on_meta(experiment.model, experiment.op, num_classes(experiment.data)).train()
         network(torch.empty(2, 3, crop, crop, device="meta"))
     except Exception as error:
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            return None  # a part that computes with values, which this device has none of, may well be right
         first = next(iter(str(error).splitlines()), "")
         return f"{type(error).__name__}: {first:.200}"
     return None
