@@ -57,6 +57,7 @@ def resolved(address: str, scale: str, *pairs: str) -> Experiment:
     return spec.resolve(found, found.row(row), spec.scale(scale), spec.parse_overrides(pairs))
 
 
+@pytest.mark.acceptance
 def test_a_backbone_of_your_own_trains_a_row(tmp_path: Path, experiments: Path, plugins: Path) -> None:
     """The real command, pretraining included: the --set of the backbone reaches it, and LaU samples its maps."""
     smoke = (experiments / "scales" / "tiny.yaml").read_text()

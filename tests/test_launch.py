@@ -220,7 +220,7 @@ def test_two_launchers_share_the_work(tiny: Path, tmp_path: Path) -> None:
 
 def test_two_processes_train_and_evaluate_one_job(tiny: Path, tmp_path: Path) -> None:
     """torchrun and gloo. The launcher is killed on the way: agent and both ranks must go, and the same command resumes."""
-    command = [*RUN, "--nproc-per-node", "2", "--set", "train.iterations=75"]
+    command = [*RUN, "--nproc-per-node", "2", "--set", "train.iterations=40"]
     process = start(*command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     wait_until(lambda: list(tmp_path.glob("runs/train-*/checkpoint-*.ckpt")), "a checkpoint", 120)
     assert len(alive(tmp_path)) == 3
@@ -238,7 +238,7 @@ def test_two_processes_train_and_evaluate_one_job(tiny: Path, tmp_path: Path) ->
     assert found["train"].weights_sha256 == found["evaluate"].weights_sha256 is not None
     assert found["evaluate"].confusion is not None
     log = (train_folder(tmp_path) / "log.txt").read_text()
-    assert "resumes after step" in log and log.count("step 75/75") == 1
+    assert "resumes after step" in log and log.count("step 40/40") == 1
 
 
 # ------------------------------------------------------------------------------------------------ damage

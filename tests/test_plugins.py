@@ -198,6 +198,7 @@ def test_they_train_evaluate_and_report(plugins: Path, tmp_path: Path) -> None:
     assert rows["table90/first"]["ours"]["miou"]["mean"] == evaluate.metrics["miou"]
 
 
+@pytest.mark.acceptance
 def test_a_job_that_fails_takes_only_those_that_need_it(plugins: Path, tmp_path: Path) -> None:
     ran = run_cli("table90", "--scale", "three", "--nproc-per-node", "1", cwd=tmp_path, **around(plugins))
     assert ran.code == 1, ran.err

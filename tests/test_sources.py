@@ -153,6 +153,7 @@ def problems(root, splits):
 """
 
 
+@pytest.mark.acceptance
 def test_edited_data_of_a_plugin_are_another_experiment(tmp_path: Path, tiny: Path, plugins: Path) -> None:
     """All images of a plug-in's data set changed under its name: its records are not those of the new images."""
     (plugins / "datasets").mkdir()
