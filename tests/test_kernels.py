@@ -228,7 +228,7 @@ def test_any_number_of_channels_is_launchable(monkeypatch: pytest.MonkeyPatch) -
 
 Fault = emulator.Fault
 NHWC, NCHW = "gather_nhwc<float, 1, 16, 1>", "gather_nchw<float, 16>"
-FAULTS = [  # none that lets a kernel write anywhere: these run in this process
+FAULTS = [  # none that lets a kernel read or write anywhere: these run in this process
     Fault("swapped fractions", "scatter_cells<float>", "= {y.t, x.t, pixel, slopes};", "= {x.t, y.t, pixel, slopes};"),
     Fault("short chunk", "list_cells", "to - from};", "to - from - (i > 0)};"),
     Fault("lost shuffle", NHWC, "group_sum<LANES>(along_y, along_x, lane);"),
@@ -236,7 +236,7 @@ FAULTS = [  # none that lets a kernel write anywhere: these run in this process
     Fault("lost sum", NHWC, "o10.v[j] = across_groups<LANES>(s10[q][j]);", "o10.v[j] = s10[q][j];"),
     Fault("next sample", NHWC, "fetch(i + 1);", "fetch(i);"),
     Fault("lost channel", NCHW, "    if (c < C)\n", "    if (false)\n"),
-    Fault("corner", "combine<float, true>", "y < corner / 2", "y < corner % 2"),
+    Fault("other corner", "combine<float, true>", "(size_t)chunk * 4 + corner", "(size_t)chunk * 4 + 3 - corner"),
 ]
 
 
