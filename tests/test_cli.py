@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT, ROW, environment, make_record, planned, run_cli, start
 
-from laurepro import __version__, cli, plan, record, spec
+from laurepro import __version__, cli, doctor, plan, record, spec
 from laurepro.spec import Job
 
 COMMANDS = list(cli.main.commands)
@@ -306,3 +307,14 @@ def test_doctor_says_what_is_there(tmp_path: Path) -> None:
         assert re.search(rf"^(ok|note) +{what}: \S", ran.out, re.M), what
     assert re.findall(r"^FIX +(\S+):", ran.out, re.M) == ["--runs"]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "profile.py"]
+
+
+def test_ctrl_c_is_130_for_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a command has no more to say of it than that it ended."""
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine", interrupted)
+    ran = CliRunner().invoke(cli.main, ["doctor"])
+    assert ran.exit_code == 130 and ran.output.splitlines() == ["interrupted"], ran
