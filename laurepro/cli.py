@@ -57,14 +57,6 @@ class Commands(click.Group):
                     stream.reconfigure(errors="replace")
         return super().main(*args, **kwargs)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Ctrl-C ends each with exit code 130; click's own is 1, which stands for a failed job."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            raise click.exceptions.Exit(130) from None
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Commands in the order in which they are used."""
         return list(self.commands)
@@ -112,9 +104,15 @@ class Commands(click.Group):
                 formatter.write_text(", ".join(tables))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The one place where a LaureproError becomes a message and exit code 2."""
+        """The one place where a LaureproError becomes a message and exit code 2, and Ctrl-C exit code 130.
+
+        click's own code for Ctrl-C is 1, which stands for a failed job.
+        """
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
         except LaureproError as error:
             raise BadInput(str(error)) from None
 
