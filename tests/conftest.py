@@ -227,6 +227,16 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _environment_ends_with_the_test() -> Iterator[None]:
+    """A command that runs in this process leaves its --data and --experiments in the environment."""
+    kept = {k: v for k, v in os.environ.items() if k.startswith("LAUREPRO_")}
+    yield
+    for name in [n for n in os.environ if n.startswith("LAUREPRO_") and n not in kept]:
+        del os.environ[name]
+    os.environ.update(kept)
+
+
 @pytest.fixture
 def torch_settings() -> Iterator[None]:
     """One thread for torch; what a test sets of threads and determinism ends with it."""
