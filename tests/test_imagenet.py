@@ -49,12 +49,12 @@ def file(name: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
-@pytest.mark.parametrize(("picture", "label", "probability"), [("coffee.png", 967, 0.95), ("rocket.jpg", 657, 0.30)])
-def test_photographs_are_recognised(picture: str, label: int, probability: float) -> None:
+@pytest.mark.parametrize(("photograph", "label", "probability"), [("coffee.png", 967, 0.95), ("rocket.jpg", 657, 0.30)])
+def test_photographs_are_recognised(photograph: str, label: int, probability: float) -> None:
     """The classifier, which the backbone leaves out, on its last map: espresso and missile. 256 pixels, centre 224."""
     module = importlib.util.find_spec("skimage")
     assert module is not None and module.origin is not None
-    image = Image.open(Path(module.origin).parent / "data" / picture).convert("RGB")
+    image = Image.open(Path(module.origin).parent / "data" / photograph).convert("RGB")
     width, height = (round(side * 256 / min(image.size)) for side in image.size)
     left, top = (width - 224) // 2, (height - 224) // 2
     pixels = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + 224, top + 224))

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -111,6 +111,23 @@ def _splits(module: ModuleType) -> str:
     return "; or ".join(editions)
 
 
+class FolderOptions(NamedTuple):
+    """The options of `data prepare folder` alone."""
+
+    called: str | None  # --name
+    classes: Path | None
+    ignored: int | None
+    share: str | None
+    seed: int | None
+    masks_fit: MasksFit | None
+
+    @property
+    def given(self) -> list[str]:
+        """Those that were given, as they are typed."""
+        fields = [field for field, value in self._asdict().items() if value is not None]
+        return ["--name" if field == "called" else f"--{field.replace('_', '-')}" for field in fields]
+
+
 @command.command()
 @click.argument("name")
 @click.option(
@@ -140,17 +157,7 @@ def _splits(module: ModuleType) -> str:
     help="folder: on what the label maps of images that EXIF turns were drawn, where their size does not say it.",
 )
 @_root
-def prepare(
-    name: str,
-    source: Path | None,
-    called: str | None,
-    classes: Path | None,
-    ignored: int | None,
-    share: str | None,
-    seed: int | None,
-    masks_fit: MasksFit | None,
-    root: Path,
-) -> None:
+def prepare(name: str, source: Path | None, root: Path, **given: Any) -> None:
     """Copy the originals of data set NAME to --root, check every file, and write a manifest with checksums.
 
     Nothing is downloaded or linked. If it is stopped, the same command resumes; if everything is in place, it changes
@@ -159,10 +166,9 @@ def prepare(
     from laurepro.datasets import _prepare
 
     module = _module(name)
-    given = {"--name": called, "--classes": classes, "--ignored": ignored, "--share": share, "--seed": seed}
-    given |= {"--masks-fit": masks_fit}
-    if name != "folder" and (unused := [option for option, value in given.items() if value is not None]):
-        raise click.UsageError(f"{unused[0]} is an option of `laurepro data prepare folder`, not of {name}")
+    options = FolderOptions(**given)
+    if name != "folder" and options.given:
+        raise click.UsageError(f"{options.given[0]} is an option of `laurepro data prepare folder`, not of {name}")
     if name != "folder" and not hasattr(module, "LAYOUT"):
         click.echo(f"{name}: {module.INFO.description}; nothing to prepare")
         return
@@ -171,7 +177,7 @@ def prepare(
     if not source.is_dir():
         raise LaureproError(f"--source {source}: is not a folder", f"expected {module.INFO.needs}")
     if name == "folder":
-        _prepare_folder(called, source, classes, ignored, share, seed, masks_fit, root)
+        _prepare_folder(source, root, options)
         return
     try:
         originals = module.originals(source)
@@ -187,23 +193,17 @@ def prepare(
     _report(faults, f"{root / name}: prepared, {counts} images")
 
 
-def _prepare_folder(
-    name: str | None,
-    source: Path,
-    classes: Path | None,
-    ignored: int | None,
-    share: str | None,
-    seed: int | None,
-    masks_fit: MasksFit | None,
-    root: Path,
-) -> None:
+def _prepare_folder(source: Path, root: Path, options: FolderOptions) -> None:
     from laurepro.datasets import _folder, folder
 
+    name = options.called
     check_name(name, root)
     assert name is not None
-    if seed is not None and share is None:
+    if options.seed is not None and options.share is None:
         raise LaureproError("--seed: is of the splits that --share draws", "add --share, as in --share 60,20,20")
-    request = _folder.Request(source, classes, ignored, _shares(share), seed or 0, masks_fit)
+    request = _folder.Request(
+        source, options.classes, options.ignored, _shares(options.share), options.seed or 0, options.masks_fit
+    )
     try:
         with progress("check") as report:
             contents = _folder.read(request, report)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from laurepro.commands.options import data_folder, of_row, paths
+from laurepro.commands.options import data_folder, of_row, output_folder, paths
 from laurepro.errors import LaureproError
 
 FORMATS = ("state_dict", "pt2", "onnx")
@@ -46,15 +46,7 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     metavar="IMAGE",
     help="Images to compare on: files, folders, patterns (default: of the evaluated split).",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="exports",
-    show_default=True,
-    metavar="DIR",
-    help="Folder to write to.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@output_folder("exports")
 @data_folder()
 @paths
 def command(

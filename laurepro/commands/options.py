@@ -60,6 +60,25 @@ def data_folder(
     )
 
 
+def output_folder(
+    default: str, overwrite: str = "Replace files that exist."
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --output, a folder, and --overwrite with its help."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = click.option("--overwrite", is_flag=True, help=overwrite)(function)
+        return click.option(
+            "--output",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=default,
+            show_default=True,
+            metavar="DIR",
+            help="Folder to write to.",
+        )(function)
+
+    return add
+
+
 def check_results(results: Path, runs: Path) -> None:
     """Refuse a --results that does not exist, for commands that only read. The default folder need not exist.
 

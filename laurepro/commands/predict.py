@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from laurepro.commands.options import data_folder, of_row, paths
+from laurepro.commands.options import data_folder, of_row, output_folder, paths
 from laurepro.errors import unknown
 
 
@@ -22,15 +22,7 @@ from laurepro.errors import unknown
 @click.option("--row", metavar="TABLE/ROW", help="The row whose network the checkpoint holds.")
 @of_row
 @click.option("--protocol", metavar="NAME", help="Evaluation protocol: encnet-ss, encnet-ms, … (default: the job's).")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="predictions",
-    show_default=True,
-    metavar="DIR",
-    help="Folder to write to.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace files that exist; images that are read never are.")
+@output_folder("predictions", "Replace files that exist; images that are read never are.")
 @data_folder()
 @paths
 def command(

@@ -39,7 +39,7 @@ def together(faults: list[str]) -> str:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The lower-case suffixes of `FORMATS`, by which images of a folder or a pattern are told from other files."""
+    """The lower-case suffixes of `FORMATS`, which distinguish images from other files in a folder or a pattern."""
     return frozenset(s for s, form in PIL.Image.registered_extensions().items() if form in FORMATS)
 
 

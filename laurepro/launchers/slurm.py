@@ -190,8 +190,8 @@ def _ended_well(job: Job, submission: Submission) -> bool:
 def _waits(entry: Queued) -> str:
     """Why a job waits, and what to type where it waits for its user."""
     if "held" in entry.reason.lower() or "hold" in (entry.reason + entry.state).lower():
-        return f"{entry.reason}; scontrol release {entry.id} lets it go on"
-    return f"{entry.reason} (scontrol show job {entry.id} tells more)"
+        return f"{entry.reason}; scontrol release {entry.id} releases it"
+    return f"{entry.reason} (scontrol show job {entry.id} has more)"
 
 
 def _failure(job: Job, entry: Queued | None, context: LaunchContext) -> Failure:

@@ -1,4 +1,4 @@
-"""Scores of the split `val` while a training goes on, and the weights of the best. No bit of the training changes."""
+"""Scores of the split `val` during a training, and the weights of the best. No bit of the training changes."""
 
 from __future__ import annotations
 
