@@ -94,8 +94,9 @@ bash -c 'PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@"' bash {python} -
   if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ -n "$stopped" ]; then break; fi
 done
 if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then
-  if refused=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then sleep 60; fi
-  echo "Slurm did not requeue this job: $refused" | tee "$folder/not-requeued.txt"
+  if refused=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then sleep 60; else
+    echo "Slurm did not requeue this job: $refused" | tee "$folder/not-requeued.txt"
+  fi
 fi
 exit "$code"
 """

@@ -16,7 +16,7 @@ from stub_slurm import StubSlurm
 from laurepro import record, spec
 from laurepro.cli import main
 from laurepro.errors import LaureproError
-from laurepro.launchers import LaunchContext, _queue, _script, _snapshot, _stage_in, _submission, slurm
+from laurepro.launchers import LaunchContext, _cluster, _queue, _script, _snapshot, _stage_in, _submission, slurm
 from laurepro.launchers._cluster import Cluster, limit_seconds, read, time_limit
 from laurepro.spec import Job
 
@@ -412,3 +412,53 @@ def test_a_refused_requeue_is_shown_by_status(inside: Path, monkeypatch: pytest.
     shown = CliRunner().invoke(main, ["status", "table3a", "--scale", "tiny"]).output
     assert "1 failed" in shown and "requeue this job: Requested operation is presently disabled" in shown, shown
     assert "it resumes" in shown and "command: laurepro" in shown
+
+
+def test_a_controller_that_restarts_ends_no_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.01)
+    answers = iter([_queue.Unreachable("squeue: no controller"), _queue.Unreachable("squeue: no controller"), {}])
+    lines: list[str] = []
+
+    class Asked:
+        def advance(self, failed: object) -> object:
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    class Shown:
+        line = staticmethod(lines.append)
+
+    assert slurm._advance(Asked(), {}, Shown()) == {}  # type: ignore[arg-type]
+    assert lines == ["waiting  squeue: no controller; it is asked again for 30 minutes"]
+    monkeypatch.setattr(slurm, "SILENT_SECONDS", -1.0)
+    answers = iter([_queue.Unreachable("squeue: no controller")] * 2)
+    with pytest.raises(_queue.Unreachable):
+        slurm._advance(Asked(), {}, Shown())  # type: ignore[arg-type]
+
+
+def test_the_code_of_a_job_whose_id_was_not_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher was killed after sbatch: the job is in the queue, and its note has no number."""
+    for name in ("used", "old"):
+        (tmp_path / _snapshot.FOLDER / name / "tree").mkdir(parents=True)
+    (tmp_path / "train-x").mkdir()
+    (tmp_path / "train-x" / _snapshot.SUBMITTED).write_text('{"id": null, "snapshot": "used"}')
+    monkeypatch.setattr(_snapshot, "queue", list)
+    _snapshot.sweep(tmp_path)
+    assert [f.name for f in (tmp_path / _snapshot.FOLDER).iterdir()] == ["used"]
+
+
+def test_the_last_job_reports_what_was_run(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(StubSlurm(inside / "stub"), monkeypatch)
+    invoke("--set", "train.iterations=30")
+    text = (inside / "runs" / "closing.sbatch").read_text()
+    report, claims = (line for line in text.splitlines() if "-m laurepro " in line)
+    assert all("--set train.iterations=30" in line and line.endswith("|| code=$?") for line in (report, claims))
+    assert text.rstrip().endswith('exit "$code"')
+
+
+def test_gpus_are_asked_for_once() -> None:
+    own = {"gres": "gpu:4"}
+    _cluster.check(Cluster(gpus=False, options=own))
+    with pytest.raises(LaureproError, match="options has gres, and gpus asks for GPUs too"):
+        _cluster.check(Cluster(options=own))

@@ -68,7 +68,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
         retries=given.retries,
         time_limit=None if given.time_limit is None else 60 * given.time_limit,
         options=launcher_options,
-        closing=_closing(targets, chosen.name, results, runs),
+        closing=_closing(targets, chosen.name, given),
         trackers=tuple(tracked),
     )
     context = context._replace(estimate=partial(_estimate, planned, records, context))
@@ -129,14 +129,13 @@ def _show(failure: Failure, runs: Path) -> None:
         click.echo(f"  {failure.advice}", err=True)
 
 
-def _closing(targets: tuple[str, ...], scale: str, results: Path, runs: Path) -> tuple[tuple[str, ...], ...]:
+def _closing(targets: tuple[str, ...], scale: str, given: Launching) -> tuple[tuple[str, ...], ...]:
     """What a cluster runs when all jobs have ended: the report, and the verdicts."""
     tables = dict.fromkeys(target.partition("/")[0] for target in targets)
-    folders = ("--scale", scale, "--results", str(results), "--runs", str(runs))
-    return (
-        ("report", *tables, *folders, "--format", "html", "--output", str(results / f"report-{scale}.html")),
-        ("claims", *folders),
-    )
+    common = ["--scale", scale, "--results", str(given.results), "--runs", str(given.runs), "--data", str(given.data)]
+    common += [word for pair in given.pairs for word in ("--set", pair)]
+    page = str(given.results / f"report-{scale}.html")
+    return (("report", *tables, *common, "--format", "html", "--output", page), ("claims", *common))
 
 
 def check_data(planned: Plan, root: Path, targets: tuple[str, ...]) -> None:

@@ -129,8 +129,9 @@ def check(cluster: Cluster) -> None:
     """Raise LaureproError for fields that exclude each other."""
     for stage in STAGES:
         resources = cluster.of(stage)
-        if resources.gpu_request in resources.options:
+        asked = {resources.gpu_request, "gres", "gpus", "gpus-per-node"} & resources.options.keys()
+        if resources.gpus and asked:
             raise LaureproError(
-                f"cluster, stage {stage}: options has {resources.gpu_request}, which gpus asks for too",
+                f"cluster, stage {stage}: options has {min(asked)}, and gpus asks for GPUs too",
                 "give gpu_type, or set gpus to false beside your own option",
             )

@@ -52,11 +52,16 @@ class Refused(Exception):
         self.array = array
 
 
+class Unreachable(LaureproError):
+    """Slurm does not answer, as while its controller restarts."""
+
+
 def queue() -> list[Queued]:
     """The user's jobs, ended ones included while Slurm remembers them; each task of an array by itself.
 
     Raises:
-        LaureproError: squeue is not installed, or cannot reach its controller.
+        Unreachable: squeue cannot reach its controller.
+        LaureproError: squeue is not installed.
     """
     # Plain fields: the type of --json's state changed between Slurm's versions. The name may hold anything.
     out = slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T|%r|%j")
@@ -182,7 +187,8 @@ def slurm(*words: str) -> str:
         raise LaureproError(f"{words[0]} is not installed", "run this on a login node of the cluster") from None
     except subprocess.TimeoutExpired as error:
         said = (error.stderr or b"").decode(errors="replace").strip()
-        raise LaureproError(f"{words[0]} has not answered for two minutes {said}".strip(), "try again later") from None
+        raise Unreachable(f"{words[0]} has not answered for two minutes {said}".strip(), "try again later") from None
     if done.returncode != 0:
-        raise LaureproError(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        kind = Unreachable if words[0] == "squeue" else LaureproError
+        raise kind(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout

@@ -102,7 +102,7 @@ def script(
     srun = (
         f"srun --nodes={context.nodes} --ntasks={context.nodes} --ntasks-per-node=1 "
         f'--cpus-per-task="${{SLURM_CPUS_PER_TASK:-{cpus}}}" --kill-on-bad-exit=1'
-    )  # Slurm 22.05 to 23.02 does not hand sbatch's --cpus-per-task on to srun
+    )  # Slurm 22.05 to 23.02 does not pass sbatch's --cpus-per-task on to srun
     srun += f" {cluster.srun}" if cluster.srun else ""
     staged = cluster.stage_in is not None and job.stage != "profile"
     fresh = ["""  if [ "$round" = 0.0 ]; then fresh=--fresh; fi"""] if job.name in context.fresh else []
@@ -130,8 +130,9 @@ def script(
         f'  if [ "$code" -eq 0 ] || [ "$code" -eq {BAD_INPUT} ] || [ -n "$stopped" ]; then break; fi',
         "done",
         'if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then',
-        '  if refused=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then sleep 60; fi',
-        f'  echo "Slurm did not requeue this job: $refused" | tee "$folder/{NOT_REQUEUED}"',
+        '  if refused=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then sleep 60; else',
+        f'    echo "Slurm did not requeue this job: $refused" | tee "$folder/{NOT_REQUEUED}"',
+        "  fi",
         "fi",
         'exit "$code"',
     ]
@@ -214,12 +215,11 @@ def array_script(name: str, jobs: Mapping[int, Job], context: LaunchContext, clu
 
 
 def closing_script(context: LaunchContext, cluster: Cluster, code: Code = THIS) -> str:
-    """The script of the last small job: the commands to run when all others have ended, well or not."""
+    """The script of the last small job: the commands to run when all others have ended, however they did."""
     resources = cluster.of("report")
     name = {"job-name": job_name("closing", context), "output": str(context.runs / "closing.txt")}
-    commands = [["-m", "laurepro", *words] for words in context.closing]
-    if code.snapshot is not None:
-        commands.append(["-m", "laurepro.launchers._snapshot", str(context.runs)])
+    python = _python(cluster)
+    sweeping = ["-m", "laurepro.launchers._snapshot", str(context.runs)] if code.snapshot is not None else None
     return "\n".join(
         [
             "#!/bin/bash",
@@ -227,7 +227,10 @@ def closing_script(context: LaunchContext, cluster: Cluster, code: Code = THIS) 
             *_directives(resources, resources.time or REPORT_TIME, None),
             "",
             *_environment(cluster, code),
-            *(f"{_python(cluster)} {shlex.join(words)}" for words in commands),
+            "code=0",
+            *(f"{python} {shlex.join(['-m', 'laurepro', *words])} || code=$?" for words in context.closing),
+            *([f"{python} {shlex.join(sweeping)} || true"] if sweeping else []),
+            'exit "$code"',
             "",
         ]
     )

@@ -83,7 +83,8 @@ def sweep(runs: Path, keep: Collection[str] = ()) -> None:
     this_job = os.environ.get("SLURM_JOB_ID")
     active = {job.id for job in queue() if job.active and job.id != this_job}
     notes = [record.read_json(file) or {} for file in (*runs.glob(f"*/{SUBMITTED}"), runs / CLOSING)]
-    used = {note.get("snapshot") for note in notes if note.get("id") in active}
+    # Without an id, the launcher was killed while it submitted: the job may be in the queue.
+    used = {note.get("snapshot") for note in notes if note.get("id") is None or note["id"] in active}
     for folder in snapshots:
         if folder.name not in used:
             _remove(folder)

@@ -85,12 +85,20 @@ class Submission:
                 continue
             if entry is not None and entry.active:
                 self.ids[job.name] = entry.id
+                self._note_id(job, entry.id)
                 self.show.line(f"queued   {job.name} as {entry.id} already")
             elif job.name in self.context.fresh or not done(job, self.context):
                 if entry is not None and entry.state == "PENDING" and entry.reason == NEVER:
                     slurm("scancel", entry.id)  # it would wait for ever
                 missing.append(job)
         return missing
+
+    def _note_id(self, job: Job, number: str) -> None:
+        """Write a job's id into its note, where the launcher that submitted it was killed before it could."""
+        file = record.run_folder(self.context.runs, job) / SUBMITTED
+        note = record.read_json(file)
+        if note is not None and note.get("id") is None:
+            record.write_atomic(file, json.dumps({**note, "id": number}))
 
     def _may_try(self, jobs: Iterable[Queued]) -> bool:
         """Whether sbatch may take more than when it refused last."""
@@ -176,6 +184,17 @@ class Submission:
             record.write_atomic(folder / "job.sbatch", text)
             log = folder / "log.txt"
             sizes[job.name] = log.stat().st_size if log.exists() else 0
+        notes = {
+            job.name: {
+                "id": None,
+                "log_size": sizes[job.name],
+                "snapshot": self.code.snapshot,
+                "command": typed_command(),
+            }
+            for job in group.jobs.values()
+        }
+        # Before sbatch, for whoever is killed after it: a snapshot of the code stays while its job may be in the queue.
+        self._write_notes(notes)
         first = next(iter(group.jobs.values()))
         options = []
         if group.after is not None:
@@ -198,15 +217,12 @@ class Submission:
             record.write_atomic(file, text)
             number = submit(str(file), options)
             ids = {job.name: f"{number}_{index}" for index, job in group.jobs.items()}
-        for job in group.jobs.values():
-            note = {
-                "id": ids[job.name],
-                "log_size": sizes[job.name],
-                "snapshot": self.code.snapshot,
-                "command": typed_command(),
-            }
-            record.write_atomic(record.run_folder(runs, job) / SUBMITTED, json.dumps(note))
+        self._write_notes({name: {**note, "id": ids[name]} for name, note in notes.items()})
         return ids
+
+    def _write_notes(self, notes: Mapping[str, Mapping[str, object]]) -> None:
+        for name, note in notes.items():
+            record.write_atomic(self.context.runs / name / SUBMITTED, json.dumps(note))
 
     def _close(self, entries: Mapping[str, Queued], jobs: Iterable[Queued]) -> bool:
         """Submit the last job, which waits for all others. Returns whether it is in, or not needed."""

@@ -7,6 +7,7 @@ their names. A job that is stopped before its end writes a checkpoint and requeu
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -18,7 +19,7 @@ from laurepro.failures import Failure, FailureNote, diagnose, text_from
 from laurepro.launchers import LaunchContext, State
 from laurepro.launchers._cluster import Cluster, check, read
 from laurepro.launchers._display import Lines, display
-from laurepro.launchers._queue import NEVER, Ended, Queued, accounted, queue, reason, slurm
+from laurepro.launchers._queue import NEVER, Ended, Queued, Unreachable, accounted, queue, reason, slurm
 from laurepro.launchers._script import NOT_REQUEUED
 from laurepro.launchers._snapshot import SUBMITTED
 from laurepro.launchers._submission import Submission, done, log_before, remaining
@@ -26,6 +27,7 @@ from laurepro.plan import Plan
 from laurepro.spec import Job
 
 POLL_SECONDS = 5.0
+SILENT_SECONDS = 1800.0  # for which a launcher that has submitted jobs waits for a controller that does not answer
 MISSED = 3  # polls without the job in the queue before it counts as ended: a shared disk may show its record late
 # Reasons for which a job waits that need no action of the user.
 USUAL = {"None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Prolog", "Cleaning", NEVER}
@@ -148,7 +150,7 @@ def _follow(submission: Submission, show: Lines) -> list[Failure]:
     failed: dict[str, Failure] = {}
     told: set[str] = set()  # reasons for which jobs wait
     while waiting:
-        entries = submission.advance(failed)
+        entries = _advance(submission, failed, show)
         for name, job in list(waiting.items()):
             entry = entries.get(name)
             if entry is not None and entry.active and name in submission.ids:
@@ -177,9 +179,25 @@ def _follow(submission: Submission, show: Lines) -> list[Failure]:
         if waiting or not submission.complete:
             time.sleep(POLL_SECONDS)
     while not submission.complete:  # the last job may have to wait for room
-        submission.advance(failed)
+        _advance(submission, failed, show)
         time.sleep(POLL_SECONDS)
     return list(failed.values())
+
+
+def _advance(submission: Submission, failed: Mapping[str, object], show: Lines) -> Mapping[str, Queued]:
+    """Submit what there is room for, and the queue's entries. A controller that restarts ends no launcher."""
+    silent_since = None
+    while True:
+        try:
+            return submission.advance(failed)
+        except Unreachable as error:
+            now = time.monotonic()
+            if silent_since is None:
+                silent_since = now
+                show.line(f"waiting  {error}; it is asked again for {SILENT_SECONDS / 60:.0f} minutes")
+            elif now - silent_since > SILENT_SECONDS:
+                raise
+            time.sleep(POLL_SECONDS)
 
 
 def _ended_well(job: Job, submission: Submission) -> bool:
