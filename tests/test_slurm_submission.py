@@ -18,6 +18,7 @@ from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.launchers import LaunchContext, _cluster, _queue, _script, _snapshot, _stage_in, _submission, slurm
 from laurepro.launchers._cluster import Cluster, limit_seconds, read, time_limit
+from laurepro.plan import Plan
 from laurepro.spec import Job
 
 OTHERS = [  # what squeue prints of the same user's other work, and of nobody's
@@ -462,3 +463,13 @@ def test_gpus_are_asked_for_once() -> None:
     _cluster.check(Cluster(gpus=False, options=own))
     with pytest.raises(LaureproError, match="options has gres, and gpus asks for GPUs too"):
         _cluster.check(Cluster(options=own))
+
+
+def test_a_stage_on_cpus_has_the_time_of_cpus(tmp_path: Path) -> None:
+    jobs = [job("train"), job("evaluate")]
+    where = context(tmp_path)._replace(
+        estimate=lambda gpu, on_gpus: {j.name: 100.0 if on_gpus and gpu == "a100" else 5000.0 for j in jobs}
+    )
+    cluster = Cluster.model_validate({"gpu": "a100", "evaluate": {"gpus": False}})
+    seconds = _cluster.estimates_of(Plan((), tuple(jobs), (), {}), where, cluster)
+    assert seconds == {jobs[0].name: 100.0, jobs[1].name: 5000.0}

@@ -10,6 +10,8 @@ from pydantic import Field, ValidationError
 
 from laurepro import spec
 from laurepro.errors import LaureproError, unknown
+from laurepro.launchers import LaunchContext
+from laurepro.plan import Plan
 from laurepro.spec import Job, Strict
 
 Time = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}(:\d{2}){0,2}$|^\d+$")]
@@ -103,6 +105,13 @@ def limit_seconds(time: str) -> float:
     if len(parts) < 3:  # minutes, or minutes and seconds
         parts = [0, *parts]
     return sum(factor * part for factor, part in zip((3600, 60, 1), parts, strict=False))
+
+
+def estimates_of(plan: Plan, context: LaunchContext, cluster: Cluster) -> dict[str, float]:
+    """The upper end of each job's estimated seconds on the kind of device that its stage asks for, where known."""
+    stages = {job.stage: cluster.of(job.stage).gpus for job in plan.jobs}
+    seconds = {gpus: context.estimate(cluster.gpu if gpus else None, gpus) for gpus in set(stages.values())}
+    return {j.name: seconds[stages[j.stage]][j.name] for j in plan.jobs if j.name in seconds[stages[j.stage]]}
 
 
 def time_limit(job: Job, resources: Resources, estimates: Mapping[str, float]) -> str:

@@ -18,7 +18,7 @@ from laurepro import record
 from laurepro.errors import LaureproError
 from laurepro.failures import typed_command
 from laurepro.launchers import LaunchContext
-from laurepro.launchers._cluster import Cluster
+from laurepro.launchers._cluster import Cluster, estimates_of
 from laurepro.launchers._display import Lines
 from laurepro.launchers._queue import NEVER, Queued, Refused, largest_array, newest, queue, slurm, submit
 from laurepro.launchers._script import FOLDER, Code, array_script, closing_script, job_name, resources_of, script
@@ -41,7 +41,7 @@ class Submission:
 
     def __init__(self, plan: Plan, context: LaunchContext, cluster: Cluster, show: Lines) -> None:
         self.plan, self.context, self.cluster, self.show = plan, context, cluster, show
-        self.estimates = context.estimate(cluster.gpu, cluster.gpus)
+        self.estimates = estimates_of(plan, context, cluster)
         self.shapes = {job.name: resources_of(job, context, cluster, self.estimates) for job in plan.jobs}
         self.largest = largest_array() if cluster.arrays else 1
         self.ids: dict[str, str] = {}  # of the jobs that are or were in the queue
@@ -153,8 +153,9 @@ class Submission:
         group, shape = None, None
         for job in todo:
             after = entries.get(job.needs.name) if job.needs is not None else None
-            after = after if after is not None and after.active else None
-            if after is None and job.needs is not None and not self._ready(job.needs):
+            if job.needs is None or self._ready(job.needs):
+                after = None  # its task may still be ending
+            elif after is None or not after.active:
                 continue  # what it needs is not in yet
             array = after.array if after is not None and self.largest > 1 else None
             waits_for = array[0] if array else after.id if after is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from laurepro.launchers import Failure, LaunchContext, shell_line
+from laurepro.launchers._cluster import estimates_of
 from laurepro.launchers._script import script
 from laurepro.launchers.slurm import Options, cluster
 from laurepro.plan import Plan
@@ -21,7 +22,7 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
             "MASTER_ADDR set to the name of one of them that all can reach, MASTER_PORT (29500) to a free port of it"
         )
         click.echo(f"start each line on all {context.nodes} machines, with {where}", err=True)
-    estimates = context.estimate(described.gpu, described.gpus) if described is not None else {}
+    estimates = estimates_of(plan, context, described) if described is not None else {}
     for job in plan.jobs:
         after = f"  # after {job.needs.name}" if job.needs and job.needs in plan.jobs else ""
         if described is None:
