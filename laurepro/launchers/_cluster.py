@@ -110,7 +110,8 @@ def limit_seconds(time: str) -> float:
 def estimates_of(plan: Plan, context: LaunchContext, cluster: Cluster) -> dict[str, float]:
     """The upper end of each job's estimated seconds on the kind of device that its stage asks for, where known."""
     stages = {job.stage: cluster.of(job.stage).gpus for job in plan.jobs}
-    seconds = {gpus: context.estimate(cluster.gpu if gpus else None, gpus) for gpus in set(stages.values())}
+    kinds = {*stages.values(), *([True] if cluster.gpu is not None else [])}  # an unknown GPU is refused in any case
+    seconds = {gpus: context.estimate(cluster.gpu if gpus else None, gpus) for gpus in kinds}
     return {j.name: seconds[stages[j.stage]][j.name] for j in plan.jobs if j.name in seconds[stages[j.stage]]}
 
 
