@@ -491,6 +491,31 @@ def test_nothing_of_the_users_is_overwritten(tree: Path) -> None:
     assert ran.exit_code == 2 and (tree / "data" / "mine" / "images" / "a0.png").is_file()
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"name": "photos"}', '{"schema": 1, "name": "others", "dataset": "others"}']
+)
+@pytest.mark.parametrize("file", ["dataset.json", "manifest.json"])
+def test_a_folder_is_known_by_what_its_description_says(tree: Path, file: str, text: str) -> None:
+    """A user's own images with a file of that name beside them are not a prepared data set."""
+    source, mine = small(tree / "source", 2), tree / "data" / "photos"
+    (mine / "images" / "train").mkdir(parents=True)
+    (mine / "images" / "train" / "a0.png").write_bytes(b"mine")
+    (mine / file).write_text(text)
+    before = {f: f.read_bytes() for f in mine.rglob("*.*")}
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and "laurepro did not make it" in ran.output
+    assert {f: f.read_bytes() for f in mine.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("kept", ["dataset.json", "manifest.json"])
+def test_a_copy_without_hidden_files_is_prepared_again(tree: Path, kept: str) -> None:
+    source, made = small(tree / "source", 2), tree / "data" / "photos"
+    assert prepare(source, "--share", "50,50").exit_code == 0
+    for file in {".stamps.json", ".lock", "dataset.json", "manifest.json"} - {kept}:
+        (made / file).unlink()
+    assert prepare(source, "--share", "50,50").exit_code == 0
+
+
 def key(name: str = "photos") -> str:
     table = spec.tables()["table3a"]
     scale = spec.scale("smoke")

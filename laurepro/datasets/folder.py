@@ -180,11 +180,7 @@ def prepare(name: str, request: Request, contents: Contents, root: Path, report:
         LaureproError: ROOT/name holds something else, or is the source, or cannot be written.
     """
     folder, source = root / name, request.source.resolve()
-    if (
-        folder.is_dir()
-        and any(folder.iterdir())
-        and not any((folder / f).exists() for f in (PREPARED, MANIFEST, STAMPS, LOCK))
-    ):
+    if folder.is_dir() and any(folder.iterdir()) and not _made(folder, name):
         raise LaureproError(
             f"{folder}: exists, and laurepro did not make it", "choose another --name, or another --root"
         )
@@ -219,6 +215,18 @@ def prepare(name: str, request: Request, contents: Contents, root: Path, report:
         _remove_earlier(folder, {path: entry for path, entry in earlier.items() if path not in current})
         faults = [f"{folder / path}: is not part of the data set" for path in unexpected(folder, current)]
     return faults
+
+
+def _made(folder: Path, name: str) -> bool:
+    """Whether `prepare` made a folder: others write files named like its visible ones too, with other content."""
+    if any((folder / hidden).exists() for hidden in (STAMPS, LOCK)):
+        return True
+    for file, key in ((PREPARED, "name"), (MANIFEST, "dataset")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            raw = parse_json((folder / file).read_bytes())
+            if (raw["schema"], raw[key]) == (1, name):
+                return True
+    return False
 
 
 def _remove_earlier(folder: Path, files: dict[str, tuple[int, str]]) -> None:
