@@ -460,6 +460,21 @@ def test_faults_of_the_classes(tree: Path, file: str, text: str, said: str) -> N
     assert ran.exit_code == 2 and said in ran.output, ran.output
 
 
+def test_an_object_in_255_is_not_ignored_unsaid(tree: Path) -> None:
+    """Label maps that are 0 and 255, as many programs write two classes."""
+    source = small(tree / "source", 2)
+    for file in (source / "masks").iterdir():
+        PIL.Image.fromarray(np.where(np.asarray(PIL.Image.open(file)) == 7, 255, 0).astype(np.uint8)).save(file)
+    (source / "classes.txt").write_text("0 background\n1 object\n")
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and "255 is ignored by default, in 768 pixels of train" in ran.output, ran.output
+    assert f"write `255 object` in {source / 'classes.txt'}" in ran.output and not (tree / "data").exists()
+    assert prepare(source, "--share", "50,50", "--ignored", 255).exit_code == 0
+    (source / "classes.txt").write_text("0 background\n255 object\n")
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 0 and re.search(r"object +50.000 +50.000", ran.output), ran.output
+
+
 def test_classes_from_yaml_with_an_ignored_id(tree: Path) -> None:
     source = small(tree / "source", 2)
     classes = [{"id": 7, "name": "road", "color": "#804080"}, {"id": 1, "name": "light"}, {"id": 0, "name": "ignored"}]

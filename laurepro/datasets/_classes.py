@@ -31,12 +31,16 @@ Colour = tuple[int, int, int]
 
 
 class Classes(NamedTuple):
-    """Class names in order of their index, and the index (or IGNORED) of each id and of each colour."""
+    """Class names in order of their index, and the index (or IGNORED) of each id and of each colour.
+
+    `assumed`: whether 255 is ignored although neither the file nor the user says so.
+    """
 
     names: tuple[str, ...]
     ids: dict[int, int]
     colours: dict[Colour, int]
     file: str
+    assumed: bool = False
 
 
 class _Entry(NamedTuple):
@@ -87,11 +91,12 @@ def read(file: Path, ignored: int | None) -> tuple[Classes, list[str]]:
     faults += [f"{file}: the name {name!r} occurs {n} times" for name, n in Counter(names).items() if n > 1]
     if ignored is not None and ids.get(ignored, IGNORED) != IGNORED:
         faults.append(f"{file}: {ignored} is ignored, and the id of class {names[ids[ignored]]!r}")
-    elif ignored is not None or IGNORED not in ids.values():
+    assumed = ignored is None and IGNORED not in ids.values() and IGNORED not in ids
+    if ignored is not None or assumed:
         ids.setdefault(IGNORED if ignored is None else ignored, IGNORED)
     if not faults and not 2 <= len(names) <= MOST:
         faults.append(f"{file}: has {len(names)} classes, expected 2 to {MOST}: {EXAMPLE}")
-    return Classes(tuple(names), ids, colours, str(file)), faults
+    return Classes(tuple(names), ids, colours, str(file), assumed), faults
 
 
 _LINE = re.compile(r"(\d+)[\s,:;]*(.*?)[\s,;]*(#[0-9a-fA-F]{6}|\d+[\s,;]+\d+[\s,;]+\d+)?")
