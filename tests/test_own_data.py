@@ -23,7 +23,7 @@ from conftest import ROOT, make_record, run_cli
 
 from laurepro import cli, datasets, doctor, plan, record, spec
 from laurepro.commands import new_scale
-from laurepro.datasets import folder
+from laurepro.datasets import _prepare, folder
 from laurepro.evaluation import scores
 
 CLASSES = "0 background #000000\n1 Traffic Light 250 170 30\n7 road #804080\n"
@@ -529,6 +529,30 @@ def test_a_copy_without_hidden_files_is_prepared_again(tree: Path, kept: str) ->
     for file in {".stamps.json", ".lock", "dataset.json", "manifest.json"} - {kept}:
         (made / file).unlink()
     assert prepare(source, "--share", "50,50").exit_code == 0
+
+
+def test_copies_that_move_are_removed_after_a_kill_too(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed when the manifest was gone and some copies had moved; what the user changed since stays."""
+    source, made = small(tree / "source", 6), tree / "data" / "photos"
+    assert prepare(source, "--share", "34,33,33").exit_code == 0
+    edited = made / "images" / "test" / f"{(made / 'test.txt').read_text().split()[0]}.png"
+    PIL.Image.new("RGB", (48, 32)).save(edited)
+    write = _prepare.write
+
+    def killed(file: Path, content: bytes) -> None:
+        if file.name == "train.txt":
+            raise KeyboardInterrupt
+        write(file, content)
+
+    monkeypatch.setattr(_prepare, "write", killed)
+    assert prepare(source, "--share", "50,50", "--seed", 1).exit_code != 0 and not (made / "manifest.json").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tree)
+    ran = prepare(source, "--share", "50,50", "--seed", 1)
+    assert ran.output.count("is not part of the data set") == 1 and f"{edited}: is not part" in ran.output, ran.output
+    assert not (made / "test.txt").exists()
+    edited.unlink()
+    assert prepare(source, "--share", "50,50", "--seed", 1).exit_code == 0
 
 
 def key(name: str = "photos") -> str:
