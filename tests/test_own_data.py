@@ -498,6 +498,8 @@ def test_nothing_of_the_users_is_overwritten(tree: Path) -> None:
         ("a b", "letters, digits and _"),
         ("_x", "letters"),
         ("../x", "letters"),
+        *((name, "YAML reads") for name in ("2024", "true", "No", "null", "1e3", "0x1F", "1_0")),
+        *((name, "laurepro's own") for name in ("pretrained", "originals", "encnet")),
     ):
         ran = prepare(source, "--share", "50,50", name=name)
         assert ran.exit_code == 2 and said in ran.output, ran.output

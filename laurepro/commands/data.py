@@ -220,12 +220,16 @@ def _prepare_folder(source: Path, root: Path, options: FolderOptions) -> None:
 
 def check_name(name: str | None, root: Path) -> None:
     """Refuse a name for a data set that cannot be used as `data.name`, or that a plug-in has."""
-    from laurepro.spec import parts
+    from laurepro.spec import files, parts, weights
 
     if name is None:
         raise LaureproError("--name NAME is missing: what data.name will be", "as in --name photos")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name) or len(name) > 60:
         raise LaureproError(f"--name: expected up to 60 letters, digits and _, got {name!r:.80}", "as in --name photos")
+    if files.load_yaml(name, "--name") != name:
+        raise LaureproError(f"--name {name}: YAML reads data.name: {name} as no text", "add a letter, as in photos_1")
+    if name in (weights.FOLDER, fetch.ORIGINALS, *weights.WEIGHTS):
+        raise LaureproError(f"--name {name}: is a folder, or weights, of laurepro's own", "choose another")
     file = parts.path("datasets", name)
     if file is not None and file.stem == name:
         raise LaureproError(f"--name {name}: is taken by {file}", "choose another")
