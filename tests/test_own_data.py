@@ -23,7 +23,7 @@ from conftest import ROOT, make_record, run_cli
 
 from laurepro import cli, datasets, doctor, plan, record, spec
 from laurepro.commands import new_scale
-from laurepro.datasets import _prepare, folder
+from laurepro.datasets import _classes, _prepare, folder
 from laurepro.evaluation import scores
 
 CLASSES = "0 background #000000\n1 Traffic Light 250 170 30\n7 road #804080\n"
@@ -445,6 +445,12 @@ def test_other_photographs_of_a_folder_say_what_label_maps_were_drawn_on(tree: P
         ("classes.txt", "0 a #102030\n1 b 16 32 48\n", "line 2: colour '16 32 48' occurs twice"),
         ("classes.txt", "0 a\n1 b 1 2 999\n", "expected #rrggbb or three numbers"),
         ("classes.txt", "0 a\nb\n", "line 2: expected a whole number as id, got 'b'"),
+        ("classes.txt", "0 a\n2wheeler\n", "line 2: expected a whole number as id, got '2wheeler'"),
+        (
+            "classes.txt",
+            "64 128 64\tAnimal\n192 0 128 Archway\n",
+            "id first and the colour last, as in `0 Animal 64 128 64`",
+        ),
         ("classes.txt", "only\n", "has 1 classes, expected 2 to 255"),
         ("classes.yaml", "- {id: 0, name: a}\n- {id: 1}\n", "class 2: class id 1 has no name"),
         ("classes.yaml", "- {id: 0, nam: a}\n", "unknown key 'nam'"),
@@ -473,6 +479,21 @@ def test_an_object_in_255_is_not_ignored_unsaid(tree: Path) -> None:
     (source / "classes.txt").write_text("0 background\n255 object\n")
     ran = prepare(source, "--share", "50,50")
     assert ran.exit_code == 0 and re.search(r"object +50.000 +50.000", ran.output), ran.output
+
+
+def test_lines_of_classes(tmp_path: Path) -> None:
+    """With all separators; a digit that begins a name is no id."""
+    file = tmp_path / "classes.txt"
+    for text, names, ids, colours in (
+        ("2wheeler\n4wheeler\n", ("2wheeler", "4wheeler"), [0, 1], []),
+        ("3: a b\n4,c,1,2,3\n5\td #010203\n", ("a b", "c", "d"), [3, 4, 5], [(1, 2, 3)]),
+        ("0 a 1 2 3\n1 24 2 x 7 8 9\n", ("a", "24 2 x"), [0, 1], [(1, 2, 3), (7, 8, 9)]),
+        ("0 3d\n1 b\n", ("3d", "b"), [0, 1], []),
+    ):
+        file.write_text(text)
+        classes, faults = _classes.read(file, 255)
+        assert classes.names == names and [*classes.ids][:-1] == ids and [*classes.colours] == colours, (text, faults)
+        assert bool(faults) == ("#" in text)  # a colour that occurs twice
 
 
 def test_classes_from_yaml_with_an_ignored_id(tree: Path) -> None:

@@ -99,13 +99,20 @@ def read(file: Path, ignored: int | None) -> tuple[Classes, list[str]]:
     return Classes(tuple(names), ids, colours, str(file), assumed), faults
 
 
-_LINE = re.compile(r"(\d+)[\s,:;]*(.*?)[\s,;]*(#[0-9a-fA-F]{6}|\d+[\s,;]+\d+[\s,;]+\d+)?")
+_LINE = re.compile(r"(\d+)(?:[\s,:;]+(.*?))??[\s,;]*(#[0-9a-fA-F]{6}|\d+[\s,;]+\d+[\s,;]+\d+)?")
+_COLOUR_FIRST = re.compile(r"(\d+)[\s,:;]+(\d+[\s,;]+\d+)[\s,:;]+(\D.*)")
 
 
 def _text(file: Path) -> list[_Entry]:
     lines = [(f"{file}, line {n}", line.strip()) for n, line in enumerate(read_lines(file), 1)]
     lines = [(place, line) for place, line in lines if line and not re.match(r"#(?![0-9a-fA-F]{6})|//", line)]
     matches = [_LINE.fullmatch(line) for _, line in lines]
+    for number, ((place, line), match) in enumerate(zip(lines, matches, strict=True)):
+        if match and not match[3] and (first := _COLOUR_FIRST.fullmatch(line)):
+            raise Unreadable(
+                f"{place}: {line!r:.60} is a colour and a name; expected the id first and the colour last, "
+                f"as in `{number} {first[3]} {first[1]} {first[2]}`"
+            )
     if not any(matches):
         return [_Entry(place, index, line, None) for index, (place, line) in enumerate(lines)]
     return [
