@@ -367,6 +367,15 @@ def test_addresses_that_are_not_there(place: Place) -> None:
     assert not place.file.exists() and not place.part.exists()
 
 
+def test_the_next_command_can_be_pasted(place: Place) -> None:
+    """With paths that have spaces."""
+    ran = place.run("--to", "my originals", "--root", "my data")
+    assert ran.exit_code == 0, ran.output
+    said = next(line.removeprefix("next: ") for line in ran.output.splitlines() if line.startswith("next: "))
+    expected = ["--source", "my originals", "--root", "my data"]
+    assert shlex.split(said) == ["laurepro", "data", "prepare", "voc2012_aug", *expected]
+
+
 def test_what_is_in_the_way_stays(place: Place) -> None:
     """A file of the user's under the name, another process, and a destination that `prepare` writes."""
     place.file.parent.mkdir(parents=True)
@@ -378,8 +387,9 @@ def test_what_is_in_the_way_stays(place: Place) -> None:
     place.file.unlink()
     with filelock.FileLock(place.file.parent / _fetch.LOCK):
         place.refused("another process is fetching into it")
-    ran = place.run("--to", "data/voc2012_aug")
-    assert ran.exit_code == 2 and "is where `laurepro data prepare voc2012_aug` writes" in ran.output
+    for folder in ("data/voc2012_aug", "data/voc2012_aug/originals"):
+        ran = place.run("--to", folder)
+        assert ran.exit_code == 2 and "is where `laurepro data prepare voc2012_aug` writes" in ran.output
     ran = place.run("--to", "elsewhere")
     assert ran.exit_code == 0 and (place.folder / "elsewhere" / "blob.bin").read_bytes() == CONTENT
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import urllib.parse
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
 
 import click
 
@@ -63,7 +64,9 @@ def command(name: str, yes: bool, to: Path | None, chosen: tuple[str, ...], mirr
         click.echo(f"{offer.what}; nothing to fetch")
         return
     wanted = _chosen(name, offer.files, chosen)
-    addresses = {d.name: d.url if mirror is None else f"{mirror.rstrip('/')}/{quote(d.name)}" for d in wanted}
+    addresses = {
+        d.name: d.url if mirror is None else f"{mirror.rstrip('/')}/{urllib.parse.quote(d.name)}" for d in wanted
+    }
     missing = _show(offer, wanted, addresses)
     if wrong := [str(offer.wrong[d.name]).splitlines()[0] for d in missing if d.name in offer.wrong]:
         raise LaureproError("\n".join(wrong), "move it away; then the same command fetches it")
@@ -78,16 +81,16 @@ def _offer(name: str, to: Path | None, root: Path) -> Offer:
     """What a data set or weights are fetched from."""
     from laurepro.spec import parts, weights
 
-    options = "" if root == Path("data") else f" --root {root}"
+    options = "" if root == Path("data") else f" --root {quote(str(root))}"
     if name in parts.names("datasets"):
         module = parts.load("datasets", name)
         folder = root / ORIGINALS / name if to is None else to
-        if folder.resolve() == (root / name).resolve():
+        if folder.resolve().is_relative_to((root / name).resolve()):
             raise LaureproError(f"--to {to}: is where `laurepro data prepare {name}` writes", "choose another folder")
         downloads = getattr(module, "DOWNLOADS", None)
         files = downloads.files if downloads else ()
         source = folder / downloads.source if downloads else folder
-        then = f"laurepro data prepare {name} --source {source}{options}"
+        then = f"laurepro data prepare {name} --source {quote(str(source))}{options}"
         return Offer(f"{name}: {module.INFO.description}", files, module.INFO.licence, folder, then)
     if name not in weights.WEIGHTS:
         raise unknown("data set or weights", name, [*parts.names("datasets"), *weights.WEIGHTS])
@@ -99,7 +102,7 @@ def _offer(name: str, to: Path | None, root: Path) -> Offer:
     states, folder = weights.state(name, root), root / weights.FOLDER
     absent = {_of_weights(f): (f, states[m]) for m, f in known.files.items() if not isinstance(states[m], Path)}
     wrong = {d.name: e for d, (f, e) in absent.items() if (folder / f.name).is_file() and isinstance(e, LaureproError)}
-    then = f"--set train.pretrained={name}, in runs whose --data is {root}"
+    then = f"--set train.pretrained={name}, in runs with --data {quote(str(root))}"
     return Offer(f"weights {name}: {known.what}", tuple(absent), known.licence, folder, then, wrong)
 
 
