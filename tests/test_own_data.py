@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -23,7 +24,7 @@ from conftest import ROOT, make_record, run_cli
 
 from laurepro import cli, datasets, doctor, plan, record, spec
 from laurepro.commands import new_scale
-from laurepro.datasets import _classes, _prepare, folder
+from laurepro.datasets import _classes, _folder, _prepare, folder
 from laurepro.evaluation import scores
 
 CLASSES = "0 background #000000\n1 Traffic Light 250 170 30\n7 road #804080\n"
@@ -291,6 +292,18 @@ def test_ten_wrong_things_by_the_real_command(tmp_path: Path) -> None:
     assert all(said in ran.out for _, said, code in TEN_WAYS.values() if code == 2), ran.out
     assert len(ran.out.splitlines()) == 7 and "7 problems" in ran.err, ran.out
     assert not (tmp_path / "data").exists()
+
+
+def test_an_error_of_the_system_that_names_no_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file system that goes away while it is read: without the word None."""
+    source = small(tree / "source", 2)
+
+    def gone(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(_folder, "read", gone)
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and f"Error: --source {source}: Input/output error" in ran.output, ran.output
 
 
 def test_links_inside_the_folder_are_followed(tree: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -179,18 +180,30 @@ def prepare(name: str, source: Path | None, root: Path, **given: Any) -> None:
     if name == "folder":
         _prepare_folder(source, root, options)
         return
-    try:
+    with _unreadable(f"--source {source}"):
         originals = module.originals(source)
-    except OSError as error:
-        raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
     for note in originals.notes:
         click.echo(note, err=True)
     if originals.source:
         click.echo(f"source: {originals.source}", err=True)
     with progress("prepare") as report:
         faults = _prepare.prepare(module.LAYOUT, originals, root / name, report)
-    counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())
-    _report(faults, f"{root / name}: prepared, {counts} images")
+    _report(faults, f"{root / name}: prepared, {_counted(originals.splits)} images")
+
+
+@contextmanager
+def _unreadable(what: str) -> Iterator[None]:
+    """Turn an OSError into a LaureproError that begins with `what` and names the file, where the system states it."""
+    try:
+        yield
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        raise LaureproError(f"{what}: {file}{error.strerror or error}") from None
+
+
+def _counted(splits: Mapping[str, Sized]) -> str:
+    """`train 24, val 8`."""
+    return ", ".join(f"{split} {len(images)}" for split, images in splits.items())
 
 
 def _prepare_folder(source: Path, root: Path, options: FolderOptions) -> None:
@@ -204,17 +217,14 @@ def _prepare_folder(source: Path, root: Path, options: FolderOptions) -> None:
     request = _folder.Request(
         source, options.classes, options.ignored, _shares(options.share), options.seed or 0, options.masks_fit
     )
-    try:
+    with _unreadable(f"--source {source}"):
         with progress("check") as report:
             contents = _folder.read(request, report)
         for note in contents.notes:
             click.echo(note, err=True)
         with progress("prepare") as report:
             faults = folder.prepare(name, request, contents, root, report)
-    except OSError as error:
-        raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
-    counts = ", ".join(f"{split} {len(images)}" for split, images in contents.splits.items())
-    _report(faults, f"{root / name}: prepared, {counts} images")
+    _report(faults, f"{root / name}: prepared, {_counted(contents.splits)} images")
     click.echo(folder.summary(contents))
 
 
@@ -309,11 +319,8 @@ def _verify_one(name: str, root: Path) -> None:
     if not hasattr(module, "LAYOUT"):
         _report(module.problems(root, module.INFO.splits), f"{name}: {module.INFO.description}")
         return
-    try:
-        with progress("verify") as report:
-            verified = _verify.verify(module.LAYOUT, root / name, report)
-    except OSError as error:
-        raise LaureproError(f"{error.filename or root / name}: {error.strerror}") from None
+    with _unreadable(str(root / name)), progress("verify") as report:
+        verified = _verify.verify(module.LAYOUT, root / name, report)
     _report(verified.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in verified.images.items())} images")
     click.echo(f"{'% of pixels':20}" + "".join(f"{split:>10}" for split in verified.pixels))
     for index, label in enumerate([*module.LAYOUT.classes, "(ignored)"]):
