@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -23,7 +24,7 @@ from conftest import ROOT, make_record, run_cli
 
 from laurepro import cli, datasets, doctor, plan, record, spec
 from laurepro.commands import new_scale
-from laurepro.datasets import folder
+from laurepro.datasets import _classes, _folder, _prepare, folder
 from laurepro.evaluation import scores
 
 CLASSES = "0 background #000000\n1 Traffic Light 250 170 30\n7 road #804080\n"
@@ -293,6 +294,18 @@ def test_ten_wrong_things_by_the_real_command(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
+def test_an_error_of_the_system_that_names_no_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file system that goes away while it is read: without the word None."""
+    source = small(tree / "source", 2)
+
+    def gone(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(_folder, "read", gone)
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and f"Error: --source {source}: Input/output error" in ran.output, ran.output
+
+
 def test_links_inside_the_folder_are_followed(tree: Path) -> None:
     """Relative and absolute ones, and a source that is itself a link."""
     source = small(tree / "source", 4)
@@ -445,6 +458,12 @@ def test_other_photographs_of_a_folder_say_what_label_maps_were_drawn_on(tree: P
         ("classes.txt", "0 a #102030\n1 b 16 32 48\n", "line 2: colour '16 32 48' occurs twice"),
         ("classes.txt", "0 a\n1 b 1 2 999\n", "expected #rrggbb or three numbers"),
         ("classes.txt", "0 a\nb\n", "line 2: expected a whole number as id, got 'b'"),
+        ("classes.txt", "0 a\n2wheeler\n", "line 2: expected a whole number as id, got '2wheeler'"),
+        (
+            "classes.txt",
+            "64 128 64\tAnimal\n192 0 128 Archway\n",
+            "id first and the colour last, as in `0 Animal 64 128 64`",
+        ),
         ("classes.txt", "only\n", "has 1 classes, expected 2 to 255"),
         ("classes.yaml", "- {id: 0, name: a}\n- {id: 1}\n", "class 2: class id 1 has no name"),
         ("classes.yaml", "- {id: 0, nam: a}\n", "unknown key 'nam'"),
@@ -458,6 +477,36 @@ def test_faults_of_the_classes(tree: Path, file: str, text: str, said: str) -> N
     (source / file).write_text(text)
     ran = prepare(source, "--share", "50,50")
     assert ran.exit_code == 2 and said in ran.output, ran.output
+
+
+def test_an_object_in_255_is_not_ignored_unsaid(tree: Path) -> None:
+    """Label maps that are 0 and 255, as many programs write two classes."""
+    source = small(tree / "source", 2)
+    for file in (source / "masks").iterdir():
+        PIL.Image.fromarray(np.where(np.asarray(PIL.Image.open(file)) == 7, 255, 0).astype(np.uint8)).save(file)
+    (source / "classes.txt").write_text("0 background\n1 object\n")
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and "255 is ignored by default, in 768 pixels of train" in ran.output, ran.output
+    assert f"write `255 object` in {source / 'classes.txt'}" in ran.output and not (tree / "data").exists()
+    assert prepare(source, "--share", "50,50", "--ignored", 255).exit_code == 0
+    (source / "classes.txt").write_text("0 background\n255 object\n")
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 0 and re.search(r"object +50.000 +50.000", ran.output), ran.output
+
+
+def test_lines_of_classes(tmp_path: Path) -> None:
+    """With all separators; a digit that begins a name is no id."""
+    file = tmp_path / "classes.txt"
+    for text, names, ids, colours in (
+        ("2wheeler\n4wheeler\n", ("2wheeler", "4wheeler"), [0, 1], []),
+        ("3: a b\n4,c,1,2,3\n5\td #010203\n", ("a b", "c", "d"), [3, 4, 5], [(1, 2, 3)]),
+        ("0 a 1 2 3\n1 24 2 x 7 8 9\n", ("a", "24 2 x"), [0, 1], [(1, 2, 3), (7, 8, 9)]),
+        ("0 3d\n1 b\n", ("3d", "b"), [0, 1], []),
+    ):
+        file.write_text(text)
+        classes, faults = _classes.read(file, 255)
+        assert classes.names == names and [*classes.ids][:-1] == ids and [*classes.colours] == colours, (text, faults)
+        assert bool(faults) == ("#" in text)  # a colour that occurs twice
 
 
 def test_classes_from_yaml_with_an_ignored_id(tree: Path) -> None:
@@ -483,12 +532,63 @@ def test_nothing_of_the_users_is_overwritten(tree: Path) -> None:
         ("a b", "letters, digits and _"),
         ("_x", "letters"),
         ("../x", "letters"),
+        *((name, "YAML reads") for name in ("2024", "true", "No", "null", "1e3", "0x1F", "1_0")),
+        *((name, "laurepro's own") for name in ("pretrained", "originals", "encnet")),
     ):
         ran = prepare(source, "--share", "50,50", name=name)
         assert ran.exit_code == 2 and said in ran.output, ran.output
     shutil.move(source, tree / "data" / "mine")
     ran = prepare(tree / "data" / "mine", "--share", "50,50", "--root", tree / "data", name="mine")
     assert ran.exit_code == 2 and (tree / "data" / "mine" / "images" / "a0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"name": "photos"}', '{"schema": 1, "name": "others", "dataset": "others"}']
+)
+@pytest.mark.parametrize("file", ["dataset.json", "manifest.json"])
+def test_a_folder_is_known_by_what_its_description_says(tree: Path, file: str, text: str) -> None:
+    """A user's own images with a file of that name beside them are not a prepared data set."""
+    source, mine = small(tree / "source", 2), tree / "data" / "photos"
+    (mine / "images" / "train").mkdir(parents=True)
+    (mine / "images" / "train" / "a0.png").write_bytes(b"mine")
+    (mine / file).write_text(text)
+    before = {f: f.read_bytes() for f in mine.rglob("*.*")}
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and "laurepro did not make it" in ran.output
+    assert {f: f.read_bytes() for f in mine.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("kept", ["dataset.json", "manifest.json"])
+def test_a_copy_without_hidden_files_is_prepared_again(tree: Path, kept: str) -> None:
+    source, made = small(tree / "source", 2), tree / "data" / "photos"
+    assert prepare(source, "--share", "50,50").exit_code == 0
+    for file in {".stamps.json", ".lock", "dataset.json", "manifest.json"} - {kept}:
+        (made / file).unlink()
+    assert prepare(source, "--share", "50,50").exit_code == 0
+
+
+def test_copies_that_move_are_removed_after_a_kill_too(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed when the manifest was gone and some copies had moved; what the user changed since stays."""
+    source, made = small(tree / "source", 6), tree / "data" / "photos"
+    assert prepare(source, "--share", "34,33,33").exit_code == 0
+    edited = made / "images" / "test" / f"{(made / 'test.txt').read_text().split()[0]}.png"
+    PIL.Image.new("RGB", (48, 32)).save(edited)
+    write = _prepare.write
+
+    def killed(file: Path, content: bytes) -> None:
+        if file.name == "train.txt":
+            raise KeyboardInterrupt
+        write(file, content)
+
+    monkeypatch.setattr(_prepare, "write", killed)
+    assert prepare(source, "--share", "50,50", "--seed", 1).exit_code != 0 and not (made / "manifest.json").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tree)
+    ran = prepare(source, "--share", "50,50", "--seed", 1)
+    assert ran.output.count("is not part of the data set") == 1 and f"{edited}: is not part" in ran.output, ran.output
+    assert not (made / "test.txt").exists()
+    edited.unlink()
+    assert prepare(source, "--share", "50,50", "--seed", 1).exit_code == 0
 
 
 def key(name: str = "photos") -> str:

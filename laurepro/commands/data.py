@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -179,18 +180,30 @@ def prepare(name: str, source: Path | None, root: Path, **given: Any) -> None:
     if name == "folder":
         _prepare_folder(source, root, options)
         return
-    try:
+    with _unreadable(f"--source {source}"):
         originals = module.originals(source)
-    except OSError as error:
-        raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
     for note in originals.notes:
         click.echo(note, err=True)
     if originals.source:
         click.echo(f"source: {originals.source}", err=True)
     with progress("prepare") as report:
         faults = _prepare.prepare(module.LAYOUT, originals, root / name, report)
-    counts = ", ".join(f"{split} {len(images)}" for split, images in originals.splits.items())
-    _report(faults, f"{root / name}: prepared, {counts} images")
+    _report(faults, f"{root / name}: prepared, {_counted(originals.splits)} images")
+
+
+@contextmanager
+def _unreadable(what: str) -> Iterator[None]:
+    """Turn an OSError into a LaureproError that begins with `what` and names the file, where the system states it."""
+    try:
+        yield
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        raise LaureproError(f"{what}: {file}{error.strerror or error}") from None
+
+
+def _counted(splits: Mapping[str, Sized]) -> str:
+    """`train 24, val 8`."""
+    return ", ".join(f"{split} {len(images)}" for split, images in splits.items())
 
 
 def _prepare_folder(source: Path, root: Path, options: FolderOptions) -> None:
@@ -204,28 +217,29 @@ def _prepare_folder(source: Path, root: Path, options: FolderOptions) -> None:
     request = _folder.Request(
         source, options.classes, options.ignored, _shares(options.share), options.seed or 0, options.masks_fit
     )
-    try:
+    with _unreadable(f"--source {source}"):
         with progress("check") as report:
             contents = _folder.read(request, report)
         for note in contents.notes:
             click.echo(note, err=True)
         with progress("prepare") as report:
             faults = folder.prepare(name, request, contents, root, report)
-    except OSError as error:
-        raise LaureproError(f"--source {source}: {error.filename}: {error.strerror}") from None
-    counts = ", ".join(f"{split} {len(images)}" for split, images in contents.splits.items())
-    _report(faults, f"{root / name}: prepared, {counts} images")
+    _report(faults, f"{root / name}: prepared, {_counted(contents.splits)} images")
     click.echo(folder.summary(contents))
 
 
 def check_name(name: str | None, root: Path) -> None:
     """Refuse a name for a data set that cannot be used as `data.name`, or that a plug-in has."""
-    from laurepro.spec import parts
+    from laurepro.spec import files, parts, weights
 
     if name is None:
         raise LaureproError("--name NAME is missing: what data.name will be", "as in --name photos")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name) or len(name) > 60:
         raise LaureproError(f"--name: expected up to 60 letters, digits and _, got {name!r:.80}", "as in --name photos")
+    if files.load_yaml(name, "--name") != name:
+        raise LaureproError(f"--name {name}: YAML reads data.name: {name} as no text", "add a letter, as in photos_1")
+    if name in (weights.FOLDER, fetch.ORIGINALS, *weights.WEIGHTS):
+        raise LaureproError(f"--name {name}: is a folder, or weights, of laurepro's own", "choose another")
     file = parts.path("datasets", name)
     if file is not None and file.stem == name:
         raise LaureproError(f"--name {name}: is taken by {file}", "choose another")
@@ -305,11 +319,8 @@ def _verify_one(name: str, root: Path) -> None:
     if not hasattr(module, "LAYOUT"):
         _report(module.problems(root, module.INFO.splits), f"{name}: {module.INFO.description}")
         return
-    try:
-        with progress("verify") as report:
-            verified = _verify.verify(module.LAYOUT, root / name, report)
-    except OSError as error:
-        raise LaureproError(f"{error.filename or root / name}: {error.strerror}") from None
+    with _unreadable(str(root / name)), progress("verify") as report:
+        verified = _verify.verify(module.LAYOUT, root / name, report)
     _report(verified.problems, f"{root / name}: {', '.join(f'{s} {n}' for s, n in verified.images.items())} images")
     click.echo(f"{'% of pixels':20}" + "".join(f"{split:>10}" for split in verified.pixels))
     for index, label in enumerate([*module.LAYOUT.classes, "(ignored)"]):

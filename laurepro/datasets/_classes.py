@@ -31,12 +31,16 @@ Colour = tuple[int, int, int]
 
 
 class Classes(NamedTuple):
-    """Class names in order of their index, and the index (or IGNORED) of each id and of each colour."""
+    """Class names in order of their index, and the index (or IGNORED) of each id and of each colour.
+
+    `assumed`: whether 255 is ignored although neither the file nor the user says so.
+    """
 
     names: tuple[str, ...]
     ids: dict[int, int]
     colours: dict[Colour, int]
     file: str
+    assumed: bool = False
 
 
 class _Entry(NamedTuple):
@@ -87,20 +91,28 @@ def read(file: Path, ignored: int | None) -> tuple[Classes, list[str]]:
     faults += [f"{file}: the name {name!r} occurs {n} times" for name, n in Counter(names).items() if n > 1]
     if ignored is not None and ids.get(ignored, IGNORED) != IGNORED:
         faults.append(f"{file}: {ignored} is ignored, and the id of class {names[ids[ignored]]!r}")
-    elif ignored is not None or IGNORED not in ids.values():
+    assumed = ignored is None and IGNORED not in ids.values() and IGNORED not in ids
+    if ignored is not None or assumed:
         ids.setdefault(IGNORED if ignored is None else ignored, IGNORED)
     if not faults and not 2 <= len(names) <= MOST:
         faults.append(f"{file}: has {len(names)} classes, expected 2 to {MOST}: {EXAMPLE}")
-    return Classes(tuple(names), ids, colours, str(file)), faults
+    return Classes(tuple(names), ids, colours, str(file), assumed), faults
 
 
-_LINE = re.compile(r"(\d+)[\s,:;]*(.*?)[\s,;]*(#[0-9a-fA-F]{6}|\d+[\s,;]+\d+[\s,;]+\d+)?")
+_LINE = re.compile(r"(\d+)(?:[\s,:;]+(.*?))??[\s,;]*(#[0-9a-fA-F]{6}|\d+[\s,;]+\d+[\s,;]+\d+)?")
+_COLOUR_FIRST = re.compile(r"(\d+)[\s,:;]+(\d+[\s,;]+\d+)[\s,:;]+(\D.*)")
 
 
 def _text(file: Path) -> list[_Entry]:
     lines = [(f"{file}, line {n}", line.strip()) for n, line in enumerate(read_lines(file), 1)]
     lines = [(place, line) for place, line in lines if line and not re.match(r"#(?![0-9a-fA-F]{6})|//", line)]
     matches = [_LINE.fullmatch(line) for _, line in lines]
+    for number, ((place, line), match) in enumerate(zip(lines, matches, strict=True)):
+        if match and not match[3] and (first := _COLOUR_FIRST.fullmatch(line)):
+            raise Unreadable(
+                f"{place}: {line!r:.60} is a colour and a name; expected the id first and the colour last, "
+                f"as in `{number} {first[3]} {first[1]} {first[2]}`"
+            )
     if not any(matches):
         return [_Entry(place, index, line, None) for index, (place, line) in enumerate(lines)]
     return [

@@ -61,11 +61,37 @@ def read_state(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_complete(download: Download, folder: Path) -> bool:
-    """Whether a file was fetched and, if it is an archive, all that was unpacked from it is still there."""
+    """Whether a file was fetched and is unchanged, or all that was unpacked from it is still there, in its size."""
     entry = read_state(folder).get(download.name)
-    if entry is None or not is_archive(download):
-        return entry is not None and (folder / download.name).is_file()
-    return bool(entry.get("unpacked")) and all((folder / str(name)).exists() for name in entry.get("entries", ()))
+    if entry is None:
+        return False
+    if is_archive(download):
+        return bool(entry.get("unpacked")) and not _lost(folder, entry)
+    file = folder / download.name
+    try:
+        if file.stat().st_size != entry.get("size"):
+            return False
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == entry.get("sha256")
+    except OSError:
+        return False
+
+
+def _lost(folder: Path, entry: dict[str, Any]) -> bool:
+    """Whether something that was unpacked is gone or has another size. Notes of earlier versions state no sizes."""
+    names, sizes = entry.get("entries"), entry.get("files", {})
+    if not names or not isinstance(sizes, dict) or not all(map(_is_name, names)):
+        return True
+    try:
+        return not all((folder / name).exists() for name in names) or any(
+            (folder / path).lstat().st_size != size for path, size in sizes.items()
+        )
+    except (OSError, ValueError):
+        return True
+
+
+def _is_name(entry: Any) -> bool:
+    return isinstance(entry, str) and entry not in ("", "..") and Path(entry).name == entry
 
 
 def check_space(downloads: tuple[Download, ...], folder: Path) -> None:
@@ -312,11 +338,23 @@ def _unpack(download: Download, folder: Path, state: dict[str, dict[str, Any]]) 
             raise LaureproError(
                 f"{folder / taken[0]}: exists already, and {download.name} has it too", "move it away, or give --to"
             )
+        paths = [path for path in sorted(unfinished.rglob("*")) if path.is_symlink() or not path.is_dir()]
         entry["entries"] = names
+        entry["files"] = {path.relative_to(unfinished).as_posix(): path.lstat().st_size for path in paths}
+        for path, size in entry["files"].items():
+            if os.path.lexists(folder / path) and (folder / path).lstat().st_size != size:
+                raise LaureproError(
+                    f"{folder / path}: is not the file that {download.name} has",
+                    "move it away; the same command resumes",
+                )
         _write_state(folder, state)
         for name in names:
             if not os.path.lexists(folder / name):
                 os.rename(unfinished / name, folder / name)
+        for path in entry["files"]:  # of folders that were there already, what they have lost
+            if not os.path.lexists(folder / path):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(unfinished / path, folder / path)
         entry["unpacked"] = True
         _write_state(folder, state)
     finally:

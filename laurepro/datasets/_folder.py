@@ -129,6 +129,12 @@ def read(request: Request, report: Report) -> Contents:
     if not faults:
         absent = [name for name, n in zip(classes.names, shares["train"], strict=False) if not n]
         notes += [f"train has no pixel of class {name}" for name in absent]
+        if absent and classes.assumed and shares["train"][-1]:  # as of masks that are 0 and 255
+            faults.append(
+                f"{source}: value 255 is ignored by default, in {shares['train'][-1]:,} pixels of train, which has "
+                f"none of class {absent[0]}: if 255 is that class, write `255 {absent[0]}` in {classes.file}; "
+                "if not, give --ignored 255"
+            )
     sizes = tuple(sorted(result.size for result in results if result.original is not None))
     return Contents(classes, made, list(dict.fromkeys(faults)), tuple(notes), sizes, shares)
 

@@ -207,6 +207,10 @@ class Stamps:
             return None
         return None if known is None else known[3]
 
+    def made(self) -> dict[str, str]:
+        """The digests of all files that `prepare` ever made and that nobody has changed since they were read."""
+        return {path: digest for path, (_, _, digest, origin) in self._known.items() if origin}
+
     def entry(self, path: str) -> tuple[int, str]:
         """(size, sha256) of a path that was `put`."""
         size, _, digest, _ = self._known[path]

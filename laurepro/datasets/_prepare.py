@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from laurepro.datasets._manifest import (
     Stamps,
     check_lists,
     image_stem,
+    read_manifest,
     unexpected,
     write,
 )
@@ -126,7 +128,8 @@ def prepare(
     Returns:
         What is wrong with the originals, each with its file. The manifest is written only if nothing is wrong, and
         nothing can be trained without it. A file in `folder` that does not belong to the data set is reported too,
-        but changes nothing: no run reads it.
+        but changes nothing: no run reads it. Copies of an earlier call that are in no split any more are removed, if
+        nobody has changed them.
 
     Raises:
         LaureproError: `folder` cannot be written, or another process is preparing it.
@@ -163,6 +166,7 @@ def _make(
         for original in published:
             todo.setdefault(image_stem(layout, split, original.name), (split, original))
     stamps, faults, files = Stamps(folder), [], {}
+    earlier = _earlier(layout, folder, stamps)
     begun = False
 
     def one(job: tuple[str, Original]) -> tuple[list[str], dict[str, tuple[str, bytes | None]]]:
@@ -205,7 +209,7 @@ def _make(
     lists = {f"{split}.txt": "".join(f"{name}\n" for name in listed).encode() for split, listed in names.items()}
     for path, data in {**lists, **extra}.items():
         write(folder / path, data)
-        stamps.put(path, hashlib.sha256(data).hexdigest(), "")
+        stamps.put(path, hashlib.sha256(data).hexdigest(), "prepare")
         files[path] = stamps.entry(path)
     stamps.save()
     if faults:
@@ -216,7 +220,23 @@ def _make(
     if originals.source:
         write(folder / SOURCE, f"{originals.source}\n".encode())
     write(folder / MANIFEST, f"{head}{lines}\n}}}}\n".encode())
+    for path in unexpected(folder, files):
+        if path in earlier:
+            _remove_unchanged(folder / path, earlier[path])
     return [f"{folder / path}: is not part of the data set" for path in unexpected(folder, files)]
+
+
+def _earlier(layout: Layout, folder: Path, stamps: Stamps) -> dict[str, str]:
+    """The sha256 of each copy that earlier calls made; of one that was killed, only the stamps know them."""
+    with suppress(Unreadable):
+        return {path: digest for path, (_, digest) in read_manifest(layout, folder).items()} | stamps.made()
+    return stamps.made()
+
+
+def _remove_unchanged(file: Path, sha256: str) -> None:
+    with suppress(OSError):
+        if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
+            file.unlink()
 
 
 def _targets(layout: Layout, split: str, original: Original) -> dict[str, Path]:

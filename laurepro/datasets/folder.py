@@ -26,7 +26,7 @@ from laurepro.datasets import Image, Info, Label, _files
 from laurepro.datasets._classes import IGNORED
 from laurepro.datasets._folder import SPLITS, Contents, Request
 from laurepro.datasets._layout import Layout, Unreadable, parse_json
-from laurepro.datasets._manifest import LOCK, MANIFEST, STAMPS, read_manifest, unexpected
+from laurepro.datasets._manifest import LOCK, MANIFEST, STAMPS, read_manifest
 from laurepro.datasets._prepare import Originals
 from laurepro.datasets._prepare import prepare as make
 from laurepro.errors import LaureproError
@@ -180,11 +180,7 @@ def prepare(name: str, request: Request, contents: Contents, root: Path, report:
         LaureproError: ROOT/name holds something else, or is the source, or cannot be written.
     """
     folder, source = root / name, request.source.resolve()
-    if (
-        folder.is_dir()
-        and any(folder.iterdir())
-        and not any((folder / f).exists() for f in (PREPARED, MANIFEST, STAMPS, LOCK))
-    ):
+    if folder.is_dir() and any(folder.iterdir()) and not _made(folder, name):
         raise LaureproError(
             f"{folder}: exists, and laurepro did not make it", "choose another --name, or another --root"
         )
@@ -210,23 +206,19 @@ def prepare(name: str, request: Request, contents: Contents, root: Path, report:
     }
     extra = {PREPARED: (json.dumps(described, indent=1) + "\n").encode()}
     layout = _layout(name, classes.names, counts)
-    earlier: dict[str, tuple[int, str]] = {}
-    with suppress(Unreadable):
-        earlier = read_manifest(layout, folder)
-    faults = make(layout, Originals(contents.splits, []), folder, report, extra)
-    with suppress(Unreadable):  # its absence is among the faults
-        current = read_manifest(layout, folder)
-        _remove_earlier(folder, {path: entry for path, entry in earlier.items() if path not in current})
-        faults = [f"{folder / path}: is not part of the data set" for path in unexpected(folder, current)]
-    return faults
+    return make(layout, Originals(contents.splits, []), folder, report, extra)
 
 
-def _remove_earlier(folder: Path, files: dict[str, tuple[int, str]]) -> None:
-    """Remove copies of an earlier preparation that have moved to another split; files that have changed are kept."""
-    for path, (_, sha256) in files.items():
-        with suppress(OSError):
-            if hashlib.sha256((folder / path).read_bytes()).hexdigest() == sha256:
-                (folder / path).unlink()
+def _made(folder: Path, name: str) -> bool:
+    """Whether `prepare` made a folder: others write files named like its visible ones too, with other content."""
+    if any((folder / hidden).exists() for hidden in (STAMPS, LOCK)):
+        return True
+    for file, key in ((PREPARED, "name"), (MANIFEST, "dataset")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            raw = parse_json((folder / file).read_bytes())
+            if (raw["schema"], raw[key]) == (1, name):
+                return True
+    return False
 
 
 def summary(contents: Contents) -> str:
