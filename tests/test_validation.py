@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,6 +67,28 @@ def test_best_weights_are_kept_through_stops(tmp_path: Path) -> None:
     assert files == [f"checkpoint-{n:08d}.ckpt" for n in (3, 5, 6, STEPS)]
     assert train.run(job, make_context(tmp_path / "parts")) == whole
     assert checkpoint.weights_sha256(checkpoint.load_weights(tmp_path / "parts")) == whole.weights_sha256
+
+
+def test_the_seconds_of_a_training_are_those_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that advances with each step and each image of val. The second leg begins with a validation."""
+    clock, told = itertools.count(), list[dict[str, Any]]()
+    now = 0
+
+    def tick(stop_at: int) -> Callable[[], bool]:
+        def stop_requested() -> bool:
+            nonlocal now
+            now = next(clock)
+            return now == stop_at
+
+        return stop_requested
+
+    for module in (train, _validation):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    job = make_job(**VAL)
+    with pytest.raises(Stopped):
+        train.run(job, make_context(tmp_path, stop=tick(4))._replace(progress=told.append))
+    train.run(job, make_context(tmp_path, stop=tick(-1))._replace(progress=told.append))
+    assert now > 20 and [values["seconds"] for values in told] == list(range(STEPS))
 
 
 def test_what_a_validation_changes_it_puts_back() -> None:

@@ -105,7 +105,7 @@ def run(job: spec.Job, context: Context) -> Result:
             late = rank == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS
             loss, stop_asked, save_asked = agree(read(), context.stop_requested(), late, at)
             stop, due = stop or stop_asked, due or save_asked
-            progress.add(loss, time.monotonic() - began, clock.idle_seconds(), steps)
+            progress.add(loss, time.monotonic() - began - validation.seconds, clock.idle_seconds(), steps)
             if rank == 0:
                 progress.report(context.progress, steps, batches.epoch(at), loss, rates[at])
         if validate and not stop:
