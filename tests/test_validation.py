@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("torch_settings")
 
 VAL = {"train": {"validate_every": 3}}
 BEST = {"train": {"validate_every": 3, "keep": "best"}, "eval": {"split": "test"}}
+BESTS = ("train.validate_every=10", "train.keep=best")
 
 
 def test_the_training_stays_the_same_and_the_last_score_is_the_evaluation(tmp_path: Path) -> None:
@@ -122,6 +123,8 @@ def test_what_is_in_the_key() -> None:
     ("scale", "pairs", "words"),
     [
         ("smoke", ("train.keep=best", "train.validate_every=5"), ("train.keep", "eval.split", "--set eval.split=test")),
+        ("camvid", (*BESTS, "data.train_split=val"), ("train.keep", "data.train_split 'val'", "train_split=train")),
+        ("camvid", (*BESTS, "data.train_split=trainval"), ("train.keep", "data.train_split 'trainval'")),
         ("camvid", ("train.keep=best",), ("train", "validate_every")),
         ("camvid", ("train.validate_every=-1",), ("train.validate_every", "-1")),
         ("camvid", ("train.keep=first",), ("train.keep", "'last' or 'best'", "first")),
@@ -180,8 +183,6 @@ def planted(tmp_path: Path) -> Path:
         record.write(tmp_path / "results", make_record(job, {"miou": 50.0 + job.seed}, **scored))
     return tmp_path
 
-
-BESTS = ("train.validate_every=10", "train.keep=best")
 
 
 def drawn(name: str, folder: Path) -> figures.Drawing:
