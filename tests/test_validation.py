@@ -184,7 +184,6 @@ def planted(tmp_path: Path) -> Path:
     return tmp_path
 
 
-
 def drawn(name: str, folder: Path) -> figures.Drawing:
     places = {"results": folder / "results", "runs": folder / "runs", "data": folder / "data"}
     more: dict[str, Any] = {"rows": (ROW,), "pairs": BESTS, "overrides": spec.parse_overrides(BESTS)}
