@@ -78,6 +78,18 @@ def test_a_tracker_that_raises_is_left_out_and_named(
     assert "tracker broken is left out from here on: the server is gone" in caplog.text
 
 
+def test_a_tracker_whose_server_is_down_fails_no_job(
+    plugins: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`run` has checked it before the first job; by a later one the server may be gone."""
+    down = "\n\ndef check():\n    raise LaureproError('the server is down')\n"
+    (plugins / "trackers" / "down.py").write_text("from laurepro.errors import LaureproError\n" + TRACKER + down)
+    both = Trackers(["down", "lines"], job(), tmp_path, fresh=False)
+    both.step({"step": 1})
+    assert told(tmp_path) == [{"step": 1}]
+    assert "tracker down is left out from here on: the server is down" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("mlflo", ("unknown tracker 'mlflo'", "nearest: mlflow")), ("mlflow", ("not installed", "[mlflow]"))],
