@@ -198,11 +198,13 @@ def test_mlflow_continues_a_run_without_repeating_points(tmp_path: Path, monkeyp
     assert {file.path for file in client.list_artifacts(same.info.run_id)} == {f"{made.job}.json", "page.html"}
     page = Path(client.download_artifacts(same.info.run_id, "page.html", str(tmp_path))).read_text()
     assert made.job in page and "mIoU on val" in page and page.count("<svg") == 2
-    fresh = Trackers(["mlflow"], job(), tmp_path, fresh=True)
-    fresh.step({"step": 1, "loss": 1.0, **values})
-    fresh.close()
-    experiment = client.get_experiment_by_name("laurepro")
-    assert len(client.search_runs([experiment.experiment_id])) == 2
+    (experiment,) = client.search_experiments(filter_string="name = 'laurepro'")
+    for forced, number in ((False, 2), (True, 3)):  # its record is gone; then by --force while it could be resumed
+        over = Trackers(["mlflow"], job(), tmp_path, fresh=forced)
+        over.step({"step": 1, "loss": 0.5, **values})
+        over.close()
+        newest, *others = client.search_runs([experiment.experiment_id])
+        assert history(client, newest, "train/loss") == [(1, 0.5)] and len(others) == number - 1
 
 
 @pytest.mark.mlflow

@@ -99,7 +99,10 @@ class Tracker(trackers.Tracker):
             self._client.set_terminated(self._run, status="KILLED")
 
     def _resumed(self) -> str | None:
-        """The run that an earlier leg of the job has begun in this store, if it is still there."""
+        """The run that an earlier leg of the job has begun in this store, if it is still there and not done.
+
+        A job that is done and runs once more, as its record or weights are gone, starts over.
+        """
         from mlflow.exceptions import MlflowException
 
         begun = None if self.fresh else read_json(self.folder / FILE)
@@ -111,7 +114,7 @@ class Tracker(trackers.Tracker):
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        if run.info.lifecycle_stage != "active":
+        if run.info.lifecycle_stage != "active" or run.info.status == "FINISHED":
             return None
         run_id: str = run.info.run_id
         self._client.update_run(run_id, status="RUNNING")
