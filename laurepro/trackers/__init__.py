@@ -21,6 +21,7 @@ from typing import Any
 from laurepro.record import Record
 from laurepro.spec import Job, parts
 
+SCALARS = ("loss", "lr", "epoch")  # of what a training reports of each step
 _log = logging.getLogger(__name__)
 
 

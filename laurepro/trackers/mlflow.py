@@ -22,7 +22,6 @@ from laurepro.record import Record, read_json
 from laurepro.spec import Job, Raw
 
 FILE = "mlflow.json"  # in a job's folder: the store and the run
-SCALARS = ("loss", "lr", "epoch")  # of what a training reports of each step
 SECONDS = 5.0  # between two batches of values: a store takes tens of milliseconds for each
 MOST_METRICS, MOST_PARAMS = 900, 100  # of one batch; MLflow takes 1000 and 100
 MOST_CHARACTERS = 500  # of a parameter: what older versions take
@@ -75,7 +74,8 @@ class Tracker(trackers.Tracker):
 
     def step(self, values: Mapping[str, Any]) -> None:
         """`train/loss`, `train/lr` and `train/epoch`."""
-        self._add(int(values["step"]), {f"train/{name}": float(values[name]) for name in SCALARS if name in values})
+        scalars = {f"train/{name}": float(values[name]) for name in trackers.SCALARS if name in values}
+        self._add(int(values["step"]), scalars)
 
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
         """`val/miou` and others."""
