@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,22 @@ def store(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
 
     monkeypatch.chdir(folder)
     return mlflow._client()
+
+
+def test_no_test_sees_a_developers_store_make_or_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "OFFLINE",
+        "FORCE_COLOR",
+        "NO_COLOR",
+    )
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    runpy.run_path(str(Path(__file__).with_name("conftest.py")))
+    assert not set(names) & set(os.environ)
 
 
 def history(client: Any, run: Any, metric: str) -> list[tuple[int, float]]:
