@@ -34,6 +34,11 @@ hypothesis.settings.register_profile("laurepro", deadline=None, derandomize=bool
 hypothesis.settings.load_profile("laurepro")
 for _name in [n for n in os.environ if n.startswith("LAUREPRO_") and n != "LAUREPRO_REQUIRE"]:
     del os.environ[_name]  # what a developer has set must not decide what the tests see
+# Nor may a test write to a developer's MLflow store, and the variables of an outer `make` and of colours change outputs.
+for _name in [n for n in os.environ if n.startswith(("MLFLOW_", "MAKE"))]:
+    del os.environ[_name]
+for _name in ("MFLAGS", "OFFLINE", "FORCE_COLOR", "NO_COLOR"):
+    os.environ.pop(_name, None)
 
 TINY = f"""\
 title: A network of a few channels on a few generated pictures

@@ -253,6 +253,21 @@ def test_records_of_another_seed_tell(tmp_path: Path) -> None:
     assert cost.seconds.low < 1000 and cost.seconds.high > 1200
 
 
+def test_a_validated_training_is_no_record_of_a_plain_one(tmp_path: Path) -> None:
+    """They have one key. What was measured of one still gives the speed of the other."""
+    plain = job_of(ROW, "train")
+    train = plain.experiment.train.model_copy(update={"validate_every": 100})
+    watched = plain.model_copy(update={"experiment": plain.experiment.model_copy(update={"train": train})})
+    assert watched.key == plain.key
+    found = measured(recorded(watched, 10_000), tmp_path)
+    assert found.cost(watched.model_copy(update={"seed": 1})).basis == estimator.RECORDS
+    cost = found.cost(job_of(ROW, "train", seed=1))
+    works = [found.about(job)[2] for job in (plain, watched)]
+    assert cost.basis == estimator.SPEED and cost.seconds is not None and works[0] is not None and works[1] is not None
+    assert cost.seconds.middle == pytest.approx((10_000 + estimator.START_SECONDS.middle) * works[0] / works[1])
+    assert works[0] < works[1]
+
+
 def test_a_restarted_training_took_what_its_own_clock_says(tmp_path: Path) -> None:
     job = job_of(ROW, "train")
     folder = record.run_folder(tmp_path, job)

@@ -163,9 +163,27 @@ def test_parameters_that_no_head_reads_are_found(name: str, unused: bool) -> Non
     """DistributedDataParallel would wait for the gradients of HRNet's finest maps. The network stays as it is."""
     network = build(model({"name": name, "resize": True}, 8), spec.Op(), 5)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    assert training_step._has_unused_parameters(network, spec.Loss(), torch.device("cpu")) is unused
+    network.backbone.requires_grad_(unused)  # a frozen one is not unused
+
+    def takes_one_size(_: nn.Module, inputs: tuple[Tensor]) -> None:  # as MaxViT's windows
+        assert inputs[0].shape[2:] == (32, 32)
+
+    network.register_forward_pre_hook(takes_one_size)
+    assert training_step._has_unused_parameters(network, spec.Loss(), torch.device("cpu"), 32) is unused
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_network_whose_unused_parameters_cannot_be_told_may_have_some() -> None:
+    """Two images in float32 may not fit where a step in half precision does. The slower exchange is always right."""
+    network = nn.Linear(2, 2)
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    network.register_forward_pre_hook(out_of_memory)
+    cpu = torch.device("cpu")
+    assert training_step._has_unused_parameters(network, spec.Loss(), cpu, 32)  # type: ignore[arg-type]
 
 
 def test_a_normalisation_with_a_forward_pass_of_its_own_is_refused_in_several_processes() -> None:

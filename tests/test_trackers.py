@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,18 @@ def test_a_tracker_that_raises_is_left_out_and_named(
     assert "tracker broken is left out from here on: the server is gone" in caplog.text
 
 
+def test_a_tracker_whose_server_is_down_fails_no_job(
+    plugins: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`run` has checked it before the first job; by a later one the server may be gone."""
+    down = "\n\ndef check():\n    raise LaureproError('the server is down')\n"
+    (plugins / "trackers" / "down.py").write_text("from laurepro.errors import LaureproError\n" + TRACKER + down)
+    both = Trackers(["down", "lines"], job(), tmp_path, fresh=False)
+    both.step({"step": 1})
+    assert told(tmp_path) == [{"step": 1}]
+    assert "tracker down is left out from here on: the server is down" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("mlflo", ("unknown tracker 'mlflo'", "nearest: mlflow")), ("mlflow", ("not installed", "[mlflow]"))],
@@ -148,6 +161,22 @@ def store(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     return mlflow._client()
 
 
+def test_no_test_sees_a_developers_store_make_or_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "OFFLINE",
+        "FORCE_COLOR",
+        "NO_COLOR",
+    )
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    runpy.run_path(str(Path(__file__).with_name("conftest.py")))
+    assert not set(names) & set(os.environ)
+
+
 def history(client: Any, run: Any, metric: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in sorted(client.get_metric_history(run.info.run_id, metric), key=lambda m: m.step)]
 
@@ -186,11 +215,13 @@ def test_mlflow_continues_a_run_without_repeating_points(tmp_path: Path, monkeyp
     assert {file.path for file in client.list_artifacts(same.info.run_id)} == {f"{made.job}.json", "page.html"}
     page = Path(client.download_artifacts(same.info.run_id, "page.html", str(tmp_path))).read_text()
     assert made.job in page and "mIoU on val" in page and page.count("<svg") == 2
-    fresh = Trackers(["mlflow"], job(), tmp_path, fresh=True)
-    fresh.step({"step": 1, "loss": 1.0, **values})
-    fresh.close()
-    experiment = client.get_experiment_by_name("laurepro")
-    assert len(client.search_runs([experiment.experiment_id])) == 2
+    (experiment,) = client.search_experiments(filter_string="name = 'laurepro'")
+    for forced, number in ((False, 2), (True, 3)):  # its record is gone; then by --force while it could be resumed
+        over = Trackers(["mlflow"], job(), tmp_path, fresh=forced)
+        over.step({"step": 1, "loss": 0.5, **values})
+        over.close()
+        newest, *others = client.search_runs([experiment.experiment_id])
+        assert history(client, newest, "train/loss") == [(1, 0.5)] and len(others) == number - 1
 
 
 @pytest.mark.mlflow

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("torch_settings")
 
 VAL = {"train": {"validate_every": 3}}
 BEST = {"train": {"validate_every": 3, "keep": "best"}, "eval": {"split": "test"}}
+BESTS = ("train.validate_every=10", "train.keep=best")
 
 
 def test_the_training_stays_the_same_and_the_last_score_is_the_evaluation(tmp_path: Path) -> None:
@@ -66,6 +70,28 @@ def test_best_weights_are_kept_through_stops(tmp_path: Path) -> None:
     assert checkpoint.weights_sha256(checkpoint.load_weights(tmp_path / "parts")) == whole.weights_sha256
 
 
+def test_the_seconds_of_a_training_are_those_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that advances with each step and each image of val. The second leg begins with a validation."""
+    clock, told = itertools.count(), list[dict[str, Any]]()
+    now = 0
+
+    def tick(stop_at: int) -> Callable[[], bool]:
+        def stop_requested() -> bool:
+            nonlocal now
+            now = next(clock)
+            return now == stop_at
+
+        return stop_requested
+
+    for module in (train, _validation):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    job = make_job(**VAL)
+    with pytest.raises(Stopped):
+        train.run(job, make_context(tmp_path, stop=tick(4))._replace(progress=told.append))
+    train.run(job, make_context(tmp_path, stop=tick(-1))._replace(progress=told.append))
+    assert now > 20 and [values["seconds"] for values in told] == list(range(STEPS))
+
+
 def test_what_a_validation_changes_it_puts_back() -> None:
     network, protocol = torch.nn.Linear(1, 1), spec.Eval(tf32=True, precision="bfloat16")
     network.autocast = None  # type: ignore[assignment]
@@ -97,6 +123,8 @@ def test_what_is_in_the_key() -> None:
     ("scale", "pairs", "words"),
     [
         ("smoke", ("train.keep=best", "train.validate_every=5"), ("train.keep", "eval.split", "--set eval.split=test")),
+        ("camvid", (*BESTS, "data.train_split=val"), ("train.keep", "data.train_split 'val'", "train_split=train")),
+        ("camvid", (*BESTS, "data.train_split=trainval"), ("train.keep", "data.train_split 'trainval'")),
         ("camvid", ("train.keep=best",), ("train", "validate_every")),
         ("camvid", ("train.validate_every=-1",), ("train.validate_every", "-1")),
         ("camvid", ("train.keep=first",), ("train.keep", "'last' or 'best'", "first")),
@@ -154,9 +182,6 @@ def planted(tmp_path: Path) -> Path:
         scored = {"confusion": COUNTS[job.seed], "class_names": ("road", "car", "$x$")}
         record.write(tmp_path / "results", make_record(job, {"miou": 50.0 + job.seed}, **scored))
     return tmp_path
-
-
-BESTS = ("train.validate_every=10", "train.keep=best")
 
 
 def drawn(name: str, folder: Path) -> figures.Drawing:

@@ -56,8 +56,10 @@ class Probe(Strict):
 
 
 def kind(job: Job) -> str:
-    """The key without the seed: the same for jobs that differ by their seed alone."""
-    return job.model_copy(update={"seed": 0}).key
+    """The same for jobs that take the same time: the key without the seed, and how often a training is validated."""
+    key = job.model_copy(update={"seed": 0}).key
+    every = job.experiment.train.validate_every if job.stage == "train" else 0
+    return f"{key} validated every {every}" if every else key
 
 
 def read(runs: Path) -> Probe | None:

@@ -7,6 +7,9 @@ from laurepro.spec import parts, weights
 from laurepro.spec.fields import VALIDATED, Backbone, Eval, Experiment, Loss, Op, Part
 from laurepro.spec.sources import sources_of
 
+# Splits with the images of `val`, by name: a data set's layout is read only where its files are.
+HOLD_VALIDATED = (VALIDATED, "trainval")
+
 
 def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     """One form for one meaning, so that the same experiment in two tables has one key.
@@ -77,6 +80,12 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         train = train.model_copy(update={"pretrained": None})
     weights.check(train.pretrained, model.backbone, where)
     evaluation = experiment.eval
+    if train.keep == "best" and data.train_split in HOLD_VALIDATED:
+        raise LaureproError(
+            f"{where}: train.keep: best chooses weights by their score on {VALIDATED}, "
+            f"and data.train_split {data.train_split!r} trains them on the same images",
+            "train on another split (--set data.train_split=train), or use train.keep last",
+        )
     if train.keep == "best" and evaluation.split == VALIDATED:
         raise LaureproError(
             f"{where}: train.keep: best chooses weights by their score on {VALIDATED}, "

@@ -37,6 +37,7 @@ class Validation:
     Attributes:
         curves: (steps done, score) by metric.
         best: with `train.keep: best`, after the first score.
+        seconds: spent on it since this was made.
     """
 
     def __init__(self, job: spec.Job, context: Context, device: torch.device, steps: int) -> None:
@@ -49,6 +50,7 @@ class Validation:
             _, self._images = open_split(job.experiment.data, context.data_root, self._experiment.validation.split)
         self.curves: dict[str, list[tuple[int, float]]] = {}
         self.best: Best | None = None
+        self.seconds = 0.0
 
     def due(self, step: int) -> bool:
         """Whether the weights after so many steps are to be scored, and have not been."""
@@ -66,6 +68,12 @@ class Validation:
             RuntimeError: a score is infinite or NaN, or no pixel of the split has a label.
         """
         began = time.monotonic()
+        try:
+            return self._score(network, step, began)
+        finally:
+            self.seconds += time.monotonic() - began
+
+    def _score(self, network: Network, step: int, began: float) -> bool:
         matrix = self._confusion(network)
         if matrix is None:
             return False

@@ -63,7 +63,7 @@ def run(job: spec.Job, context: Context) -> Result:
     if train.pretrained is not None:
         model_name = model_of(experiment.model.backbone)
         pretrained_sha256 = load_pretrained(network.backbone, train.pretrained, model_name, context.data_root)
-    stepper = training_step.set_up(network, train, experiment.loss, device)
+    stepper = training_step.set_up(network, train, experiment.loss, device, experiment.data.crop_size)
     progress, legs = Progress(), context.legs or Legs()
     validation = Validation(job, context, device, steps)
     where = device_name(device), torch.get_num_threads(), world
@@ -105,7 +105,7 @@ def run(job: spec.Job, context: Context) -> Result:
             late = rank == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS
             loss, stop_asked, save_asked = agree(read(), context.stop_requested(), late, at)
             stop, due = stop or stop_asked, due or save_asked
-            progress.add(loss, time.monotonic() - began, clock.idle_seconds(), steps)
+            progress.add(loss, time.monotonic() - began - validation.seconds, clock.idle_seconds(), steps)
             if rank == 0:
                 progress.report(context.progress, steps, batches.epoch(at), loss, rates[at])
         if validate and not stop:

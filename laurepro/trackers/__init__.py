@@ -4,9 +4,10 @@
     class Tracker(laurepro.trackers.Tracker)    it overrides the methods of what it wants to be told
     def check() -> None                         optional: raise LaureproError where it cannot work
 
-`--track NAME` is `trackers/NAME.py`. `run` calls `check` before any work, and so does each job. The first process of a
-job makes the tracker. A job that resumes repeats what it did after its last checkpoint: a tracker drops what it was
-told of that before. Trackers are for people: no code reads them back, and no job fails because of one.
+`--track NAME` is `trackers/NAME.py`. `run` calls `check` before any work, and refuses to start where it raises; so does
+each job, which then goes on without the tracker. The first process of a job makes the tracker. A job that resumes
+repeats what it did after its last checkpoint: a tracker drops what it was told of that before. Trackers are for people:
+no code reads them back, and no job fails because of one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from laurepro.record import Record
 from laurepro.spec import Job, parts
 
+SCALARS = ("loss", "lr", "epoch")  # of what a training reports of each step
 _log = logging.getLogger(__name__)
 
 
@@ -49,17 +51,14 @@ class Tracker:
 
 
 class Trackers(Tracker):
-    """Several trackers as one. One that raises is named in the log and told nothing more.
-
-    Raises:
-        LaureproError: one of them does not exist, or its `check` fails.
-    """
+    """Several trackers as one. One that raises, at its making too, is named in the log and told nothing more."""
 
     def __init__(self, names: Iterable[str], job: Job, folder: Path, fresh: bool) -> None:
         super().__init__(job, folder, fresh)
         self._open: dict[str, Tracker] = {}
-        for name in check(names):
+        for name in dict.fromkeys(names):
             with self._surviving(name):
+                check([name])
                 self._open[name] = parts.load("trackers", name).Tracker(job, folder, fresh)
 
     def step(self, values: Mapping[str, Any]) -> None:

@@ -22,7 +22,6 @@ from laurepro.record import Record, read_json
 from laurepro.spec import Job, Raw
 
 FILE = "mlflow.json"  # in a job's folder: the store and the run
-SCALARS = ("loss", "lr", "epoch")  # of what a training reports of each step
 SECONDS = 5.0  # between two batches of values: a store takes tens of milliseconds for each
 MOST_METRICS, MOST_PARAMS = 900, 100  # of one batch; MLflow takes 1000 and 100
 MOST_CHARACTERS = 500  # of a parameter: what older versions take
@@ -75,7 +74,8 @@ class Tracker(trackers.Tracker):
 
     def step(self, values: Mapping[str, Any]) -> None:
         """`train/loss`, `train/lr` and `train/epoch`."""
-        self._add(int(values["step"]), {f"train/{name}": float(values[name]) for name in SCALARS if name in values})
+        scalars = {f"train/{name}": float(values[name]) for name in trackers.SCALARS if name in values}
+        self._add(int(values["step"]), scalars)
 
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
         """`val/miou` and others."""
@@ -99,7 +99,10 @@ class Tracker(trackers.Tracker):
             self._client.set_terminated(self._run, status="KILLED")
 
     def _resumed(self) -> str | None:
-        """The run that an earlier leg of the job has begun in this store, if it is still there."""
+        """The run that an earlier leg of the job has begun in this store, if it is still there and not done.
+
+        A job that is done and runs once more, as its record or weights are gone, starts over.
+        """
         from mlflow.exceptions import MlflowException
 
         begun = None if self.fresh else read_json(self.folder / FILE)
@@ -111,7 +114,7 @@ class Tracker(trackers.Tracker):
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        if run.info.lifecycle_stage != "active":
+        if run.info.lifecycle_stage != "active" or run.info.status == "FINISHED":
             return None
         run_id: str = run.info.run_id
         self._client.update_run(run_id, status="RUNNING")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"  # in a job's folder
-SCALARS = ("loss", "lr", "epoch")  # of what a training reports of each step
 
 
 def check() -> None:
@@ -38,7 +37,7 @@ class Tracker(trackers.Tracker):
             return
         step = int(values["step"])
         writer = self._written(step)
-        for name in SCALARS:
+        for name in trackers.SCALARS:
             if name in values:
                 writer.add_scalar(f"train/{name}", values[name], step)
 

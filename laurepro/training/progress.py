@@ -22,7 +22,7 @@ class Progress:
     """How far a training is; part of the checkpoint."""
 
     step: int = 0  # steps done
-    seconds: float = 0.0  # spent on them, including those before a restart
+    seconds: float = 0.0  # spent on them, including those before a restart, without validations
     idle: float = 0.0  # seconds of these, see `IdleClock`
     loss_sum: float = 0.0  # since the last point of the curve
     loss_count: int = 0

@@ -87,7 +87,7 @@ def check_compile(field: str, mode: spec.Compile, device: torch.device) -> None:
         )
 
 
-def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: torch.device) -> Stepper:
+def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: torch.device, crop: int = 64) -> Stepper:
     """Move a network to the device and build its optimiser, under the options of `train`.
 
     Args:
@@ -96,11 +96,14 @@ def set_up(network: model.Network, train: spec.Train, loss: spec.Loss, device: t
         train: see `laurepro.spec.fields.Train`.
         loss: see `laurepro.spec.fields.Loss`.
         device: of this process.
+        crop: height and width of the images; used where there are several processes.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = train.tf32
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    some_unused = distributed.world_size() > 1 and _has_unused_parameters(network, loss, device)
+    some_unused = distributed.world_size() > 1 and distributed.any_rank(
+        _has_unused_parameters(network, loss, device, crop)
+    )
     distributed.synchronise_batch_norm(network)
     network.backbone.checkpoint_blocks = train.checkpoint_activations
     network.train()
@@ -172,17 +175,23 @@ def _apart(parallel: nn.Module) -> AbstractContextManager[None]:
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else nullcontext()
 
 
-def _has_unused_parameters(network: model.Network, loss: spec.Loss, device: torch.device) -> bool:
+def _has_unused_parameters(network: model.Network, loss: spec.Loss, device: torch.device, crop: int) -> bool:
     """Whether the loss leaves parameters without a gradient, as those of maps of a backbone that no head reads.
 
-    Asked of two small blank images, before batch normalisation sums over ranks. It leaves the network as it is.
+    Asked of two blank images, before batch normalisation sums over ranks: of full size, as some backbones take no
+    other. Frozen parameters are none of them. True where two images do not fit into memory. It leaves the network as
+    it is.
     """
-    images = torch.zeros(2, 3, 64, 64, device=device)
-    target = torch.zeros(2, 64, 64, dtype=torch.int64, device=device)
+    images = torch.zeros(2, 3, crop, crop, device=device)
+    target = torch.zeros(2, crop, crop, dtype=torch.int64, device=device)
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    output = torch.func.functional_call(network.train(), buffers, (images,))
-    terms = losses.segmentation_loss(model.single_precision(output), target, loss)
-    gradients = torch.autograd.grad(terms["loss"], tuple(network.parameters()), allow_unused=True)
+    trained = tuple(parameter for parameter in network.parameters() if parameter.requires_grad)
+    try:
+        output = torch.func.functional_call(network.train(), buffers, (images,))
+        terms = losses.segmentation_loss(model.single_precision(output), target, loss)
+        gradients = torch.autograd.grad(terms["loss"], trained, allow_unused=True)
+    except torch.OutOfMemoryError:  # a step in another precision, or of one image, may fit
+        return True
     return any(gradient is None for gradient in gradients)
 
 
