@@ -19,6 +19,7 @@ from sklearn import metrics as sk
 from test_pretrained import released
 
 from laurepro import record, spec
+from laurepro.cli import main
 from laurepro.commands.predict import command as predict_command
 from laurepro.datasets import open_split, shapes
 from laurepro.errors import LaureproError
@@ -481,6 +482,23 @@ def test_a_pattern_names_images_by_their_path_below_its_fixed_part(tmp_path: Pat
     assert places("p/x/*") == ["b"] and places("p/*/y/*.PPM") == ["x/y/c"]
     assert places("p/[1].png") == ["[1]"]  # a file of that name, not a pattern
     assert places("p/x/d.txt") == ["d"]  # named: whatever its suffix
+
+
+def test_a_pattern_that_leaves_its_folder_writes_nothing_outside_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outputs would lie as far above the output folder, where one was the image that it names."""
+    for name in ("x/sub", "y", "out/sub"):
+        (tmp_path / name).mkdir(parents=True)
+    PIL.Image.new("RGB", (40, 40), "red").save(tmp_path / "y" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record, "find", lambda *_: pytest.fail("the job was looked up"))
+    ran = CliRunner().invoke(main, ["predict", "x/*/../../y/*.png", "--overwrite", "--output", "out", "--job", "x"])
+    assert ran.exit_code == 2 and "x/*/../../y/*.png: '..' after a wildcard" in ran.output, ran.output
+    assert [str(item.place) for item in inputs.gather([Path("x/../y/*.png")], Path("out"))] == ["a"]
+    for place in ("sub/../../y/a", "/a"):
+        with pytest.raises(LaureproError, match=r"y/a\.png: .* would be outside of out"):
+            inputs.check_outputs([inputs.Input(Path("y/a.png"), Path(place))], Path("out"), (), overwrite=True)
 
 
 def test_an_image_of_32_bits_a_pixel_is_refused(tmp_path: Path) -> None:
