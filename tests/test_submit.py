@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT, ROW, TINY, Finished, Ran, run_cli
+from conftest import ROOT, ROW, TINY, Finished, Ran, environment, run_cli
 from sklearn import metrics as sk
 from test_pretrained import released
 
@@ -554,6 +556,34 @@ def test_a_job_is_found_by_name_key_or_its_beginning(fine: Fine) -> None:
     if shared is not None:
         with pytest.raises(LaureproError, match="could be"):
             record.find(results, shared)
+
+
+def test_a_png_that_cannot_be_completed_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, image = tmp_path / "a.png", PIL.Image.new("RGB", (40, 40), "red")
+    prediction.save(image, file)
+    before = file.read_bytes()
+
+    def interrupted(self: PIL.Image.Image, stream: Any, **_: Any) -> None:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PIL.Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prediction.save(image, file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.acceptance
+def test_predicting_onto_a_full_disk_leaves_no_part_of_an_image(
+    finished: Finished, photographs: list[Path], tmp_path: Path
+) -> None:
+    key = finished.evaluate.key
+    line = f"ulimit -f 1; exec {sys.executable} -m laurepro predict {photographs[1]} --job {key} --output {tmp_path}/out"
+    ran = subprocess.run(
+        ["bash", "-c", line], cwd=finished.folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2 and ran.stderr.endswith("overlay.png: File too large\n"), ran.stderr
+    assert ran.stderr.count("\n") == 1 and not list((tmp_path / "out").glob("*overlay*"))
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:

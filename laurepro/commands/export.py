@@ -103,12 +103,9 @@ def command(
         if wrong:
             refused.append(files[name])
             continue
-        try:
-            record.write_atomic(files[name], content)
-            if name == "state_dict":
-                record.write_atomic(description, export.as_json(about))
-        except OSError as error:  # a full disk
-            raise LaureproError(f"{error.filename}: {error.strerror}") from None
+        record.write_atomic(files[name], content)
+        if name == "state_dict":
+            record.write_atomic(description, export.as_json(about))
         if name == "state_dict":
             click.echo(f"  the network from it, in Python: {export.rebuild_line(stored.job)}")
     if refused:
