@@ -578,7 +578,9 @@ def test_predicting_onto_a_full_disk_leaves_no_part_of_an_image(
     finished: Finished, photographs: list[Path], tmp_path: Path
 ) -> None:
     key = finished.evaluate.key
-    line = f"ulimit -f 1; exec {sys.executable} -m laurepro predict {photographs[1]} --job {key} --output {tmp_path}/out"
+    line = (
+        f"ulimit -f 1; exec {sys.executable} -m laurepro predict {photographs[1]} --job {key} --output {tmp_path}/out"
+    )
     ran = subprocess.run(
         ["bash", "-c", line], cwd=finished.folder, env=environment(), capture_output=True, text=True, check=False
     )
