@@ -7,6 +7,7 @@ data error; 130 interrupted.
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -41,7 +42,7 @@ from laurepro.commands import (
     verify,
 )
 from laurepro.commands import list as list_
-from laurepro.errors import LaureproError, unknown
+from laurepro.errors import LaureproError, printable, unknown
 
 
 class Commands(click.Group):
@@ -104,9 +105,10 @@ class Commands(click.Group):
                 formatter.write_text(", ".join(tables))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The one place where a LaureproError becomes a message and exit code 2, and Ctrl-C exit code 130.
+        """The one place where a LaureproError or OSError becomes a message and exit code 2, and Ctrl-C exit code 130.
 
-        click's own code for Ctrl-C is 1, which stands for a failed job.
+        click's own code for Ctrl-C, and Python's for an OSError, is 1, which stands for a failed job. A full disk and a
+        file in a folder's place are no fault of the program; of a closed pipe click makes nothing.
         """
         try:
             return super().invoke(ctx)
@@ -115,6 +117,11 @@ class Commands(click.Group):
             raise click.exceptions.Exit(130) from None
         except LaureproError as error:
             raise BadInput(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            named = [error.filename, error.filename2, error.strerror or str(error) or type(error).__name__]
+            raise BadInput(printable(": ".join(str(part) for part in named if part is not None))) from None
 
 
 class BadInput(click.ClickException):

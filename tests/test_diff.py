@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,6 +89,33 @@ def test_other_seeds_are_compared_by_welch(tmp_path: Path) -> None:
     assert code == 1 and row["verdict"] == "differ" and row["interval"][1] < 0
     code, _, row = compared(a, plant(tmp_path / "one", (3,), shift=900))
     assert code == 1 and row["verdict"] == "undecided" and row["interval"] is None
+
+
+def test_seeds_that_overlap(tmp_path: Path) -> None:
+    """One common seed shows no spread and is not the difference of the means; two are paired, and so are the means."""
+    b = {"weights": "e", "cpu": "Model Y"}
+    _, _, row = compared(plant(tmp_path / "a"), plant(tmp_path / "one", (2, 3, 4), shift=300, **b))
+    means = [np.mean(list(row[side].values())) for side in "ab"]
+    assert row["how"] == "Welch" and row["difference"] == pytest.approx(means[1] - means[0]) and row["interval"]
+    _, _, row = compared(tmp_path / "a", plant(tmp_path / "equal", (2, 3, 4, 6)))
+    assert row["how"] == "Welch" and row["difference"] and row["verdict"] == "within seeds"
+    for seed, shift in ((1, 20), (2, 50), (4, 9000)):
+        plant(tmp_path / "two", (seed,), shift=shift, **b)
+    _, _, row = compared(tmp_path / "a", tmp_path / "two")
+    means = [np.mean([row[side][seed] for seed in "12"]) for side in "ab"]
+    assert row["how"] == "paired" and row["difference"] == pytest.approx(means[1] - means[0])
+    out = diff(tmp_path / "a", tmp_path / "two")[1]
+    assert "of one side alone and left out: seeds 0, 4" in out
+    shown = re.search(r"mIoU: A ([\d.]+) ± .* \(n = 2\), B ([\d.]+) ± .* \(n = 2\)", out)
+    assert shown is not None and [float(mean) for mean in shown.groups()] == pytest.approx(means, abs=0.01), out
+
+
+def test_equal_numbers_of_other_seeds_are_equal(tmp_path: Path) -> None:
+    for name, seeds in (("a", (0,)), ("b", (3,)), ("c", (6, 9)), ("d", (12, 15, 18))):
+        plant(tmp_path / name, seeds)
+    for one, two in ("ab", "ac", "cd"):
+        code, _, row = compared(tmp_path / one, tmp_path / two)
+        assert (code, row["how"], row["verdict"], row["notes"]) == (0, "Welch", "equal", []), (one, two)
 
 
 def test_another_commit_and_torch_are_the_reason(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,22 @@ def test_what_is_refused_before_weights_are_read(
     assert isinstance(ran.exception, LaureproError) or ran.exit_code == 2, told
     assert said.replace("JOB", finished.train.job) in told and "Traceback" not in told
     assert mine.read_text() == "mine" and not (tmp_path / "exports").exists()
+
+
+def test_a_record_or_an_image_that_is_read_is_never_replaced(
+    finished: Finished, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "load", lambda *_: pytest.fail("the weights were read"))
+    shutil.copytree(finished.folder / "results", tmp_path / "copy")
+    records = tmp_path / "copy" / "records"
+    file = records / f"{finished.train.job}.json"
+    before, options = file.read_bytes(), ("--results", "copy", "--overwrite", "--data", str(finished.folder / "data"))
+    image = tmp_path / f"{finished.train.job}.pt"
+    PIL.Image.new("RGB", (40, 40), "red").save(image, format="PNG")
+    for more in (("--output", str(records)), ("--output", ".", "--check", image.name)):
+        ran = CliRunner().invoke(command, [finished.train.key, *options, *more, "--format", "state_dict"])
+        assert isinstance(ran.exception, LaureproError) and "would replace the input" in str(ran.exception), ran.output
+    assert file.read_bytes() == before and image.read_bytes().startswith(b"\x89PNG")
 
 
 class Scores(torch.nn.Module):

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import ROW, Finished, Ran, environment, run_cli
 from test_launch import assert_same_bits, train_folder
 
 from laurepro import failures
+from laurepro.cli import main
 
 RUN = ["run", ROW, "--scale", "tiny", "--retries", "0"]
 
@@ -115,6 +117,31 @@ def test_a_limit_on_the_size_of_files(finished: Finished, tiny: Path, tmp_path: 
     again = run_cli(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert again.code == 0, again.err
     assert_same_bits(tmp_path, finished)
+
+
+def test_a_command_that_cannot_write_its_file_says_which_and_exits_with_2(tmp_path: Path) -> None:
+    """Exit code 1 would stand for a failed job. What was there before is untouched."""
+    (tmp_path / "report.json").write_text("before")
+    ran = run_in_shell("ulimit -f 1; exec $LAUREPRO report table8 --format json --output report.json", tmp_path)
+    assert (ran.code, ran.err) == (2, "Error: report.json: File too large\n")
+    assert (tmp_path / "report.json").read_text() == "before" and half_written(tmp_path) == []
+
+
+def test_an_os_error_without_a_name_is_one_line_and_a_closed_pipe_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, said in (
+        (NotADirectoryError(20, "Not a directory", "a/b"), "Error: a/b: Not a directory\n"),
+        (OSError(28, "No space left on device"), "Error: No space left on device\n"),
+        (TimeoutError(), "Error: TimeoutError\n"),
+        (BrokenPipeError(32, "Broken pipe"), ""),
+    ):
+
+        def fail(error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(main.commands["list"], "callback", fail)
+        monkeypatch.setattr(main.commands["list"], "params", [])
+        ran = CliRunner().invoke(main, ["list"])
+        assert (ran.exit_code, ran.output) == (2 if said else 1, said)
 
 
 # ----------------------------------------------------------------------------------------- odd surroundings

@@ -374,6 +374,30 @@ def test_figures_name_the_set_of_their_runs(tmp_path: Path) -> None:
     assert any(t.get_text().startswith(f"Scale smoke, {pair};") for t in drawing.figure.texts)
 
 
+def test_figures_from_records_name_the_set_and_have_files_of_their_own(tmp_path: Path) -> None:
+    table, row, pair = spec.tables()["table3a"], "encnet-os8-lau4x-off", "train.lr=0.03"
+    for pairs in ((), (pair,)):
+        overrides = spec.parse_overrides(pairs)
+        for job in plan.row_plan(table, table.row(row), spec.scale("smoke"), 1, overrides).jobs:
+            if job.needs is not None:
+                counts = {"confusion": ((3, 1), (1, 3)), "class_names": ("a", "b")}
+                record.write(tmp_path / "results", make_record(job, {"miou": 60.0}, **counts))
+                record.write(tmp_path / "results", make_record(job.needs, {}, curve=((1, 2.0), (2, 1.0))))
+    asked = ("--scale", "smoke", "--row", f"table3a/{row}", "--results", str(tmp_path / "results"))
+    for name in ("curves", "confusion"):
+        for more, expected in (((), "smoke"), (("--set", pair), "smoke-train.lr-0.03")):
+            ran = CliRunner().invoke(main, ["figure", name, *asked, *more])
+            file = tmp_path / "results" / "figures" / f"{name}-{expected}.png"
+            assert ran.exit_code == 0 and ran.stdout.strip() == str(file), ran.output
+            with Image.open(file) as image:
+                assert image.info["Title"].endswith(", ".join(("scale smoke", *more[1:]))), image.info["Title"]
+    overrides = spec.parse_overrides((pair,))
+    drawing = figures.draw("curves", request_of(tmp_path, rows=(f"table3a/{row}",), pairs=(pair,), overrides=overrides))
+    assert any(t.get_text().startswith(f"Scale smoke, {pair};") for t in drawing.figure.texts)
+    long = [request_of(tmp_path, pairs=(f"data.options.note='../{'x' * 300}{end}'",)).suffix for end in "ab"]
+    assert long[0] != long[1] and all(len(s) < 150 and "/" not in s for s in long)
+
+
 def test_no_records_name_the_command(tmp_path: Path) -> None:
     for name, table in (("cost", "table1"), ("lambda", "table2")):
         with pytest.raises(LaureproError, match=f"laurepro run {table} --scale smoke --seeds 1"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,12 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT, ROW, TINY, Finished, Ran, run_cli
+from conftest import ROOT, ROW, TINY, Finished, Ran, environment, run_cli
 from sklearn import metrics as sk
 from test_pretrained import released
 
 from laurepro import record, spec
+from laurepro.cli import main
 from laurepro.commands.predict import command as predict_command
 from laurepro.datasets import open_split, shapes
 from laurepro.errors import LaureproError
@@ -483,6 +486,23 @@ def test_a_pattern_names_images_by_their_path_below_its_fixed_part(tmp_path: Pat
     assert places("p/x/d.txt") == ["d"]  # named: whatever its suffix
 
 
+def test_a_pattern_that_leaves_its_folder_writes_nothing_outside_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outputs would lie as far above the output folder, where one was the image that it names."""
+    for name in ("x/sub", "y", "out/sub"):
+        (tmp_path / name).mkdir(parents=True)
+    PIL.Image.new("RGB", (40, 40), "red").save(tmp_path / "y" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record, "find", lambda *_: pytest.fail("the job was looked up"))
+    ran = CliRunner().invoke(main, ["predict", "x/*/../../y/*.png", "--overwrite", "--output", "out", "--job", "x"])
+    assert ran.exit_code == 2 and "x/*/../../y/*.png: '..' after a wildcard" in ran.output, ran.output
+    assert [str(item.place) for item in inputs.gather([Path("x/../y/*.png")], Path("out"))] == ["a"]
+    for place in ("sub/../../y/a", "/a"):
+        with pytest.raises(LaureproError, match=r"y/a\.png: .* would be outside of out"):
+            inputs.check_outputs([inputs.Input(Path("y/a.png"), Path(place))], Path("out"), (), overwrite=True)
+
+
 def test_an_image_of_32_bits_a_pixel_is_refused(tmp_path: Path) -> None:
     PIL.Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
     with pytest.raises(LaureproError, match="mode F, expected 8 or 16 bits a channel"):
@@ -536,6 +556,36 @@ def test_a_job_is_found_by_name_key_or_its_beginning(fine: Fine) -> None:
     if shared is not None:
         with pytest.raises(LaureproError, match="could be"):
             record.find(results, shared)
+
+
+def test_a_png_that_cannot_be_completed_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, image = tmp_path / "a.png", PIL.Image.new("RGB", (40, 40), "red")
+    prediction.save(image, file)
+    before = file.read_bytes()
+
+    def interrupted(self: PIL.Image.Image, stream: Any, **_: Any) -> None:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PIL.Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prediction.save(image, file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.acceptance
+def test_predicting_onto_a_full_disk_leaves_no_part_of_an_image(
+    finished: Finished, photographs: list[Path], tmp_path: Path
+) -> None:
+    key = finished.evaluate.key
+    line = (
+        f"ulimit -f 1; exec {sys.executable} -m laurepro predict {photographs[1]} --job {key} --output {tmp_path}/out"
+    )
+    ran = subprocess.run(
+        ["bash", "-c", line], cwd=finished.folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2 and ran.stderr.endswith("overlay.png: File too large\n"), ran.stderr
+    assert ran.stderr.count("\n") == 1 and not list((tmp_path / "out").glob("*overlay*"))
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     metavar="IMAGE",
     help="Images to compare on: files, folders, patterns (default: of the evaluated split).",
 )
-@output_folder("exports")
+@output_folder("exports", "Replace files that exist; files that are read never are.")
 @data_folder()
 @paths
 def command(
@@ -71,7 +70,7 @@ def command(
     sizes (with --size at that one), and only written if no class differs beyond rounding ties.
     """
     from laurepro import record, spec
-    from laurepro.evaluation import export, prediction
+    from laurepro.evaluation import export, inputs, prediction
 
     chosen = tuple(dict.fromkeys(formats or FORMATS))
     export.check_libraries(chosen)
@@ -80,11 +79,10 @@ def command(
     files = {name: output / f"{stored.job}{export.SUFFIXES[name]}" for name in chosen}
     description = output / f"{stored.job}.json"
     targets = [*files.values(), *([description] if "state_dict" in files else [])]
-    existing = [file for file in targets if os.path.lexists(file) and not (overwrite and file.is_file())]
-    if existing:
-        hint = "use another --output" + ("" if overwrite else ", or replace them with --overwrite")
-        raise LaureproError("\n".join(f"{file} exists" for file in existing), hint)
-    images = _images(stored, photographs, output, data)
+    given = [item.file for item in inputs.gather(photographs, output)]
+    read = record.records_dir(results) / f"{stored.job}.json"
+    inputs.check_replaced(targets, [read, *given], overwrite)
+    images = _images(stored, given, data)
     program = export.program_of(prediction.load(stored, runs))
     about = export.metadata(stored, program, size)
 
@@ -105,12 +103,9 @@ def command(
         if wrong:
             refused.append(files[name])
             continue
-        try:
-            record.write_atomic(files[name], content)
-            if name == "state_dict":
-                record.write_atomic(description, export.as_json(about))
-        except OSError as error:  # a full disk
-            raise LaureproError(f"{error.filename}: {error.strerror}") from None
+        record.write_atomic(files[name], content)
+        if name == "state_dict":
+            record.write_atomic(description, export.as_json(about))
         if name == "state_dict":
             click.echo(f"  the network from it, in Python: {export.rebuild_line(stored.job)}")
     if refused:
@@ -118,16 +113,15 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _images(stored: Any, photographs: tuple[Path, ...], output: Path, data: Path) -> list[tuple[str, Any]]:
+def _images(stored: Any, photographs: list[Path], data: Path) -> list[tuple[str, Any]]:
     """Name and pixels uint8 [H, W, 3] of the images that artefacts are compared on."""
     from laurepro import datasets
-    from laurepro.evaluation import inputs, prediction, submission
+    from laurepro.evaluation import prediction, submission
 
     if photographs:
-        files = [item.file for item in inputs.gather(photographs, output)]
-        prediction.check(files, len(stored.class_names))
-        prediction.check(files)
-        return [(str(file), prediction.read(file)) for file in files]
+        prediction.check(photographs, len(stored.class_names))
+        prediction.check(photographs)
+        return [(str(file), prediction.read(file)) for file in photographs]
     experiment, split = stored.experiment, stored.experiment.eval.split
     if faults := datasets.problems(experiment.data, data, (split,)):
         lines = [f"data set {experiment.data.name}: {fault}" for fault in faults]

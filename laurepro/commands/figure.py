@@ -22,8 +22,8 @@ from laurepro.commands.options import check_results, data_folder, paths
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A .png, .svg or .pdf (default: figures/NAME-SCALE.png or NAME-SCALE-DATA.png in --results, where the "
-    "report finds it).",
+    help="A .png, .svg or .pdf (default: figures/NAME-SCALE.png in --results, with each --set in its "
+    "name; the report finds it there).",
 )
 @paths
 def command(
@@ -68,8 +68,7 @@ def command(
         pairs=pairs,
         overrides=spec.parse_overrides(pairs),
     )
-    suffix = f"-{request.other_data}" if request.other_data else ""
-    file = output or results / "figures" / f"{name}-{chosen.name}{suffix}.png"
+    file = output or results / "figures" / f"{name}-{chosen.name}{request.suffix}.png"
     record.writable(file.parent, "--output" if output else "--results")
     drawing = figures.draw(name, request)
     figures.save(drawing, file)

@@ -79,11 +79,11 @@ def command(
         predicted = prediction.predict(trained, image)
         label_map, overlay = (output / name for name in item.outputs)
         label_map.parent.mkdir(parents=True, exist_ok=True)
-        prediction.mask(predicted, colours).save(label_map)
-        prediction.overlay(image, predicted, colours).save(overlay)
+        prediction.save(prediction.mask(predicted, colours), label_map)
+        prediction.save(prediction.overlay(image, predicted, colours), overlay)
         shares = prediction.shares(predicted, trained.classes)
         seen |= {name for name, _ in shares}
         click.echo(f"{item.file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares))
     rows = [i for i, name in enumerate(trained.classes) if name in seen]
-    prediction.legend([trained.classes[i] for i in rows], colours[rows]).save(output / inputs.LEGEND)
+    prediction.save(prediction.legend([trained.classes[i] for i in rows], colours[rows]), output / inputs.LEGEND)
     click.echo(f"wrote {len(given)} label maps and overlays, and {inputs.LEGEND}, to {output}", err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from laurepro import verify
@@ -116,14 +116,26 @@ def _values(pair: Pair) -> tuple[str, dict[int, float], dict[int, float]]:
     return metric, of_a, of_b
 
 
+def paired_seeds(pair: Pair, a: Mapping[int, float], b: Mapping[int, float]) -> list[int]:
+    """The seeds to pair, of jobs with equal keys: none where one alone, which has no spread, would replace means."""
+    common = [seed for seed in pair.common if seed in a and seed in b]
+    return common if len(common) > 1 or max(len(a), len(b)) == 1 else []
+
+
 def _spread(pair: Pair, a: dict[int, float], b: dict[int, float]) -> Spread | None:
-    """B minus A: paired over jobs with equal keys, by Welch where there are none."""
+    """B minus A: paired over jobs with equal keys, by Welch where they show less than all seeds do."""
     if pair.a.stage == "profile" or not (a and b):
         return None
-    common = [seed for seed in pair.common if seed in a and seed in b]
-    if common:
+    if common := paired_seeds(pair, a, b):
         mean, std, n = inference.summary([b[s] - a[s] for s in common])
         return Spread(mean, std / math.sqrt(n), n)
+    if len({*a.values()}) == len({*b.values()}) == 1:  # means of equal numbers differ in their last bits
+        known = min(len(a), len(b)) > 1
+        return Spread(
+            next(iter(b.values())) - next(iter(a.values())),
+            0.0 if known else math.nan,
+            len(a) + len(b) - 1 if known else 1,
+        )
     (mean_a, std_a, n_a), (mean_b, std_b, n_b) = (inference.summary(list(of.values())) for of in (a, b))
     var_a, var_b = std_a**2 / n_a, std_b**2 / n_b
     if not var_a + var_b > 0:
@@ -145,13 +157,16 @@ def _result(
     jobs = [(seed, *_job(pair.a.by_seed[seed], pair.b.by_seed[seed], a, b)) for seed in pair.common]
     notes = list(dict.fromkeys(f"seed {seed}: {note}" for seed, verdict, note in jobs if verdict != "equal"))
     worst = max((verdict for _, verdict, _ in jobs), key=_badness, default="undecided")
-    how = "" if spread is None else "paired" if pair.common else "Welch"
+    used = paired_seeds(pair, *values)
+    how = "" if spread is None else "paired" if used else "Welch"
+    if how == "paired" and (alone := sorted((values[0].keys() ^ values[1].keys()) - {*used})):
+        notes.append(f"of one side alone and left out: seeds {', '.join(map(str, alone))}")
     difference = None if spread is None else spread.mean
     interval = None
     if spread is not None and spread.n > 1 and spread.error > 0:
         half = float(inference.half_width(spread.error, spread.n, level))
         interval = (spread.mean - half, spread.mean + half)
-    if jobs and worst in ("equal", "other data", "unexplained"):
+    if jobs and (worst in ("other data", "unexplained") or (worst == "equal" and how != "Welch")):
         verdict = worst
     elif spread is None:  # of profiles, whose counts are exact
         same = bool(metric) and {*values[0].values()} == {*values[1].values()}
@@ -160,6 +175,8 @@ def _result(
         verdict = "within seeds" if interval[0] <= 0 <= interval[1] else "differ"
     elif spread.n > 1 and spread.error == 0:
         verdict = "differ" if spread.mean else "equal"
+    elif len({*values[0].values(), *values[1].values()}) == 1:
+        verdict = "equal"
     else:
         verdict = "undecided"
         notes.append("one seed shows no spread")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from laurepro.diff.judge import VERDICTS, Comparison, Result
+from laurepro.diff.judge import VERDICTS, Comparison, Result, paired_seeds
 from laurepro.diff.pairs import Group
 from laurepro.report.blocks import Block, Bullets, Heading, Page, Table, Text
 from laurepro.report.grid import MISSING, Cell, Column, Grid, show_value
@@ -141,7 +141,9 @@ def _title(result: Result) -> str:
 
 
 def _mean(result: Result, side: int) -> str:
-    values = list(result.values[side].values())
+    """Over the seeds that the difference is of: those of both sides where it is paired."""
+    by_seed = result.values[side]
+    values = [by_seed[seed] for seed in (paired_seeds(result.pair, *result.values) or by_seed)]
     if not values:
         return MISSING
     spread = f" ± {show_value(statistics.stdev(values), result.metric)}" if len(values) > 1 else ""

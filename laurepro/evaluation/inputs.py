@@ -52,7 +52,7 @@ def gather(arguments: Iterable[Path], output: Path) -> list[Input]:
     folders, links to folders, and an output folder below the argument are left out.
 
     Raises:
-        LaureproError: arguments that name no image, all together.
+        LaureproError: arguments that name no image, and patterns with `..` after a wildcard, all together.
     """
     inputs: list[Input] = []
     faults: list[str] = []
@@ -65,6 +65,9 @@ def gather(arguments: Iterable[Path], output: Path) -> list[Input]:
             faults.append(f"no such image: {argument}")
             continue
         root = _fixed_part(argument) if pattern else argument
+        if pattern and ".." in argument.parts[len(root.parts) :]:  # outputs would leave the output folder with it
+            faults.append(f"{argument}: '..' after a wildcard; name the folder itself")
+            continue
         files = _matching(argument) if pattern else _below(argument)
         written = output.resolve() if root.resolve() in output.resolve().parents else None
         images = sorted(
@@ -107,8 +110,10 @@ def check_outputs(inputs: list[Input], output: Path, others: Iterable[Path], ove
         overwrite: whether files that are not read may be replaced.
 
     Raises:
-        LaureproError: all faults of one kind together.
+        LaureproError: all faults of one kind together; a place outside of the output folder.
     """
+    if outside := [item for item in inputs if item.place.is_absolute() or ".." in item.place.parts]:
+        raise LaureproError(together([f"{i.file}: {i.place} would be outside of {output}" for i in outside]))
     sources: dict[Path, str] = {LEGEND: "the legend"}
     twice = []
     for item in inputs:
@@ -121,9 +126,25 @@ def check_outputs(inputs: list[Input], output: Path, others: Iterable[Path], ove
         raise LaureproError(
             together(twice), "give them in several runs; images of a folder or a quoted pattern keep their paths"
         )
-    read = {_identity(file): file for file in (*(item.file for item in inputs), *others)}
-    existing = [output / name for name in sources if os.path.lexists(output / name)]
-    replaced = [(file, read[_identity(file)]) for file in existing if file.exists() and _identity(file) in read]
+    check_replaced((output / name for name in sources), (*(item.file for item in inputs), *others), overwrite)
+
+
+def check_replaced(outputs: Iterable[Path], read: Iterable[Path], overwrite: bool) -> None:
+    """Refuse outputs that would replace a file that is read or, without `overwrite`, any file that exists.
+
+    Args:
+        outputs: the files to write.
+        read: the files that the command reads, by whatever link; those that do not exist are left out.
+        overwrite: whether files that are not read may be replaced.
+
+    Raises:
+        LaureproError: all faults of one kind together.
+    """
+    by_identity = {_identity(file): file for file in read if file.exists()}
+    existing = [file for file in outputs if os.path.lexists(file)]
+    replaced = [
+        (file, by_identity[_identity(file)]) for file in existing if file.exists() and _identity(file) in by_identity
+    ]
     if replaced:
         lines = [f"{file} would replace the input {source}" for file, source in replaced]
         raise LaureproError(together(lines), "use another --output")

@@ -21,6 +21,7 @@ import PIL.ImageFont
 import PIL.ImageOps
 
 from laurepro import plan, record, spec
+from laurepro.atomic import replacing
 from laurepro.errors import LaureproError, unknown
 from laurepro.evaluation.inputs import FORMATS, together
 from laurepro.record import Record
@@ -261,6 +262,12 @@ def legend(names: list[str], colours: Image) -> PIL.Image.Image:
         draw.rectangle((4, top, 4 + SWATCH, top + SWATCH), fill=tuple(colour), outline="gray")
         draw.text((10 + SWATCH, top), name, fill="black", font=font)
     return image
+
+
+def save(image: PIL.Image.Image, file: Path) -> None:
+    """Write a PNG, which takes the place of a file of that name when it is complete."""
+    with replacing(file, durable=False) as stream:
+        image.save(stream, format="PNG")
 
 
 def shares(predicted: Classes, names: tuple[str, ...]) -> list[tuple[str, float]]:

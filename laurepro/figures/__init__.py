@@ -8,6 +8,8 @@ matplotlib and torch are imported when a figure is drawn.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shlex
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,9 @@ from laurepro.spec import Raw, Scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+NAME = 120  # characters of --set in a file's name, which may have 255 bytes
 
 
 class Request(NamedTuple):
@@ -35,11 +40,15 @@ class Request(NamedTuple):
     overrides: Raw = {}  # noqa: RUF012  # `pairs`, parsed; never changed
 
     @property
-    def other_data(self) -> str:
-        """The data set that --set names, where it is another than the scale's."""
-        data = self.overrides.get("data")
-        named = data.get("name") if isinstance(data, dict) else None
-        return "" if named in (None, (self.scale.base or {}).get("data", {}).get("name")) else str(named)
+    def suffix(self) -> str:
+        """`-photos-train.lr-0.05`: every --set of the runs, for the name of a file; of a data set its name alone."""
+        named = (re.sub(r"[^A-Za-z0-9._+-]+", "-", pair.removeprefix("data.name=")).strip("-") for pair in self.pairs)
+        pairs = "".join(f"-{pair}" for pair in named)
+        return (
+            pairs
+            if len(pairs) <= NAME
+            else f"{pairs[:NAME]}-{hashlib.sha256(repr(self.pairs).encode()).hexdigest()[:8]}"
+        )
 
     @property
     def where(self) -> str:

@@ -43,7 +43,7 @@ def curves(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
     height = style.HEAD + 0.2 + tall + 0.45 + keys + style.foot(below, width)
     words = []
     with matplotlib.rc_context(style.RC):
-        made = style.figure(width, height, title, request.scale, below)
+        made = style.figure(width, height, title, request.scale, below, request.pairs)
         for number, (label, points) in enumerate(panels):
             axes = style.place(made, 0.55 + number * (panel + gap), style.HEAD + 0.2, panel, tall)
             for r, colour in zip(measured, _colours(measured), strict=True):
@@ -56,7 +56,7 @@ def curves(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
             if number == 0:
                 axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), borderaxespad=0, alignment="left")
     jobs = tuple(t.job for r in measured for t in r.trainings)
-    return Drawing(made, f"{title}, scale {request.scale.name}", f"{below}{'; '.join(words)}.", jobs)
+    return Drawing(made, f"{title}, {request.where}", f"{below}{'; '.join(words)}.", jobs)
 
 
 def confusion(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
@@ -79,7 +79,7 @@ def confusion(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
     height = top + side + (1.15 if n <= NAMED else 0.5) + style.foot(below, width)
     words = []
     with matplotlib.rc_context(style.RC):
-        made = style.figure(width, height, title, request.scale, below)
+        made = style.figure(width, height, title, request.scale, below, request.pairs)
         for number, (r, classes) in enumerate(zip(measured, names, strict=True)):
             share = _shares(r)
             axes = style.place(made, style.MARGIN + left + number * (left + side), top, side, side)
@@ -88,7 +88,7 @@ def confusion(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
             right = ", ".join(f"{name} {s:.1f}" for name, s in zip(classes, share.diagonal(), strict=True) if s == s)
             words.append(f"{r.address} (n = {len(_evaluations(r))}), right in percent: {right}.")
     jobs = tuple(e.job for r in measured for e in _evaluations(r))
-    return Drawing(made, f"{title}, scale {request.scale.name}", f"{below} {' '.join(words)}", jobs)
+    return Drawing(made, f"{title}, {request.where}", f"{below} {' '.join(words)}", jobs)
 
 
 def _row(address: str, request: Request, needed: Callable[[RowResult], list[Record]]) -> RowResult:
