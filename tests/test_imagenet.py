@@ -166,12 +166,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_caches")
 def test_missing_packages_are_reported_with_how_to_install_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a run before any work, by doctor and by `data list`."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     install = errors.install("imagenet")
     ran = CliRunner().invoke(cli.main, ["run", ROW, "--scale", "camvid-imagenet"])

@@ -357,7 +357,9 @@ def test_what_was_submitted_is_what_runs(described: Path, tmp_path: Path) -> Non
         assert run_cli(*RUN, cwd=tmp_path, **env).code == 0
         (edited,) = (tmp_path / "runs" / "code").iterdir()
         assert edited != snapshot
-        listed = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True, check=True
+        )
         assert str(edited) in listed.stdout and str(snapshot) not in listed.stdout
     finally:  # snapshots are worktrees of this checkout
         for left in tmp_path.glob("runs/code/*"):
