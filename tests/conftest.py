@@ -254,6 +254,17 @@ def torch_settings() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture
+def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root, and a home without anybody's downloads."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "data"
+    (root / "pretrained").mkdir(parents=True)
+    return root
+
+
 Fuzz = Callable[..., None]
 
 

@@ -66,7 +66,7 @@ def test_options_and_upsamplers(tmp_path: Path) -> None:
         variant: row["details"]["losses"] for (case, variant), row in rows.items() if "loss" in case and row["details"]
     }
     assert losses["plain loop"][0] == pytest.approx(losses["float32"][0], rel=1e-4)  # the same weights and dropout
-    assert sum(losses["float32"][-3:]) < sum(losses["float32"][:3])  # the pictures can be learnt
+    assert sum(losses["float32"][-3:]) < sum(losses["float32"][:3])  # the images can be learnt
     assert losses["float32"][1:] != losses["bfloat16"][1:]
 
 

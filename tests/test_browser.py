@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from planted import FOLDER, plant
-from test_report_page import NASTY, picture
+from test_report_page import NASTY, make_image
 
 from laurepro import report
 
@@ -31,7 +31,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         plant(folder / "results", folder / "runs")
         sources = report.gather(results=folder / "results", runs=folder / "runs")
-        picture(sources, folder / "results" / "figures" / "noise.png", size=900)
+        make_image(sources, folder / "results" / "figures" / "noise.png", size=900)
         sources = report.gather(results=folder / "results", runs=folder / "runs")
         (folder / "report.html").write_text(report.render_page(sources, "html", folder))
     finally:

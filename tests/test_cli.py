@@ -309,7 +309,7 @@ def test_doctor_says_what_is_there(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "profile.py"]
 
 
-def test_ctrl_c_is_130_for_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_130_where_a_command_does_not_handle_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a command has no more to say of it than that it ended."""
 
     def interrupted(*args: object) -> None:

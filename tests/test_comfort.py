@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,12 +12,10 @@ from typing import Any
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
-from conftest import ROOT, environment, make_record
+from conftest import ROOT, ROW, environment, make_record
 
 from laurepro import errors, failures, plan, record, spec
 from laurepro.cli import main
-
-ROW = "table3a/encnet-os8-lau4x-off"
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +74,7 @@ def recorded(*rows: str) -> list[str]:
     ids=" ".join,
 )
 def test_completion(words: tuple[str, ...], expected: list[str]) -> None:
-    try:
-        assert completed(*words) == expected
-    finally:
-        os.environ["LAUREPRO_EXPERIMENTS"] = str(ROOT / "experiments")
+    assert completed(*words) == expected
 
 
 def test_completion_of_jobs_by_name_and_key() -> None:

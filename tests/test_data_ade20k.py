@@ -103,22 +103,28 @@ def full_tree(folder: Path) -> None:
     (folder / "release_test" / "list.txt").write_text("".join(f"{name}\n" for name in listed))
 
 
-@pytest.mark.acceptance
-def test_ade20k_with_all_its_images(tmp_path: Path) -> None:
-    """Table 6 at scale paper on as many images as ADE20K has: trained, fine-tuned, evaluated, submitted."""
+def prepared_to_submitted(
+    folder: Path, name: str, address: str, settings: tuple[str, ...], output: str
+) -> tuple[Ran, Ran, list[record.Record]]:
+    """A data set from its originals in ./source to a row's archive; what prepare and submit print, and the records."""
 
-    def cli(*args: str) -> Ran:
-        ran = run_cli(*args, cwd=tmp_path, timeout=1500)
+    def run(*args: str) -> Ran:
+        ran = run_cli(*args, cwd=folder, timeout=1500)
         assert ran.code == 0, ran.err
         return ran
 
-    full_tree(tmp_path / "source")
-    cli("data", "prepare", "ade20k", "--source", "source")
-    cli("data", "verify", "ade20k")
-    settings = [word for pair in SMALL for word in ("--set", pair)]
-    cli("run", "table6/encnet-r101-lau4x-reg", "--seeds", "1", *settings)
-    records, _ = record.read_all(tmp_path / "results")
+    prepared = run("data", "prepare", name, "--source", "source")
+    run("data", "verify", name)
+    run("run", address, "--seeds", "1", *(word for pair in settings for word in ("--set", pair)))
+    records, _ = record.read_all(folder / "results")
     [test] = [r for r in records.values() if r.stage == "evaluate"]
-    ran = cli("submit", "ade20k", "--job", test.key, "--output", "x.zip")
-    assert "3352 label maps, values 1 to 150, checked" in ran.out
+    return prepared, run("submit", name, "--job", test.key, "--output", output), list(records.values())
+
+
+@pytest.mark.acceptance
+def test_ade20k_with_all_its_images(tmp_path: Path) -> None:
+    """Table 6 at scale paper on as many images as ADE20K has: trained, fine-tuned, evaluated, submitted."""
+    full_tree(tmp_path / "source")
+    _, submitted, _ = prepared_to_submitted(tmp_path, "ade20k", "table6/encnet-r101-lau4x-reg", SMALL, "x.zip")
+    assert "3352 label maps, values 1 to 150, checked" in submitted.out
     assert archived(tmp_path / "x.zip") == {f"ADE_test_{n:08d}.png": (24, 20) for n in range(1, 3_353)}

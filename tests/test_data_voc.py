@@ -11,9 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner
-from conftest import Ran, make_record, run_cli
+from conftest import make_record
 from scipy.io import savemat
 from test_data_ade20k import SMALL as SMALL_ENCNET
+from test_data_ade20k import prepared_to_submitted
 from test_data_originals import VOC_COUNTS, VOC_TEST, size_of, voc_and_sbd, voc_colour, voc_test
 
 from laurepro import cli, record, spec
@@ -193,21 +194,12 @@ def full_tree(folder: Path) -> None:
 @pytest.mark.acceptance
 def test_voc_with_all_its_images(tmp_path: Path) -> None:
     """Table 7's row at scale paper on as many images as VOC and SBD have: prepared, trained, evaluated, submitted."""
-
-    def run(*args: str) -> Ran:
-        ran = run_cli(*args, cwd=tmp_path, timeout=1500)
-        assert ran.code == 0, ran.err
-        return ran
-
     full_tree(tmp_path / "source")
-    ran = run("data", "prepare", "voc2012_aug", "--source", "source")
-    assert "prepared, train 1464, trainaug 10582, val 1449, test 1456 images" in ran.out
-    settings = [word for pair in SMALL for word in ("--set", pair)]
-    run("run", "/".join(ROW), "--seeds", "1", *settings, "--set", "eval.split=test")
-    records, _ = record.read_all(tmp_path / "results")
-    assert {r.data_source for r in records.values()} == {"VOC 2012 and SBD's cls/*.mat in benchmark_RELEASE/dataset"}
-    [test] = [r for r in records.values() if r.stage == "evaluate"]
-    ran = run("submit", "voc2012_aug", "--job", test.key, "--output", "x.tgz")
-    assert "using the 1456 predictions" in ran.err and "1456 label maps, values 0 to 20, checked" in ran.out
+    settings = (*SMALL, "eval.split=test")
+    prepared, submitted, records = prepared_to_submitted(tmp_path, "voc2012_aug", "/".join(ROW), settings, "x.tgz")
+    assert "prepared, train 1464, trainaug 10582, val 1449, test 1456 images" in prepared.out
+    assert {r.data_source for r in records} == {"VOC 2012 and SBD's cls/*.mat in benchmark_RELEASE/dataset"}
+    assert "using the 1456 predictions" in submitted.err
+    assert "1456 label maps, values 0 to 20, checked" in submitted.out
     packed = archived(tmp_path / "x.tgz")
     assert len(packed) == 1456 and {(image.mode, image.size) for image in packed.values()} == {("P", (24, 20))}

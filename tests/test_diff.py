@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, make_record
+from conftest import ROOT, ROW, make_record
 
 from laurepro import plan, record, spec
 from laurepro.cli import main
 from laurepro.evaluation import scores
 
-ROW = "table3a/encnet-os8-lau4x-off"
 MACHINE = {"torch": "2.15.0", "threads": 1, "cpu": "Model X", "data_sha256": "12" * 32}
 
 

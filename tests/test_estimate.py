@@ -100,7 +100,7 @@ def test_pixels_are_those_that_the_network_is_given(
 
 
 @pytest.mark.parametrize("address", ["table3a/encnet-os8-bilinear", "table3a/aspp-os8-lau4x-off"])
-def test_a_training_picture_takes_three_forwards(address: str) -> None:
+def test_a_training_image_takes_three_forwards(address: str) -> None:
     """Against torch's own count of a forward and a backward pass; it has the auxiliary head too, some percent."""
     e = job_of(address, "train").experiment
     name = costs.network_name(e)

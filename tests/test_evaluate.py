@@ -99,7 +99,7 @@ def naive(network: Strided, image: Tensor, options: spec.Eval) -> Tensor:
     return total
 
 
-def picture(height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def make_image(height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(height * 1000 + width)
     return torch.randn(3, height, width, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -113,7 +113,7 @@ SIZES = [(37, 53), (53, 37), (333, 500), (500, 375), (480, 480), (521, 700), (70
 def test_the_papers_protocol_is_a_loop_over_windows(size: tuple[int, int], multi_scale: bool) -> None:
     """Base size 520, crop 480, all six factors with the flip, at odd sizes; in float64."""
     options = spec.Eval(multi_scale=multi_scale)
-    image = picture(*size)
+    image = make_image(*size)
     [found] = inference.class_scores(Strided(), [image], CLASSES, options)
     expected = naive(Strided(), image[None], options)[0]
     assert found.shape == (CLASSES, *size)
@@ -124,11 +124,11 @@ def test_the_papers_protocol_is_a_loop_over_windows(size: tuple[int, int], multi
 @pytest.mark.parametrize("multi_scale", [False, True])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("crop", [16, 24, 25, 64])
-def test_many_pictures_of_many_sizes_share_forward_passes(crop: int, align_corners: bool, multi_scale: bool) -> None:
+def test_many_images_of_many_sizes_share_forward_passes(crop: int, align_corners: bool, multi_scale: bool) -> None:
     options = spec.Eval(
         multi_scale=multi_scale, factors=(0.4, 1.0, 1.3), base_size=41, crop_size=crop, align_corners=align_corners
     )
-    images = [picture(*size) for size in [(37, 53), (53, 37), (37, 53), (19, 61), (24, 24), (9, 11), (1, 2)] * 2]
+    images = [make_image(*size) for size in [(37, 53), (53, 37), (37, 53), (19, 61), (24, 24), (9, 11), (1, 2)] * 2]
     network, loop = Strided(), Strided()
     for found, image in zip(inference.class_scores(network, images, CLASSES, options), images, strict=True):
         torch.testing.assert_close(found, naive(loop, image[None], options)[0], rtol=1e-9, atol=1e-9)
@@ -139,7 +139,7 @@ def test_many_pictures_of_many_sizes_share_forward_passes(crop: int, align_corne
 def test_in_single_precision_the_classes_are_those_of_the_loop() -> None:
     options = spec.Eval(multi_scale=True, factors=(0.4, 1.0, 1.3), base_size=41, crop_size=24)
     for size in ((37, 53), (19, 61)):
-        image = picture(*size, dtype=torch.float32)
+        image = make_image(*size, dtype=torch.float32)
         [score] = inference.class_scores(Strided(torch.float32), [image], CLASSES, options)
         expected = naive(Strided(torch.float32), image[None], options)[0]
         torch.testing.assert_close(score / score.sum(0), expected / expected.sum(0), rtol=0, atol=1e-6)
@@ -156,17 +156,17 @@ def test_a_cpu_takes_no_more_pixels_at_once_than_helps() -> None:
     assert inference.at_once(cpu, 8, 96 * 96) == 32
     assert inference.at_once(gpu, 150, 480 * 480) == 7 and inference.at_once(gpu, 59, 480 * 480) == 19
     network = Strided()
-    list(inference.class_scores(network, [picture(500, 375)] * 2, CLASSES, spec.Eval()))
+    list(inference.class_scores(network, [make_image(500, 375)] * 2, CLASSES, spec.Eval()))
     assert network.calls == [(1, 3, 480, 480)] * 4
 
 
-def test_pictures_are_read_when_they_are_needed() -> None:
+def test_images_are_read_when_they_are_needed() -> None:
     given = []
 
     def images() -> Iterator[Tensor]:
         for n in range(40):
             given.append(n)
-            yield picture(9, 11)
+            yield make_image(9, 11)
 
     options = spec.Eval(base_size=16, crop_size=16)
     stream = inference.predict(Strided(), images(), CLASSES, options)
@@ -180,7 +180,9 @@ def test_scores_that_are_not_finite_are_an_error(mode: Any, bad: float) -> None:
     network = Strided()
     network.weight[0, 0, 0, 0] = bad
     with pytest.raises(RuntimeError, match="image 0 are not finite"):
-        list(inference.predict(network, [picture(40, 40)], CLASSES, spec.Eval(mode=mode, base_size=40, crop_size=40)))
+        list(
+            inference.predict(network, [make_image(40, 40)], CLASSES, spec.Eval(mode=mode, base_size=40, crop_size=40))
+        )
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
@@ -192,7 +194,7 @@ def test_sums_of_scores_do_not_overflow(mode: Any, multi_scale: bool, factor: fl
     network.weight *= factor
     exact.weight *= factor
     options = spec.Eval(mode=mode, multi_scale=multi_scale, factors=(0.75, 1.0), base_size=80, crop_size=64)
-    images = [picture(70, 90, torch.float32), picture(90, 70, torch.float32)]
+    images = [make_image(70, 90, torch.float32), make_image(90, 70, torch.float32)]
     found = list(inference.predict(network, images, CLASSES, options))
     if factor < 400:  # beyond, several classes are at the end of float64's range
         for image, predicted in zip(images, found, strict=True):
@@ -202,7 +204,7 @@ def test_sums_of_scores_do_not_overflow(mode: Any, multi_scale: bool, factor: fl
 
 
 def test_an_image_keeps_its_bits_beside_one_with_large_scores() -> None:
-    small = picture(64, 64, torch.float32)
+    small = make_image(64, 64, torch.float32)
     options = spec.Eval(mode="slide", base_size=64, crop_size=64)
     (alone,) = inference.class_scores(Strided(torch.float32), [small], CLASSES, options)
     both = list(inference.class_scores(Strided(torch.float32), [small, 1000 * small], CLASSES, options))
@@ -225,8 +227,8 @@ def test_a_gpu_evaluates_in_float32_unless_asked(tf32: bool) -> None:
     assert spec.Eval.model_validate(options).model_dump(exclude_defaults=True) == options
 
 
-def test_whole_pictures() -> None:
-    images = [picture(21, 33), picture(21, 33) + 1, picture(40, 8)]
+def test_whole_images() -> None:
+    images = [make_image(21, 33), make_image(21, 33) + 1, make_image(40, 8)]
     network = Strided()
     single = list(inference.predict(network, images, CLASSES, spec.Eval(mode="whole")))
     assert network.calls == [(2, 3, 21, 33), (1, 3, 40, 8)]  # neighbours of one size together
@@ -278,14 +280,14 @@ def test_one_checkpoint_under_every_protocol(trained: Path, protocol: dict[str, 
     network = model.build(job.experiment.model, job.experiment.op, 8)
     network.load_state_dict(checkpoint.load_weights(trained / "train"))
     network.eval()
-    _, pictures = open_split(job.experiment.data, trained / "data", "val")
+    _, images = open_split(job.experiment.data, trained / "data", "val")
     total = counting.zero(8)
-    for image, label in (pictures[i] for i in range(5)):
+    for image, label in (images[i] for i in range(5)):
         with torch.inference_mode():
             normalised = normalise(torch.from_numpy(image[None]))[0]
             [predicted] = inference.predict(network, [normalised], 8, job.experiment.eval)
         total = counting.add(total, counting.count(torch.from_numpy(label[None]), predicted[None], 8))
-    # A batch's sums may come out in another order than one picture's: a pixel may move.
+    # A batch's sums may come out in another order than one image's: a pixel may move.
     assert np.abs(np.array(result.confusion) - total.confusion.numpy()).sum() <= 4
     assert np.abs(np.array(result.boundary_confusion) - total.boundary_confusion.numpy()).sum() <= 4
     assert np.array(result.confusion).sum() == total.confusion.sum()
@@ -307,8 +309,8 @@ def test_in_bfloat16_only_near_ties_change(trained: Path) -> None:
     assert result.confusion is not None and np.array(result.confusion).sum() > 0
     weights = checkpoint.load_weights(trained / "train")
     exact, rounded = (inference.load_network(j.experiment, 8, weights, torch.device("cpu")) for j in (plain, half))
-    _, pictures = open_split(half.experiment.data, trained / "data", "val")
-    images = normalise(torch.from_numpy(np.stack([pictures[i][0] for i in range(4)])))
+    _, dataset = open_split(half.experiment.data, trained / "data", "val")
+    images = normalise(torch.from_numpy(np.stack([dataset[i][0] for i in range(4)])))
     with torch.inference_mode():
         expected, found = exact.predict(images), rounded.predict(images)
     assert found.dtype == torch.float32 and not torch.equal(found, expected)
@@ -320,8 +322,8 @@ def test_in_bfloat16_only_near_ties_change(trained: Path) -> None:
 
 def test_reading_ahead_changes_nothing(trained: Path) -> None:
     job = make_job("evaluate")
-    _, pictures = open_split(job.experiment.data, trained / "data", "val")
-    inline, ahead = (list(inference._read(pictures, [3, 1, 4, 0], readers)) for readers in (1, 3))
+    _, images = open_split(job.experiment.data, trained / "data", "val")
+    inline, ahead = (list(inference._read(images, [3, 1, 4, 0], readers)) for readers in (1, 3))
     assert [i for i, _ in inline] == [i for i, _ in ahead] == [3, 1, 4, 0]
     for (_, (a, b)), (_, (c, d)) in zip(inline, ahead, strict=True):
         np.testing.assert_array_equal(a, c)
@@ -336,20 +338,20 @@ def test_predictions_of_a_test_split_are_kept(trained: Path) -> None:
     result = evaluate.run(job, context)
     files = sorted((trained / "test" / "predictions").iterdir())
     assert [file.name for file in files] == [f"test-{i:05d}.png" for i in range(5)]
-    _, pictures = open_split(job.experiment.data, trained / "data", "test")
+    _, images = open_split(job.experiment.data, trained / "data", "test")
     total: Counter[tuple[int, int]] = Counter()
     for file, i in zip(files, range(5), strict=True):
         image = PIL.Image.open(file)
         assert image.mode == "L"
-        values, label = np.asarray(image), pictures[i][1]
+        values, label = np.asarray(image), images[i][1]
         assert values.min() >= 1
         total.update(zip(label[label >= 0].tolist(), (values[label >= 0] - 1).tolist(), strict=True))
     assert result.confusion == [[total[row, column] for column in range(8)] for row in range(8)]
 
 
-def test_pictures_without_labels_give_predictions_and_no_number(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_labels_give_predictions_and_no_number(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ADE20K's test split: nobody but its server has the labels."""
-    _, pictures = open_split(make_job().experiment.data, trained / "data", "test")
+    _, images = open_split(make_job().experiment.data, trained / "data", "test")
 
     class Unlabelled:
         names = ("b", "a")
@@ -358,7 +360,7 @@ def test_pictures_without_labels_give_predictions_and_no_number(trained: Path, m
             return 2
 
         def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-            image, label = pictures[index]
+            image, label = images[index]
             return image, np.full_like(label, -1)
 
     info = open_split(make_job().experiment.data, trained / "data", "test")[0]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from click.testing import CliRunner
-from conftest import ROOT, environment, run_cli
+from conftest import ROOT, ROW, environment, run_cli
 from PIL import Image
 from torch import Tensor
 
@@ -29,10 +29,8 @@ from laurepro.network.pretrained import load_pretrained, load_timm, read_state_d
 from laurepro.report.comparison import baseline
 from laurepro.spec import weights
 
-pytestmark = pytest.mark.imagenet
-torch.set_num_threads(1)
+pytestmark = [pytest.mark.imagenet, pytest.mark.usefixtures("torch_settings")]
 NOWHERE = Path("no-data")
-ROW = "table3a/encnet-os8-lau4x-off"
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
@@ -166,12 +164,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_caches")
 def test_missing_packages_are_reported_with_how_to_install_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a run before any work, by doctor and by `data list`."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     install = errors.install("imagenet")
     ran = CliRunner().invoke(cli.main, ["run", ROW, "--scale", "camvid-imagenet"])
@@ -220,8 +218,8 @@ def test_a_kind_of_the_scale_replaces_the_rows_options_and_set_lies_above() -> N
     table, scale = spec.tables()["table3a"], spec.scale("camvid-imagenet")
     row = table.row("encnet-os8-bilinear")
     plain = row.model_copy(update={"set": {"model": {"backbone": {"kind": "resnet50", "stem": "plain"}}}})
-    tables = table.model_copy(update={"rows": (plain,)})
-    assert spec.resolve(tables, plain, scale) == spec.resolve(table, row, scale)
+    changed = table.model_copy(update={"rows": (plain,)})
+    assert spec.resolve(changed, plain, scale) == spec.resolve(table, row, scale)
     cut = spec.resolve(table, row, scale, spec.parse_overrides(("model.backbone.stages=3",)))
     assert cut.model.backbone.options == {"stages": 3, "maps": 3, "resize": True}
     own = ("model.backbone={kind: timm, name: convnext_atto}", "train.pretrained=null")

@@ -53,7 +53,7 @@ def test_what_is_alive_is_added_up() -> None:
     assert alive.peak == 8000
 
 
-def test_fixed_part_and_part_of_each_picture() -> None:
+def test_fixed_part_and_part_of_each_image() -> None:
     e = job().experiment
     predicted = memory.predict(e, CLASSES)
     weights = sum(4 * p.numel() for p in stepper(job()).network.parameters())
@@ -73,7 +73,7 @@ def test_fixed_part_and_part_of_each_picture() -> None:
     ],
     ids=lambda o: next(iter(o)) if isinstance(o, dict) else "",
 )
-def test_options_need_less_for_a_picture(option: dict[str, Any], least: float, most: float) -> None:
+def test_options_need_less_for_an_image(option: dict[str, Any], least: float, most: float) -> None:
     plain = memory.predict(job().experiment, CLASSES).each
     assert least * plain <= memory.predict(job(train=option).experiment, CLASSES).each <= most * plain
 

@@ -258,7 +258,7 @@ def test_counts_of_drawn_maps(data: st.DataObject, height: int, width: int) -> N
     assert found.boundary["boundary_miou_1px"][0].sum() == (inside & (labels == predicted)).sum()
 
 
-def test_counts_of_pictures_add_up() -> None:
+def test_counts_of_images_add_up() -> None:
     pairs = [blobs(n, 4) for n in range(3)]
     together = counting.count(*(torch.cat(maps) for maps in zip(*(tensors(*p) for p in pairs), strict=True)), CLASSES)
     total = counting.zero(CLASSES)

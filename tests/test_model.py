@@ -81,7 +81,7 @@ def conv_macs(network: nn.Module, height: int = 480, width: int = 480) -> int:
     return int(sum(v for op, v in flops.items() if "convolution" in str(op))) // 2
 
 
-def picture(size: int = 64, n: int = 2) -> Tensor:
+def make_image(size: int = 64, n: int = 2) -> Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -294,7 +294,7 @@ def test_dilations() -> None:
 @pytest.mark.parametrize("shape", [(64, 64), (65, 49), (71, 33)])
 @pytest.mark.parametrize(("head", "stride"), [("encnet", 8), ("encnet", 32), ("aspp", 16), ("deeplabv3plus", 16)])
 @pytest.mark.parametrize("up", ["bilinear", "lau"])
-def test_prediction_has_the_pictures_size(up: str, head: str, stride: int, shape: tuple[int, int]) -> None:
+def test_prediction_has_the_images_size(up: str, head: str, stride: int, shape: tuple[int, int]) -> None:
     net = tiny(head, up, output_stride=stride).eval()
     image = torch.randn(1, 3, *shape)
     with torch.no_grad():
@@ -314,7 +314,7 @@ def test_encoding_is_its_formula() -> None:
 def test_lateral_needs_equal_strides() -> None:
     net = tiny(narrow("heads", "encnet", lateral=True), output_stride=16)
     with pytest.raises(LaureproError, match="output_stride 8"):
-        net(picture())
+        net(make_image())
 
 
 def test_decoder_cuts_a_sampled_map_and_resizes_any_other() -> None:
@@ -373,13 +373,13 @@ def test_no_dropout_anywhere_at_rate_0() -> None:
     assert rates == {0.2, 0.5}
     net = tiny("aspp", dropout=0.0).train()
     assert {m.p for m in net.modules() if isinstance(m, nn.Dropout2d)} == {0.0}
-    assert torch.equal(net(picture()).logits, net(picture()).logits)
+    assert torch.equal(net(make_image()).logits, net(make_image()).logits)
     noisy = tiny("aspp", dropout=0.2).train()
-    assert not torch.equal(noisy(picture()).logits, noisy(picture()).logits)
+    assert not torch.equal(noisy(make_image()).logits, noisy(make_image()).logits)
 
 
 def test_outputs_by_option() -> None:
-    image = picture()
+    image = make_image()
     out = tiny().train()(image)
     assert out.logits is not None and out.sampling is None
     assert out.se_logits.shape == (2, CLASSES) and out.aux_logits.shape == (2, CLASSES, 8, 8)
@@ -440,7 +440,7 @@ def test_parameter_groups() -> None:
 def test_every_head_with_every_upsampler_trains(head: str, up: str) -> None:
     """Forward, loss and backward; every parameter gets a finite gradient, as data-parallel training needs."""
     net = tiny(head, up, output_stride=8 if head == "encnet" else 16).train()
-    output = net(picture())
+    output = net(make_image())
     kind = "offset_guided" if output.sampling is not None else "cross_entropy"
     terms = segmentation_loss(output, labels(), spec.Loss(kind=kind))
     terms["loss"].backward()
@@ -490,7 +490,7 @@ def test_labels_are_brought_down_as_released(k: int, expected: list[int]) -> Non
 
 
 def test_plain_cross_entropy_and_total() -> None:
-    output, target = tiny(dropout=0.0).train()(picture()), labels()
+    output, target = tiny(dropout=0.0).train()(make_image()), labels()
     terms = segmentation_loss(output, target, spec.Loss(aux_weight=0.2, se_weight=0.2))
     assert list(terms) == ["loss", "main", "aux", "se"]
     for name, logits in (("main", output.logits), ("aux", output.aux_logits)):

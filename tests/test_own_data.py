@@ -21,12 +21,14 @@ import PIL.ImageOps
 import pytest
 from click.testing import CliRunner, Result
 from conftest import ROOT, make_record, run_cli
+from test_new import steps
 
 from laurepro import cli, datasets, doctor, plan, record, spec
 from laurepro.commands import new_scale
 from laurepro.datasets import _classes, _folder, _prepare, folder
 from laurepro.evaluation import scores
 
+PAGE = ROOT / "docs" / "your-data.md"
 CLASSES = "0 background #000000\n1 Traffic Light 250 170 30\n7 road #804080\n"
 COLOURS = {0: (0, 0, 0), 1: (250, 170, 30), 7: (128, 64, 128)}
 SIZES = [(64, 48), (48, 64), (97, 61), (40, 40)]
@@ -746,12 +748,6 @@ def test_a_new_dataset_keeps_the_contract_and_an_edit_is_another_data_set(
         assert ran.exit_code == 2 and said in ran.output, ran.output
 
 
-def steps() -> list[str]:
-    """The page's commands, in order."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "your-data.md").read_text(), re.M | re.S)
-    return [line for block in blocks for line in block.splitlines()]
-
-
 def follow(commands: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Result]:
     """Run the page's commands, as a reader would."""
     results = []
@@ -768,7 +764,7 @@ def follow(commands: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Result]
 
 def test_the_page_without_its_training(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photographs(tree / "my-photos")
-    quick = [s for s in steps() if not re.match(r"laurepro (run|report|claims|verify)", s)]
+    quick = [s for s in steps(PAGE) if not re.match(r"laurepro (run|report|claims|verify)", s)]
     assert len(quick) == 7
     prepared, verified, _, planned, _, checked = follow(quick, monkeypatch)
     assert "train 24, val 8, test 8 images" in prepared.output and "Traffic Light" in verified.output
@@ -782,7 +778,7 @@ def test_the_whole_page(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photographs(tree / "my-photos")
     short = " --set train.iterations=3 --set train.batch_size=4"
     scaled = r"laurepro (run|report|claims)"
-    commands = [s + short if re.match(scaled, s) else s for s in steps()]
+    commands = [s + short if re.match(scaled, s) else s for s in steps(PAGE)]
     results = dict(zip([s for s in commands if not s.startswith("export")], follow(commands, monkeypatch), strict=True))
     report, claims, verified = (r.output for c, r in results.items() if re.match("laurepro (report|claims|verify)", c))
     assert "on photos" in report and re.search(r"\[[+-]\d+\.\d+, [+-]\d+\.\d+\]", report)

@@ -188,7 +188,7 @@ def test_they_train_evaluate_and_report(plugins: Path, tmp_path: Path) -> None:
     assert train.job.startswith("train-stripes-flat-resnet50-nearest2-s0-")
     assert train.experiment.model.upsampler.options == {"factor": 4, "mode": "area"}
     assert evaluate.class_names == ("left", "right", "ground") and evaluate.confusion is not None
-    assert sum(map(sum, evaluate.confusion)) == 9 * 63 * 64  # 9 pictures without their ignored line
+    assert sum(map(sum, evaluate.confusion)) == 9 * 63 * 64  # 9 images without their ignored line
     assert [step for step, _ in train.curve][-1] == 3
     assert (tmp_path / "runs" / train.job / "log.txt").read_text().count("the upsampler of the plug-in 4") == 3
     args = ["report", "table90", "--scale", "three", "--format", "json", "--set", "train.iterations=3"]

@@ -351,17 +351,6 @@ def test_damaged_weights_are_refused_in_a_line(tmp_path_factory: pytest.TempPath
         checkpoint.load_weights(folder)
 
 
-@pytest.fixture
-def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data root, and a home without anybody's downloads."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    root = tmp_path / "data"
-    (root / "pretrained").mkdir(parents=True)
-    return root
-
-
 def test_every_name_is_a_file_of_each_depth_with_its_digest() -> None:
     for name, known in weights.WEIGHTS.items():
         if name == weights.PACKAGED:  # tests/test_imagenet.py

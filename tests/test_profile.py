@@ -27,7 +27,7 @@ from laurepro.spec.metrics import Cost
 from laurepro.stages import Context, Stopped, profile
 
 CLASSIFIER_OF_IMAGENET = 2_049_000  # 2048 x 1000 + 1000: counted by the paper, never built here
-ENCNET_LINEARS = 512 * 512 + 512 * 59  # the gate and the SE logits, once a picture
+ENCNET_LINEARS = 512 * 512 + 512 * 59  # the gate and the SE logits, once per image
 PAPER = spec.scale("paper")
 
 pytestmark = pytest.mark.usefixtures("torch_settings")
@@ -74,7 +74,7 @@ def test_table1_additions(k: int, params: int, macs: int, printed_params: float,
 
 
 def test_table1_totals() -> None:
-    """EncNet's linear layers run once a picture on a vector: 292,352 of 128.8 G; convolutions alone are as verified."""
+    """EncNet's linear layers run once per image on a vector: 292,352 of 128.8 G; convolutions alone are as verified."""
     base = cost_of("table1/encnet-os8-bilinear")
     assert base.params == 33_672_854
     assert base.macs == 128_848_896_000 + ENCNET_LINEARS

@@ -200,7 +200,7 @@ def test_compare_is_a_line_per_row_and_metric(planted: Planted) -> None:
 
 
 def test_conventions_are_never_mixed(planted: Planted) -> None:
-    """PASCAL Context's column takes `miou60`, generated pictures have plain `miou`."""
+    """PASCAL Context's column takes `miou60`, generated images have plain `miou`."""
     rows = planted.rows(scale="paper")
     assert rows[LAU].column("miou60") == {0: 50.0, 1: 50.2, 2: 50.4}
     assert planted.rows()[LAU].column("miou60") == {0: 41.0, 1: 42.0, 2: 43.0}

@@ -351,7 +351,7 @@ def test_latex_text_is_balanced_and_in_a_font(text: str) -> None:
 def test_latex_compiles(nasty: Sources, tmp_path: Path) -> None:
     file = tmp_path / "report.tex"
     for name in ("fig_6 %&.png", "fig6-field.png"):
-        picture(nasty, tmp_path / "results" / "figures" / name)
+        make_image(nasty, tmp_path / "results" / "figures" / name)
     again = report.gather(results=tmp_path / "results", runs=tmp_path / "runs")
     file.write_text(report.render_page(again, "latex", tmp_path))
     compiler = next(c for c in ("pdflatex", "lualatex", "tectonic") if shutil.which(c))
@@ -424,7 +424,7 @@ def test_an_interval_is_drawn_on_its_side_of_zero(
 # --------------------------------------------------------------------------------------------------- images
 
 
-def picture(sources: Sources, file: Path, size: int = 16) -> None:
+def make_image(sources: Sources, file: Path, size: int = 16) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     words = PngImagePlugin.PngInfo()
     words.add_itxt("Title", NASTY)
@@ -433,7 +433,7 @@ def picture(sources: Sources, file: Path, size: int = 16) -> None:
 
 
 def test_figures_of_the_results_folder_are_shown_with_their_words(sources: Sources, tmp_path: Path) -> None:
-    picture(sources, tmp_path / "results" / "figures" / "a b.png")
+    make_image(sources, tmp_path / "results" / "figures" / "a b.png")
     good = (tmp_path / "results" / "figures" / "a b.png").read_bytes()
     (tmp_path / "results" / "figures" / "broken.png").write_text("no picture")
     (tmp_path / "results" / "figures" / "cut.png").write_bytes(good[:30])
@@ -467,9 +467,9 @@ def test_a_figure_whose_name_is_not_text_is_shown(sources: Sources, tmp_path: Pa
         assert (tmp_path / "page").read_bytes().decode("utf-8")
 
 
-def test_pictures_never_make_the_page_too_large(sources: Sources, tmp_path: Path) -> None:
+def test_images_never_make_the_page_too_large(sources: Sources, tmp_path: Path) -> None:
     for i in range(3):
-        picture(sources, tmp_path / "results" / "figures" / f"{i}.png", size=1500)
+        make_image(sources, tmp_path / "results" / "figures" / f"{i}.png", size=1500)
     text = report.render_page(report.gather(results=tmp_path / "results"), "html", tmp_path)
     page = Parsed(text)
     shown = [a for tag, a in page.elements if tag == "img"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, make_record, run_cli
-from test_report_page import Parsed, picture
+from test_report_page import Parsed, make_image
 
 from laurepro import plan, record, report, spec
 
@@ -103,7 +103,7 @@ def test_every_row_with_three_seeds_and_figures_is_under_5_mb(tmp_path: Path) ->
     rows = {r.address for s in report.gather(results=tmp_path / "results").sections for r in s if r.row.set is not None}
     assert len(rows) >= 47
     for i in range(10):
-        picture(report.gather(results=tmp_path / "nothing"), tmp_path / "results" / "figures" / f"{i}.png", size=500)
+        make_image(report.gather(results=tmp_path / "nothing"), tmp_path / "results" / "figures" / f"{i}.png", size=500)
     ran = run_cli("report", "--format", "html", "--output", "page.html", cwd=tmp_path)
     size = (tmp_path / "page.html").stat().st_size
     print(f"{size} bytes")

@@ -40,12 +40,13 @@ def test_its_variables_reach_the_commands() -> None:
     assert plain == ["plan", "--all", "--scale", "smoke", "--ready"]
 
 
+@pytest.mark.usefixtures("no_caches")
 def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = ["plan", ROW, "table4/encnet-os8-lau4x", "--scale", "paper", "--ready"]
     ran = CliRunner().invoke(main, rows)
     assert ran.exit_code == 2
-    assert "data set pascal_context" in ran.output and "resnet101" in ran.output, ran.output
+    assert "data set pascal_context" in ran.output and "resnet50-25c4b509.pth is missing" in ran.output, ran.output
     verified = CliRunner().invoke(main, ["data", "verify", "--scale", "paper"])
     assert verified.exit_code == 2
     assert all(name in verified.output for name in ("ade20k", "pascal_context", "voc2012_aug")), verified.output

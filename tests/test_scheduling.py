@@ -48,7 +48,7 @@ def test_a_job_starts_within_a_second_and_a_half(
     monkeypatch.chdir(tmp_path)
     once = ("--scale", "tiny", "--set", "train.iterations=1")
     prepared = run_cli("run", ROW, *once, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    assert prepared.code == 0, prepared.err  # and the pictures are there, which is no matter of scheduling
+    assert prepared.code == 0, prepared.err  # and the images are there, which is no matter of scheduling
     (tmp_path / "timed.py").write_text(TIMED)
     command = local.command
     monkeypatch.setattr(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -33,12 +35,12 @@ def test_a_table_on_a_cluster_that_allows_four_jobs(
     private = PrivateSlurm(tmp_path_factory.mktemp("s"), array=4, limit=4)  # a short name: sockets are in it
     try:
         private.start()
-        if not private.affinity:
-            pytest.skip("Slurm's task/affinity does not start here")
         for name, value in private.environment.items():
             monkeypatch.setenv(name, value)
-        private.run("sbatch", "--uid=nobody", "--hold", "--array=0-3", "--chdir=/", "--output=/dev/null", "--wrap=true")
-        private.run("scancel", "--user=nobody")
+        if os.geteuid() == 0:  # other people's arrays, which only root can submit: they count for nobody else
+            other = ("--uid=nobody", "--hold", "--array=0-3", "--chdir=/", "--output=/dev/null", "--wrap=true")
+            private.run("sbatch", *other)
+            private.run("scancel", "--user=nobody")
         _through_kills(private, {**private.environment, "LAUREPRO_EXPERIMENTS": described}, tmp_path, ["table3a"], 12)
     finally:
         private.stop()
@@ -55,13 +57,19 @@ def _through_kills(
         return {file.parent.name for file in folder.glob("runs/*/slurm.json")}
 
     def active() -> list[str]:
-        return private.run("squeue", "--me", "-h", "-r", "-o", "%i").split()
+        states = "PENDING,RUNNING,SUSPENDED"  # which the limit counts
+        return private.run("squeue", "--me", "-h", "-r", "-t", states, "-o", "%i").split()
 
-    most = 0
+    most = 0  # in the queue at a time
+
+    def reached(least: int) -> bool:
+        nonlocal most
+        most = max(most, len(active()))
+        return len(submitted()) >= least
+
     for jobs in (max(1, rows // 4), 3 * rows // 4):  # when so many are in or were in the queue, the launcher is killed
         launcher = start(*command, cwd=folder, **env)
-        wait_until(lambda least=jobs: len(submitted()) >= least, f"{jobs} jobs submitted", 1500)
-        most = max(most, len(active()))
+        wait_until(functools.partial(reached, jobs), f"{jobs} jobs submitted", 1500)
         os.killpg(launcher.pid, signal.SIGKILL)
         launcher.communicate()
     launcher = start(*command, cwd=folder, **env)
@@ -80,11 +88,16 @@ def _through_kills(
     )
     again: Ran = run_cli(*command, cwd=folder, timeout=900, **env)
     assert again.code == 0, again.err
-    assert most <= 4 and "resumes after step" in (folder / "runs" / name / "log.txt").read_text()
+    assert most == 4, most  # as many as the site allows, and no fewer
+    assert "resumes after step" in (folder / "runs" / name / "log.txt").read_text()
     verified = run_cli("verify", "all", cwd=folder, **env)
     assert verified.code == 0 and len(list(folder.glob("results/records/*"))) == 2 * rows, verified.out
     records, _ = record.read_all(folder / "results")
-    assert {(r.world_size, r.environment.cores) for r in records.values()} == {(2, 2)}
+    assert {r.world_size for r in records.values()} == {2}
+    if private.affinity:
+        assert {r.environment.cores for r in records.values()} == {2}
+    else:
+        warnings.warn("Slurm's task/affinity does not start here: cores are not tested", stacklevel=1)
     wait_until(lambda: (folder / "results" / "report-tiny.html").is_file(), "the report", 240)
     times = _submissions(folder)
     repeated = {job for job, count in times.items() if count > 1}  # the refused one, and its evaluation

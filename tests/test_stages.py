@@ -97,8 +97,8 @@ def test_stopped_and_resumed_is_bitwise_the_same(tmp_path: Path, stops: tuple[in
 
 def test_reading_in_a_pool_gives_the_same_batches(tmp_path: Path) -> None:
     job = make_job()
-    _, pictures = open_split(job.experiment.data, tmp_path, "train")
-    batches = Batches(pictures, job.experiment.data, 0, 4, 0, 1)
+    _, images = open_split(job.experiment.data, tmp_path, "train")
+    batches = Batches(images, job.experiment.data, 0, 4, 0, 1)
     inline, pooled = list(batches.read(2, 9, 1)), list(batches.read(2, 9, 3))
     assert len(inline) == len(pooled) == 7
     for (a, b), (c, d) in zip(inline, pooled, strict=True):
@@ -108,9 +108,9 @@ def test_reading_in_a_pool_gives_the_same_batches(tmp_path: Path) -> None:
 
 def test_an_epoch_is_a_permutation_shared_by_the_ranks(tmp_path: Path) -> None:
     job = make_job()
-    _, pictures = open_split(job.experiment.data, tmp_path, "train")  # 18 pictures: 4 batches, 2 left out
-    whole = Batches(pictures, job.experiment.data, 5, 4, 0, 1)
-    ranks = [Batches(pictures, job.experiment.data, 5, 4, r, 2) for r in range(2)]
+    _, images = open_split(job.experiment.data, tmp_path, "train")  # 18 images: 4 batches, 2 left out
+    whole = Batches(images, job.experiment.data, 5, 4, 0, 1)
+    ranks = [Batches(images, job.experiment.data, 5, 4, r, 2) for r in range(2)]
     first = [i for step in range(4) for i in whole.indices(step)]
     second = [i for step in range(4, 8) for i in whole.indices(step)]
     assert len(set(first)) == len(set(second)) == 16 and first != second
@@ -156,7 +156,7 @@ def test_progress_and_curve(tmp_path: Path) -> None:
     job = make_job(model=plain, loss={"kind": "cross_entropy"}, train={"iterations": 60})
     result = train.run(job, context)
     assert [t["step"] for t in told] == list(range(1, 61)) and {t["steps"] for t in told} == {60}
-    assert told[4]["epoch"] == 1  # 18 pictures are 4 batches
+    assert told[4]["epoch"] == 1  # 18 images are 4 batches
     assert [step for step, _ in result.curve] == list(range(2, 61, 2))
     assert result.curve[3][1] == pytest.approx((told[6]["loss"] + told[7]["loss"]) / 2)
     assert np.mean([loss for _, loss in result.curve[-5:]]) < np.mean([loss for _, loss in result.curve[:5]])
@@ -342,7 +342,7 @@ def together_job(stage: str = "train", mode: str = "slide", **changes: dict[str,
 
     Offsets make the gradient jump where a sample crosses into the next cell, and the offset weight makes the loss
     jump where both losses are equal, which a last bit can decide. Evaluation does not differ even by rounding: whole
-    blocks of pictures go to a rank, and 40 pictures are several. The rate is small, for these few noisy steps blow
+    blocks of images go to a rank, and 40 images are several. The rate is small, for these few noisy steps blow
     rounding up: at 0.02 a change of the first weights by 1e-6 is one of the eighth loss by 1e-4.
     """
     network = {"dropout": 0.0, "upsampler": {"kind": "bilinear"}}
@@ -447,9 +447,9 @@ def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptur
     one = train.run(together_job(), make_context(tmp_path / "one"))
     context = make_context(tmp_path / "evaluate", weights=tmp_path / "one")
     evaluated = evaluate.run(together_job("evaluate"), context)
-    whole_pictures = evaluate.run(together_job("evaluate", "whole"), context)
-    _, pictures = open_split(together_job().experiment.data, tmp_path / "data", "train")
-    batches = [Batches(pictures, together_job().experiment.data, 0, 4, r, 2).read(0, STEPS, 1) for r in (0, 1)]
+    whole_images = evaluate.run(together_job("evaluate", "whole"), context)
+    _, images = open_split(together_job().experiment.data, tmp_path / "data", "train")
+    batches = [Batches(images, together_job().experiment.data, 0, 4, r, 2).read(0, STEPS, 1) for r in (0, 1)]
     ignored = [[int((labels == -1).sum()) for _, labels in share] for share in batches]
     assert all(a != b for a, b in zip(*ignored, strict=True))  # else an unweighted mean would pass, too
 
@@ -496,7 +496,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptur
         assert result.confusion == evaluated.confusion
         assert result.boundary_confusion == evaluated.boundary_confusion
         assert result.metrics == evaluated.metrics
-        assert Result(*rank["whole"]).confusion == whole_pictures.confusion
+        assert Result(*rank["whole"]).confusion == whole_images.confusion
         assert Result(*rank["halves"]) == result  # stopped and resumed or not
     steps: list[Any] = []
     context = make_context(tmp_path / "joined", weights=tmp_path / "one")

@@ -59,10 +59,10 @@ def test_a_zip_holds_the_classes_plus_1_and_the_same_bytes_each_time(tmp_path: P
     with zipfile.ZipFile(tmp_path / "y.zip") as archive:
         assert archive.namelist() == ["a.png", "b.png", "c.png"]
         for (name, size), (read_name, classes) in zip(EXPECTED.sizes.items(), read(tmp_path / "y.zip"), strict=True):
-            picture = PIL.Image.open(io.BytesIO(archive.read(f"{name}.png")))
+            image = PIL.Image.open(io.BytesIO(archive.read(f"{name}.png")))
             expected = rng.integers(0, 3, size)
-            assert (picture.format, picture.mode, picture.size) == ("PNG", "L", size[::-1])
-            np.testing.assert_array_equal(np.asarray(picture), expected + 1)
+            assert (image.format, image.mode, image.size) == ("PNG", "L", size[::-1])
+            np.testing.assert_array_equal(np.asarray(image), expected + 1)
             assert name == read_name
             np.testing.assert_array_equal(classes, expected)
     assert not list(tmp_path.glob(".*"))
@@ -70,8 +70,8 @@ def test_a_zip_holds_the_classes_plus_1_and_the_same_bytes_each_time(tmp_path: P
 
 def _png(values: Any, mode: str | None = None) -> bytes:
     stream = io.BytesIO()
-    picture = PIL.Image.fromarray(np.array(values, np.uint8))
-    (picture.convert(mode) if mode else picture).save(stream, "PNG")
+    image = PIL.Image.fromarray(np.array(values, np.uint8))
+    (image.convert(mode) if mode else image).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -144,7 +144,7 @@ def test_zips_of_others(tmp_path: Path) -> None:
     write(file, folder, EXPECTED)
     content = bytearray(file.read_bytes())
     start = content.index(b"IDAT")
-    content[start + 6] ^= 255  # a byte of the first picture's data: the zip's own checksum notices
+    content[start + 6] ^= 255  # a byte of the first image's data: the zip's own checksum notices
     file.write_bytes(content)
     assert "a.png" in problems(file, EXPECTED)[0]
     many = Submission(3, {f"p{i}": (1, 1) for i in range(9)})
@@ -174,7 +174,7 @@ def test_scoring_a_zip_against_scikit_learn(tmp_path: Path) -> None:
     assert not [metric for metric in found if metric.startswith("boundary")]
 
 
-def test_pictures_without_names_are_numbered() -> None:
+def test_images_without_names_are_numbered() -> None:
     class Named:
         names = ("x/y", "z")
 
@@ -242,11 +242,11 @@ def test_submission_from_the_predictions_that_the_evaluation_kept(fine: Fine) ->
     ran = fine.cli("submit", "shapes", "--job", test.key, "--output", "out/x.zip")
     assert ran.code == 0, ran.err
     assert "using the 8 predictions" in ran.err and "8 label maps, values 1 to 8, checked" in ran.out
-    _, pictures = open_split(test.experiment.data, fine.folder / "data", "test")
+    _, images = open_split(test.experiment.data, fine.folder / "data", "test")
     confusion = np.zeros((8, 8), int)
     for (name, predicted), i in zip(read(fine.folder / "out" / "x.zip"), range(8), strict=True):
         assert name == f"test-{i:05d}"
-        label = pictures[i][1]
+        label = images[i][1]
         np.add.at(confusion, (label[label >= 0], predicted[label >= 0]), 1)
     assert confusion.tolist() == [list(row) for row in test.confusion or ()]
 
@@ -291,17 +291,17 @@ def test_weights_that_are_not_at_hand(fine: Fine, tmp_path: Path) -> None:
 
 @pytest.fixture
 def photographs(finished: Finished, tmp_path: Path) -> list[Path]:
-    """Two of one's own pictures: one that its camera noted to be turned, one with transparency."""
-    _, pictures = open_split(finished.evaluate.experiment.data, finished.folder / "data", "val")
-    turned = PIL.Image.fromarray(pictures[0][0][:64])
+    """Two of one's own images: one that its camera noted to be turned, one with transparency."""
+    _, images = open_split(finished.evaluate.experiment.data, finished.folder / "data", "val")
+    turned = PIL.Image.fromarray(images[0][0][:64])
     exif = PIL.Image.Exif()
     exif[274] = 6  # shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    PIL.Image.fromarray(pictures[1][0]).convert("RGBA").save(tmp_path / "plain.png")
+    PIL.Image.fromarray(images[1][0]).convert("RGBA").save(tmp_path / "plain.png")
     return [tmp_path / "turned.jpg", tmp_path / "plain.png"]
 
 
-def test_predicting_ones_own_pictures(finished: Finished, photographs: list[Path], tmp_path: Path) -> None:
+def test_predicting_ones_own_images(finished: Finished, photographs: list[Path], tmp_path: Path) -> None:
     def predict(key: str, output: str, *args: str) -> Ran:
         return run_cli("predict", "--job", key, "--output", str(tmp_path / output), *args, cwd=finished.folder)
 
@@ -538,7 +538,7 @@ def test_an_image_of_one_row(finished: Finished, tmp_path: Path, protocol: str) 
         assert prediction.predict(trained, image).shape == shape[:2]
 
 
-def test_a_picture_cut_short(photographs: list[Path]) -> None:
+def test_an_image_cut_short(photographs: list[Path]) -> None:
     cut = photographs[0].with_name("y.jpg")
     cut.write_bytes(photographs[0].read_bytes()[:800])
     with pytest.raises(LaureproError, match=r"y\.jpg: cannot be read as an image"):

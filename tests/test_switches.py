@@ -34,12 +34,12 @@ def network(seed: int = 0, **model: Any) -> Network:
     return build(spec.Model.model_validate(spec.merge(tiny, model)), spec.Op(), CLASSES)
 
 
-def picture(size: int = 64) -> Tensor:
+def make_image(size: int = 64) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def labels(size: int = 64) -> Tensor:
-    """Labels of which every fourth row, and half of the second picture, is ignored."""
+    """Labels of which every fourth row, and half of the second image, is ignored."""
     target = torch.randint(0, CLASSES, (2, size, size), generator=torch.Generator().manual_seed(2))
     target[:, 2::4] = -1
     target[1, : size // 2] = -1
@@ -95,7 +95,7 @@ def test_count() -> None:
 
 
 def test_aux_weight() -> None:
-    output = network().train()(picture())
+    output = network().train()(make_image())
     terms = segmentation_loss(output, labels(), spec.Loss(kind="offset_guided"))
     other = segmentation_loss(output, labels(), spec.Loss(kind="offset_guided", aux_weight=0.4))
     torch.testing.assert_close(other["loss"] - terms["loss"], 0.2 * terms["aux"])
@@ -106,7 +106,7 @@ def test_aux_lau() -> None:
     """The same weights otherwise: only the auxiliary term is another."""
     terms = []
     for aux_lau in (False, True):
-        output = network(aux_lau=aux_lau).train()(picture())
+        output = network(aux_lau=aux_lau).train()(make_image())
         terms.append(segmentation_loss(output, labels(), spec.Loss(kind="offset_guided")))
     assert float(terms[0]["main"].detach()) == pytest.approx(float(terms[1]["main"].detach()), rel=1e-5)
     assert abs(float((terms[0]["aux"] - terms[1]["aux"]).detach())) > 1e-3
@@ -160,13 +160,13 @@ def test_network(base: dict[str, Any], switch: dict[str, Any]) -> None:
     assert shared
     other.load_state_dict(shared, strict=False)
     with torch.no_grad():
-        first, second = default.eval().predict(picture()), other.eval().predict(picture())
+        first, second = default.eval().predict(make_image()), other.eval().predict(make_image())
     assert first.shape == second.shape
     assert (first - second).abs().max() > 1e-4
 
 
 def test_blur() -> None:
-    """One pass of the generator, with and without: half of the pictures are blurred, and labels never."""
+    """One pass of the generator, with and without: half of the images are blurred, and labels never."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     label = rng.integers(0, 5, (40, 40))
@@ -189,7 +189,7 @@ def test_blur() -> None:
 def test_align_corners() -> None:
     net = network().eval()
     with torch.no_grad():
-        first, second = (net.predict(picture(), align_corners=a) for a in (True, False))
+        first, second = (net.predict(make_image(), align_corners=a) for a in (True, False))
     assert (first - second).abs().max() > 1e-4
 
 

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def batch(n: int = 4, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Pictures and labels; each label map has another share of ignored pixels."""
+    """Images and labels; each label map has another share of ignored pixels."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)
     target = torch.randint(0, CLASSES, (n, size, size), generator=generator)
@@ -62,7 +62,7 @@ def gradients(stepper: Stepper, seed: int = 5) -> tuple[Tensor, dict[str, Tensor
 
 
 def without_batch_statistics(stepper: Stepper) -> Stepper:
-    """Batch normalisation by its running averages: a picture's output no longer depends on the others."""
+    """Batch normalisation by its running averages: an image's output no longer depends on the others."""
     for module in stepper.network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eval()
@@ -216,7 +216,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out(tmp_path: Path) -> N
 @pytest.mark.parametrize("normalize", ["valid", "all"])
 @pytest.mark.parametrize("count", ["global", "rank"])
 def test_accumulated_gradients_are_those_of_the_batch(row: str, normalize: str, count: str) -> None:
-    """Where a picture's output does not depend on the others, however unequally the ignored pixels are spread."""
+    """Where an image's output does not depend on the others, however unequally the ignored pixels are spread."""
     changes = spec.merge(ROWS[row], {"model": {"dropout": 0.0}, "loss": {"normalize": normalize, "count": count}})
     value, whole = gradients(without_batch_statistics(stepper(make_job(**changes))))
     for parts in (2, 4):
