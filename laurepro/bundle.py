@@ -7,14 +7,18 @@ of every byte before the digits: no byte of a bundle can change unnoticed, those
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import platform
 import re
+import secrets
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -29,6 +33,19 @@ LICENCE = "https://spdx.org/licenses/Apache-2.0"
 PAPER = "https://arxiv.org/abs/1911.05250"
 MOST_BYTES = 4_000_000_000  # of all files in a bundle that is read: a small zip can hold a disk full of zeros
 _OUTSIDE = re.compile(r"(^|/)\.\.?(/|$)|^/|[\\:\x00]")  # in the name of a file
+# RuntimeError and NotImplementedError: an encryption or a method that zipfile lacks; OSError: a place before its start.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_OF_A_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)  # a file below a file
 _SEAL = b"sha256:"
 _DIGITS = 64
 _TYPES = {
@@ -83,14 +100,14 @@ def write(results: Path, output: Path, licence: str = LICENCE) -> int:
         licence: Address of the licence of the records, which the metadata state.
 
     Raises:
-        LaureproError: the library is missing, the file exists, or a record is not as it should be.
+        LaureproError: the library is missing, a file or a link of that name exists, or a record is not as it should be.
     """
     try:
         from rocrate.rocrate import ROCrate
     except ImportError:
         raise LaureproError("laurepro bundle needs the library rocrate", install("bundle")) from None
-    if output.exists():
-        raise LaureproError(f"--output {output}: the file exists", "a bundle replaces nothing: choose another name")
+    if os.path.lexists(output):
+        raise _exists(output)
     files = _contents(results)
     records = sum(name.startswith("records/") for name in files)
     crate = ROCrate(version="1.3")
@@ -114,8 +131,36 @@ def write(results: Path, output: Path, licence: str = LICENCE) -> int:
         }
         crate.add_file(io.BytesIO(content), dest_path=name, properties=about)
     files[METADATA] = json.dumps(crate.metadata.generate(), indent=1, ensure_ascii=False).encode()
-    record.write_atomic(output, _sealed(files))
+    _write_new(output, _sealed(files))
     return records
+
+
+def _exists(output: Path) -> LaureproError:
+    return LaureproError(f"--output {output}: the file exists", "a bundle replaces nothing: choose another name")
+
+
+def _write_new(output: Path, content: bytes) -> None:
+    """Write a file that no other process made in the meantime; it appears when it is complete.
+
+    Raises:
+        LaureproError: it exists.
+        OSError: with its name.
+    """
+    complete = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        record.write_atomic(complete, content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(output)) from None
+    try:
+        os.link(complete, output)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        raise _exists(output) from None
+    except OSError:  # a file system without hard links: the time in between is as short as can be
+        if os.path.lexists(output):
+            raise _exists(output) from None
+        os.replace(complete, output)
+    finally:
+        complete.unlink(missing_ok=True)
 
 
 def _contents(results: Path) -> dict[str, bytes]:
@@ -197,6 +242,9 @@ def _unpack(path: Path, folder: Path) -> list[str]:
     """Check a bundle's bytes and write its files into a folder; the first kind of problem is returned."""
     try:
         content = path.read_bytes()
+    except OSError as error:
+        return [f"it cannot be read: {error.strerror}"]
+    try:
         body, digits = content[:-_DIGITS], content[-_DIGITS:]
         if not body.endswith(_SEAL):
             return ["it does not end with the digest of a bundle: it is no bundle, or was changed or packed again"]
@@ -211,15 +259,26 @@ def _unpack(path: Path, folder: Path) -> list[str]:
                 return [f"its files have more than {MOST_BYTES:,} bytes, or two have one name"]
             stated = _digests(json.loads(archive.read(METADATA)))
             for name in names:
-                file = folder / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(archive.read(name))
-                if name != METADATA and hashlib.sha256(file.read_bytes()).hexdigest() != stated.pop(name, None):
+                extracted = archive.read(name)
+                if name != METADATA and hashlib.sha256(extracted).hexdigest() != stated.pop(name, None):
                     return [f"{name}: it is not the file that {METADATA} states"]
-    # RuntimeError and NotImplementedError: an encryption or a method that zipfile lacks.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+                _extract(folder / name, extracted)
+    except _DAMAGE as error:
         return [f"it cannot be read: {error or type(error).__name__}"]
     return [f"{name}: it is missing, {METADATA} states it" for name in sorted(stated)]
+
+
+def _extract(file: Path, content: bytes) -> None:
+    """Write a file of a bundle below the temporary folder. What fails there is no fault of the bundle."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        if error.errno in _OF_A_NAME:
+            raise
+        raise LaureproError(
+            f"{file}: {error.strerror}", "bundles are unpacked below $TMPDIR: name a folder with more room there"
+        ) from None
 
 
 def _digests(metadata: dict[str, Any]) -> dict[str, str]:

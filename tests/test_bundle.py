@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, environment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,13 +33,12 @@ import requests
 from rocrate_validator import models, services
 from rocrate_validator.utils import http
 from pathlib import Path
-import rocrate
 
 def get(self, name):
     def answer(url, *args, **kwargs):  # from the copy that the library brings: nothing is loaded from a network
         response = requests.Response()
         response.status_code = 200 if url.startswith("https://w3id.org/ro/crate/1.3/context") else 404
-        response._content = (Path(rocrate.__file__).parent / "data" / "ro-crate.jsonld").read_bytes()
+        response._content = Path(sys.argv[2]).read_bytes()
         response.headers["Content-Type"] = "application/ld+json"
         return response
     return answer
@@ -74,7 +79,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundled(results: Path, experiments: Path) -> Path:
     file = results.parent / "results.zip"
     ran = command("bundle", "--results", str(results), "--output", str(file))
-    assert ran == (0, f"wrote {file}: 4 records, 0.4 MB\n") or "4 records" in ran[1], ran
+    assert ran[0] == 0 and re.fullmatch(rf"wrote {re.escape(str(file))}: 4 records, \d\.\d MB\n", ran[1]), ran
     return file
 
 
@@ -129,6 +134,70 @@ def test_what_it_refuses(bundled: Path, results: Path, tmp_path: Path) -> None:
     assert code == 2 and "its digest differs" in out, out
 
 
+def test_a_file_that_appears_meanwhile_and_a_link_are_not_replaced(
+    results: Path, experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another bundle of the same name may be ready first; and without hard links too."""
+    link = tmp_path / "link.zip"
+    link.symlink_to("nowhere")
+    code, out = command("bundle", "--results", str(results), "--output", str(link))
+    assert code == 2 and "the file exists" in out and link.is_symlink() and not link.exists()
+
+    def unsupported(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    file = tmp_path / "a.zip"
+    for supported in (True, False):
+        if not supported:
+            monkeypatch.setattr(os, "link", unsupported)
+        file.write_bytes(b"of another")
+        with pytest.raises(LaureproError, match="the file exists"):
+            bundle._write_new(file, b"ours")
+        assert file.read_bytes() == b"of another"
+        file.unlink()
+        bundle._write_new(file, b"ours")
+        assert file.read_bytes() == b"ours" and sorted(f.name for f in tmp_path.iterdir()) == ["a.zip", "link.zip"]
+        file.unlink()
+
+
+def test_a_full_disk_names_the_bundle(results: Path, experiments: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.zip"
+    line = f"ulimit -f 8; exec {sys.executable} -m laurepro bundle --results {results} --output {file}"
+    env = environment(LAUREPRO_EXPERIMENTS=experiments)
+    ran = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (2, f"Error: {file}: File too large\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_below_a_file_is_the_bundles_fault(tmp_path: Path) -> None:
+    bundle._extract(tmp_path / "a", b"")
+    with pytest.raises(OSError, match=r"File exists|Not a directory"):
+        bundle._extract(tmp_path / "a" / "b", b"")
+
+
+@pytest.mark.parametrize("error", [zlib.error("invalid code"), EOFError("ended early")])
+def test_data_that_cannot_be_inflated_are_damage(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", broken)
+    code, out = command("verify", str(bundled))
+    assert code == 1 and f"it cannot be read: {error}" in out
+
+
+def test_a_temporary_folder_without_room_is_not_the_bundles_fault(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, out = command("verify", str(bundled))
+    assert code == 2 and "No space left on device" in out and "$TMPDIR" in out, out
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_lost_or_added_byte_is_refused(bundled: Path, tmp_path: Path, data: st.DataObject) -> None:
@@ -147,6 +216,11 @@ def resealed(file: Path, name: str, content: bytes | None) -> Path:
         files = {n: archive.read(n) for n in archive.namelist()} | {name: content or b""}
     if content is None:
         del files[name]
+    elif "outside" in name:  # stated as any other file: its name alone is wrong
+        metadata = json.loads(files[bundle.METADATA])
+        digest = hashlib.sha256(content).hexdigest()
+        metadata["@graph"].append({"@id": name, "@type": "File", "sha256": digest})
+        files[bundle.METADATA] = json.dumps(metadata).encode()
     out = file.with_name("resealed.zip")
     out.write_bytes(bundle._sealed(files))
     return out
@@ -159,19 +233,26 @@ def resealed(file: Path, name: str, content: bytes | None) -> Path:
         ("report.json", None, "report.json: it is missing"),
         ("added.txt", b"hello", "added.txt: it is not the file that"),
         ("../../outside.txt", b"hello", "a name that leads out of the bundle"),
-        ("/outside.txt", b"hello", "a name that leads out of the bundle"),
+        ("./outside.txt", b"hello", "a name that leads out of the bundle"),
         ("ro-crate-metadata.json", b'{"@graph": 3}', "it cannot be read"),
         ("ro-crate-metadata.json", b"[" * 100_000, "it cannot be read"),
         ("ro-crate-metadata.json", None, "it cannot be read"),
     ],
 )
-def test_resealed_with_other_files(bundled: Path, name: str, content: bytes | None, said: str) -> None:
+def test_resealed_with_other_files(
+    bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None, said: str
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(
+        tempfile, "tempdir", str(tmp_path / "a" / "b")
+    )  # what leads out of a bundle stays below a test's
     file = resealed(bundled, name, content)
     (certificate,) = bundle.certificates(file)
+    assert not list(tmp_path.rglob("outside.txt"))
     assert said in certificate.problems[0]
     with pytest.raises(LaureproError, match=r"resealed\.zip: "), bundle.opened(file):
         pass
-    assert not (bundled.parent.parent / "outside.txt").exists()
+    assert not list(tmp_path.rglob("outside.txt"))
 
 
 def test_a_zip_that_is_none_and_one_of_others(tmp_path: Path) -> None:
@@ -191,9 +272,10 @@ def test_the_validator_accepts_it(bundled: Path, tmp_path: Path) -> None:
     program = shutil.which("rocrate-validator")
     assert program is not None
     python = Path(program).read_text().splitlines()[0].removeprefix("#!")
+    context = importlib.resources.files("rocrate") / "data" / "ro-crate.jsonld"
     for file, expected in ((bundled, []), (resealed(bundled, "README.md", None), ["README.md"])):
         done = subprocess.run(
-            [python, "-c", VALIDATE, str(file)], capture_output=True, text=True, check=False, cwd=tmp_path
+            [python, "-c", VALIDATE, str(file), str(context)], capture_output=True, text=True, check=False, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         (line,) = (line for line in done.stdout.splitlines() if line.startswith("ISSUES "))
