@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -110,8 +111,13 @@ def test_search_works_in_a_site_that_is_opened_as_a_file(site: dict[Path, Page])
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.goto(file.as_uri())
-        page.fill(".md-search__input", "offset-guided")
-        page.wait_for_selector(".md-search-result__item")
+        found = page.locator(".md-search-result__item")
+        deadline = time.monotonic() + 120  # on a busy machine, words that are typed before the index is read are lost
+        while not found.count() and time.monotonic() < deadline:
+            page.fill(".md-search__input", "")
+            page.locator(".md-search__input").press_sequentially("offset-guided")
+            page.wait_for_timeout(1000)
+        assert found.count()
         assert "matching document" in page.inner_text(".md-search-result__meta")
         browser.close()
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
