@@ -323,12 +323,15 @@ def lines(certificates: list[Certificate]) -> list[str]:
     for c in certificates:
         text.append(f"{'FAIL' if c.problems else 'ok  '} {c.file}" + (f": {c.metrics} metrics" if c.metrics else ""))
         text += [f"       {p}" for p in c.problems] + [f"       note: {n}" for n in c.notes]
-    bad = sum(bool(c.problems) for c in certificates)
-    records = sum(c.file.suffix != ".zip" for c in certificates)  # the rest are bundles
+    bundles = [c for c in certificates if c.file.suffix == ".zip"]  # of whole bundles, before those of their records
+    records = len(certificates) - len(bundles)
     for reason, count in sorted(Counter(d for c in certificates for d in c.elsewhere).items()):
         text.append(
             f"measured elsewhere: {reason} here ({count} of {records} records); bits may differ in a repetition"
         )
+    bad = sum(bool(c.problems) for c in certificates if c not in bundles)
+    unread = sum(bool(c.problems) for c in bundles)
+    text += [f"{unread} of {len(bundles)} bundles NOT as they should be"] if unread else []
     return [*text, f"{records} records: {f'{bad} NOT as they should be' if bad else 'all as they should be'}"]
 
 

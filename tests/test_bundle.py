@@ -109,6 +109,7 @@ def test_it_holds_what_an_archive_needs(bundled: Path, results: Path) -> None:
 def test_verified_and_compared(bundled: Path, results: Path, tmp_path: Path) -> None:
     """On another machine: there is no results folder."""
     code, out = command("verify", str(bundled), "--results", str(tmp_path / "none"))
+    assert "bundles" not in out
     assert code == 0 and out.splitlines()[-1] == "4 records: all as they should be", out
     assert f"ok   {bundled}/records/test-camvid" in out
     code, out = command("diff", str(bundled), str(results), "--strict")
@@ -130,6 +131,7 @@ def test_what_it_refuses(bundled: Path, results: Path, tmp_path: Path) -> None:
     flipped.write_bytes(before[:1000] + bytes([before[1000] ^ 1]) + before[1001:])
     code, out = command("verify", str(flipped))
     assert code == 1 and "its digest differs: it was changed after it was written" in out, out
+    assert out.splitlines()[-2:] == ["1 of 1 bundles NOT as they should be", "0 records: all as they should be"], out
     code, out = command("diff", str(flipped), str(results))
     assert code == 2 and "its digest differs" in out, out
 

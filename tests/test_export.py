@@ -132,10 +132,14 @@ def test_a_record_or_an_image_that_is_read_is_never_replaced(
 
 
 class Scores(torch.nn.Module):
-    """Scores of two classes: the first channel of the image, and a number above or below it."""
+    """Scores of two classes: the first channel of the image, and one number for every pixel."""
+
+    def __init__(self, second: float = 0.0) -> None:
+        super().__init__()
+        self.second = second
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.stack([image[:, 0], torch.zeros_like(image[:, 0])], 1)
+        return torch.stack([image[:, 0], torch.full_like(image[:, 0], self.second)], 1)
 
 
 def test_only_equal_scores_may_be_of_another_class() -> None:
@@ -143,21 +147,20 @@ def test_only_equal_scores_may_be_of_another_class() -> None:
     image = np.full((3, 4, 3), 255, np.uint8)
     highest = (1 - model.MEAN[0]) / model.STD[0]
 
-    def changed(*values: float) -> export.Agreement:
+    def changed(*values: float, second: float = 0.0) -> export.Agreement:
         def artefact(pixels: Tensor) -> Tensor:
-            scores = Scores()(pixels)
+            scores = Scores(second)(pixels)
             scores[0, 1, 0, : len(values)] = torch.tensor(values)
             return scores
 
-        return export.compared(artefact, Scores(), image, (3, 4))  # type: ignore[arg-type]
+        return export.compared(artefact, Scores(second), image, (3, 4))  # type: ignore[arg-type]
 
     assert changed()[1:] == (0, 0, 0.0)
     assert changed(highest - 1)[1:3] == (0, 0) and changed(highest + 1, highest + 1)[1:3] == (2, 0)
     assert changed(float("nan"))[1] == 1
-    edge = round(255 * model.MEAN[0]) / 255  # an image whose two scores are nearly equal at one pixel
-    image[0, 0] = round(255 * edge)
-    tie = abs((edge - model.MEAN[0]) / model.STD[0]) / highest
-    assert (changed(0.01).wrong, changed(0.01).ties) == ((0, 1) if tie <= export.ROUNDING else (1, 0))
+    for below, wrong, ties in ((0.5, 0, 1), (2.0, 1, 0)):  # how far the second class is behind, in units of rounding
+        second = highest * (1 - below * export.ROUNDING)
+        assert changed(highest + 1, second=second)[1:3] == (wrong, ties)
 
 
 def test_sizes_that_no_stride_divides() -> None:

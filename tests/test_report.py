@@ -401,7 +401,22 @@ def test_the_finding_of_nothing_claims_nothing(empty: Planted) -> None:
     empty.runs.mkdir()
     ran = invoke(empty, "report", "table3a")
     assert ran.out.startswith("Run: nothing at scale paper") and "Decided: nothing." in ran.out
-    assert "laurepro plan table3a --scale paper" in ran.out
+    assert "laurepro plan table3a --scale paper lists" in ran.out
+    pairs = ("--set", "train.lr=0.05")
+    ran = invoke(empty, "report", "table3a", "table4", "--scale", "paper", *pairs)
+    assert "laurepro plan table3a table4 --scale paper --set train.lr=0.05 lists" in " ".join(ran.out.split())
+    assert "laurepro plan --all --scale paper lists" in " ".join(
+        invoke(empty, "report", "--scale", "paper").out.split()
+    )
+
+
+def test_the_finding_about_one_row_leaves_out_claims_about_others(compared: Planted) -> None:
+    row = "encnet-os8-bilinear"
+    page = report.gather((f"table3a/{row}",), ["camvid-cpu"], results=compared.results)
+    about = {v.claim.addresses[0] for _, verdicts in page.judgements for v in verdicts}
+    assert about <= {f"table3a/{row}"}
+    whole = report.gather(("table3a",), ["camvid-cpu"], results=compared.results)
+    assert len({v.claim.addresses[0] for _, verdicts in whole.judgements for v in verdicts}) > 3
 
 
 def test_one_measured_comparison_stands_once(compared: Planted) -> None:

@@ -6,6 +6,7 @@ claims that rest on it.
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,7 +52,9 @@ def finding(scale: Scale, sections: Iterable[Section], verdicts: Iterable[Verdic
     at_scale = [rows for rows in sections if rows[0].scale.name == scale.name]
     rows = [r for section in at_scale for r in section]
     if not any(r.values for r in rows):
-        command = f"laurepro plan {' '.join(s[0].table.id for s in at_scale[:1]) or '--all'} --scale {scale.name}"
+        tables = " ".join(dict.fromkeys(s[0].table.id for s in at_scale)) if len(at_scale) < 4 else ""
+        pairs = "".join(f" --set {shlex.quote(pair)}" for pair in (rows[0].settings if rows else ()))
+        command = f"laurepro plan {tables or '--all'} --scale {scale.name}{pairs}"
         seeds = _count(scale.seeds, "seed")
         return Finding(
             scale.name,

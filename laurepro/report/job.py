@@ -21,7 +21,7 @@ def page(record: Record) -> Page:
         f"{record.seed}: {record.seconds:.0f} s with {record.world_size} process(es) on {e.device}, from "
         f"{record.started}. Commit {commit(record)}, torch {e.torch}, key {record.key}."
     )
-    blocks: list[Block] = [Heading("Job", "job"), Text(about), Code(record.command)]
+    blocks: list[Block] = [Heading("Job", "job"), Code(record.command)]
     values = {m: v for m, v in metrics_of(record).items() if v is not None and m in METRICS}
     if values:
         lines = tuple(

@@ -95,8 +95,9 @@ def gather(
 
 
 def _about(verdict: Verdict, sections: list[Section]) -> bool:
-    tables = {rows[0].table.id for rows in sections}
-    return any(address.partition("/")[0] in tables for address in verdict.claim.addresses[:1])
+    """Whether the row that the claim is about is shown: its first one."""
+    shown = {r.address for rows in sections for r in rows}
+    return any(address in shown for address in verdict.claim.addresses[:1])
 
 
 def _judged(
