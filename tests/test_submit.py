@@ -210,7 +210,7 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> Fine:
     shutil.copytree(ROOT / "experiments", experiments)
     small = "    resnet101: {width: 4, blocks: [1, 1, 1, 1]}\n"
     scale = TINY.replace("  head:\n", small + "  head:\n", 1)
-    (experiments / "scales" / "tiny.yaml").write_text(scale.replace("iterations: 160", "iterations: 12"))
+    (experiments / "scales" / "tiny.yaml").write_text(scale.replace(f"iterations: {STEPS}", "iterations: 12"))
     ran = run_cli("run", ROW6, "--scale", "tiny", cwd=folder, LAUREPRO_EXPERIMENTS=experiments)
     assert ran.code == 0, ran.err
     found, unreadable = record.read_all(folder / "results")

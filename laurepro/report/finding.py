@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from laurepro.report.grid import data_of, name
@@ -121,7 +121,11 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
     if needed and needed[0] < float("inf"):
         first = next(v for v in of_one if v.needed == needed[0])
         half = statistics.median_high(needed)
-        rest = f", {half:.0f} half of these comparisons" if len(needed) > 1 and half < float("inf") else ""
+        rest = (
+            f", {half:.0f} would probably decide half of these comparisons"
+            if len(needed) > 1 and half < float("inf")
+            else ""
+        )
         estimate, _, _ = first.found.partition(";")
         which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
         how_many = f"; {needed[0]:.0f} seeds a row would probably decide {which}{rest}"
@@ -163,14 +167,3 @@ def metric_title(v: Verdict) -> str:
     assert v.claim.metric is not None
     dataset = v.records[0].split("-")[1] if v.records else ""
     return METRICS[own_metric(v.claim.metric, dataset)].title
-
-
-def page_title(scales: Sequence[tuple[Scale, Sequence[Verdict]]]) -> str:
-    """How many of the paper's claims are decided, at each scale that is evidence."""
-    parts = []
-    for scale, verdicts in scales:
-        words = [v.verdict for v in verdicts if v.claim.family == "paper"]
-        if scale.evidence and any(v.records for v in verdicts):
-            decided = sum(w in DECIDED for w in words)
-            parts.append(f"{decided or 'none'} of {len(words)} claims decided at scale {scale.name}")
-    return f"Location-aware Upsampling: {', '.join(parts) or 'no claim of the paper decided'}"

@@ -9,7 +9,6 @@ from laurepro.record import Record
 from laurepro.report import provenance, unavailable
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
 from laurepro.report.classes import class_iou, confusions
-from laurepro.report.finding import page_title
 from laurepro.report.grid import MISSING, Cell, about, name, notes, title
 from laurepro.report.rows import RowResult, Section, shown
 from laurepro.report.sources import Sources
@@ -17,6 +16,7 @@ from laurepro.report.tables import comparison_grid
 from laurepro.report.verdicts import claims
 from laurepro.spec.metrics import BOUNDARY_WIDTHS, METRICS
 
+TITLE = "Location-aware Upsampling: reproduction report"  # it promises nothing; what was found follows it
 LEAD = (
     "Measured beside the tables of the paper (arXiv:1911.05250v2). Only scale paper is compared with published "
     f"numbers; {MISSING} means not measured."
@@ -45,7 +45,7 @@ def build(sources: Sources) -> Page:
         blocks += [Heading("Figures", "figures"), *sources.figures]
     blocks += provenance.failures(sources)
     blocks += provenance.environments(sources)
-    return Page(page_title(sources.judgements), tuple(blocks))
+    return Page(", ".join([TITLE, *(f"--set {pair}" for pair in sources.pairs)]), tuple(blocks))
 
 
 def anchor(rows: Section) -> str:
