@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT, ROW, TINY, Finished, Ran, environment, run_cli
+from conftest import ROOT, ROW, STEPS, TINY, Finished, Ran, environment, run_cli
 from sklearn import metrics as sk
 from test_pretrained import released
 

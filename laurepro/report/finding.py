@@ -121,11 +121,8 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
     if needed and needed[0] < float("inf"):
         first = next(v for v in of_one if v.needed == needed[0])
         half = statistics.median_high(needed)
-        rest = (
-            f", {half:.0f} would probably decide half of these comparisons"
-            if len(needed) > 1 and half < float("inf")
-            else ""
-        )
+        several = len(needed) > 1 and half < float("inf")
+        rest = f", {half:.0f} would probably decide half of these comparisons" if several else ""
         estimate, _, _ = first.found.partition(";")
         which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
         how_many = f"; {needed[0]:.0f} seeds a row would probably decide {which}{rest}"
