@@ -80,9 +80,10 @@ def _run(scale: Scale, sections: list[Section], rows: list[RowResult]) -> str:
     records = [rec for r in measured for rec in r.records]
     scored = [rec for rec in records if rec.stage == "evaluate"] or records
     devices = ", ".join(sorted({rec.environment.device for rec in scored}))
+    compared = "" if scale.comparable else " No number may be compared with a published one."
     return (
         f"{len(measured)} of {to_run} rows of {where} at scale {scale.name}{settings}, on {data}, over {over}, "
-        f"on {devices}."
+        f"on {devices}.{compared}"
     )
 
 
@@ -98,13 +99,15 @@ def _decided(scale: Scale, verdicts: list[Verdict], labels: Mapping[str, str]) -
     for whose, what, members in _families(verdicts):
         decided = [v for v in members if v.verdict in DECIDED]
         judged = sum(v.verdict != "not judged" for v in members)
-        at_scale = f" ({judged} can be judged at this scale)" if judged < len(members) else ""
+        elsewhere = "amounts, speeds and other data are judged at scale paper"
+        at_scale = f" ({judged} can be judged at this scale; {elsewhere})" if judged < len(members) else ""
         named = [f"{v.claim.id} {v.verdict} ({comparison_name(v, labels)}: {v.found})" for v in decided[:_NAMED]]
         if len(decided) > _NAMED:
             named.append(f"and {len(decided) - _NAMED} more")
         colon = ": " if named else ""
         parts.append(
-            f"{len(decided) or 'none'} of {whose} {_count(len(members), what)}{at_scale}{colon}{'; '.join(named)}"
+            f"{len(decided) or 'none'} of {whose} {_count(len(members), what)}{'' if decided else ', for or against'}"
+            f"{at_scale}{colon}{'; '.join(named)}"
         )
     return ", and ".join(parts) + "." if parts else "nothing: no claim is about these rows."
 
@@ -122,10 +125,10 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
         first = next(v for v in of_one if v.needed == needed[0])
         half = statistics.median_high(needed)
         several = len(needed) > 1 and half < float("inf")
-        rest = f", {half:.0f} would probably decide half of these comparisons" if several else ""
+        rest = f", and {half:.0f} half of these comparisons" if several else ""
         estimate, _, _ = first.found.partition(";")
         which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
-        how_many = f"; {needed[0]:.0f} seeds a row would probably decide {which}{rest}"
+        how_many = f"; {needed[0]:.0f} seeds a row in total would probably decide {which}{rest}"
     single = sum(g[0].n == 1 for g in comparisons(of_one))
     alone = f"; {_count(single, 'comparison')} of one seed need at least two" if single else ""
     return f"{' and '.join(open_) or 'nothing'}{how_many}{alone}; {' and '.join(missing) or 'none'} not run."
