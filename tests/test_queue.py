@@ -7,13 +7,14 @@ import subprocess
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from laurepro import failures, spec
 from laurepro.errors import LaureproError
 from laurepro.launchers import LaunchContext, TimeIsUp, local
+from laurepro.launchers._schedule import Demand, Seats, starts
 from laurepro.plan import Plan
 from laurepro.spec import Job
 
@@ -327,3 +328,19 @@ def test_of_a_long_log_only_the_end_is_read(tmp_path: Path) -> None:
     assert len(text) <= failures.LOG_BYTES and failures.first_code(1, text) == -9
     assert failures.text_from(log, log.stat().st_size - 3) == text[-3:] and failures.text_from(tmp_path / "none") == ""
     assert failures.text_from(log, log.stat().st_size + 9) == ""
+
+
+def test_nothing_is_chosen_while_nothing_changes(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    """Choosing among hundreds of waiting jobs at each look would keep a core busy."""
+    chosen: list[int] = []
+
+    def counted(waiting: list[Demand], *rest: Any) -> dict[str, Seats]:
+        chosen.append(len(waiting))
+        return starts(waiting, *rest)
+
+    machine.setattr(local, "starts", counted)
+    machine.setattr(local, "gpus", lambda: ["g0"])
+    stubs = Stubs(seconds=0.3)
+    jobs = [make_job("profile", number) for number in range(2)]
+    assert local.launch(make_plan(*jobs), context(tmp_path), stubs) == [] and len(stubs.started) == 2
+    assert chosen == [2, 1, 0] or chosen == [2, 1]

@@ -181,14 +181,20 @@ class Queue:
         """Run until no job waits or runs. Raises TimeIsUp."""
         limit = self.context.time_limit
         end = math.inf if limit is None else time.monotonic() + limit
+        changed = (
+            True  # else nothing can begin, and choosing among many jobs ten times a second takes a share of a core
+        )
         while self.waiting or self.running:
-            self.waiting = [job for job in self.waiting if not self.lost(job)]
-            self.begin()
+            if changed or any(self.retry_at.get(job.name, math.inf) <= time.monotonic() for job in self.waiting):
+                self.waiting = [job for job in self.waiting if not self.lost(job)]
+                self.begin()
+            changed = False
             for run in list(self.running):
                 code = run.process.poll()
                 if code is not None:
                     self.running.remove(run)
                     self.ended(run, code)
+                    changed = True
             self.show.update([(r.job, self.context.runs / r.job.name) for r in self.running])
             if time.monotonic() > end and (self.waiting or self.running):
                 self.show.line("time is up: each running job writes a checkpoint")
