@@ -183,7 +183,7 @@ def test_ten_wrong_things_are_named_together(tree: Path) -> None:
     shutil.move(images / "a7.png", outside)
     (images / "a7.png").symlink_to(outside)
     (images / "a8.png").write_bytes((images / "a8.png").read_bytes()[:200])
-    (images / "a9.bmp").write_bytes(b"BM")
+    (images / "a9.heic").write_bytes(b"")
     PIL.Image.fromarray(np.zeros((32, 48), np.uint8)).save(masks / "a10.png", "JPEG")
     (masks / "lonely.png").write_bytes((masks / "a11.png").read_bytes())
     (source / "classes.txt").write_text(CLASSES + "8\n")
@@ -202,7 +202,7 @@ def test_ten_wrong_things_are_named_together(tree: Path) -> None:
         "splits share this image",
         "elsewhere.png, outside --source",
         "a8.png: is truncated or damaged",
-        "a9.bmp: expected JPEG or PNG; convert it",
+        "a9.heic: expected BMP, JPEG, PNG, PPM, TIFF or WEBP; convert it",
         "a10.png: is a JPEG, whose labels cannot be exact",
         "lonely.png: is a label map without an image",
         "classes.txt, line 4: class id 8 has no name",
@@ -469,7 +469,10 @@ def test_other_photographs_of_a_folder_say_what_label_maps_were_drawn_on(tree: P
         ("classes.txt", "only\n", "has 1 classes, expected 2 to 255"),
         ("classes.yaml", "- {id: 0, name: a}\n- {id: 1}\n", "class 2: class id 1 has no name"),
         ("classes.yaml", "- {id: 0, nam: a}\n", "unknown key 'nam'"),
-        ("classes.yaml", "a: b\n", "expected a list of classes"),
+        ("classes.yaml", "a: b\n", "class 'a': expected a whole number as id, got 'a'"),
+        ("classes.yaml", "true: b\n", "class True: expected a whole number as id, got True"),
+        ("classes.yaml", "7: {id: 8, name: b}\n", "class 7: unknown key 'id'"),
+        ("classes.yaml", "7\n", "expected a list of classes"),
         ("classes.yaml", "- {id: [\n", "line 2: not valid YAML"),
     ],
 )
@@ -520,6 +523,65 @@ def test_classes_from_yaml_with_an_ignored_id(tree: Path) -> None:
     _, images = datasets.open_split(spec.Data(name="photos"), tree / "data", "train")
     label = images[0][1]
     assert set(np.unique(label)) == {-1, 0, 1} and label[0, 0] == -1 and label[-1, -1] == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0: background\n1: light\n7: {name: road, colour: '#804080'}\n255: ignored\n",
+        "background: 0\nlight: 1\nroad: 7\nignored: 255\n",
+        "classes:\n  7: road\n  0: background\n  1: light\n",
+    ],
+)
+def test_classes_from_a_yaml_mapping(tree: Path, text: str) -> None:
+    source = small(tree / "source", 2)
+    (source / "classes.txt").unlink()
+    (source / "classes.yaml").write_text(text)
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 0, ran.output
+    names = datasets.info_of(spec.Data(name="photos")).classes
+    shown = labels(tree / "data", "train", (tree / "data" / "photos" / "train.txt").read_text().strip())
+    assert sorted(names) == ["background", "light", "road"]
+    assert {names[i] for i in np.unique(shown) if i >= 0} == {"background", "light", "road"}
+
+
+def test_images_of_other_formats_are_prepared_as_png(tree: Path) -> None:
+    """TIFF of 16 bits, WebP, BMP and PPM; label maps that are no PNG; several pages and lossy labels are refused."""
+    source = small(tree / "source", 6)
+    expected = {}
+    for index, form in enumerate(("tif", "webp", "bmp", "ppm", "TIFF", "png")):
+        image = source / "images" / f"a{index}.png"
+        pixels = np.asarray(PIL.Image.open(image))
+        if form == "TIFF":
+            pixels = np.repeat(pixels[..., :1], 3, 2)
+            PIL.Image.fromarray(pixels[..., 0].astype(np.uint16) << 8).save(image.with_suffix(".TIFF"))
+        elif form != "png":
+            PIL.Image.fromarray(pixels).save(
+                image.with_suffix(f".{form}"), **({"lossless": True} if form == "webp" else {})
+            )
+        if form != "png":
+            image.unlink()
+        mask = source / "masks" / f"a{index}.png"
+        ids = PIL.Image.open(mask)
+        expected[f"a{index}"] = pixels, np.asarray(ids)
+        if form in ("tif", "bmp"):
+            ids.save(mask.with_suffix(f".{form}"))
+            mask.unlink()
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 0, ran.output
+    for split in ("train", "val"):
+        _, images = datasets.open_split(spec.Data(name="photos"), tree / "data", split)
+        for (image, label), name in zip(images, images.names, strict=True):  # type: ignore[call-overload, attr-defined]
+            pixels, ids = expected.pop(name)
+            assert np.array_equal(image, pixels), name
+            assert np.array_equal(label, np.select([ids == 0, ids == 1, ids == 7], [0, 1, 2], -1)), name
+    assert not expected and run("data", "verify", "photos", "--data", "data").exit_code == 0
+    pages = [PIL.Image.fromarray(np.zeros((32, 48), np.uint8)) for _ in range(2)]
+    pages[0].save(source / "images" / "a0.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(source / "masks" / "a0.tif", compression="jpeg")
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and "a0.tif: holds 2 images; expected one" in ran.output, ran.output
+    assert "masks/a0.tif: is a TIFF, whose labels cannot be exact" in ran.output, ran.output
 
 
 def test_nothing_of_the_users_is_overwritten(tree: Path) -> None:

@@ -18,7 +18,7 @@ from laurepro.errors import LaureproError, install, unknown
 if TYPE_CHECKING:
     from laurepro.datasets._exif import MasksFit
 
-_root = data_folder(name="--root")
+_root = data_folder(names=fetch.ROOT)
 
 
 @click.group("data")

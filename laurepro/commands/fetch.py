@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from laurepro.datasets import Download
     from laurepro.spec.weights import File
 
+ROOT = ("--root", "--data", "root")  # the option of `laurepro data`, by its name in the other commands too
 ORIGINALS = "originals"  # below the data root: where files go unless --to names another folder
 
 
@@ -48,7 +49,7 @@ class Offer(NamedTuple):
 )
 @click.option("--file", "chosen", multiple=True, metavar="FILE", help="Only this file, as it is listed (repeatable).")
 @click.option("--mirror", metavar="URL", help="Take URL/FILE instead; digests stay the same.")
-@data_folder(name="--root")
+@data_folder(names=ROOT)
 def command(name: str, yes: bool, to: Path | None, chosen: tuple[str, ...], mirror: str | None, root: Path) -> None:
     """Download the originals of data set NAME, or the ImageNet weights of that name, and unpack them.
 

@@ -42,14 +42,14 @@ def _set_data_folder(ctx: click.Context, param: click.Parameter, value: Path) ->
 
 
 def data_folder(
-    text: str = "Data sets (or $LAUREPRO_DATA).", name: str = "--data", passed: bool = True
+    text: str = "Data sets (or $LAUREPRO_DATA).", names: tuple[str, ...] = ("--data",), passed: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the option of the data sets' folder, with its help.
 
     `passed`: the command has a parameter for it. Others only need keys that the data are part of.
     """
     return click.option(
-        name,
+        *names,
         type=click.Path(path_type=Path),
         envvar="LAUREPRO_DATA",
         default="data",

@@ -1,8 +1,9 @@
 """The classes of a folder of your own images: their file, and label maps of any kind as class indices. See `folder.py`.
 
 A text file has one class a line, `ID NAME` or `ID NAME COLOUR`, or names alone, which are then numbered from 0. COLOUR
-is `#rrggbb` or three numbers. A YAML file is a list of names, or of mappings with id, name and colour. An entry named
-`ignored` is no class: pixels with its id or colour are not scored.
+is `#rrggbb` or three numbers. A YAML file is a list of names, or of mappings with id, name and colour, or a mapping of
+ids to names (`7: road`, `road: 7`, `7: {name: road, colour: ...}`). An entry named `ignored` is no class: pixels with
+its id or colour are not scored.
 """
 
 from __future__ import annotations
@@ -122,21 +123,31 @@ def _text(file: Path) -> list[_Entry]:
 
 
 def _yaml(file: Path) -> list[_Entry]:
-    listed = spec.files.read_yaml(file)
+    listed = spec.files.read_yaml(file, spec.files.NumberedLoader)
     if isinstance(listed, dict) and listed.keys() == {"classes"}:
         listed = listed["classes"]
+    if isinstance(listed, dict):
+        return [_entry(f"{file}, class {key!r:.40}", *_id_first(key, item), _KEYS) for key, item in listed.items()]
     if not isinstance(listed, list):
         raise Unreadable(f"{file}: expected a list of classes, as `- {{id: 3, name: road, colour: [128, 64, 128]}}`")
-    entries = []
-    for number, item in enumerate(listed):
-        place = f"{file}, class {number + 1}"
-        if not isinstance(item, dict):
-            entries.append(_Entry(place, number, item, None))
-        elif unknown := item.keys() - {"id", "name", "colour", "color"}:
-            raise Unreadable(f"{place}: unknown key {min(unknown)!r}; expected id, name and colour")
-        else:
-            entries.append(_Entry(place, item.get("id"), item.get("name"), item.get("colour", item.get("color"))))
-    return entries
+    return [_entry(f"{file}, class {n + 1}", n, item, ("id", *_KEYS)) for n, item in enumerate(listed)]
+
+
+def _id_first(key: Any, item: Any) -> tuple[Any, Any]:
+    """`7: road` and `road: 7` are the same."""
+    return (item, key) if isinstance(key, str) and type(item) is int else (key, item)
+
+
+_KEYS = ("name", "colour", "color")
+
+
+def _entry(place: str, number: Any, item: Any, keys: tuple[str, ...]) -> _Entry:
+    """`number`: the id of an item that states none."""
+    if not isinstance(item, dict):
+        return _Entry(place, number, item, None)
+    if unknown := item.keys() - set(keys):
+        raise Unreadable(f"{place}: unknown key {min(map(str, unknown))!r}; expected {', '.join(keys[:-1])}")
+    return _Entry(place, item.get("id", number), item.get("name"), item.get("colour", item.get("color")))
 
 
 def _colour(given: Any) -> Colour | None:

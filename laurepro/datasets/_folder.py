@@ -28,8 +28,10 @@ SPLITS = ("train", "val", "test")
 _SPELT = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 IMAGE_FOLDERS, MASK_FOLDERS = ("images", "jpegimages"), ("masks", "labels", "segmentationclass")
 LIST_FOLDERS = (".", "ImageSets/Segmentation", "ImageSets", "splits", "lists")
-SUFFIXES = (".jpg", ".jpeg", ".png")
-OTHER_IMAGES = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")
+READ = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # what is not among FORMATS is prepared as PNG
+EXACT = ("BMP", "PNG", "PPM", "TIFF")  # of label maps
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+OTHER_IMAGES = (".avif", ".gif", ".heic", ".heif", ".jp2")
 VERSION = 1  # of what is made from the same files
 
 _MASK_ENDING = re.compile(r"[-_ .](mask|label|labels|seg|gt)$", re.IGNORECASE)
@@ -200,7 +202,11 @@ def _images_in(folder: Path, faults: list[str]) -> list[Path]:
         faults.append(f"{folder}: is missing")
         return []
     files = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
-    faults += [f"{f}: expected {' or '.join(FORMATS)}; convert it" for f in files if f.suffix.lower() in OTHER_IMAGES]
+    faults += [
+        f"{f}: expected {', '.join(READ[:-1])} or {READ[-1]}; convert it"
+        for f in files
+        if f.suffix.lower() in OTHER_IMAGES
+    ]
     return [f for f in files if f.suffix.lower() in SUFFIXES and (f.is_file() or f.is_symlink())]
 
 
@@ -304,7 +310,7 @@ def _check(pair: _Pair, classes: Classes | None, fit: MasksFit | None) -> _Check
     faults: list[str] = []
     image, sha256 = _opened(pair.image, faults)
     mask, _ = _opened(pair.mask, faults) if pair.mask is not None else (None, "")
-    if mask is not None and mask.format != "PNG":
+    if mask is not None and (mask.format not in EXACT or "jpeg" in str(mask.info.get("compression"))):
         faults.append(f"{pair.mask}: is a {mask.format}, whose labels cannot be exact; expected PNG")
         mask = None
     turned = image is not None and _exif.orientation(image) != 1
@@ -338,7 +344,7 @@ def _check(pair: _Pair, classes: Classes | None, fit: MasksFit | None) -> _Check
             faults.append(f"{pair.mask}: {error}")
     if faults or image is None or values is None or pair.mask is None or classes is None:
         return _Checked(faults, sha256=sha256, ways=ways)
-    again = turned or image.mode[0] == "I"
+    again = turned or image.mode[0] == "I" or image.format not in FORMATS
     recipe = hashlib.sha256(repr((VERSION, labels_turn, classes.ids, classes.colours)).encode()).hexdigest()[:16]
     original = Original(
         _prepared_name(pair.name),
@@ -363,7 +369,11 @@ def _opened(file: Path, faults: list[str]) -> tuple[PIL.Image.Image | None, str]
     """The decoded image, if it is one, and its file's sha256."""
     try:
         content = file.read_bytes()
-        return decode(content), hashlib.sha256(content).hexdigest()
+        image = decode(content, READ)
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            raise Unreadable(f"holds {pages} images; expected one")
+        return image, hashlib.sha256(content).hexdigest()
     except Unreadable as error:
         faults.append(f"{file}: {error}")
     except OSError as error:
@@ -373,11 +383,11 @@ def _opened(file: Path, faults: list[str]) -> tuple[PIL.Image.Image | None, str]
 
 def _draw(file: Path, classes: Classes, turn: int) -> Mask:
     """The label map to prepare. Raises Unreadable and OSError."""
-    return _exif.turned(_classes.indices(decode(file.read_bytes()), classes), turn)
+    return _exif.turned(_classes.indices(decode(file.read_bytes(), READ), classes), turn)
 
 
 def _paint(file: Path) -> bytes:
     """The image to prepare, as PNG, where it cannot be copied. Raises Unreadable and OSError."""
     stream = io.BytesIO()
-    in_rgb(_exif.upright(decode(file.read_bytes()))).save(stream, "PNG", compress_level=3)
+    in_rgb(_exif.upright(decode(file.read_bytes(), READ))).save(stream, "PNG", compress_level=3)
     return stream.getvalue()

@@ -34,6 +34,8 @@ def _refused(problem: str, at: Any) -> _Refused:
 class Loader(_Safe):  # type: ignore[misc]
     """SafeLoader that refuses duplicate keys and keys that are not text, and reads YAML 1.2 floats (`1e-4`)."""
 
+    keys: tuple[type, ...] = (str,)
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node. A value that its type cannot hold is an error with its line: date 2001-99-99."""
         try:
@@ -43,11 +45,17 @@ class Loader(_Safe):  # type: ignore[misc]
             raise _refused(f"{node.value!r:.40} cannot be read as {kind}", node) from None
 
 
+class NumberedLoader(Loader):
+    """A Loader whose keys may be whole numbers too."""
+
+    keys = (str, int)
+
+
 def _mapping(loader: Loader, node: yaml.MappingNode) -> Raw:
-    seen: Raw = {}
+    seen: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
+        if not isinstance(key, loader.keys):
             raise _refused(f"expected a name as key, got {key!r:.40}", key_node)
         if key in seen:
             raise _refused(f"duplicate key {key!r}: keep one of them", key_node)
@@ -62,7 +70,7 @@ _FLOAT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
-def load_yaml(text: str, where: str) -> Any:
+def load_yaml(text: str, where: str, loader: type[Loader] = Loader) -> Any:
     """Parse YAML text.
 
     Raises:
@@ -70,11 +78,11 @@ def load_yaml(text: str, where: str) -> Any:
     """
     try:
         depth = 0
-        for event in yaml.parse(text, Loader):
+        for event in yaml.parse(text, loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:
                 raise _refused(_TOO_DEEP, event)
-        value = yaml.load(text, Loader)
+        value = yaml.load(text, loader)
         height, size = _extent(value, {})
     except (yaml.YAMLError, UnicodeError) as error:  # UnicodeError: half of a surrogate pair, from a byte of argv
         mark = getattr(error, "problem_mark", None)
@@ -103,7 +111,7 @@ def _extent(value: Any, known: dict[int, tuple[float, float]]) -> tuple[float, f
     return known[id(value)]
 
 
-def read_yaml(file: Path) -> Any:
+def read_yaml(file: Path, loader: type[Loader] = Loader) -> Any:
     """Read one YAML file. Raises LaureproError with file and line."""
     try:
         if file.exists() and not file.is_file():  # reading a named pipe would wait for ever
@@ -116,7 +124,7 @@ def read_yaml(file: Path) -> Any:
         raise LaureproError(
             f"{file}, line {line}: not valid YAML: byte 0x{error.object[error.start]:02x} is not UTF-8"
         ) from None
-    return load_yaml(text, str(file))
+    return load_yaml(text, str(file), loader)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> Raw:
