@@ -499,6 +499,15 @@ def test_an_object_in_255_is_not_ignored_unsaid(tree: Path) -> None:
     assert ran.exit_code == 0 and re.search(r"object +50.000 +50.000", ran.output), ran.output
 
 
+def test_a_split_without_labels_is_named(tree: Path) -> None:
+    source = small(tree / "source", 3)
+    PIL.Image.fromarray(np.full((32, 48), 255, np.uint8)).save(source / "masks" / "a2.png")
+    for split, names in (("train", "a0\na1\n"), ("val", "a2\n")):
+        (source / f"{split}.txt").write_text(names)
+    ran = prepare(source)
+    assert ran.exit_code == 2 and "split val has no pixel of any class" in ran.output, ran.output
+
+
 def test_lines_of_classes(tmp_path: Path) -> None:
     """With all separators; a digit that begins a name is no id."""
     file = tmp_path / "classes.txt"

@@ -131,6 +131,9 @@ def read(request: Request, report: Report) -> Contents:
     if not faults:
         absent = [name for name, n in zip(classes.names, shares["train"], strict=False) if not n]
         notes += [f"train has no pixel of class {name}" for name in absent]
+        faults += [
+            f"{source}: split {split} has no pixel of any class" for split, p in shares.items() if not any(p[:-1])
+        ]
         if absent and classes.assumed and shares["train"][-1]:  # as of masks that are 0 and 255
             faults.append(
                 f"{source}: value 255 is ignored by default, in {shares['train'][-1]:,} pixels of train, which has "
