@@ -15,6 +15,7 @@ from laurepro.errors import LaureproError, unknown
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+_METAVARS = {"integer": "INTEGER", "number": "FLOAT"}  # of the types of a JSON schema; of others click chooses
 _PREFIX = "launcher_option_"  # of the values' names, which a launcher chooses, among those of the command itself
 
 
@@ -76,14 +77,19 @@ def _launcher_options(taken: set[str]) -> list[click.Option]:
     ]
     flags: dict[str, bool] = {}
     for name in names:
-        for field, info in _model(name).model_fields.items():
+        model = _model(name)
+        schemas = model.model_json_schema().get("properties", {})
+        for field, info in model.model_fields.items():
             flag = info.annotation is bool
             if _word(field) in taken or flags.get(field, flag) != flag:
                 reason = "another launcher has it with another type" if field in flags else f"{_word(field)} is taken"
                 raise LaureproError(f"{parts.path('launchers', name)}: option {field}: {reason}", "rename it")
             if field not in flags:
                 text = f"[{' or '.join(_owners(field))}] {info.description or ''}".strip()
-                options.append(click.Option([_word(field), _PREFIX + field], is_flag=flag, default=None, help=text))
+                types = {schema.get("type") for schema in schemas[field].get("anyOf", [schemas[field]])} - {"null"}
+                metavar = _METAVARS.get(types.pop()) if len(types) == 1 else None
+                words = [_word(field), _PREFIX + field]
+                options.append(click.Option(words, is_flag=flag, default=None, metavar=metavar, help=text))
             flags[field] = flag
     return options
 
