@@ -119,4 +119,4 @@ def _submissions(folder: Path) -> Counter[str]:
     """How often each job was submitted, as Slurm remembers."""
     context = LaunchContext(folder / "results", folder / "runs", folder / "data")
     pairs = {(job.id.partition("_")[0], name) for job in _queue.queue() for name in of_folder([job], context)}
-    return Counter(name for _, name in pairs if name != "closing")
+    return Counter(name for _, name in pairs if not name.startswith("closing"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -200,6 +203,22 @@ def test_data_are_copied_once_and_again_when_they_change(tmp_path: Path) -> None
     assert sorted(file.name for file in local.iterdir()) == [".stage-in.lock", "set"]
 
 
+def test_jobs_of_one_node_copy_their_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shared" / "set").mkdir(parents=True)
+    (tmp_path / "shared" / "set" / "a.png").write_text("a")
+    copies, copy = [], shutil.copytree
+
+    def slow(source: Path, target: Path) -> Path:
+        copies.append(source)
+        time.sleep(0.1)
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copytree", slow)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: _stage_in.stage_in(tmp_path / "shared", tmp_path / "local", "set"), range(3)))
+    assert len(copies) == 1 and (tmp_path / "local" / "set" / "a.png").read_text() == "a"
+
+
 # --------------------------------------------------------------------------------------------- arrays and limits
 
 RUN = ["run", "table3a", "--scale", "tiny", "--launcher", "slurm", "--cluster", "test", "--detach"]
@@ -249,7 +268,7 @@ def test_jobs_of_one_shape_are_arrays(inside: Path, monkeypatch: pytest.MonkeyPa
     calls = stub.calls("sbatch")
     scripts = [Path(line.split()[-1]).read_text() for line in calls]
     names = [option(text, "job-name") or "" for text in scripts]
-    assert [name.partition(".")[0].rpartition("-")[0] for name in names] == ["array-train", "array-evaluate", ""], calls
+    assert [name.rpartition("-")[0] for name in names] == ["array-train", "array-evaluate", "closing"], calls
     assert option(scripts[0], "array") == option(scripts[1], "array") == "0,1,2,3,4,5,6,7,8,9,10,11%3"
     assert "--dependency=aftercorr:4000 --kill-on-invalid-dep=yes" in calls[1]
     assert "--dependency=afterany:4000:4012" in calls[2], calls[2]
@@ -311,6 +330,43 @@ def test_a_site_without_arrays_and_a_job_that_never_fits(inside: Path, monkeypat
     on(StubSlurm(inside / "stub2", limit=0), monkeypatch)
     ran = CliRunner().invoke(main, [*RUN, "--runs", "runs2"])
     assert ran.exit_code == 2 and "no job of yours is in the queue" in ran.output, ran.output
+
+
+def test_a_submission_leaves_the_last_job_of_another_alone(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows, and the same with more seeds; what is submitted later is waited for by its own last job."""
+    on(stub := StubSlurm(inside / "stub"), monkeypatch)
+
+    def last_jobs() -> dict[str, str]:
+        return {i: state for i, (state, _, name) in stub.queue.items() if name.startswith("closing")}
+
+    invoke()
+    (first,) = last_jobs()
+    invoke("--seeds", "2")
+    assert last_jobs()[first] == "PENDING" and len(last_jobs()) == 2 and not stub.calls("scancel")
+    both = stub.calls("sbatch")[-1]
+    assert "--dependency=afterany:4000:4012:4025:4037" in both, both
+    assert len({(record.read_json(f) or {})["id"] for f in inside.glob("runs/closing*.json")}) == 2
+    # The same command replaces its own, which does not wait for what was submitted again.
+    stub.end("FAILED", ids={"4000_0"})
+    invoke()
+    assert [state for i, state in last_jobs().items() if i != first] == ["PENDING"] * 2
+    assert last_jobs()[first] == "CANCELLED" and len(stub.calls("scancel")) == 1
+
+
+@pytest.mark.acceptance
+def test_an_array_that_was_cancelled_before_it_started(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """squeue has one line for it."""
+    on(stub := StubSlurm(inside / "stub"), monkeypatch)
+    invoke()
+    name = stub.queue["4000_0"][2]
+    queue = {i: job for i, job in stub.queue.items() if not i.startswith("4000_")} | {
+        "4000": ["CANCELLED", "None", name]
+    }
+    (stub.folder / "queue.json").write_text(json.dumps(queue))
+    notes = slurm.endings(inside / "runs")
+    assert len(notes) == 12 and {n.partition("-")[0] for n in notes} == {"train"}
+    assert {note.reason for note in notes.values()} == {"it was cancelled by a user or an administrator (CANCELLED)"}
+    assert len(slurm.states(inside / "runs")) == 12 and "queued   train" in invoke()
 
 
 @pytest.mark.parametrize(
@@ -458,7 +514,8 @@ def test_the_code_of_a_job_whose_id_was_not_written_stays(tmp_path: Path, monkey
 def test_the_last_job_reports_what_was_run(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on(StubSlurm(inside / "stub"), monkeypatch)
     invoke("--set", "train.iterations=30")
-    text = (inside / "runs" / "closing.sbatch").read_text()
+    (file,) = (inside / "runs").glob("closing-*.sbatch")
+    text = file.read_text()
     report, claims = (line for line in text.splitlines() if "-m laurepro " in line)
     assert all("--set train.iterations=30" in line and line.endswith("|| code=$?") for line in (report, claims))
     assert text.rstrip().endswith('exit "$code"')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from laurepro.errors import LaureproError
@@ -84,6 +84,14 @@ def _tasks(number: str) -> Iterator[str]:
             first = int(span[1])
             for index in range(first, int(span[2] or first) + 1, int(span[3] or 1)):
                 yield f"{base}_{index}"
+
+
+def of_task(number: str, seen: Mapping[str, Queued]) -> Queued | None:
+    """What squeue says of a job, by its id.
+
+    The tasks of an array that was cancelled before they started have one line, with the number of the array.
+    """
+    return seen.get(number) or seen.get(number.partition("_")[0])
 
 
 def newest(entries: Iterable[Queued]) -> Queued | None:

@@ -214,10 +214,13 @@ def array_script(name: str, jobs: Mapping[int, Job], context: LaunchContext, clu
     )  # fmt: skip
 
 
-def closing_script(context: LaunchContext, cluster: Cluster, code: Code = THIS) -> str:
-    """The script of the last small job: the commands to run when all others have ended, however they did."""
+def closing_script(context: LaunchContext, cluster: Cluster, code: Code = THIS, stem: str = "closing") -> str:
+    """The script of the last small job: the commands to run when all others have ended, however they did.
+
+    `stem` begins its name in the queue, and is that of its log below --runs.
+    """
     resources = cluster.of("report")
-    name = {"job-name": job_name("closing", context), "output": str(context.runs / "closing.txt")}
+    name = {"job-name": job_name(stem, context), "output": str(context.runs / f"{stem}.txt")}
     python = _python(cluster)
     sweeping = ["-m", "laurepro.launchers._snapshot", str(context.runs)] if code.snapshot is not None else None
     return "\n".join(

@@ -26,7 +26,7 @@ from laurepro.spec.files import plugin_folders
 
 FOLDER = "code"  # below --runs
 DONE = "complete"  # a file in a snapshot that has everything
-CLOSING = "closing.json"  # below --runs: the number and the snapshot of the last job
+CLOSING = "closing"  # begins the names of the last jobs and, below --runs, of their scripts and of notes as SUBMITTED
 SUBMITTED = "slurm.json"  # in a job's folder: its number in the queue, its snapshot, and what its log held before
 WHEEL = ("laurepro", "cupy_kernels")  # what there is of record.CODE beside other packages
 
@@ -82,7 +82,7 @@ def sweep(runs: Path, keep: Collection[str] = ()) -> None:
         return
     this_job = os.environ.get("SLURM_JOB_ID")
     active = {job.id for job in queue() if job.active and job.id != this_job}
-    notes = [record.read_json(file) or {} for file in (*runs.glob(f"*/{SUBMITTED}"), runs / CLOSING)]
+    notes = [record.read_json(file) or {} for file in (*runs.glob(f"*/{SUBMITTED}"), *runs.glob(f"{CLOSING}*.json"))]
     # Without an id, the launcher was killed while it submitted: the job may be in the queue.
     used = {note.get("snapshot") for note in notes if note.get("id") is None or note["id"] in active}
     for folder in snapshots:

@@ -20,7 +20,7 @@ from laurepro.failures import typed_command
 from laurepro.launchers import LaunchContext
 from laurepro.launchers._cluster import Cluster, estimates_of
 from laurepro.launchers._display import Lines
-from laurepro.launchers._queue import NEVER, Queued, Refused, largest_array, newest, queue, slurm, submit
+from laurepro.launchers._queue import NEVER, Queued, Refused, largest_array, newest, of_task, queue, slurm, submit
 from laurepro.launchers._script import FOLDER, Code, array_script, closing_script, job_name, resources_of, script
 from laurepro.launchers._snapshot import CLOSING, SUBMITTED, sweep, take
 from laurepro.plan import Plan
@@ -173,7 +173,7 @@ class Submission:
     def _sbatch(self, group: Group) -> dict[str, str]:
         """Submit one job, or an array, and store the ids. Raises Refused or LaureproError."""
         context, runs = self.context, self.context.runs
-        self.code = self.code if self.code is not None and self.code.root.is_dir() else take(runs)
+        code = self._code()
         sizes = {}
         for job in group.jobs.values():
             folder = record.run_folder(runs, job)
@@ -181,7 +181,7 @@ class Submission:
             for old in folder.glob("failure*.json"):  # of an earlier submission
                 old.unlink(missing_ok=True)
             record.write_atomic(folder / "job.json", job.model_dump_json(exclude_defaults=True))
-            text = script(job, context, self.cluster, self.estimates, self.code)
+            text = script(job, context, self.cluster, self.estimates, code)
             record.write_atomic(folder / "job.sbatch", text)
             log = folder / "log.txt"
             sizes[job.name] = log.stat().st_size if log.exists() else 0
@@ -189,7 +189,7 @@ class Submission:
             job.name: {
                 "id": None,
                 "log_size": sizes[job.name],
-                "snapshot": self.code.snapshot,
+                "snapshot": code.snapshot,
                 "command": typed_command(),
             }
             for job in group.jobs.values()
@@ -208,8 +208,7 @@ class Submission:
             ids = {first.name: number}
         else:
             members = json.dumps({index: job.name for index, job in group.jobs.items()})
-            digest = hashlib.sha256(members.encode()).hexdigest()[:8]
-            name = job_name(f"array-{first.stage}-{digest}", context)
+            name = job_name(f"array-{first.stage}-{_digest(members)}", context)
             (runs / FOLDER).mkdir(exist_ok=True)
             # Before sbatch: whoever is killed after it leaves an array whose members the next launcher knows.
             record.write_atomic(runs / FOLDER / f"{name}.json", members)
@@ -221,20 +220,31 @@ class Submission:
         self._write_notes({name: {**note, "id": ids[name]} for name, note in notes.items()})
         return ids
 
+    def _code(self) -> Code:
+        """What jobs run: a snapshot, taken again where another launcher has removed it."""
+        if self.code is None or not self.code.root.is_dir():
+            self.code = take(self.context.runs)
+        return self.code
+
     def _write_notes(self, notes: Mapping[str, Mapping[str, object]]) -> None:
         for name, note in notes.items():
             record.write_atomic(self.context.runs / name / SUBMITTED, json.dumps(note))
 
     def _close(self, entries: Mapping[str, Queued], jobs: Iterable[Queued]) -> bool:
-        """Submit the last job, which waits for all others. Returns whether it is in, or not needed."""
-        name = job_name("closing", self.context)
+        """Submit the last job, which waits for all others. Returns whether it is in, or not needed.
+
+        Commands for the same rows share one. That of other rows stays: it waits for its own jobs.
+        """
+        rows = sorted({job.name for row in self.plan.rows for job in row.jobs})
+        stem = f"{CLOSING}-{_digest([self.context.closing, rows])}"
+        name = job_name(stem, self.context)
         before = [job for job in jobs if job.name == name and job.active]
         active = {e.id.partition("_")[0] for n, e in entries.items() if e.active and n in self.ids}
         if not self.context.closing or (not self.submitted and (before or not active)):
             return True
-        file = self.context.runs / "closing.sbatch"
-        self.code = self.code if self.code is not None and self.code.root.is_dir() else take(self.context.runs)
-        record.write_atomic(file, closing_script(self.context, self.cluster, self.code))
+        file = self.context.runs / f"{stem}.sbatch"
+        code = self._code()
+        record.write_atomic(file, closing_script(self.context, self.cluster, code, stem))
         for job in before:
             if job.state == "PENDING":  # it does not wait for the jobs that were added
                 slurm("scancel", job.id)
@@ -243,9 +253,14 @@ class Submission:
         except Refused as refused:
             self._wait(str(refused))
             return False
-        note = {"id": number, "snapshot": self.code.snapshot}
-        record.write_atomic(self.context.runs / CLOSING, json.dumps(note))
+        note = {"id": number, "snapshot": code.snapshot}
+        record.write_atomic(self.context.runs / f"{stem}.json", json.dumps(note))
         return True
+
+
+def _digest(words: object) -> str:
+    """A short digest of strings, or of lists of them."""
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
 
 
 class Refusal(NamedTuple):
@@ -258,18 +273,14 @@ class Refusal(NamedTuple):
 def of_folder(jobs: Iterable[Queued], context: LaunchContext) -> dict[str, Queued]:
     """The jobs that were submitted with these folders, by their names; of an array each by its own."""
     mark = job_name("", context)
-    ours = [job for job in jobs if job.name.endswith(mark)]
-    arrays = {job.name: record.read_json(context.runs / FOLDER / f"{job.name}.json") or {} for job in ours}
+    seen = {job.id: job for job in jobs if job.name.endswith(mark)}
     by_name: dict[str, list[Queued]] = defaultdict(list)
-    # The tasks of an array that was cancelled before they started have one line, with the number of the array.
-    for job in sorted(ours, key=lambda job: job.array is not None):
-        members = arrays[job.name]
-        indices = [str(job.array[1])] if job.array is not None else list(members)
-        for index in indices:
-            if isinstance(name := members.get(index), str):
-                by_name[name].append(job)
-        if job.array is None and not members:
-            by_name[job.name.removesuffix(mark)].append(job)
+    for number, name in {job.id.partition("_")[0]: job.name for job in seen.values()}.items():
+        members = record.read_json(context.runs / FOLDER / f"{name}.json") or {}
+        tasks = {job: f"{number}_{index}" for index, job in members.items() if isinstance(job, str)}
+        for job, task in (tasks or {name.removesuffix(mark): number}).items():
+            if (entry := of_task(task, seen)) is not None:
+                by_name[job].append(entry)
     return {name: entry for name, entries in by_name.items() if (entry := newest(entries)) is not None}
 
 

@@ -19,7 +19,7 @@ from laurepro.failures import Failure, FailureNote, diagnose, text_from
 from laurepro.launchers import LaunchContext, State
 from laurepro.launchers._cluster import Cluster, check, read
 from laurepro.launchers._display import Lines, display
-from laurepro.launchers._queue import NEVER, Ended, Queued, Unreachable, accounted, queue, reason, slurm
+from laurepro.launchers._queue import NEVER, Ended, Queued, Unreachable, accounted, of_task, queue, reason, slurm
 from laurepro.launchers._script import NOT_REQUEUED
 from laurepro.launchers._snapshot import SUBMITTED
 from laurepro.launchers._submission import Submission, done, log_before, remaining
@@ -114,13 +114,12 @@ def endings(runs: Path) -> dict[str, FailureNote]:
         LaureproError: Slurm cannot be asked here.
     """
     numbers = {n: number for n, number in _submitted(runs).items() if not (runs / n / "failure.json").exists()}
-    seen = {job.id: job for job in _seen(numbers)}
-    # The tasks of an array that was cancelled before they started have one line, with the number of the array.
-    seen |= {n: seen[n.partition("_")[0]] for n in numbers.values() if n not in seen and n.partition("_")[0] in seen}
-    known = accounted(number for number in numbers.values() if number not in seen)
+    queued = {job.id: job for job in _seen(numbers)}
+    seen = {number: of_task(number, queued) for number in numbers.values()}
+    known = accounted(number for number, entry in seen.items() if entry is None)
     notes = {}
     for name, number in numbers.items():
-        entry = seen.get(number)
+        entry = seen[number]
         if entry is None or not entry.active:
             note = _note(runs / name, entry or known.get(number))
             if note is not None:
