@@ -353,6 +353,24 @@ def test_a_submission_leaves_the_last_job_of_another_alone(inside: Path, monkeyp
     assert last_jobs()[first] == "CANCELLED" and len(stub.calls("scancel")) == 1
 
 
+def test_force_submits_again_only_what_has_not_finished_since(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(stub := StubSlurm(inside / "stub", limit=13), monkeypatch)
+    invoke("--force")
+    first = {i for i, (state, _, _) in stub.queue.items() if state == "PENDING"}
+    failed = min(first)
+    leave_records(stub, inside, first - {failed})
+    stub.end("FAILED", ids={failed})
+    said = invoke("--force")
+    second = set(stub.queue) - first
+    assert len(first) == 13 and len(second) == 12 + 1, said  # the failed one, eleven evaluations, and the last job
+    assert "12 of 24 jobs have finished since" in said and said.count("queued   ") == 12
+    leave_records(stub, inside, second)
+    assert len(list(inside.glob("runs/slurm/forced-*"))) == 1
+    said = invoke("--force")
+    assert "24 of 24 jobs have finished since; the same command starts them over" in said
+    assert set(stub.queue) == first | second and not list(inside.glob("runs/slurm/forced-*"))
+
+
 @pytest.mark.acceptance
 def test_an_array_that_was_cancelled_before_it_started(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """squeue has one line for it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -49,6 +48,9 @@ class Submission:
         self.refusal: Refusal | None = None
         self.told = False  # that not everything is in the queue
         self.code: Code | None = None
+        forced = _digest([str(context.results.resolve()), *sorted(context.fresh)])
+        self.forced = context.runs / FOLDER / f"forced-{forced}.json"
+        self.began = 0.0  # under --force: when that file was written, see `_begin`
         self.complete = False
 
     def advance(self, failed: Mapping[str, object]) -> dict[str, Queued]:
@@ -66,6 +68,8 @@ class Submission:
         with FileLock(self.context.runs / "submit.lock"):  # which keeps two launchers from submitting a job twice
             jobs = queue()
             entries = of_folder(jobs, self.context)
+            if self.context.fresh and not self.began:
+                self.began = self._begin()
             todo = self._missing(entries, failed)
             if todo and self._may_try(jobs):
                 self._submit(todo, jobs, entries)
@@ -75,6 +79,50 @@ class Submission:
             if self.code is not None and self.complete:
                 sweep(self.context.runs, {self.code.snapshot or ""})
         return entries
+
+    def _begin(self) -> float:
+        """When the submission of these jobs under --force began.
+
+        Its first command leaves a file. The same command continues that submission, and submits nothing again that has
+        finished since, until one has seen all jobs done.
+        """
+        fresh = [job for job in self.plan.jobs if job.name in self.context.fresh]
+        if not self.forced.is_file():
+            self.forced.parent.mkdir(exist_ok=True)
+            record.write_atomic(self.forced, json.dumps({"command": typed_command()}))
+            return self.forced.stat().st_mtime
+        self.began = self.forced.stat().st_mtime
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.began))
+        finished = sum(map(self.done, fresh))
+        if finished == len(fresh):
+            self.ended()
+            then = "the same command starts them over"
+        else:
+            then = f"without {self.forced} all start over"
+        self.show.line(f"--force of {since}: {finished} of {len(fresh)} jobs have finished since; {then}")
+        return self.began
+
+    def ended(self) -> None:
+        """All jobs are done: the same command under --force starts them over."""
+        self.forced.unlink(missing_ok=True)
+
+    def done(self, job: Job) -> bool:
+        """Whether the job's record can be read, and for a training its weights are there.
+
+        Under --force the record has to be newer than this submission, or than the job in the queue that it follows.
+        """
+        file = record.records_dir(self.context.results) / f"{job.name}.json"
+        try:
+            record.read(file)
+            if job.name in self.context.fresh:
+                since = self.began
+                if job.name in self.ids:
+                    since = min(since, (record.run_folder(self.context.runs, job) / SUBMITTED).stat().st_mtime)
+                if file.stat().st_mtime < since:
+                    return False
+        except (LaureproError, OSError):
+            return False
+        return job.stage != "train" or record.has_weights(self.context.runs, job)
 
     def _missing(self, entries: Mapping[str, Queued], failed: Mapping[str, object]) -> list[Job]:
         """The jobs to submit, in the plan's order. Notes which ones are in the queue."""
@@ -87,7 +135,7 @@ class Submission:
                 self.ids[job.name] = entry.id
                 self._note_id(job, entry.id)
                 self.show.line(f"queued   {job.name} as {entry.id} already")
-            elif job.name in self.context.fresh or not done(job, self.context):
+            elif not self.done(job):
                 if entry is not None and entry.state == "PENDING" and entry.reason == NEVER:
                     slurm("scancel", entry.id)  # it would wait for ever
                 missing.append(job)
@@ -153,7 +201,7 @@ class Submission:
         group, shape = None, None
         for job in todo:
             after = entries.get(job.needs.name) if job.needs is not None else None
-            if job.needs is None or self._ready(job.needs):
+            if job.needs is None or self.done(job.needs):
                 after = None  # its task may still be ending
             elif after is None or not after.active:
                 continue  # what it needs is not in yet
@@ -165,10 +213,6 @@ class Submission:
             if (self.shapes[job.name], waits_for) == (shape, group.after) and index not in group.jobs:
                 group.jobs[index] = job
         return group
-
-    def _ready(self, need: Job) -> bool:
-        """Whether a needed job that is not in the queue is done; one that is done once more has to have been in it."""
-        return (need.name not in self.context.fresh or need.name in self.ids) and done(need, self.context)
 
     def _sbatch(self, group: Group) -> dict[str, str]:
         """Submit one job, or an array, and store the ids. Raises Refused or LaureproError."""
@@ -284,26 +328,9 @@ def of_folder(jobs: Iterable[Queued], context: LaunchContext) -> dict[str, Queue
     return {name: entry for name, entries in by_name.items() if (entry := newest(entries)) is not None}
 
 
-def done(job: Job, context: LaunchContext) -> bool:
-    """Whether the job's record can be read, and for a training its weights are there.
-
-    Of a job that is done once more, the record has to be newer than its submission.
-    """
-    file = record.records_dir(context.results) / f"{job.name}.json"
-    try:
-        record.read(file)
-        if job.name in context.fresh:
-            submitted = os.stat(record.run_folder(context.runs, job) / SUBMITTED).st_mtime
-            if file.stat().st_mtime < submitted:
-                return False
-    except (LaureproError, OSError):
-        return False
-    return job.stage != "train" or record.has_weights(context.runs, job)
-
-
 def remaining(submission: Submission) -> int:
     """How many jobs of the plan have not been submitted."""
-    return sum(job.name not in submission.ids and not done(job, submission.context) for job in submission.plan.jobs)
+    return sum(job.name not in submission.ids and not submission.done(job) for job in submission.plan.jobs)
 
 
 def log_before(folder: Path) -> int:

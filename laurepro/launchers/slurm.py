@@ -22,7 +22,7 @@ from laurepro.launchers._display import Lines, display
 from laurepro.launchers._queue import NEVER, Ended, Queued, Unreachable, accounted, of_task, queue, reason, slurm
 from laurepro.launchers._script import NOT_REQUEUED
 from laurepro.launchers._snapshot import SUBMITTED
-from laurepro.launchers._submission import Submission, done, log_before, remaining
+from laurepro.launchers._submission import Submission, log_before, remaining
 from laurepro.plan import Plan
 from laurepro.spec import Job
 
@@ -86,10 +86,13 @@ def launch(plan: Plan, context: LaunchContext) -> list[Failure]:
                 show.line(f"  {failures.typed_command()}")
             return []
         try:
-            return _follow(submission, show)
+            failed = _follow(submission, show)
         except KeyboardInterrupt:
             show.line("the jobs stay in the queue; the same command follows them again")
             raise
+        if not failed:
+            submission.ended()
+        return failed
 
 
 def states(runs: Path) -> dict[str, State]:
@@ -161,7 +164,7 @@ def _follow(submission: Submission, show: Lines) -> list[Failure]:
                     told.add(entry.reason)
                     show.line(f"waiting  {name} as {entry.id}: {_waits(entry)}")
                 continue
-            if _ended_well(job, submission):
+            if submission.done(job):
                 del waiting[name]
                 show.done(job, time.monotonic() - started.get(name, time.monotonic()))
                 continue
@@ -197,11 +200,6 @@ def _advance(submission: Submission, failed: Mapping[str, object], show: Lines) 
             elif now - silent_since > SILENT_SECONDS:
                 raise
             time.sleep(POLL_SECONDS)
-
-
-def _ended_well(job: Job, submission: Submission) -> bool:
-    """Whether a job that is not in the queue is done. One that is done once more has to have been submitted."""
-    return (job.name not in submission.context.fresh or job.name in submission.ids) and done(job, submission.context)
 
 
 def _waits(entry: Queued) -> str:
