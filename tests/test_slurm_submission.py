@@ -200,7 +200,16 @@ def test_data_are_copied_once_and_again_when_they_change(tmp_path: Path) -> None
     (shared / "set" / "images" / "a.png").write_text("bb")
     _stage_in.stage_in(shared, local, "set")
     assert (local / "set").stat().st_ino != first and (local / "set" / "images" / "a.png").read_text() == "bb"
-    assert sorted(file.name for file in local.iterdir()) == [".stage-in.lock", "set"]
+    (local / "set" / "cache.npz").write_text("written by a job, and maybe read by another one")
+    _stage_in.stage_in(shared, local, "set")
+    assert (local / "set" / "cache.npz").exists()
+    (local / "set" / "images" / "a.png").unlink()  # as a node's cleaner does
+    _stage_in.stage_in(shared, local, "set")
+    assert (local / "set" / "images" / "a.png").read_text() == "bb" and not (local / "set" / "cache.npz").exists()
+    (shared / "set" / "images" / "a.png").rename(shared / "set" / "images" / "b.png")
+    _stage_in.stage_in(shared, local, "set")
+    assert [file.name for file in (local / "set" / "images").iterdir()] == ["b.png"]
+    assert sorted(file.name for file in local.iterdir()) == [".set.json", ".stage-in.lock", "set"]
 
 
 def test_jobs_of_one_node_copy_their_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
