@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS = 0.2  # longer than `status` holds a lock that it looks at
 GO = -1  # rank 0's decision where there is work; any other number is the exit code
+STARTED_OVER = "started-over"  # in a job's folder, from --fresh to its record: an older record does not end it
 _stop = False
 
 
@@ -133,13 +134,14 @@ def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> 
             "choose a --runs folder on a file system with locks; NFS needs lockd on the server and on this machine",
         ) from None
     failures.write_holder(folder)
-    if not args.fresh and _finished(args, job):
+    if not args.fresh and not (folder / STARTED_OVER).exists() and _finished(args, job):
         return 0
     for old in folder.glob("failure*.json"):
         old.unlink(missing_ok=True)
     if args.fresh:
         for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*"), *folder.glob("counts-*.json")]:
             old.unlink()
+        (folder / STARTED_OVER).touch()
     return GO
 
 
@@ -189,6 +191,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             source = None if copy is None else data_source(job.experiment.data, args.data)
             written = _record(job, result, progress, legs, copy, source)
             trackers.finished(written, record.write(args.results, written))
+            (folder / STARTED_OVER).unlink(missing_ok=True)
     return 0
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from conftest import (
     start,
     wait_until,
 )
+from filelock import FileLock
 
-from laurepro import record
+from laurepro import record, worker
 from laurepro.record import Record
-from laurepro.spec import Job
+from laurepro.spec import Experiment, Job
 
 RUN = ["run", ROW, "--scale", "tiny", "--retries", "0"]
 
@@ -273,9 +275,27 @@ def test_force_runs_again_from_the_start(finished: Finished, tiny: Path, tmp_pat
     again = run_cli(*RUN, "--force", cwd=tmp_path / "copy", LAUREPRO_EXPERIMENTS=tiny)
     assert again.code == 0 and "2 jobs to run" in again.err, again.err
     assert {r.command for r in records(tmp_path / "copy").values()} == {f"laurepro {' '.join(RUN)} --force"}
+    assert not list((tmp_path / "copy").glob("runs/*/started-over"))
     log = (train_folder(tmp_path / "copy") / "log.txt").read_text()
     assert log.count(f"step 20/{STEPS}") == 2 and "resumes after step" not in log
     assert_same_bits(tmp_path / "copy", finished)
+
+
+def test_a_retry_under_force_is_not_ended_by_the_old_record(tmp_path: Path) -> None:
+    """Only the first attempt is told to start over; the next ones resume what it began."""
+    job = Job(
+        stage="evaluate", scale="tiny", seed=0, experiment=Experiment.model_validate({"data": {"name": "shapes"}})
+    )
+    record.write(tmp_path / "results", make_record(job, {}))
+    folder = record.run_folder(tmp_path / "runs", job)
+    folder.mkdir(parents=True)
+    codes = []
+    for fresh in (False, True, False):
+        lock = FileLock(folder / "lock")
+        args = Namespace(runs=tmp_path / "runs", results=tmp_path / "results", fresh=fresh)
+        codes.append(worker._claim(args, job, folder, lock))
+        lock.release()
+    assert codes == [0, worker.GO, worker.GO]
 
 
 def test_an_unreadable_record_is_done_again_and_said(finished: Finished, tiny: Path, tmp_path: Path) -> None:
