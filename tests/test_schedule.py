@@ -184,7 +184,8 @@ def test_the_simulated_finish_is_that_of_the_local_launcher(
         mock.patch.object(local, "cores", lambda: 4),
         mock.patch.object(local, "time", clock),
     ):
-        queue = local.Queue(Plan((), tuple(jobs), (), {}), context, clock.start, quiet)
+        plan = Plan((), tuple(jobs), (), {})
+        queue = local.Queue(plan, context, clock.start, quiet, local.this_machine(plan, context, quiet))
         queue.run()
     assert queue.failures == {} and queue.finished == {job.name for job in jobs}
     cores = None if gpus else 4

@@ -69,6 +69,11 @@ class Cluster(Resources):
         options = self.options | special.options
         return Resources.model_construct(**general | changes | {"options": options})
 
+    def variables(self) -> dict[str, str]:
+        """What the environment of its jobs has."""
+        interfaces = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if self.interface is not None else ()
+        return {k: str(v) for k, v in (dict.fromkeys(interfaces, self.interface) | self.environment).items()}
+
 
 def names() -> list[str]:
     """The clusters that have a file."""

@@ -248,9 +248,7 @@ def _environment(cluster: Cluster, code: Code) -> list[str]:
         exported["LAUREPRO_EXPERIMENTS"] = str(code.experiments)
     if code.plugins:
         exported["LAUREPRO_PLUGINS"] = os.pathsep.join(map(str, code.plugins))
-    if cluster.interface is not None:
-        exported |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), cluster.interface)
-    exported |= cluster.environment
+    exported |= cluster.variables()
     return [
         *cluster.setup,
         *(f"export {name}={shlex.quote(str(value))}" for name, value in exported.items()),

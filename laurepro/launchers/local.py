@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from laurepro import record
 from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, Failure, diagnose, die_with_parent, first_code, holder, text_from
 from laurepro.launchers import LaunchContext, TimeIsUp, command, cores, job_threads
 from laurepro.launchers._display import Lines, display
-from laurepro.launchers._schedule import Seats, core_seats, demand, starts
+from laurepro.launchers._schedule import Demand, Seats, core_seats, demand, starts
 from laurepro.plan import Plan
 from laurepro.spec import Job
 
@@ -36,17 +36,35 @@ _DEVICE = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # in CUDA_VISIBLE_DEVICES
 GRACE_SECONDS = 60.0  # for a stopped worker to write its checkpoint
 
 Process = subprocess.Popen[bytes]
-Start = Callable[[Job, LaunchContext, tuple[str, ...]], Process]
+
+
+class Started(Protocol):
+    """What the queue watches of a job that it has started."""
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None: it has not ended."""
+
+
+Start = Callable[[Job, LaunchContext, tuple[str, ...]], Started]
 
 
 class Running(NamedTuple):
     """A started job: its process, the seats it holds, and how long its log was before it started."""
 
     job: Job
-    process: Process
+    process: Started
     seats: Seats
     started: float
     log_size: int
+
+
+class Room(NamedTuple):
+    """What a queue fills: see `_schedule`. `devices`: the names of the units, where they are GPUs of this machine."""
+
+    devices: list[str]
+    units: int
+    capacity: int
+    demands: dict[str, Demand]
 
 
 def gpus() -> list[str]:
@@ -90,19 +108,29 @@ def _check_loopback() -> None:
         ) from None
 
 
-def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process:
-    """Start one job on these GPUs (none: on the CPU), its output in `runs/<job>/log.txt`."""
+def prepare(job: Job, context: LaunchContext) -> Path:
+    """The folder of a job that is about to start."""
     folder = record.run_folder(context.runs, job)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STOP).unlink(missing_ok=True)
     record.write_atomic(folder / "job.json", job.model_dump_json(exclude_defaults=True))
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(job_threads(job, context)),
-        "LAUREPRO_PARENT": str(os.getpid()),
+    return folder
+
+
+def variables(threads: int) -> dict[str, str]:
+    """What a job's environment has beside that of the launcher."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
         "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a user types to repeat it
         "PYTHONSAFEPATH": "1",  # a file profile.py in the current folder is not the module of that name
         "PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p),
     }
+
+
+def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process:
+    """Start one job on these GPUs (none: on the CPU), its output in `runs/<job>/log.txt`."""
+    folder = prepare(job, context)
+    environment = os.environ | variables(job_threads(job, context)) | {"LAUREPRO_PARENT": str(os.getpid())}
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     with open(folder / "log.txt", "ab") as log:
@@ -135,42 +163,55 @@ def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Fai
         LaureproError: A job needs more GPUs than there are, or more than one machine; raised before any work.
         TimeIsUp: The context's time limit was reached before the end.
     """
-    with _interruptible(), display(len(plan.jobs)) as show:
-        queue = Queue(plan, context, start, show)
-        try:
-            queue.run()
-        except BaseException as error:  # whatever ends the launcher, the running jobs may keep their work
-            _ignore_signals()
-            if isinstance(error, KeyboardInterrupt):
-                with contextlib.suppress(OSError):  # the terminal may be gone
-                    show.line("stopping: each running job writes a checkpoint")
-            _stop(queue.running)
-            raise
+    with interruptible(), display(len(plan.jobs)) as show:
+        return drain(Queue(plan, context, start, show, this_machine(plan, context, show)), _stop)
+
+
+def drain(queue: Queue, stop: Callable[[list[Running]], None]) -> list[Failure]:
+    """Run a queue to its end, and return the failures; `stop` lets the running jobs write checkpoints and end."""
+    try:
+        queue.run()
+    except BaseException as error:  # whatever ends the launcher, the running jobs may keep their work
+        _ignore_signals()
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                queue.show.line("stopping: each running job writes a checkpoint")
+        stop(queue.running)
+        raise
     return list(queue.failures.values())
+
+
+def this_machine(plan: Plan, context: LaunchContext, show: Lines) -> Room:
+    """This machine's GPUs, or its cores.
+
+    Raises:
+        LaureproError: A job needs more GPUs than there are, or more than one machine.
+    """
+    if context.nodes > 1:
+        raise LaureproError(
+            f"--nodes {context.nodes}: the local launcher has one machine",
+            "--launcher slurm and --launcher ray use several, --launcher dry prints the line to start on each",
+        )
+    if context.nproc_per_node > 1:
+        _check_loopback()
+    devices = _usable_gpus(show)
+    if devices and context.nproc_per_node > len(devices):
+        raise LaureproError(
+            f"--nproc-per-node {context.nproc_per_node}: this machine has {len(devices)} GPU(s)",
+            "each process needs its own GPU",
+        )
+    on_cores = None if devices else cores()
+    units = len(devices) or core_seats(plan.jobs, context, cores())
+    demands = {job.name: demand(job, context, units, on_cores) for job in plan.jobs}
+    return Room(devices, units, context.jobs_per_gpu if devices else 1, demands)
 
 
 class Queue:
     """The jobs that wait, run, have ended and have failed."""
 
-    def __init__(self, plan: Plan, context: LaunchContext, start: Start, show: Lines) -> None:
+    def __init__(self, plan: Plan, context: LaunchContext, start: Start, show: Lines, room: Room) -> None:
         self.context, self.start, self.show = context, start, show
-        if context.nodes > 1:
-            raise LaureproError(
-                f"--nodes {context.nodes}: the local launcher has one machine",
-                "--launcher slurm uses several, --launcher dry prints the line to start on each",
-            )
-        if context.nproc_per_node > 1:
-            _check_loopback()
-        self.devices = _usable_gpus(show)
-        if self.devices and context.nproc_per_node > len(self.devices):
-            raise LaureproError(
-                f"--nproc-per-node {context.nproc_per_node}: this machine has {len(self.devices)} GPU(s)",
-                "each process needs its own GPU",
-            )
-        on_cores = None if self.devices else cores()
-        self.units = len(self.devices) or core_seats(plan.jobs, context, cores())
-        self.capacity = context.jobs_per_gpu if self.devices else 1
-        self.demands = {job.name: demand(job, context, self.units, on_cores) for job in plan.jobs}
+        self.devices, self.units, self.capacity, self.demands = room
         self.waiting, self.running = list(plan.jobs), list[Running]()
         self.finished, self.failures = set[str](), dict[str, Failure]()
         self.attempts: Counter[str] = Counter()
@@ -267,7 +308,7 @@ class Queue:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt, the first of them only."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
@@ -292,17 +333,18 @@ def _ignore_signals() -> None:
 
 
 def _stop(running: list[Running]) -> None:
-    for run in running:
-        _signal(run, signal.SIGTERM)
+    processes = [run.process for run in running if isinstance(run.process, subprocess.Popen)]
+    for process in processes:
+        _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS
-    for run in running:
+    for process in processes:
         try:
-            run.process.wait(max(0.1, deadline - time.monotonic()))
+            process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _signal(run, signal.SIGKILL)
-            run.process.wait()
+            _signal(process, signal.SIGKILL)
+            process.wait()
 
 
-def _signal(run: Running, number: signal.Signals) -> None:
-    if run.process.poll() is None:
-        os.killpg(run.process.pid, number)
+def _signal(process: Process, number: signal.Signals) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, number)
