@@ -100,6 +100,7 @@ NEEDS = {
         lambda: _modules("mlflow", "sqlalchemy", "alembic"),
         "no mlflow with its database (pip install -e '.[mlflow]')",
     ),
+    "ray": (lambda: _modules("ray"), "no ray (pip install -e '.[ray]')"),
     "site": (
         lambda: _modules("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python"),
         "no mkdocs (pip install -e '.[docs]')",

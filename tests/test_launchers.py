@@ -77,7 +77,7 @@ def test_its_options_are_in_the_help_of_run(stub: Path, tmp_path: Path) -> None:
     for command in ("run", "table3a"):  # in processes of their own, as users call them
         text = " ".join(run_cli(command, "--help", cwd=tmp_path, LAUREPRO_PLUGINS=stub, COLUMNS="200").out.split())
         assert "--queue-name TEXT [stub] Queue to submit to, of those that the stub knows." in text
-        assert "--hold [stub] Submit, but do not start." in text and "dry, local, slurm, stub" in text
+        assert "--hold [stub] Submit, but do not start." in text and "dry, local, ray, slurm, stub" in text
         assert "--partition TEXT [slurm] Partition to submit to." in text
         assert "--max-jobs INTEGER [slurm] Most jobs" in text and "--priority INTEGER [stub] A number." in text
     assert "--queue-name" not in run_cli("run", "--help", cwd=tmp_path).out

@@ -222,11 +222,10 @@ class Queue:
         """Run until no job waits or runs. Raises TimeIsUp."""
         limit = self.context.time_limit
         end = math.inf if limit is None else time.monotonic() + limit
-        changed = (
-            True  # else nothing can begin, and choosing among many jobs ten times a second takes a share of a core
-        )
+        # Else nothing can begin, and choosing among many jobs ten times a second takes a share of a core.
+        changed = True
         while self.waiting or self.running:
-            if changed or any(self.retry_at.get(job.name, math.inf) <= time.monotonic() for job in self.waiting):
+            if changed or self.due():
                 self.waiting = [job for job in self.waiting if not self.lost(job)]
                 self.begin()
             changed = False
@@ -241,6 +240,10 @@ class Queue:
                 self.show.line("time is up: each running job writes a checkpoint")
                 raise TimeIsUp(len(self.finished), len(self.demands), list(self.failures.values()))
             time.sleep(POLL_SECONDS)
+
+    def due(self) -> bool:
+        """Whether a job may begin although none has ended."""
+        return any(self.retry_at.get(job.name, math.inf) <= time.monotonic() for job in self.waiting)
 
     def lost(self, job: Job) -> bool:
         """Whether the job cannot run because the one it needs has failed."""
