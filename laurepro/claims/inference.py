@@ -71,9 +71,15 @@ def holm(p: Like, family: int, alpha: float = ALPHA) -> tuple[Array, Array]:
 
 def power(margin: float, std: float, n: int, alpha: float) -> float:
     """Probability that `n` seeds decide, for a true mean `margin` inside the region and a standard deviation `std`."""
-    from scipy.stats import nct, t  # special.nctdtr is NaN for large effects
+    from scipy.special import nctdtr, stdtrit
 
-    return float(nct.sf(t.ppf(1 - alpha / 2, n - 1), n - 1, abs(margin) / std * np.sqrt(n)))
+    critical, effect = stdtrit(n - 1.0, 1 - alpha / 2), abs(margin) / std * np.sqrt(n)
+    missed = float(nctdtr(n - 1.0, effect, critical))
+    if np.isnan(missed):  # of large effects
+        from scipy.stats import nct  # whose import takes a second
+
+        return float(nct.sf(critical, n - 1, effect))
+    return 1 - missed
 
 
 def seeds_needed(margin: float, std: float, alpha: float, wanted: float = POWER) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import statistics
+from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 from laurepro.report import svg
 from laurepro.report.blocks import Page, Series
-from laurepro.report.grid import Grid
+from laurepro.report.grid import Cell, Grid
 
 IMAGE_BYTES = 2_500_000  # of all images in the page; beyond that only file names are given
 _FOLDER = Path(__file__).parent
@@ -31,8 +33,7 @@ def render(page: Page) -> str:
         bounds=svg.bounds,
         chart=lambda chart, box: Markup(svg.chart(chart, box)),
         sample=lambda series: Markup(_sample(series)),
-        interval=lambda cell, widest: Markup(svg.interval(cell, widest)),
-        widest=_widest,
+        lines=lambda grid: map(Markup, _lines(grid)),
         data=_DataUrls(),
     )
     css, js = (Markup((_FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
@@ -42,6 +43,39 @@ def render(page: Page) -> str:
 def _sample(series: Series) -> str:
     line = f'<path class="line s{series.style} d{series.dash}" d="M0 5H26"/>'
     return f'<svg viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
+
+
+def _lines(grid: Grid) -> Iterator[str]:
+    """The cells of each line. A page has tens of thousands, which take a template three times as long."""
+    widest = [_widest(grid, column) for column in range(len(grid.columns))]
+    labels = [f' data-label="{escape(column.title)}"' for column in grid.columns]
+    numbers = [column.number for column in grid.columns]
+    for line in grid.lines:
+        yield "".join(map(_cell, line, numbers, labels, widest, range(len(line))))
+
+
+def _cell(cell: Cell, number: bool, label: str, widest: float, index: int) -> str:
+    text = escape(
+        cell.text.replace("-", "\N{MINUS SIGN}") if number and cell.mark not in ("code", "missing") else cell.text
+    )
+    if cell.target:
+        text = f'<a href="#{escape(cell.target)}">{text}</a>'
+    elif cell.mark == "code":
+        text = f"<code>{text}</code>"
+    else:
+        text = f'<span aria-label="missing">{text}</span>' if cell.mark == "missing" else f"<span>{text}</span>"
+    if cell.summary:
+        small = f"<small>{escape(cell.detail)}</small>"
+        text += f'<details class="more"><summary>{escape(cell.summary)}</summary>{small}</details>'
+    elif cell.detail:
+        text += f"<small>{escape(cell.detail)}</small>"
+    if cell.interval:
+        text += svg.interval(cell.interval, widest)
+    style = f' style="--share:{cell.share:.3f}"' if cell.share is not None else ""
+    kind = f'class="{"num " if number else ""}{escape(cell.mark)}"'
+    if index == 0:
+        return f'<th role="rowheader" {kind} scope="row"{style}>{text}</th>\n'
+    return f'<td role="gridcell" {kind}{label}{style}>{text}</td>\n'
 
 
 def _widest(grid: Grid, column: int) -> float:
