@@ -202,7 +202,7 @@ def test_ten_wrong_things_are_named_together(tree: Path) -> None:
         "splits share this image",
         "elsewhere.png, outside --source",
         "a8.png: is truncated or damaged",
-        "a9.heic: expected BMP, JPEG, PNG, PPM, TIFF or WEBP; convert it",
+        "a9.heic: expected BMP, PPM, TIFF, WEBP, JPEG or PNG; convert it",
         "a10.png: is a JPEG, whose labels cannot be exact",
         "lonely.png: is a label map without an image",
         "classes.txt, line 4: class id 8 has no name",
@@ -591,6 +591,45 @@ def test_images_of_other_formats_are_prepared_as_png(tree: Path) -> None:
     ran = prepare(source, "--share", "50,50")
     assert ran.exit_code == 2 and "a0.tif: holds 2 images; expected one" in ran.output, ran.output
     assert "masks/a0.tif: is a TIFF, whose labels cannot be exact" in ran.output, ran.output
+
+
+def test_a_phones_jpeg_with_a_second_image_is_copied(tree: Path) -> None:
+    """MPO, as phones write depth and brightness beside a photograph: the first image counts, byte for byte."""
+    source = small(tree / "source", 2)
+    for index in range(2):
+        file = source / "images" / f"a{index}.png"
+        image = PIL.Image.open(file).convert("RGB")
+        image.save(file.with_suffix(".jpg"), "MPO", save_all=True, append_images=[image.resize((12, 8))])
+        assert PIL.Image.open(file.with_suffix(".jpg")).format == "MPO"
+        file.unlink()
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 0, ran.output
+    copies = {f.name: f.read_bytes() for f in (tree / "data" / "photos" / "images").rglob("*.jpg")}
+    assert copies == {f.name: f.read_bytes() for f in (source / "images").iterdir()}
+    assert datasets.open_split(spec.Data(name="photos"), tree / "data", "val")[1][0][0].shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize("form", ["png", "tif"])
+def test_images_of_16_bits_keep_their_brightness_or_are_refused(tree: Path, form: str) -> None:
+    """12 bits in a file of 16 would become 16 shades of black; and 32 bits have no upper end."""
+    source = small(tree / "source", 4)
+    grey = np.linspace(0, 1, 32 * 48).reshape(32, 48)
+    for index, largest in enumerate((65535, 4095, 0)):
+        (source / "images" / f"a{index}.png").unlink()
+        PIL.Image.fromarray((grey * largest).astype(np.uint16)).save(source / "images" / f"a{index}.{form}")
+    if form == "tif":
+        (source / "images" / "a3.png").unlink()
+        PIL.Image.fromarray((grey * 100_000).astype(np.int32)).save(source / "images" / "a3.tif")
+    ran = prepare(source, "--share", "50,50")
+    assert ran.exit_code == 2 and f"a1.{form}: has 16 bits, and no value above 4095; scale" in ran.output, ran.output
+    assert (form == "tif") == ("a3.tif: has values from 0 to 100000; expected 0 to 65535" in ran.output)
+    assert f"a0.{form}" not in ran.output and f"a2.{form}" not in ran.output
+    for index in (1, 3):
+        (source / "images" / f"a{index}.{form}").unlink()
+        (source / "masks" / f"a{index}.png").unlink()
+    assert prepare(source, "--share", "50,50").exit_code == 0
+    shown = [i for s in ("train", "val") for i, _ in datasets.open_split(spec.Data(name="photos"), tree / "data", s)[1]]
+    assert sorted(int(image.max()) for image in shown) == [0, 255]
 
 
 def test_nothing_of_the_users_is_overwritten(tree: Path) -> None:

@@ -76,7 +76,7 @@ def power(margin: float, std: float, n: int, alpha: float) -> float:
     critical, effect = stdtrit(n - 1.0, 1 - alpha / 2), abs(margin) / std * np.sqrt(n)
     missed = float(nctdtr(n - 1.0, effect, critical))
     if np.isnan(missed):  # of large effects
-        from scipy.stats import nct  # whose import takes a second
+        from scipy.stats import nct  # which is slow to import
 
         return float(nct.sf(critical, n - 1, effect))
     return 1 - missed

@@ -12,10 +12,12 @@ from typing import Literal, get_args
 import numpy as np
 import PIL.Image
 
-from laurepro.datasets._layout import Mask
+from laurepro.datasets._layout import Mask, Unreadable
 
 MasksFit = Literal["turned", "stored"]  # label maps fit images as their tag turns them, or as they are stored
 
+LARGEST = 65535  # of 16 bits
+LEAST = 4096  # the largest value of an image of 16 bits, at least
 _TAG = 0x0112
 _T = PIL.Image.Transpose
 _TURNS = {
@@ -44,6 +46,21 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I"):
         image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image if turn is None else image.transpose(turn)
+
+
+def check_depth(image: PIL.Image.Image) -> None:
+    """Raise Unreadable for greys of more than 8 bits of which `upright` would keep next to nothing.
+
+    12 bits in a file of 16, as many cameras and microscopes write them, would become 16 shades of black.
+    """
+    if not image.mode.startswith("I"):
+        return
+    values = np.asarray(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > LARGEST:
+        raise Unreadable(f"has values from {lowest} to {highest}; expected 0 to {LARGEST}, or 8 bits")
+    if 0 < highest < LEAST:
+        raise Unreadable(f"has 16 bits, and no value above {highest}; scale its values to {LARGEST}, or to 8 bits")
 
 
 def turned(values: Mask, by: int) -> Mask:

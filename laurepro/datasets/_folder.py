@@ -28,7 +28,8 @@ SPLITS = ("train", "val", "test")
 _SPELT = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 IMAGE_FOLDERS, MASK_FOLDERS = ("images", "jpegimages"), ("masks", "labels", "segmentationclass")
 LIST_FOLDERS = (".", "ImageSets/Segmentation", "ImageSets", "splits", "lists")
-READ = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # what is not among FORMATS is prepared as PNG
+CONVERTED = ("BMP", "PPM", "TIFF", "WEBP")  # prepared as PNG
+READ = (*CONVERTED, *FORMATS)
 EXACT = ("BMP", "PNG", "PPM", "TIFF")  # of label maps
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 OTHER_IMAGES = (".avif", ".gif", ".heic", ".heif", ".jp2")
@@ -205,11 +206,8 @@ def _images_in(folder: Path, faults: list[str]) -> list[Path]:
         faults.append(f"{folder}: is missing")
         return []
     files = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
-    faults += [
-        f"{f}: expected {', '.join(READ[:-1])} or {READ[-1]}; convert it"
-        for f in files
-        if f.suffix.lower() in OTHER_IMAGES
-    ]
+    expected = f"expected {', '.join(READ[:-1])} or {READ[-1]}; convert it"
+    faults += [f"{f}: {expected}" for f in files if f.suffix.lower() in OTHER_IMAGES]
     return [f for f in files if f.suffix.lower() in SUFFIXES and (f.is_file() or f.is_symlink())]
 
 
@@ -322,6 +320,7 @@ def _check(pair: _Pair, classes: Classes | None, fit: MasksFit | None) -> _Check
     if image is not None:
         try:
             in_rgb(_exif.upright(image))
+            _exif.check_depth(image)
         except Unreadable as error:
             faults.append(f"{pair.image}: {error}")
     if image is not None and mask is not None:
@@ -347,7 +346,7 @@ def _check(pair: _Pair, classes: Classes | None, fit: MasksFit | None) -> _Check
             faults.append(f"{pair.mask}: {error}")
     if faults or image is None or values is None or pair.mask is None or classes is None:
         return _Checked(faults, sha256=sha256, ways=ways)
-    again = turned or image.mode[0] == "I" or image.format not in FORMATS
+    again = turned or image.mode[0] == "I" or image.format in CONVERTED
     recipe = hashlib.sha256(repr((VERSION, labels_turn, classes.ids, classes.colours)).encode()).hexdigest()[:16]
     original = Original(
         _prepared_name(pair.name),
@@ -373,7 +372,8 @@ def _opened(file: Path, faults: list[str]) -> tuple[PIL.Image.Image | None, str]
     try:
         content = file.read_bytes()
         image = decode(content, READ)
-        pages = getattr(image, "n_frames", 1)
+        # A phone's JPEG may hold a second image, of depth or brightness, which no viewer shows: its first one counts.
+        pages = getattr(image, "n_frames", 1) if image.format in CONVERTED else 1
         if pages > 1:
             raise Unreadable(f"holds {pages} images; expected one")
         return image, hashlib.sha256(content).hexdigest()

@@ -27,7 +27,7 @@ def decode(content: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Imag
     except Unreadable:
         raise
     except PIL.UnidentifiedImageError:
-        raise Unreadable(f"is no {' or '.join(formats)} image" if content else "is empty") from None
+        raise Unreadable(f"is no {' or '.join(formats)} image that Pillow reads" if content else "is empty") from None
     except Exception as error:  # whatever Pillow's decoders raise on a damaged file
         raise Unreadable(f"is truncated or damaged ({error})") from None
     return image

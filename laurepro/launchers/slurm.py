@@ -37,7 +37,7 @@ class Options(NamedTuple):
     """Where and for how long the jobs run.
 
     Attributes:
-        cluster: NAME of experiments/clusters/NAME.yaml, the resources of a job (default: default).
+        cluster: NAME of experiments/clusters/NAME.yaml, the resources of a job (default of slurm: default).
         partition: Partition to submit to.
         account: Account that is charged.
         time: Time limit of each job, as H:MM:SS; a job that needs longer writes a checkpoint and is requeued.

@@ -46,7 +46,7 @@ def _sample(series: Series) -> str:
 
 
 def _lines(grid: Grid) -> Iterator[str]:
-    """The cells of each line. A page has tens of thousands, which take a template three times as long."""
+    """The cells of each line. A page has tens of thousands, with which a template takes twice as long."""
     widest = [_widest(grid, column) for column in range(len(grid.columns))]
     labels = [f' data-label="{escape(column.title)}"' for column in grid.columns]
     numbers = [column.number for column in grid.columns]

@@ -5,7 +5,7 @@
     def check() -> None                         optional: raise LaureproError where it cannot work
 
 `--track NAME` is `trackers/NAME.py`. `run` calls `check` before any work, and refuses to start where it raises; so does
-each job, which then goes on without the tracker. The first process of a job makes the tracker. A job that resumes
+each job, which then continues without the tracker. The first process of a job makes the tracker. A job that resumes
 repeats what it did after its last checkpoint: a tracker drops what it was told of that before. Trackers are for people:
 no code reads them back, and no job fails because of one.
 """
