@@ -519,6 +519,21 @@ def test_grey_values_of_16_bits_are_read_as_their_upper_8(tmp_path: Path) -> Non
         )
 
 
+def test_what_would_be_lost_of_an_image_is_said_before_any_work(tmp_path: Path) -> None:
+    """12 bits in a file of 16, which became black; pages after the first. A phone's second image is none of them."""
+    image = PIL.Image.new("RGB", (8, 8), "red")
+    image.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[image.resize((4, 4))])
+    image.save(tmp_path / "pages.tif", save_all=True, append_images=[image])
+    PIL.Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "dark.png")
+    PIL.Image.fromarray(np.full((8, 8), 4096, np.uint16)).save(tmp_path / "dim.png")
+    check([tmp_path / "phone.jpg", tmp_path / "dim.png"])
+    assert prediction.read(tmp_path / "dim.png").max() == 16
+    with pytest.raises(LaureproError) as raised:
+        check([tmp_path / "pages.tif", tmp_path / "dark.png"])
+    assert "pages.tif: cannot be read as an image: holds 2 images; expected one" in str(raised.value)
+    assert "dark.png: cannot be read as an image: has 16 bits, and no value above 4095" in str(raised.value)
+
+
 def test_scores_that_would_not_fit_are_refused_by_the_number_of_classes(tmp_path: Path) -> None:
     PIL.Image.new("1", (8000, 4000)).save(tmp_path / "a.png")
     check([tmp_path / "a.png"], 60)

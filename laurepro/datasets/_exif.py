@@ -12,12 +12,11 @@ from typing import Literal, get_args
 import numpy as np
 import PIL.Image
 
-from laurepro.datasets._layout import Mask, Unreadable
+from laurepro.datasets._image import eight_bits
+from laurepro.datasets._layout import Mask
 
 MasksFit = Literal["turned", "stored"]  # label maps fit images as their tag turns them, or as they are stored
 
-LARGEST = 65535  # of 16 bits
-LEAST = 4096  # the largest value of an image of 16 bits, at least
 _TAG = 0x0112
 _T = PIL.Image.Transpose
 _TURNS = {
@@ -41,26 +40,9 @@ def orientation(image: PIL.Image.Image) -> int:
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image as its tag turns it; of 16-bit greys the upper 8 bits, as Pillow reads 16-bit colours."""
-    turn = _TURNS.get(orientation(image))
-    if image.mode.startswith("I"):
-        image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    """The image as its tag turns it, its greys in 8 bits."""
+    turn, image = _TURNS.get(orientation(image)), eight_bits(image)
     return image if turn is None else image.transpose(turn)
-
-
-def check_depth(image: PIL.Image.Image) -> None:
-    """Raise Unreadable for greys of more than 8 bits of which `upright` would keep next to nothing.
-
-    12 bits in a file of 16, as many cameras and microscopes write them, would become 16 shades of black.
-    """
-    if not image.mode.startswith("I"):
-        return
-    values = np.asarray(image)
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest > LARGEST:
-        raise Unreadable(f"has values from {lowest} to {highest}; expected 0 to {LARGEST}, or 8 bits")
-    if 0 < highest < LEAST:
-        raise Unreadable(f"has 16 bits, and no value above {highest}; scale its values to {LARGEST}, or to 8 bits")
 
 
 def turned(values: Mask, by: int) -> Mask:

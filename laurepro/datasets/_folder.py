@@ -19,7 +19,7 @@ from laurepro.datasets import _classes, _exif
 from laurepro.datasets._classes import IGNORED, Classes
 from laurepro.datasets._exif import MasksFit
 from laurepro.datasets._files import Report, parallel
-from laurepro.datasets._image import FORMATS, decode, in_rgb
+from laurepro.datasets._image import FORMATS, check_depth, check_pages, decode, in_rgb
 from laurepro.datasets._layout import Mask, Unreadable
 from laurepro.datasets._manifest import is_name, read_lines
 from laurepro.datasets._prepare import Original
@@ -320,7 +320,7 @@ def _check(pair: _Pair, classes: Classes | None, fit: MasksFit | None) -> _Check
     if image is not None:
         try:
             in_rgb(_exif.upright(image))
-            _exif.check_depth(image)
+            check_depth(image)
         except Unreadable as error:
             faults.append(f"{pair.image}: {error}")
     if image is not None and mask is not None:
@@ -372,10 +372,7 @@ def _opened(file: Path, faults: list[str]) -> tuple[PIL.Image.Image | None, str]
     try:
         content = file.read_bytes()
         image = decode(content, READ)
-        # A phone's JPEG may hold a second image, of depth or brightness, which no viewer shows: its first one counts.
-        pages = getattr(image, "n_frames", 1) if image.format in CONVERTED else 1
-        if pages > 1:
-            raise Unreadable(f"holds {pages} images; expected one")
+        check_pages(image)
         return image, hashlib.sha256(content).hexdigest()
     except Unreadable as error:
         faults.append(f"{file}: {error}")

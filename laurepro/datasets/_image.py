@@ -16,6 +16,8 @@ from laurepro.datasets._layout import Layout, Mask, Unreadable
 Pixels = npt.NDArray[np.int64]
 
 FORMATS = ("JPEG", "PNG")  # all that data sets hold; Pillow's other decoders never see a file
+LARGEST = 65535  # of 16 bits
+LEAST = 4096  # below it, the upper 8 of 16 bits are at most 15
 MAX_PIXELS = 2**26  # of an image, 8192 x 8192: what is larger is refused before it is decoded
 
 
@@ -60,6 +62,38 @@ def in_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if fault := _depth_fault(image):
         raise Unreadable(fault)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Of greys of 16 bits the upper 8, as Pillow reads colours of 16 bits; any other image as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    return PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+
+
+def check_depth(image: PIL.Image.Image) -> None:
+    """Raise Unreadable for greys of which `eight_bits` would keep next to nothing.
+
+    12 bits in a file of 16, as many cameras and microscopes write them, would become 16 shades of black.
+    """
+    if not image.mode.startswith("I"):
+        return
+    values = np.asarray(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > LARGEST:
+        raise Unreadable(f"has values from {lowest} to {highest}; expected 0 to {LARGEST}, or 8 bits")
+    if 0 < highest < LEAST:
+        raise Unreadable(f"has 16 bits, and no value above {highest}; scale its values to {LARGEST}, or to 8 bits")
+
+
+def check_pages(image: PIL.Image.Image) -> None:
+    """Raise Unreadable for a file of several images, of which one would be read.
+
+    A phone's JPEG may have a second one, of depth or brightness, which no viewer shows: it is one image.
+    """
+    pages = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP") else 1
+    if pages > 1:
+        raise Unreadable(f"holds {pages} images; expected one")
 
 
 def _depth_fault(image: PIL.Image.Image) -> str | None:

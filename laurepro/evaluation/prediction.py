@@ -22,6 +22,7 @@ import PIL.ImageOps
 
 from laurepro import plan, record, spec
 from laurepro.atomic import replacing
+from laurepro.datasets._image import check_depth, check_pages, eight_bits
 from laurepro.errors import LaureproError, unknown
 from laurepro.evaluation.inputs import FORMATS, together
 from laurepro.record import Record
@@ -191,15 +192,14 @@ def read(file: Path) -> Image:
     """An image uint8 [H, W, 3], rotated as its EXIF data say; of 16-bit grey values the upper 8 bits.
 
     Raises:
-        LaureproError: the file is no image, damaged, or of 32 bits a pixel.
+        LaureproError: the file is no image, damaged, of several pages, or of greys that are not in 8 or 16 bits.
     """
     with _readable(file), PIL.Image.open(file, formats=FORMATS) as image:
-        upright = PIL.ImageOps.exif_transpose(image)
-        if upright.mode in ("I", "F"):
-            raise ValueError(f"mode {upright.mode}, expected 8 or 16 bits a channel")
-        if upright.mode.startswith("I;16"):  # convert would clip all above 255
-            upright = PIL.Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
-        return np.array(upright.convert("RGB"))
+        if image.mode == "F":
+            raise ValueError("mode F, expected 8 or 16 bits a channel")
+        check_pages(image)
+        check_depth(image)
+        return np.array(eight_bits(PIL.ImageOps.exif_transpose(image)).convert("RGB"))
 
 
 @contextmanager
