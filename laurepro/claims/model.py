@@ -15,6 +15,7 @@ from laurepro.spec import Row, Strict
 from laurepro.spec.metrics import METRICS
 
 INF = float("inf")
+PLAN = "plan"  # the file beside them that has no claims: see `laurepro.claims.design`
 
 
 class Kind(BaseModel):
@@ -228,6 +229,7 @@ def load() -> tuple[Claim, ...]:
         LaureproError: an unknown key, row, metric or claim, with file and claim.
     """
     files = spec.files.experiment_files("claims/*.yaml")
+    files.pop(PLAN, None)
     return _load(tuple(files[name] for name in sorted(files, key=lambda name: (name != "paper", name))))
 
 
