@@ -16,6 +16,7 @@ import numpy.typing as npt
 ALPHA = 0.05
 POWER = 0.8
 MOST_SEEDS = 1000
+LEAST_SEEDS = 5  # from which a deviation says how many seeds would decide
 
 Array = npt.NDArray[np.float64]
 Like = npt.ArrayLike
@@ -27,20 +28,21 @@ def distance(mean: Like, low: Like, high: Like) -> Array:
     return np.asarray(np.minimum(mean - np.asarray(low), np.asarray(high) - mean))
 
 
-def p_value(margin: Like, standard_error: Like, n: Like) -> Array:
-    """Two-sided p of a mean of `n` values that lies `margin` from a boundary. NaN without a spread (n < 2, or 0)."""
+def p_value(margin: Like, standard_error: Like, n: Like, sides: Like = 2) -> Array:
+    """The p of a mean of `n` values that lies `margin` from a boundary. NaN without a spread (n < 2, or 0)."""
     from scipy.special import stdtr
 
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(np.asarray(standard_error) > 0, standard_error, np.nan)
-        return np.asarray(2 * stdtr(np.asarray(n) - 1.0, -np.abs(margin) / error))
+        return np.asarray(np.asarray(sides) * stdtr(np.asarray(n) - 1.0, -np.abs(margin) / error))
 
 
-def half_width(standard_error: Like, n: Like, alpha: Like) -> Array:
-    """Half of the two-sided t-interval of level 1 - alpha."""
+def half_width(standard_error: Like, n: Like, alpha: Like, sides: Like = 2) -> Array:
+    """Half of the t-interval of level 1 - alpha; with one side of 1 - 2 alpha, each end then a bound of 1 - alpha."""
     from scipy.special import stdtrit
 
-    return np.asarray(stdtrit(np.asarray(n) - 1.0, 1 - np.asarray(alpha) / 2) * np.asarray(standard_error))
+    quantile = stdtrit(np.asarray(n) - 1.0, 1 - np.asarray(alpha) / np.asarray(sides))
+    return np.asarray(quantile * np.asarray(standard_error))
 
 
 def holm(p: Like, family: int, alpha: float = ALPHA) -> tuple[Array, Array]:
@@ -91,6 +93,18 @@ def seeds_needed(margin: float, std: float, alpha: float, wanted: float = POWER)
         middle = (low + high) // 2
         low, high = (low, middle) if power(margin, std, middle, alpha) >= wanted else (middle, high)
     return high
+
+
+def seeds_range(margin: float, std: float, freedom: float, alpha: float) -> tuple[int, int | None] | None:
+    """`seeds_needed` for both ends of the 80 % interval of the deviation; the latter None: more than MOST_SEEDS.
+
+    `freedom`: the degrees of freedom of `std`. None where even the smaller deviation needs more than MOST_SEEDS.
+    """
+    from scipy.special import gammaincinv
+
+    low, high = (std * float(np.sqrt(freedom / (2 * gammaincinv(freedom / 2, q)))) for q in (0.9, 0.1))
+    fewest = seeds_needed(margin, low, alpha)
+    return None if fewest is None else (fewest, seeds_needed(margin, high, alpha))
 
 
 def summary(values: Like) -> tuple[float, float, int]:
