@@ -221,7 +221,10 @@ def test_undecided_says_how_many_seeds_would_decide() -> None:
     values = {LAU: noisy(50.1, std=0.4), BILINEAR: noisy(50, std=0.2)}
     v = judged("camvid", values)["C8.enc8"]
     assert v.verdict == "undecided" and v.needed is not None and v.level is not None
-    assert f"; {v.needed} would decide" in v.found
+    assert v.needed_range is not None and v.needed_range[1] is not None and v.needed_range[0] < v.needed
+    assert "; {} to {} would decide".format(*v.needed_range) in v.found and v.needed < v.needed_range[1]
+    few = judged("camvid", {LAU: noisy(50.1, std=0.4, n=4), BILINEAR: noisy(50, std=0.2, n=4)})["C8.enc8"]
+    assert (few.verdict, few.needed, few.needed_range) == ("undecided", None, None) and "would decide" not in few.found
     power = [inference.power(0.1, 0.2, n, 1 - v.level) for n in (v.needed - 1, v.needed)]
     assert power[0] < 0.8 <= power[1]
 

@@ -3,72 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from laurepro import checks, spec
-from laurepro.claims import inference
+from laurepro import checks
+from laurepro.claims import inference, planned
 from laurepro.claims.cells import Printed, cell, printed
-from laurepro.claims.model import All, Check, Claim, Count, Gain, Similar, Speed, load
-from laurepro.claims.samples import Rows, Sample, sample, title
+from laurepro.claims.design import design
+from laurepro.claims.model import All, Check, Claim, Count, Gain, Ordering, Similar, Speed, load
+from laurepro.claims.samples import Rows, Sample, comparison, sample, title, why_not_judged
+from laurepro.claims.verdict import Verdict, Word, no_score, seeds_to_decide, shown_by, with_numbers, would_decide
 from laurepro.record import Record
 from laurepro.spec import Raw, Scale
-from laurepro.spec.metrics import METRICS
-
-Word = Literal[
-    "supported",
-    "contradicted",
-    "undecided",
-    "not run",
-    "not judged",
-    "same sign here",
-    "other sign here",
-]
-SENTENCES: dict[Word, str] = {
-    "supported": "the interval lies on the side that the paper claims",
-    "contradicted": "the interval lies on the other side",
-    "undecided": "the interval has both sides, or there is only one seed",
-    "not run": "a record is missing",
-    "not judged": "not at this scale",
-    "same sign here": "the interval lies on the claimed side; no evidence for the paper",
-    "other sign here": "the interval lies on the other side; no evidence against the paper",
-}
-NO_EVIDENCE = "This scale is no evidence for or against the paper."
-
-
-class Verdict(NamedTuple):
-    """A claim at a scale. What could not be computed is None.
-
-    `estimate` is the mean difference over paired seeds (the ratio for a speed), `std` and `n` belong to it, in the
-    metric's stored unit. `interval` is the two-sided t-interval of level `level` that the verdict was read from, at
-    Holm's level; `interval95` the one of 95 % without correction. `needed`: seeds that would decide with 80 % power,
-    were the estimate and its deviation the true ones; only where undecided.
-    """
-
-    claim: Claim
-    scale: str
-    verdict: Word
-    printed: Printed
-    found: str
-    n: int = 0
-    estimate: float | None = None
-    std: float | None = None
-    interval: tuple[float, float] | None = None
-    level: float | None = None
-    interval95: tuple[float, float] | None = None
-    p: float | None = None
-    p_holm: float | None = None
-    needed: int | None = None
-    records: tuple[str, ...] = ()
-    dirty: bool = False
-
-    @property
-    def expected(self) -> str:
-        """What the claim states, in the metric that it is judged in at this scale."""
-        metric = self.claim.metric
-        return self.claim.expected_in(title(metric, spec.scale(self.scale)) if metric else "")
 
 
 def judge(
@@ -78,9 +26,11 @@ def judge(
 
     Args:
         scale: At `comparable` scales amounts and printed numbers of others are judged too; without `evidence` the
-            verdicts have the words "same sign here" and "other sign here".
-        records: By job name, as `record.read_all` gives them.
-        overrides: The --set that the runs were made with.
+            verdicts have the words "same sign here" and "other sign here". At a scale of `experiments/claims/plan.yaml`
+            its orderings are judged as planned.
+        records: By job name, as `record.read_all` gives them. Of the plan's other scales too: without them no verdict
+            holds at all of its scales.
+        overrides: The --set that the runs were made with. With any, they are not what was planned.
         checked: Whether `laurepro check` is asked for the claims that it can judge at scale `paper`: that takes seconds
             and imports torch. False: they are "not judged".
 
@@ -92,10 +42,15 @@ def judge(
 
 def judge_rows(rows: Rows, checked: bool = True) -> list[Verdict]:
     """`judge`, for rows that are judged repeatedly: their records may be replaced in between."""
-    claims, scale = load(), rows.scale
+    claims, scale, plan = load(), rows.scale, design()
+    if plan is not None and (scale.name not in plan.scales or not scale.evidence or rows.overrides):
+        plan = None
     verdicts: dict[str, Verdict] = {}
     for family in dict.fromkeys(c.family for c in claims):
-        verdicts |= {v.claim.id: v for v in _family([c for c in claims if c.family == family], rows, checked)}
+        by_plan = plan is not None and family in plan.secondary.files
+        verdicts |= _family([c for c in claims if c.family == family], rows, checked, by_plan)
+    if plan is not None:
+        planned.judge([c for c in claims if c.family in plan.secondary.files], verdicts, rows, plan)
     for claim in claims:
         if isinstance(claim.test, All):
             verdicts[claim.id] = _all(claim, scale, [v for v in verdicts.values() if claim.covers(v.claim)])
@@ -105,8 +60,8 @@ def judge_rows(rows: Rows, checked: bool = True) -> list[Verdict]:
 # ------------------------------------------------------------------------------ comparisons, corrected by Holm
 
 
-def _family(claims: Sequence[Claim], rows: Rows, checked: bool) -> list[Verdict]:
-    """The claims of one file, corrected for each other."""
+def _family(claims: Sequence[Claim], rows: Rows, checked: bool, by_plan: bool) -> dict[str, Verdict]:
+    """The claims of one file, corrected for each other. `by_plan`: without its orderings, which the plan decides."""
     scale = rows.scale
     verdicts: dict[str, Verdict] = {}
     samples: dict[str, Sample] = {}
@@ -117,50 +72,19 @@ def _family(claims: Sequence[Claim], rows: Rows, checked: bool) -> list[Verdict]
             verdicts[claim.id] = _checked(base, scale, checked)
         elif isinstance(claim.test, All):
             continue
-        elif (why := _why_not_judged(claim, scale, rows)) is not None:
+        elif (why := why_not_judged(claim, scale, rows)) is not None:
             verdicts[claim.id] = base._replace(found=why)
         elif isinstance(claim.test, Count):
             verdicts[claim.id] = _count(base, rows)
-        else:
-            tests[claim.id] = _comparison(claim, rows)
+        elif not (by_plan and isinstance(claim.test, Ordering)):
+            tests[claim.id] = comparison(claim, rows)
             measured = next(filter(None, map(rows.missing, claim.addresses)), None) or sample(claim, rows)
             if isinstance(measured, str):
                 verdicts[claim.id] = base._replace(verdict="not run", found=measured)
             else:
                 samples[claim.id], verdicts[claim.id] = measured, base
     _decide(samples, tests, verdicts, scale)
-    return list(verdicts.values())
-
-
-def _why_not_judged(claim: Claim, scale: Scale, rows: Rows) -> str | None:
-    """Why a claim of measured rows cannot be judged at a scale, or None."""
-    if scale.comparable:
-        return None
-    dataset = next((job.experiment.data.name for job in rows.jobs(claim.addresses[0])), None)
-    if dataset is not None and claim.dataset not in (None, dataset):
-        return f"about {claim.dataset} alone, and this is {dataset}"
-    if isinstance(claim.test, (Gain, Similar, Speed, Count)):
-        return "an amount is judged at scale paper only"
-    if tiny := [job.experiment.tiny_map for a in claim.addresses for job in rows.jobs(a) if job.experiment.tiny_map]:
-        return f"a feature map of {tiny[0]} at this scale is too small to compare upsampling"
-    if any(not rows.jobs(a) and not rows.missing(a) for a in claim.than):
-        return "a printed number of others is compared at scale paper only"
-    assert claim.metric is not None
-    identities = [rows.identity(a, claim.metric) for a in claim.addresses]
-    return "one experiment at this scale" if len(set(identities)) < len(identities) else None
-
-
-def _comparison(claim: Claim, rows: Rows) -> tuple[Any, ...]:
-    """Equal for claims that test the same: the metric, the two jobs, and the boundaries that p is measured from.
-
-    An ordering and its reverse have the same boundary, 0, and so the same p.
-    """
-    assert claim.metric is not None
-    row, *than = (rows.identity(a, claim.metric) for a in claim.addresses)
-    boundaries = [b for b in claim.region if math.isfinite(b)]
-    if len(than) == 1 and than[0] < row:
-        row, than, boundaries = than[0], [row], [-b for b in boundaries]
-    return claim.metric, row, *sorted(than), *sorted(boundaries)
+    return verdicts
 
 
 def _decide(
@@ -175,61 +99,47 @@ def _decide(
     for i, s in samples.items():
         low, high = verdicts[i].claim.region
         margin[i] = float(inference.distance(s.mean, low, high))
-        p[tests[i]] = float(inference.p_value(margin[i], s.std / math.sqrt(s.n), s.n)) if s.n > 1 else math.nan
+        sides = _sides(verdicts[i].claim, margin[i])
+        p[tests[i]] = float(inference.p_value(margin[i], s.std / math.sqrt(s.n), s.n, sides)) if s.n > 1 else math.nan
     adjusted, levels = inference.holm([p[k] for k in distinct], len(set(tests.values())))
     for i, s in samples.items():
         at = distinct.index(tests[i])
         verdicts[i] = _verdict(verdicts[i], s, margin[i], p[tests[i]], float(adjusted[at]), float(levels[at]), scale)
 
 
+def _sides(claim: Claim, margin: float) -> int:
+    """1 for an amount that is met so far: whether it lies within its tolerance is a test of equivalence."""
+    return 1 if isinstance(claim.test, (Gain, Similar)) and margin > 0 else 2
+
+
 def _verdict(base: Verdict, s: Sample, margin: float, p: float, p_holm: float, alpha: float, scale: Scale) -> Verdict:
-    show = _format(base.claim)
-    if not math.isfinite(s.mean) or math.isinf(s.std):
-        return base._replace(verdict="undecided", found="a value that no metric can have", n=s.n)
-    measured = base._replace(
-        n=s.n,
-        estimate=s.mean,
-        records=tuple(dict.fromkeys(r.job for r in s.records)),
-        dirty=any(r.environment.dirty for r in s.records),
-    )
-    if s.n < 2:
-        return measured._replace(verdict="undecided", found=f"{show(s.mean)}; one seed decides nothing")
-    if not s.std > 0:
-        text = f"{show(s.mean)}, the same in all {s.n}: no spread to judge by"
-        return measured._replace(verdict="undecided", std=0.0, found=text)
-    error = s.std / math.sqrt(s.n)
-    wide, plain = (float(inference.half_width(error, s.n, a)) for a in (alpha, inference.ALPHA))
+    measured = with_numbers(base, s)
+    if measured is None or measured.interval95 is None:
+        return measured or no_score(base, s)
+    show, sides = shown_by(base.claim), _sides(base.claim, margin)
+    wide = float(inference.half_width(s.std / math.sqrt(s.n), s.n, alpha, sides))
     decided = p_holm <= inference.ALPHA
     word: Word = "undecided"
     if decided and scale.evidence:
         word = "supported" if margin > 0 else "contradicted"
     elif decided:
         word = "same sign here" if margin > 0 else "other sign here"
-    needed = None if decided else inference.seeds_needed(margin, s.std, alpha)
-    unit = "groups of forwards" if isinstance(base.claim.test, Speed) else "seeds"
-    text = f"{show(s.mean)} [{show(s.mean - wide)}, {show(s.mean + wide)}] over {s.n} {unit}"
-    if not decided and unit == "seeds":
-        text += f"; {needed} would decide" if needed else f"; more than {inference.MOST_SEEDS} would be needed"
+    by_seed = not isinstance(base.claim.test, Speed)
+    needed, between = (None, None) if decided else seeds_to_decide(margin, s.std, s.n, s.n - 1, alpha)
+    text = f"{show(s.mean)} [{show(s.mean - wide)}, {show(s.mean + wide)}] over {s.n} "
+    text += "seeds" if by_seed else "groups of forwards"
+    if not decided and by_seed:
+        text += would_decide(s.n, between)
     return measured._replace(
         verdict=word,
         found=text,
-        std=s.std,
         interval=(s.mean - wide, s.mean + wide),
-        level=1 - alpha,
-        interval95=(s.mean - plain, s.mean + plain),
+        level=1 - alpha * 2 / sides,
         p=p,
         p_holm=p_holm,
         needed=needed,
+        needed_range=between,
     )
-
-
-def _format(claim: Claim) -> Callable[[float], str]:
-    """How an estimate is written: a difference with its sign in the metric's digits, or a ratio."""
-    assert claim.metric is not None
-    metric = METRICS[claim.metric]
-    if isinstance(claim.test, Speed):
-        return lambda value: f"{value:.4f}"
-    return lambda value: f"{value / metric.divisor:+.{metric.digits}f}"
 
 
 # ------------------------------------------------------------------------------------- what needs no correction
@@ -278,7 +188,10 @@ def _checked(base: Verdict, scale: Scale, asked: bool) -> Verdict:
 def _all(claim: Claim, scale: Scale, parts: Sequence[Verdict]) -> Verdict:
     """Several claims at once: contradicted by one, supported by all."""
     words = [v.verdict for v in parts]
-    worst: tuple[Word, ...] = ("contradicted", "other sign here", "not run", "undecided", "not judged")
+    worst: tuple[Word, ...] = ("contradicted", "contradicted at this scale", "other sign here", "not run", "undecided")
+    worst += "equivalent", "equivalent at this scale", "not judged", "supported at this scale"
     word = next((w for w in worst if w in words), words[0])
+    if word.startswith("equivalent"):  # that one of several is not above says nothing of the others
+        word = "undecided"
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
     return Verdict(claim, scale.name, word, printed(claim), counts, dirty=any(v.dirty for v in parts))

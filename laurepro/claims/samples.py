@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from laurepro import plan, record, spec
 from laurepro.claims import inference
 from laurepro.claims.cells import cell
-from laurepro.claims.model import Claim, Speed, row_of
+from laurepro.claims.model import Claim, Count, Gain, Similar, Speed, row_of
 from laurepro.evaluation.scores import by_seed
 from laurepro.record import Record
 from laurepro.spec import Job, Raw, Row, Scale, Table, layers, parts
@@ -81,8 +82,39 @@ def title(metric: str, scale: Scale) -> str:
     return METRICS[own_metric(metric, "pascal_context" if scale.comparable else "")].title
 
 
-def sample(claim: Claim, rows: Rows) -> Sample | str:
-    """What was measured of a claim's comparison, or why nothing was."""
+def why_not_judged(claim: Claim, scale: Scale, rows: Rows) -> str | None:
+    """Why a claim of measured rows cannot be judged at a scale, or None."""
+    if scale.comparable:
+        return None
+    dataset = next((job.experiment.data.name for job in rows.jobs(claim.addresses[0])), None)
+    if dataset is not None and claim.dataset not in (None, dataset):
+        return f"about {claim.dataset} alone, and this is {dataset}"
+    if isinstance(claim.test, (Gain, Similar, Speed, Count)):
+        return "an amount is judged at scale paper only"
+    if tiny := [job.experiment.tiny_map for a in claim.addresses for job in rows.jobs(a) if job.experiment.tiny_map]:
+        return f"a feature map of {tiny[0]} at this scale is too small to compare upsampling"
+    if any(not rows.jobs(a) and not rows.missing(a) for a in claim.than):
+        return "a printed number of others is compared at scale paper only"
+    assert claim.metric is not None
+    identities = [rows.identity(a, claim.metric) for a in claim.addresses]
+    return "one experiment at this scale" if len(set(identities)) < len(identities) else None
+
+
+def comparison(claim: Claim, rows: Rows) -> tuple[Any, ...]:
+    """Equal for claims that test the same: the metric, the two jobs, and the boundaries that p is measured from.
+
+    An ordering and its reverse have the same boundary, 0, and so the same p.
+    """
+    assert claim.metric is not None
+    row, *than = (rows.identity(a, claim.metric) for a in claim.addresses)
+    boundaries = [b for b in claim.region if math.isfinite(b)]
+    if len(than) == 1 and than[0] < row:
+        row, than, boundaries = than[0], [row], [-b for b in boundaries]
+    return claim.metric, row, *sorted(than), *sorted(boundaries)
+
+
+def sample(claim: Claim, rows: Rows, most: int | None = None) -> Sample | str:
+    """What was measured of a claim's comparison, or why nothing was. `most`: the first seeds only."""
     assert claim.row is not None and claim.metric is not None
     ours = rows.by_seed(claim.row, claim.metric)
     if not ours:
@@ -98,7 +130,7 @@ def sample(claim: Claim, rows: Rows) -> Sample | str:
         other = rows.by_seed(run[0], claim.metric)
         if not other:
             return f"no {title(claim.metric, rows.scale)} of {run[0]}"
-        common = sorted(set(ours) & set(other))
+        common = sorted(set(ours) & set(other))[:most]
         if not common:
             return "the two rows have no seed in common"
         pairs = [(ours[s][0] - other[s][0], (ours[s][1], other[s][1])) for s in common]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from laurepro import claims, plan
+from laurepro.claims import inference
 from laurepro.claims.model import Claim, row_of
 from laurepro.cost.estimate import device_hours
 from laurepro.cost.estimator import Estimator
@@ -161,9 +162,10 @@ def _open(scale: Scale, records: Mapping[str, Record], overrides: Raw | None) ->
     if scale.comparable and not at_scale:  # judging runs `laurepro check` too, with torch
         yield from ((claim, None) for claim in claims.load() if claim.addresses)
         return
-    for verdict in claims.judge(scale, at_scale, overrides):
+    for verdict in claims.judge(scale, records, overrides):
         if verdict.claim.addresses and verdict.verdict in OPEN:
-            yield verdict.claim, verdict.needed
+            needed = verdict.needed or (inference.LEAST_SEEDS if 1 < verdict.n < inference.LEAST_SEEDS else None)
+            yield verdict.claim, needed
 
 
 def _greedy(open_claims: list[Candidate], hours: float, shared: bool) -> tuple[list[Candidate], float]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from laurepro import claims, record
 from laurepro.claims.model import Ordering
+from laurepro.claims.verdict import BAD, GOOD
 from laurepro.errors import LaureproError
 from laurepro.figures import Drawing, Request, style
 from laurepro.report.finding import metric_title
@@ -21,7 +22,7 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     """Mean differences over paired seeds with both intervals, one line per comparison.
 
     A comparison that several statements make is drawn once. Its colour is that of the verdict, which is read from the
-    interval of Holm's correction. `tables`: only comparisons whose row is in one of them; empty: all.
+    corrected interval. `tables`: only comparisons whose row is in one of them; empty: all.
 
     Raises:
         LaureproError: no comparison was measured over at least two seeds.
@@ -30,8 +31,8 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     drawn: dict[tuple[object, ...], claims.Verdict] = {}
     for verdict in claims.judge(request.scale, records, request.overrides):
         claim = verdict.claim
-        wanted = isinstance(claim.test, Ordering) and len(claim.than) == 1
-        if wanted and verdict.interval95 and (not tables or str(claim.row).partition("/")[0] in tables):
+        drawable = isinstance(claim.test, Ordering) and len(claim.than) == 1 and verdict.interval and verdict.interval95
+        if drawable and (not tables or str(claim.row).partition("/")[0] in tables):
             drawn.setdefault((claim.metric, *verdict.records), verdict)
     if not drawn:
         where = f"in {request.results} at scale {request.scale.name}"
@@ -45,9 +46,9 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     lengths = sorted({records[name].experiment.train.length for v in verdicts for name in v.records})
     below = (
         f"Mean difference over {over} paired seeds, {' or '.join(lengths)}, in points. Wide bar: the interval with "
-        "Holm's correction, from which the verdict is read. Blue: it lies right of 0; orange: left of 0; grey: "
-        "undecided. Thin line: the 95 % interval, not corrected. Arrowhead: the interval with Holm's correction "
-        "extends beyond the axis; a hollow dot there: so does the mean. "
+        "the correction from which the verdict is read (Holm's, or the plan's). Blue: it lies right of 0; orange: left "
+        "of 0; grey: undecided or equivalent. Thin line: the 95 % interval, not corrected. Arrowhead: the corrected "
+        "interval extends beyond the axis; a hollow dot there: so does the mean. "
     )
     if any(v.dirty for v in verdicts):
         below += "† measured with code that differs from its commit."
@@ -100,9 +101,9 @@ def _reach(ends: list[float]) -> float:
 
 
 def _colour(verdict: claims.Verdict) -> str:
-    if verdict.verdict in ("supported", "same sign here"):
+    if verdict.verdict in GOOD:
         return style.LINES[1]
-    if verdict.verdict in ("contradicted", "other sign here"):
+    if verdict.verdict in BAD:
         return style.LINES[2]
     return "#9a9a9a"
 

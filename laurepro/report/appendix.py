@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from laurepro.claims.verdict import DECIDED
 from laurepro.errors import LaureproError
 from laurepro.record import Record
 from laurepro.report.blocks import Block, Bullets, Code, Heading, Page, Table, Text
@@ -84,7 +85,7 @@ def _claims(sources: Sources) -> tuple[str, str]:
             counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
             whose = "the paper's claims" if family == "paper" else f"further questions ({family})"
             parts.append(f"Scale {scale.name}, {whose}: {counts}.")
-            decided |= family == "paper" and scale.evidence and any(w in ("supported", "contradicted") for w in words)
+            decided |= family == "paper" and scale.evidence and any(w in DECIDED for w in words)
     return "see the verdicts" if decided else "not decided by these records", " ".join(parts)
 
 
@@ -132,7 +133,8 @@ def _uncertainty(rows: list[RowResult]) -> tuple[str, str]:
     answer = "no" if not several else "yes" if several == len(scored) else "partly"
     return answer, (
         f"{several} of {len(scored)} measured rows have two seeds or more. Spread: standard deviation over seeds. "
-        "Differences are paired by seed, with two-sided 95 % t-intervals; verdicts on claims are corrected by Holm."
+        "Differences are paired by seed, with two-sided 95 % t-intervals; verdicts on claims are corrected by Holm, or "
+        "as planned."
     )
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from laurepro.claims.judge import NO_EVIDENCE, SENTENCES, Verdict
+from laurepro.claims import design
 from laurepro.claims.model import All, Speed
+from laurepro.claims.verdict import BAD, GOOD, NO_EVIDENCE, SAME, SENTENCES, Verdict
 from laurepro.spec import Scale
 
 FORMATS = ("terminal", "markdown", "json")
-GOOD, BAD = ("supported", "same sign here"), ("contradicted", "other sign here")
-COLOURS = dict.fromkeys(GOOD, "green") | dict.fromkeys(BAD, "red") | {"undecided": "yellow"}
+_GROUPS = ((GOOD, "green"), (BAD, "red"), (SAME, "cyan"), (("undecided",), "yellow"))
+COLOURS = {word: colour for words, colour in _GROUPS for word in words}
 
 
 def fell_short(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -41,11 +42,19 @@ def notes(scale: Scale, verdicts: Sequence[Verdict]) -> list[str]:
         lines.append(NO_EVIDENCE)
     elif not scale.comparable:
         lines.append("No number of the paper is reproduced at this scale; only orderings are judged.")
+    plan = design()
+    about = [] if plan is None else plan.sentences(scale.name)
+    if plan is None or scale.name not in plan.scales:
+        lines.append(
+            "Intervals: of the mean difference over paired seeds, two-sided t at the level that Holm's correction over "
+            "the claims of one file requires at this scale."
+        )
+    lines += about
     lines.append(
-        "Intervals: of the mean difference over paired seeds, two-sided t at the level that Holm's correction over the "
-        "claims of one file requires at this scale. Seeds that would decide: with 80 % power, if mean and deviation "
-        "were the true ones."
+        "Seeds that would decide: with 80 % power, if the mean were the true one, for both ends of the deviation's 80 "
+        "% interval; from five seeds on."
     )
+    lines += between_scales(verdicts)
     if any(isinstance(v.claim.test, Speed) and v.n for v in verdicts):
         lines.append("Speeds: over groups of forwards that took turns in one process, on one device.")
     for note in dict.fromkeys(v.claim.note for v in verdicts if v.claim.note):
@@ -54,6 +63,17 @@ def notes(scale: Scale, verdicts: Sequence[Verdict]) -> list[str]:
     if any(v.dirty for v in verdicts):
         lines.append("† measured with code that differs from its commit.")
     return lines
+
+
+def between_scales(verdicts: Sequence[Verdict]) -> list[str]:
+    """The difference between two scales of the plan, for each comparison of the primary family."""
+    lines: dict[tuple[str, ...], str] = {}
+    for v in verdicts:
+        if v.decision is not None and v.decision.family == "primary":
+            for name, (mean, low, high) in v.decision.between.items():
+                text = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] points more at {v.scale} than at {name} (95 %, Welch)."
+                lines.setdefault(tuple(v.records), f"{v.claim.id}: {text}")
+    return list(lines.values())
 
 
 def as_json(by_scale: Sequence[tuple[Scale, Sequence[Verdict]]]) -> str:
@@ -85,9 +105,32 @@ def _item(v: Verdict) -> dict[str, Any]:
         "p": v.p,
         "p_holm": v.p_holm,
         "seeds_needed": v.needed,
+        "seeds_needed_range": v.needed_range,
+        "plan": _decision(v),
         "records": list(v.records),
         "dirty": v.dirty,
         "note": v.claim.note,
+    }
+
+
+def _decision(v: Verdict) -> dict[str, Any] | None:
+    """What the plan's rule rests on, of a comparison that it judges and that has all of its seeds."""
+    d = v.decision
+    if d is None:
+        return None
+    return {
+        "family": d.family,
+        "comparisons": d.comparisons,
+        "sign": d.sign,
+        "equivalence": d.same,
+        "within_smaller_margin": d.smaller,
+        "bounds": d.bounds,
+        "std": d.contrast.deviation,
+        "freedom": d.contrast.freedom,
+        "prior_std": d.contrast.prior_deviation,
+        "prior_freedom": d.contrast.prior_freedom,
+        "p_plain": d.p_plain,
+        "minus_other_scales": d.between,
     }
 
 
@@ -123,6 +166,7 @@ def terminal(scale: Scale, verdicts: Sequence[Verdict]) -> str:
     import click
 
     width = max((len(_short(v)) for v in verdicts), default=0)
+    wide = max(15, *(len(v.verdict) for v in verdicts)) if verdicts else 15
     lines = [click.style(f"Claims at scale {scale.name}", bold=True)]
     statement = ""
     for v in verdicts:
@@ -130,12 +174,12 @@ def terminal(scale: Scale, verdicts: Sequence[Verdict]) -> str:
         if name != statement:
             statement = name
             lines += ["", f"{name}  {v.claim.statement}  ({v.claim.where})"]
-        word = click.style(f"{v.verdict:15}", fg=COLOURS.get(v.verdict))
+        word = click.style(f"{v.verdict:{wide}}", fg=COLOURS.get(v.verdict))
         lines.append(f"  {_short(v):{width}}  {word}  {v.found}{'†' if v.dirty else ''}")
         if v.claim.what != v.claim.statement:
-            lines.append(f"  {'':{width}}  {'':15}  {v.claim.what}")
+            lines.append(f"  {'':{width}}  {'':{wide}}  {v.claim.what}")
         if v.printed.verdict != "not printed" and not isinstance(v.claim.test, All):
-            lines.append(f"  {'':{width}}  {'':15}  printed: {v.printed.found}, {v.printed.verdict}")
+            lines.append(f"  {'':{width}}  {'':{wide}}  printed: {v.printed.found}, {v.printed.verdict}")
     lines += ["", *notes(scale, verdicts), summary(verdicts)]
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from laurepro.report.comparison import (
     to_published,
 )
 from laurepro.report.grid import MISSING, Cell, show_value
-from laurepro.report.rows import RowResult, Section
+from laurepro.report.rows import Corrected, RowResult, Section
 from laurepro.spec.metrics import METRICS, own_metric
 
 # Of a row of a section, in one metric of its table ("" where a column is not about one).
@@ -132,7 +132,8 @@ def _ours_over_title(rows: Section, metric: str) -> str:
 
 
 def _holm_title(rows: Section, metric: str) -> str:
-    return f"{_over(rows, metric)}, Holm's interval" if any(r.corrected for r in rows) else ""
+    of = {"planned" if r.corrected.planned else "Holm's" for r in rows if r.corrected}
+    return f"{_over(rows, metric)}, {' or '.join(sorted(of))} interval" if of else ""
 
 
 def _interval_over_title(rows: Section, metric: str) -> str:
@@ -207,11 +208,14 @@ def _mean_over(rows: Section, r: RowResult, metric: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _holm_ends(rows: Section, r: RowResult, metric: str) -> tuple[float, float] | None:
-    return r.corrected.interval if r.corrected and metric == judged_metric(rows) else None
+def _corrected(rows: Section, r: RowResult, metric: str, planned: bool | None = None) -> Corrected | None:
+    """The corrected difference: the plan's, Holm's, or either."""
+    fits = r.corrected is not None and planned in (None, r.corrected.planned) and metric == judged_metric(rows)
+    return r.corrected if fits else None
 
 
-def _end(ends: tuple[float, float] | None, which: int) -> float | None:
+def _end(ends: tuple[float, float] | Corrected | None, which: int) -> float | None:
+    ends = ends.interval if isinstance(ends, Corrected) else ends
     return ends[which] if ends else None
 
 
@@ -387,7 +391,10 @@ COLUMNS: tuple[ReportColumn, ...] = (
     ReportColumn(_mean_over, csv="vs_baseline", each="metric"),
     ReportColumn(lambda rows, r, m: _end(interval(_over_values(rows, r, m)), 0), csv="vs_baseline_low", each="metric"),
     ReportColumn(lambda rows, r, m: _end(interval(_over_values(rows, r, m)), 1), csv="vs_baseline_high", each="metric"),
-    ReportColumn(lambda rows, r, m: _end(_holm_ends(rows, r, m), 0), csv="holm_low", each="metric"),
-    ReportColumn(lambda rows, r, m: _end(_holm_ends(rows, r, m), 1), csv="holm_high", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(_corrected(rows, r, m, False), 0), csv="holm_low", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(_corrected(rows, r, m, False), 1), csv="holm_high", each="metric"),
     ReportColumn(lambda rows, r, m: " ".join(r.settings), csv="set"),
+    ReportColumn(lambda rows, r, m: _end(_corrected(rows, r, m, True), 0), csv="planned_low", each="metric"),
+    ReportColumn(lambda rows, r, m: _end(_corrected(rows, r, m, True), 1), csv="planned_high", each="metric"),
+    ReportColumn(lambda rows, r, m: c.word if (c := _corrected(rows, r, m)) else None, csv="verdict", each="metric"),
 )

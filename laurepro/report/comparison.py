@@ -80,7 +80,7 @@ def _corrected(
     if v is None or v.interval is None or v.level is None:
         return None
     low, high = v.interval if v.records[0] in ours.values() else (-v.interval[1], -v.interval[0])
-    return Corrected((low, high), v.level, v.verdict)
+    return Corrected((low, high), v.level, v.verdict, v.decision is not None)
 
 
 def _same_column(one: str, other: str, r: RowResult) -> bool:

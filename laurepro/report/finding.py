@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from laurepro.claims.inference import LEAST_SEEDS
+from laurepro.claims.verdict import DECIDED
 from laurepro.report.grid import data_of, name
 from laurepro.report.rows import RowResult, Section
 from laurepro.spec import Scale
@@ -19,7 +21,6 @@ from laurepro.spec.metrics import METRICS, own_metric
 if TYPE_CHECKING:
     from laurepro.claims import Verdict
 
-DECIDED = ("supported", "contradicted", "same sign here", "other sign here")
 _NAMED = 3  # decided claims that the sentence names
 
 
@@ -119,17 +120,24 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
         open_.append(_count(words.count("undecided"), what))
         missing.append(_count(words.count("not run"), what))
     of_one = [v for v in verdicts if v.verdict == "undecided" and v.records]
-    needed = sorted(g[0].needed or float("inf") for g in comparisons(of_one) if g[0].n > 1)
+    waiting = [g for g in comparisons(of_one) if g[0].needed and not g[0].needed_range]  # for seeds that are planned
+    enough = [g for g in comparisons(of_one) if g not in waiting and g[0].n >= LEAST_SEEDS]
+    needed = sorted(g[0].needed or float("inf") for g in enough)
     how_many = ""
     if needed and needed[0] < float("inf"):
-        first = next(v for v in of_one if v.needed == needed[0])
+        first = next(g[0] for g in enough if g[0].needed == needed[0])
         half = statistics.median_high(needed)
         several = len(needed) > 1 and half < float("inf")
         rest = f", and {half:.0f} half of these comparisons" if several else ""
         estimate, _, _ = first.found.partition(";")
         which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
-        how_many = f"; {needed[0]:.0f} seeds a row in total would probably decide {which}{rest}"
-    single = sum(g[0].n == 1 for g in comparisons(of_one))
+        low, high = first.needed_range or (first.needed, first.needed)
+        seeds = f"{low} to {high or 'very many'}" if high != low else f"{low}"
+        how_many = f"; {seeds} seeds a row in total would probably decide {which}{rest}"
+    few = sum(1 < g[0].n < LEAST_SEEDS for g in comparisons(of_one) if g not in waiting)
+    how_many += f"; {_count(few, 'comparison')} of fewer than {LEAST_SEEDS} seeds cannot say how many would" * bool(few)
+    how_many += f"; {_count(len(waiting), 'comparison')} without all planned seeds" if waiting else ""
+    single = sum(g[0].n == 1 for g in comparisons(of_one) if g not in waiting)
     alone = f"; {_count(single, 'comparison')} of one seed need at least two" if single else ""
     return f"{' and '.join(open_) or 'nothing'}{how_many}{alone}; {' and '.join(missing) or 'none'} not run."
 

@@ -111,8 +111,10 @@ def notes(rows: Section) -> list[str]:
         )
     if any(r.corrected for r in rows):
         lines.append(
-            "Holm's interval decides: it is corrected for all comparisons of its file of claims. The 95 % interval is "
-            "not corrected. A difference that no claim is about has only the latter."
+            "The planned interval decides, see the plan. The 95 % interval is the plain one, not corrected."
+            if any(r.corrected.planned for r in rows if r.corrected)
+            else "Holm's interval decides: it is corrected for all comparisons of its file of claims. The 95 % "
+            "interval is not corrected. A difference that no claim is about has only the latter."
         )
     if any(r.dirty for r in rows):
         lines.append("† measured with code that differs from its commit.")

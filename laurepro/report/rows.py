@@ -28,11 +28,15 @@ class FailedJob(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """The interval at Holm's level of a row's difference to its baseline, and the verdict that was read from it."""
+    """The corrected interval of a row's difference to its baseline, and the verdict that was read from it.
+
+    `planned`: the correction is that of the plan, else Holm's.
+    """
 
     interval: tuple[float, float]
     level: float
     word: str
+    planned: bool = False
 
 
 class RowResult(NamedTuple):

@@ -73,7 +73,7 @@ def gather(
         sections = begun or sections
     at_scale = {name: r for name, r in records.items() if r.scale in names}
     shown_scales = tuple(spec.scale(n) for n in names)
-    judgements = _judged(shown_scales, at_scale, overrides, checked, bool(apart))
+    judgements = _judged(shown_scales, records, overrides, checked, bool(apart))
     by_scale = {scale.name: verdicts for scale, verdicts in judgements}
     with_verdicts = tuple(
         with_corrected(rows, judged_metric(rows), by_scale.get(rows[0].scale.name, ())) for rows in sections

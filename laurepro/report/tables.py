@@ -34,6 +34,7 @@ _JSON_ORDER = (
 
 
 _FLOATS = "paper ours std difference ours_low ours_high vs_baseline vs_baseline_low vs_baseline_high holm_low holm_high"
+_FLOATS += " planned_low planned_high"
 
 
 def comparison_grid(rows: Section, of: Section | None = None) -> Grid:
@@ -90,9 +91,10 @@ def compare(table: str, scale: str, *, results: Path | str = "results", runs: Pa
         A frame with `row label metric origin paper ours std n difference scale status`, then `ours_low ours_high` (95 %
         t-interval of the mean over seeds), `values_by_seed` (`0:41.2 1:42.0`), `baseline` (the row that it is compared
         with), `vs_baseline vs_baseline_low vs_baseline_high` (paired by seed, 95 %), `holm_low holm_high` (the same at
-        Holm's level, where a claim is about it) and `set`. What was not measured is NaN. `metric` is the one that was
-        measured, as `miou` on CamVid where the table's column is `miou60`: `paper` has the number of that column. Units
-        are those of `laurepro.spec.metrics.METRICS`.
+        Holm's level, where a claim is about it), `set`, and `planned_low planned_high` (at the level of the plan, at
+        its scales) with the `verdict` that was read from either. What was not measured is NaN. `metric` is the one
+        that was measured, as `miou` on CamVid where the table's column is `miou60`: `paper` has the number of that
+        column. Units are those of `laurepro.spec.metrics.METRICS`.
 
     Raises:
         LaureproError: a table or scale that does not exist.

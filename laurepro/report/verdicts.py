@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from laurepro.report.blocks import Block, Bullets, Fold, Heading, Table, Text
 from laurepro.report.finding import comparison_name, comparisons
@@ -15,31 +15,40 @@ from laurepro.spec.metrics import METRICS
 
 if TYPE_CHECKING:
     from laurepro.claims import Verdict
-    from laurepro.claims.judge import Word
+    from laurepro.claims.verdict import Word
 
 _LEVELS = (
     "Difference: the mean over seeds, paired by seed. Holm's interval decides: it is at the level that Holm's "
-    "correction over the claims of one file demands. The 95 % interval beside it is not corrected. Seeds to decide: "
-    "with 80 % power, if the measured mean and deviation were the true ones."
+    "correction over the claims of one file demands. The 95 % interval beside it is not corrected."
+)
+_SEEDS = (
+    "Seeds to decide: with 80 % power, if the measured mean were the true one, for both ends of the deviation's 80 % "
+    "interval; from five seeds on."
+)
+_PLANNED = (
+    "Difference: the mean over seeds, paired by seed. The planned interval (moderated, at the level of its family) "
+    "decides the sign, the one-sided bounds whether it is smaller than the margin. The 95 % interval is the plain "
+    "paired t, not corrected. Deviation: moderated, in brackets that of the comparison alone."
 )
 _NOT_JUDGED: tuple[Word, ...] = ("not run", "not judged")
-_COLUMNS = (
-    Column("comparison", number=False),
-    Column("verdict", number=False),
-    Column("difference"),
-    Column("Holm's interval"),
-    Column("95 % interval"),
-    Column("n"),
-    Column("seeds to decide"),
-)
+
+
+class _Column(NamedTuple):
+    """A column of the table of comparisons. `planned`: shown only where the plan judges, or only where it does not."""
+
+    title: str
+    cell: Callable[[Verdict], Cell]
+    planned: bool | None = None
 
 
 def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, ...]) -> list[Block]:
     """What was measured of the claims at a scale: the paper's, then further questions."""
-    from laurepro.claims import NO_EVIDENCE, SENTENCES
+    from laurepro.claims import NO_EVIDENCE, SENTENCES, design
     from laurepro.claims.inference import MOST_SEEDS
+    from laurepro.report.claims import between_scales
 
     at_scale = [r for rows in sections for r in rows if r.scale.name == scale.name]
+    plan = design()
     labels = {r.address: r.row.label for r in at_scale}
     origins = {r.address: origin(r) for r in at_scale if r.records}
     blocks: list[Block] = []
@@ -52,14 +61,21 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
         if family == "paper":
             caveat = "" if scale.evidence else f" {NO_EVIDENCE}"
             blocks.append(Text(f"Scale {scale.name}: {scale.sentence}{caveat}"))
+            if plan is not None and (said := plan.sentences(scale.name)):
+                blocks.append(Bullets(tuple(said)))
         words = [w for w in SENTENCES if w not in _NOT_JUDGED]
         judged = [v for v in of_family if v.verdict in words]
         if judged:
             groups = comparisons(sorted(judged, key=lambda v: (words.index(v.verdict), v.needed or MOST_SEEDS + 1)))
             marks = tuple(g[0].verdict.replace(" ", "-") for g in groups)
-            blocks.append(Table(title, Grid(_COLUMNS, tuple(_comparison(g, labels, origins) for g in groups), marks)))
+            by_plan = plan is not None and scale.name in plan.scales and family in plan.secondary.files
+            shown = [c for c in _COLUMNS if c.planned in (None, by_plan)]
+            heads = (*_NAMES, *(Column(c.title) for c in shown))
+            lines = tuple((*_named(g, labels), *_cells(g[0], shown, origins)) for g in groups)
+            blocks.append(Table(title, Grid(heads, lines, marks)))
             used = [w for w in words if any(v.verdict == w for v in judged)]
-            blocks.append(Bullets((_LEVELS, *(f"{w}: {SENTENCES[w]}." for w in used), *_notes(judged))))
+            about = (_PLANNED, *between_scales(judged)) if by_plan else (_LEVELS,)
+            blocks.append(Bullets((*about, _SEEDS, *(f"{w}: {SENTENCES[w]}." for w in used), *_notes(judged))))
         for word in _NOT_JUDGED:
             if rest := [v for v in of_family if v.verdict == word]:
                 heads = (Column("claim", number=False), Column("why", number=False))
@@ -86,32 +102,73 @@ def _notes(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"{', '.join(v.claim.id for v in verdicts if v.claim.note == note)}: {note}" for note in notes]
 
 
-def _comparison(group: Sequence[Verdict], labels: Mapping[str, str], origins: Mapping[str, str]) -> tuple[Cell, ...]:
-    """The line of a measurement, with every claim that rests on it."""
+def _named(group: Sequence[Verdict], labels: Mapping[str, str]) -> tuple[Cell, Cell]:
+    """What a line compares, with every claim that rests on it, and the verdict."""
     v = group[0]
-    target = next((origins[a] for a in v.claim.addresses if a in origins), "") if v.records else ""
-    difference, holm, plain = (Cell(MISSING, "missing") for _ in range(3))
-    if v.estimate is None or v.claim.metric is None:
-        difference = Cell(v.found or MISSING)
-    else:
-        show = _shown(v)
-        difference = Cell(show(v.estimate), "own", target=target)
-        if v.interval and v.interval95:
-            holm = Cell(_interval(v.interval, show), "own", interval=(v.estimate, *v.interval))
-            plain = Cell(_interval(v.interval95, show))
+    also = ", smaller than the margin" if v.decision and v.decision.sign and v.decision.same else ""
     return (
         Cell(
             comparison_name(v, labels),
             detail=" ".join(map(_about, group)),
             summary=", ".join(v.claim.id for v in group),
         ),
-        Cell(v.verdict + (" †" if v.dirty else ""), mark=f"{v.verdict.replace(' ', '-')} verdict"),
-        difference,
-        holm,
-        plain,
-        Cell(str(v.n)) if v.n else Cell(MISSING, "missing"),
-        Cell(str(v.needed)) if v.needed else Cell(MISSING, "missing"),
+        Cell(f"{v.verdict}{also}{' †' * v.dirty}", mark=f"{v.verdict.replace(' ', '-')} verdict"),
     )
+
+
+def _cells(v: Verdict, columns: Sequence[_Column], origins: Mapping[str, str]) -> Iterator[Cell]:
+    """The numbers of a line; the difference links to where it comes from."""
+    target = next((origins[a] for a in v.claim.addresses if a in origins), "") if v.records else ""
+    for column in columns:
+        cell = column.cell(v)
+        yield cell._replace(target=target) if cell.mark == "own" and not cell.interval else cell
+
+
+def _difference(v: Verdict) -> Cell:
+    if v.estimate is None or v.claim.metric is None:
+        return Cell(v.found or MISSING)
+    return Cell(_shown(v)(v.estimate), "own")
+
+
+def _corrected(v: Verdict) -> Cell:
+    if v.interval is None or v.interval95 is None or v.estimate is None:
+        return Cell(MISSING, "missing")
+    return Cell(_interval(v.interval, _shown(v)), "own", interval=(v.estimate, *v.interval))
+
+
+def _text(text: str | None) -> Cell:
+    return Cell(text) if text else Cell(MISSING, "missing")
+
+
+def _bounds(v: Verdict) -> Cell:
+    return _text(_interval(v.decision.bounds, _shown(v)) if v.decision else None)
+
+
+def _plain(v: Verdict) -> Cell:
+    return _text(_interval(v.interval95, _shown(v)) if v.interval and v.interval95 else None)
+
+
+def _deviation(v: Verdict) -> Cell:
+    c = v.decision.contrast if v.decision else None
+    return _text(f"{c.deviation:.2f} ({c.plain:.2f})" if c else None)
+
+
+def _needed(v: Verdict) -> Cell:
+    low, high = v.needed_range or (v.needed, v.needed)
+    return _text(f"{low} to {high or 'more than 1000'}" if low != high else str(low) if low else None)
+
+
+_NAMES = (Column("comparison", number=False), Column("verdict", number=False))
+_COLUMNS = (
+    _Column("difference", _difference),
+    _Column("Holm's interval", _corrected, planned=False),
+    _Column("planned interval", _corrected, planned=True),
+    _Column("one-sided bounds", _bounds, planned=True),
+    _Column("95 % interval", _plain),
+    _Column("deviation", _deviation, planned=True),
+    _Column("n", lambda v: _text(str(v.n) if v.n else None)),
+    _Column("seeds to decide", _needed),
+)
 
 
 def _shown(v: Verdict) -> Callable[[float], str]:
