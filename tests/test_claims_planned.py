@@ -147,6 +147,21 @@ def test_one_side_is_half_of_two() -> None:
     assert inference.half_width(0.1, 5, 0.05, sides=1) == pytest.approx(0.1 * stats.t.ppf(0.95, 4))
 
 
+@pytest.mark.acceptance
+def test_the_page_says_what_seeds_have_in_common() -> None:
+    """The rows of the repository's records at camvid-cpu, by another computation: see test_evidence."""
+    from test_evidence import ROOT, scored
+
+    table = np.array([v for a, v in scored("miou").items() if "pixelshuffle" not in a])
+    found = moderated.spread(table)
+    assert found is not None
+    page = report.render_page(report.gather((), ["camvid-cpu"], results=ROOT / "results"), "markdown", ROOT / "results")
+    (line,) = [line for line in page.splitlines() if line.startswith("- Seeds, mIoU of the")]
+    assert f"the {len(table)} rows" in line and f"deviation of {found.deviation:.2f} ({found.freedom} degrees" in line
+    residual = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    assert found.deviation == pytest.approx(math.sqrt(2 * (residual**2).sum() / found.freedom))
+
+
 def test_the_spread_of_seeds() -> None:
     """Rows that move together but for a little noise, and rows that do not."""
     rng = np.random.default_rng(4)

@@ -81,7 +81,11 @@ class Plan(Strict):
 
     def is_alone(self, claim: Claim) -> bool:
         """Whether one of its rows may diverge."""
-        return any(_any_match(address, self.alone) for address in claim.addresses)
+        return any(map(self.may_diverge, claim.addresses))
+
+    def may_diverge(self, address: str) -> bool:
+        """Whether a row is one of `alone`."""
+        return _any_match(address, self.alone)
 
     def sentences(self, scale: str) -> list[str]:
         """What it says of a scale, for whoever reads the verdicts; none of a scale that it does not name."""

@@ -14,8 +14,8 @@ import numpy as np
 from laurepro.claims.inference import Array, Like
 
 FEWEST = 3  # comparisons of which a prior can be made
-# The most that a prior counts. From few seeds variances that differ often look equal: without a bound family-wise errors
-# reach 6.6 % (simulated: 50 comparisons, 5 seeds, deviations that differ by a factor of 1.35), with it 4.9 %.
+# The most that a prior counts. From few seeds variances that differ often look equal: without a bound family-wise
+# errors reach 6.6 % (simulated: 50 comparisons, 5 seeds, deviations that differ by a factor of 1.35), with it 4.9 %.
 MOST_FREEDOM = 21.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,12 +10,13 @@ from laurepro.report.blocks import Block, Bullets, Fold, Heading, Table, Text
 from laurepro.report.finding import comparison_name, comparisons
 from laurepro.report.grid import MISSING, Cell, Column, Grid
 from laurepro.report.provenance import origin
-from laurepro.report.rows import Section
+from laurepro.report.rows import RowResult, Section
 from laurepro.spec import Scale
 from laurepro.spec.metrics import METRICS
 
 if TYPE_CHECKING:
     from laurepro.claims import Verdict
+    from laurepro.claims.design import Plan
     from laurepro.claims.verdict import Word
 
 _LEVELS = (
@@ -61,7 +63,8 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
         if family == "paper":
             caveat = "" if scale.evidence else f" {NO_EVIDENCE}"
             blocks.append(Text(f"Scale {scale.name}: {scale.sentence}{caveat}"))
-            if plan is not None and (said := plan.sentences(scale.name)):
+            said = [*(plan.sentences(scale.name) if plan else ()), *_seeds(at_scale, plan)]
+            if said:
                 blocks.append(Bullets(tuple(said)))
         words = [w for w in SENTENCES if w not in _NOT_JUDGED]
         judged = [v for v in of_family if v.verdict in words]
@@ -87,6 +90,32 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
                 )
                 blocks.append(fold)
     return blocks
+
+
+def _seeds(rows: Sequence[RowResult], plan: Plan | None) -> list[str]:
+    """What the seeds of the rows have in common in mIoU: of the distinct rows that have the seeds that most have."""
+    import numpy as np
+
+    from laurepro.claims.moderated import spread
+
+    scored: dict[tuple[str, ...], dict[int, float]] = {}
+    for r in rows:
+        if plan is not None and plan.may_diverge(r.address):
+            continue
+        jobs = tuple(sorted(rec.job for rec in r.records if rec.stage == "evaluate"))
+        if jobs and all(rec.experiment.eval.oracle_radius is None for rec in r.records):
+            scored.setdefault(jobs, r.column("miou60"))
+    seeds = Counter(tuple(sorted(by_seed)) for by_seed in scored.values() if len(by_seed) > 1)
+    common = seeds.most_common(1)[0][0] if seeds else ()
+    table = [[by_seed[s] for s in common] for by_seed in scored.values() if tuple(sorted(by_seed)) == common]
+    found = spread(np.array(table)) if len(table) > 1 else None
+    if found is None:
+        return []
+    return [
+        f"Seeds, mIoU of the {found.rows} rows shown that have {found.seeds} seeds, but for oracles and rows that may "
+        f"diverge: a difference of two rows has a pooled deviation of {found.deviation:.2f} ({found.freedom} degrees of "
+        f"freedom); what the rows of one seed have in common makes {100 * found.icc:.0f} % of a row's variance (ICC)."
+    ]
 
 
 def _about(v: Verdict) -> str:
