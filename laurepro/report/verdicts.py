@@ -113,7 +113,7 @@ def _seeds(rows: Sequence[RowResult], plan: Plan | None) -> list[str]:
         return []
     return [
         f"Seeds, mIoU of the {found.rows} rows shown that have {found.seeds} seeds, but for oracles and rows that may "
-        f"diverge: a difference of two rows has a pooled deviation of {found.deviation:.2f} ({found.freedom} degrees of "
+        f"diverge: a difference of two has a pooled deviation of {found.deviation:.2f} ({found.freedom} degrees of "
         f"freedom); what the rows of one seed have in common makes {100 * found.icc:.0f} % of a row's variance (ICC)."
     ]
 
