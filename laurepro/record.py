@@ -85,6 +85,7 @@ class Record(Strict):
     confusion: tuple[tuple[Count, ...], ...] | None = None
     boundary_confusion: tuple[tuple[Count, ...], ...] | None = None
     boundary_counts: dict[str, tuple[tuple[Count, ...], tuple[Count, ...]]] = Field({})  # intersections, unions
+    image_counts_sha256: str | None = None  # of `evaluation.images`; None: not kept, as before there were any
     curve: tuple[tuple[Whole, Number], ...] = ()
     validation: dict[str, tuple[tuple[Whole, Number], ...]] = Field({})  # of a training, by metric: steps done, score
     kept_step: Whole | None = None  # steps after which `train.keep: best` took the weights; None: the last ones
@@ -215,7 +216,7 @@ def dump(record: Record) -> str:
 
     The last line, `sha256`, is the digest of every byte above it: no byte of the file can change unnoticed.
     """
-    raw = record.model_dump(mode="json")
+    raw = record.model_dump(mode="json", exclude=None if record.image_counts_sha256 else {"image_counts_sha256"})
     body = "{\n" + ",\n".join(f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)) + ","
     return f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
