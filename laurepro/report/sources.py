@@ -35,6 +35,7 @@ class Sources(NamedTuple):
     unavailable: tuple[Unavailable, ...] = ()
     judgements: tuple[tuple[Scale, list[Verdict]], ...] = ()
     findings: tuple[Finding, ...] = ()
+    results: Path | None = None  # the folder that all of it is from
 
 
 def gather(
@@ -91,6 +92,7 @@ def gather(
         unavailable=apart,
         judgements=judgements,
         findings=tuple(finding(s, with_verdicts, of_scale.get(s.name, ())) for s in shown_scales),
+        results=results,
     )
 
 
