@@ -57,10 +57,10 @@ def coverage(experiments: int, seeds: int, of_seeds: float, of_images: float) ->
 CASES = [(3, 0.3, 0.5), (10, 0.3, 0.5), (10, 0.05, 0.5), (10, 0.5, 0.0)]
 
 
-@pytest.mark.parametrize(("seeds", "of_seeds", "of_images"), CASES[1:2])
+@pytest.mark.parametrize(("seeds", "of_seeds", "of_images"), CASES[2:3])
 def test_the_interval_covers_the_truth(seeds: int, of_seeds: float, of_images: float) -> None:
     both, alone = coverage(150, seeds, of_seeds, of_images)
-    assert both > 0.9 and alone < both, (both, alone)
+    assert 0.9 < both < 0.99 and alone < 0.5, (both, alone)
 
 
 @pytest.mark.acceptance

@@ -141,7 +141,7 @@ def write(scale: Scale, chosen: Mapping[str, Raw]) -> None:
     above, key, _ = text.rpartition("\nrows:")
     new = f"{above}\n{yaml.safe_dump({'rows': dict(chosen)}, default_flow_style=None, width=120)}"
     before, after = load_yaml(text, str(scale.file)), load_yaml(new, str(scale.file))
-    if not key or {**before, "rows": {}} != {**after, "rows": {}} or list(before)[-1] != "rows":
+    if not key or {**before, "rows": {}} != {**after, "rows": {}}:
         raise LaureproError(f"{scale.file}: `rows` is not its last key, so it cannot be replaced")
     write_atomic(scale.file, new)
 
