@@ -69,6 +69,7 @@ def command(
         raise click.UsageError("--watch is for a terminal, not --format json")
     check_results(results, runs)
     gc.disable()  # nearly all that is read stays; looking for cycles in it takes time
+    click.get_current_context().call_on_close(gc.enable)
     records, problems = outline.read_all(results)
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
     if scale:
