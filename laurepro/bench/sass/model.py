@@ -6,7 +6,7 @@ A launch takes as long as the slowest of five resources, plus the start of the l
 - `pipes`: the busiest execution pipe (FMA, ALU, the transcendental unit, loads and stores), at its full rate;
 - `memory`: the bytes of the launch's tensors, at `copy_share` of the data sheet's bandwidth;
 - `cache`: all bytes that warps load or store, as far as the L1 cache does not merge them, at the L2's bandwidth;
-- `latency`: a warp alone waits once for each group of loads that are in flight together, and issues an instruction in
+- `latency`: a warp alone waits for its loads, once where they are in flight together, and issues an instruction in
   `cycles_per_instruction`; the warps that a multiprocessor holds at a time do so side by side.
 
 The bytes in flight on a multiprocessor are those of one warp times its resident warps: `latency` is Little's law.
@@ -88,8 +88,8 @@ class Launch(NamedTuple):
     xu: float
     lsu: float  # lane groups of 32: 1 per load, store, or shuffle
     l1_bytes: float  # that the L1 cache has to deliver or take
-    waits: float  # groups of loads, each issued before the first of its values is used
-    in_flight: float  # bytes of the largest such group
+    waits: float  # for loads, in units of their latency
+    in_flight: float  # bytes that it waits for at a time, at most
     memory_bytes: float  # of the whole launch: each tensor that it touches once
     cache_bytes: float  # of the whole launch, in sectors of 32 bytes
     read_share: float  # of the loaded bytes, those that come from memory and not from a cache
