@@ -33,6 +33,7 @@ OCCUPANCY = {
     ("sm_120", 256, 40, 0): 48,
     ("sm_90", 32, 32, 0): 32,
     ("sm_120", 32, 32, 0): 24,
+    ("sm_90", 32, 80, 0): 24,  # 25 by the number of registers, which belong to four schedulers
     ("sm_80", 128, 32, 48 * 1024): 12,
     ("sm_120", 128, 32, 48 * 1024): 8,
 }

@@ -99,7 +99,7 @@ def run(
             usage, text = compiler.machine_code(cupy_kernels.source(source), expressions, architecture)
             read = listing.functions(text)
             for e in expressions:
-                code[e] = _Code(usage[e], next(rows for name, rows in read.items() if name.startswith(mangled(e))))
+                code[e] = _Code(usage[e], next(rs for name, rs in read.items() if name.startswith(mangled(e))), {})
         predicted = [_predicted(case, recorded, code, architecture) for case in chosen]
         rows += [_instance(e, instances[s, e], code[e], recorded, architecture) for s, e in sorted(instances)]
         rows += predicted
@@ -116,6 +116,7 @@ def run(
 class _Code(NamedTuple):
     usage: Usage
     rows: list[listing.Instruction]
+    counted: dict[tuple[Problem, int], listing.Counts]  # by problem, whatever its batch, and blocks of channels
 
 
 def _blocks_of_channels(launched: Recorded, problem: Problem) -> int:
@@ -127,8 +128,11 @@ def _blocks_of_channels(launched: Recorded, problem: Problem) -> int:
 
 
 def _counts(code: _Code, launched: Recorded, problem: Problem) -> listing.Counts:
-    blocks = _blocks_of_channels(launched, problem)
-    return listing.count(code.rows, launches.scopes(launched.source, launched.expression, problem, blocks))
+    key = (problem._replace(n=1), _blocks_of_channels(launched, problem))
+    if key not in code.counted:
+        scopes = launches.scopes(launched.source, launched.expression, *key)
+        code.counted[key] = listing.count(code.rows, scopes)
+    return code.counted[key]
 
 
 def _launch(code: _Code, launched: Recorded, problem: Problem) -> tuple[listing.Counts, model.Launch]:

@@ -185,7 +185,8 @@ class Counts(NamedTuple):
 def count(rows: Sequence[Instruction], scopes: Sequence[Scope]) -> Counts:
     """What a warp executes, given how often the source's loops turn. `scopes`: outer ones before inner ones."""
     found = loops(rows)
-    weights = _weights(rows, found, scopes)
+    own = _own(rows, found)
+    weights = _weights(rows, own, scopes)
     pipes: dict[str, float] = defaultdict(float)
     for row in rows:
         pipes[row.pipe] += weights[row.address]
@@ -196,13 +197,10 @@ def count(rows: Sequence[Instruction], scopes: Sequence[Scope]) -> Counts:
 
     shared = [r for r in rows if re.match(r"(LDS|STS|ATOMS)\b", r.opcode)]
     loads, stores = [r for r in rows if r.is_load], [r for r in rows if r.is_store]
-    heat = {
-        loop: sum(weights[r.address] for r in rows if loop.holds(r.address) and _inner(r, found) == loop)
-        for loop in found
-    }
+    heat = {loop: sum(weights[r.address] for r in own[loop]) for loop in found}
     hottest = max(heat, key=heat.__getitem__, default=None)
     inside = [r for r in rows if weights[r.address] and (hottest is None or hottest.holds(r.address))]
-    waits, in_flight = _waits(rows, found, weights)
+    waits, in_flight = _waits(own, weights)
     return Counts(
         total,
         dict(pipes),
@@ -218,8 +216,12 @@ def count(rows: Sequence[Instruction], scopes: Sequence[Scope]) -> Counts:
     )
 
 
-def _inner(row: Instruction, found: Iterable[Loop]) -> Loop | None:
-    return next((loop for loop in found if loop.holds(row.address)), None)
+def _own(rows: Iterable[Instruction], found: Iterable[Loop]) -> dict[Loop | None, list[Instruction]]:
+    """The instructions of each loop that are in no inner loop; those of None are in no loop."""
+    own: dict[Loop | None, list[Instruction]] = {loop: [] for loop in (None, *found)}
+    for row in rows:
+        own[next((loop for loop in found if loop.holds(row.address)), None)].append(row)
+    return own
 
 
 def _scope_of(rows: Iterable[Instruction], scopes: Sequence[Scope]) -> Scope | None:
@@ -230,14 +232,16 @@ def _scope_of(rows: Iterable[Instruction], scopes: Sequence[Scope]) -> Scope | N
     return max(votes, key=votes.__getitem__, default=None)
 
 
-def _weights(rows: Sequence[Instruction], found: Sequence[Loop], scopes: Sequence[Scope]) -> dict[int, float]:
+def _weights(
+    rows: Sequence[Instruction], own: Mapping[Loop | None, list[Instruction]], scopes: Sequence[Scope]
+) -> dict[int, float]:
     """How often a warp executes each instruction, by its address."""
     real = [s for s in scopes if s.turns > 0]
     cold = [s for s in scopes if s.turns == 0]
     weights = {r.address: 0.0 if any(s.covers(r) for s in cold) else 1.0 for r in rows}
     for address in _other_sides(rows, weights):
         weights[address] = 0.0
-    own = {loop: [r for r in rows if _inner(r, found) == loop] for loop in found}
+    found = [loop for loop in own if loop is not None]
     # Which `for` a loop is: by its backward branch or, if that has another line, by its body.
     matched: dict[Scope, list[Loop]] = defaultdict(list)
     for loop in found:
@@ -245,21 +249,18 @@ def _weights(rows: Sequence[Instruction], found: Sequence[Loop], scopes: Sequenc
         scope = _scope_of(branch, real) or _scope_of(own[loop], real)
         if scope is not None:
             matched[scope].append(loop)
+    innermost = {r.address: next((s for s in reversed(real) if s.covers(r)), None) for r in rows}
     for scope, candidates in matched.items():
         size = {c: sum(weights[r.address] for r in own[c]) for c in candidates}
         kept = sorted(candidates, key=size.__getitem__)[-scope.copies :]
         for loop in candidates:
+            turns = _turns(scope, own[loop]) if loop in kept else 0.0
             for row in (r for r in rows if loop.holds(r.address)):
-                weights[row.address] *= _turns(scope, own[loop]) if loop in kept else 0.0
-        # What handles the turns that unrolling leaves over.
-        for row in rows:
-            innermost = next((s for s in reversed(real) if s.covers(row)), None)
-            if (
-                innermost == scope
-                and not any(loop.holds(row.address) for loop in kept)
-                and _turns(scope, own[kept[-1]]) != scope.turns
-            ):
-                weights[row.address] = 0.0
+                weights[row.address] *= turns
+        if _turns(scope, own[kept[-1]]) != scope.turns:  # unrolled: without what handles the turns left over
+            for row in rows:
+                if innermost[row.address] == scope and not any(loop.holds(row.address) for loop in kept):
+                    weights[row.address] = 0.0
     return weights
 
 
@@ -287,15 +288,13 @@ def _other_sides(rows: Sequence[Instruction], weights: Mapping[int, float]) -> s
     return skipped
 
 
-def _waits(rows: Sequence[Instruction], found: Sequence[Loop], weights: Mapping[int, float]) -> tuple[float, int]:
+def _waits(own: Mapping[Loop | None, list[Instruction]], weights: Mapping[int, float]) -> tuple[float, int]:
     """How long a warp alone waits for loads of global memory, and the most bytes per lane that it has in flight.
 
     In units of a load's latency, of which an instruction takes ISSUE. A loop is read until its turns are alike.
     """
     waits, most = 0.0, 0
-    outside = [r for r in rows if _inner(r, found) is None]
-    blocks = [[r for r in rows if _inner(r, found) == loop] for loop in found]
-    for block, turns in [(outside, 1), *((block, 4) for block in blocks)]:
+    for block, turns in ((block, 1 if loop is None else 4) for loop, block in own.items()):
         time = 0.0
         flying: list[tuple[float, range, int]] = []  # when each load arrives, its registers and its bytes
         for turn in range(turns):
