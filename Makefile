@@ -106,13 +106,30 @@ acceptance: $(VENV)/.dev ## Tests that take hours: seeds at scale smoke, kills, 
 
 # The most decisive steps come first; a step that has its records takes a second. Without a GPU, images have half the size.
 EVIDENCE_SCALE ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),camvid,camvid-cpu)
-EVIDENCE = "table3a --seeds 3" "tablec --seeds 3" "table2 --seeds 3" "table1 table4 table7 --seeds 3" \
+EVIDENCE = $(or $(EVIDENCE_$(EVIDENCE_SCALE)),$(EVIDENCE_CAMVID))
+EVIDENCE_CAMVID = "table3a --seeds 3" "tablec --seeds 3" "table2 --seeds 3" "table1 table4 table7 --seeds 3" \
   "table3a table2 --seeds 5" "table1 table4 table7 --seeds 5"
+OS8 = table3a/encnet-os8
+EVIDENCE_camvid-imagenet = "$(OS8)-bilinear $(OS8)-grid4x $(OS8)-lau4x-off table4/encnet-os8-lau4x --seeds 10" \
+  "table1 table2 $(addprefix $(OS8)-pixelshuffle,2x 3x 2x2x) table4/encnet-os8-deformable --seeds 10" \
+  "$(addprefix tablec/,lau4x-long-step grid4x-long-step lau4x-off-weighted-mean grid4x-valid lau4x-valid) --seeds 10" \
+  "$(addprefix tablec/,lau4x-off-valid bilinear-norm-uniform lau4x-norm-uniform) --seeds 10"
+EVIDENCE_camvid-imagenet-tuned = "table3a table4 table9 --seeds 10"
+# A scale that tunes its rows: the trials first, then the choice, whose file is to be committed before a row is run with it.
+TUNED = $(filter %-tuned,$(EVIDENCE_SCALE))
+TRIALS = $(if $(TUNED),$(BIN)/laurepro tune $(TUNED) --commands | sed 's/^laurepro run //' && echo tune &&)
+TUNE = $(BIN)/laurepro tune $(TUNED)
 
 evidence: $(VENV)/.run ## Train on CamVid for at most TIME_LIMIT minutes, pack the records; resumes
 	@end=$$(( $$(date +%s) + 60 * $(TIME_LIMIT) )); failed=0; \
-	for step in $(EVIDENCE); do \
+	mapfile -t steps < <($(TRIALS) printf '%s\n' $(EVIDENCE)); \
+	for step in "$${steps[@]}"; do \
 	  left=$$(( end - $$(date +%s) )); [ $$left -gt 5 ] || break; \
+	  if [ "$$step" = tune ]; then \
+	    $(TUNE) && continue; \
+	    $(TUNE) --write && echo "commit experiments/scales/$(TUNED).yaml, then repeat the command"; \
+	    failed=$$?; break; \
+	  fi; \
 	  $(BIN)/laurepro run $$step --scale $(EVIDENCE_SCALE) --jobs-per-gpu $(JOBS_PER_GPU) \
 	    --time-limit $$(( left / 60 )).$$(( left % 60 * 10 / 60 )) || { failed=$$?; [ $$failed -eq 1 ] || break; }; \
 	done; \

@@ -26,6 +26,7 @@ from typing import Any
 
 from laurepro import __version__, record, report, spec, verify
 from laurepro.errors import LaureproError, install
+from laurepro.evaluation import images
 from laurepro.record import Record
 
 METADATA = "ro-crate-metadata.json"
@@ -55,8 +56,10 @@ _TYPES = {
     ".png": "image/png",
     ".yaml": "application/yaml",
     ".txt": "text/plain",
+    ".npz": "application/zip",
 }
-_ABOUT = {  # what a file is, by the beginning of its name
+_ABOUT = {  # what a file is, by the beginning or the end of its name
+    ".npz": "Counts of each image of an evaluation, by class; numpy reads it",
     "records/": "Outcome of one job: specification, counts, metrics, commit, machine and versions",
     "figures/": "Figure drawn from trained jobs",
     "experiments/": "Specification that rows of the tables are resolved from",
@@ -75,6 +78,7 @@ _README = """\
 | `report.html` | the report: opens from disk and loads nothing |
 | `report.json` | its tables |
 | `records/` | one JSON file for each job: specification, counts, metrics, commit, machine, versions |
+| `records/*.npz` | the counts of each image of an evaluation |
 | `figures/` | the figures, if any were drawn |
 | `experiments/` | the specifications: tables, scales, recipes, claims |
 | `environment.txt` | where the bundle was made: Python and the installed packages |
@@ -109,7 +113,7 @@ def write(results: Path, output: Path, licence: str = LICENCE) -> int:
     if os.path.lexists(output):
         raise _exists(output)
     files = _contents(results)
-    records = sum(name.startswith("records/") for name in files)
+    records = sum(name.startswith("records/") and name.endswith(".json") for name in files)
     crate = ROCrate(version="1.3")
     crate.name = "Results of laurepro"
     crate.description = f"{records} records of experiments with location-aware upsampling, their report and specs"
@@ -124,7 +128,9 @@ def write(results: Path, output: Path, licence: str = LICENCE) -> int:
     for name, content in files.items():
         about = {
             "name": PurePosixPath(name).stem if name.startswith("records/") else name,
-            "description": next(text for start, text in _ABOUT.items() if name.startswith(start)),
+            "description": next(
+                text for start, text in _ABOUT.items() if name.startswith(start) or name.endswith(start)
+            ),
             "encodingFormat": _TYPES.get(Path(name).suffix, "application/octet-stream"),
             "contentSize": str(len(content)),
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -181,6 +187,8 @@ def _contents(results: Path) -> dict[str, bytes]:
         "report.json": report.render(list(sources.sections), "json", sources.unavailable).encode(),
         "environment.txt": "\n".join([system, *installed, ""]).encode(),
     }
+    counted = (c.file for c in certificates if sources.records[c.file.stem].image_counts_sha256)
+    files |= {f"records/{file.stem}.npz": images.beside(file).read_bytes() for file in counted}
     specs = spec.experiments_dir()
     for folder, pattern, name in (
         (record.records_dir(results), "*.json", "records"),

@@ -39,6 +39,7 @@ from laurepro.commands import (
     show,
     status,
     submit,
+    tune,
     verify,
 )
 from laurepro.commands import list as list_
@@ -167,6 +168,7 @@ SHORT = {
     "data decode": "Decode a data set once, for all later runs",
     "plan": "The jobs that are missing, and what they will cost",
     "run": "Train and evaluate what is missing; resumes",
+    "tune": "Choose the settings of single rows by their scores on val",
     "status": "Jobs that are running, done, failed (and why) or missing",
     "report": "Your numbers beside the published ones",
     "claims": "A verdict on each claim that your records can decide",
@@ -196,7 +198,7 @@ SHORT = {
     "doctor": "Versions, GPU, data, weights, disk, each with its fix",
 }
 for _module in (
-    *(list_, show, check, data, plan, run, status, report, claims, explain),
+    *(list_, show, check, data, plan, run, tune, status, report, claims, explain),
     *(figure, verify, diff, bundle, predict, export, submit, bench, new, doctor),
 ):
     main.add_command(_module.command)

@@ -52,6 +52,7 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
 
     Where the scale says `controls: false`, control and extension rows are left out unless they are named, or their
     table is and has no other rows: at scale paper, the paper's tables are what the authors ran and the baselines.
+    Where the scale tunes its rows, those that it has not tuned are left out unless they are named.
 
     Raises:
         LaureproError: a name that does not exist, with the nearest.
@@ -71,6 +72,8 @@ def select(targets: Iterable[str], scale: Scale, everything: bool = False) -> li
         for t in ids:
             printed = [row for row in tables[t].rows if row.origin in ("authors", "quoted")]
             for row in tables[t].rows:
+                if scale.tuning is not None and f"{t}/{row.id}" not in scale.rows:
+                    continue
                 if scale.controls or row in printed or not (printed or everything):
                     chosen[f"{t}/{row.id}"] = (tables[t], row)
     return list(chosen.values())

@@ -25,11 +25,9 @@ from laurepro.atomic import write_atomic as write_atomic  # a public name of thi
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec import Experiment, Job, Strict
 from laurepro.spec.metrics import STAGES
+from laurepro.spec.stored import Count, Matrix, check_depth, quickly, sealed
 
-DEEPEST = 40  # mappings and lists inside each other in a record
 CODE = ("laurepro", "experiments", "cupy_kernels", "pyproject.toml")  # what "dirty" looks at
-# What any job can leave, with room to spare; beyond it arithmetic overflows. A matrix of 150 classes still has a sum.
-Count = Annotated[int, Field(ge=-(2**48), le=2**48)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
@@ -82,9 +80,10 @@ class Record(Strict):
     experiment: Experiment
     metrics: dict[str, Number | None]
     class_names: tuple[str, ...] = ()
-    confusion: tuple[tuple[Count, ...], ...] | None = None
-    boundary_confusion: tuple[tuple[Count, ...], ...] | None = None
+    confusion: Matrix | None = None
+    boundary_confusion: Matrix | None = None
     boundary_counts: dict[str, tuple[tuple[Count, ...], tuple[Count, ...]]] = Field({})  # intersections, unions
+    image_counts_sha256: str | None = None  # of `evaluation.images`; None: not kept, as before there were any
     curve: tuple[tuple[Whole, Number], ...] = ()
     validation: dict[str, tuple[tuple[Whole, Number], ...]] = Field({})  # of a training, by metric: steps done, score
     kept_step: Whole | None = None  # steps after which `train.keep: best` took the weights; None: the last ones
@@ -215,7 +214,7 @@ def dump(record: Record) -> str:
 
     The last line, `sha256`, is the digest of every byte above it: no byte of the file can change unnoticed.
     """
-    raw = record.model_dump(mode="json")
+    raw = record.model_dump(mode="json", exclude=None if record.image_counts_sha256 else {"image_counts_sha256"})
     body = "{\n" + ",\n".join(f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)) + ","
     return f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
@@ -228,10 +227,6 @@ def _value(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-_LAST = re.compile(rb'\n"sha256": "([0-9a-f]{64})"\n}\n')
-_LAST_BYTES = 80
-
-
 def read(file: Path) -> Record:
     """Read a record. Raises LaureproError naming the file and what is wrong with it.
 
@@ -239,15 +234,7 @@ def read(file: Path) -> Record:
     """
     try:
         content = file.read_bytes()
-        raw = json.loads(content)
-        if "sha256" in raw:
-            last = _LAST.fullmatch(content[-_LAST_BYTES:])
-            if last is None or hashlib.sha256(content[:-_LAST_BYTES]).hexdigest() != last[1].decode():
-                raise ValueError("its checksum differs: it was changed after it was written")
-            del raw["sha256"]
-        if _depth(raw) > DEEPEST:
-            raise ValueError(f"nested more than {DEEPEST} deep")
-        record = Record(**raw)
+        record = _built(content)
         if record.stage not in STAGES:
             raise ValueError(f"stage is {record.stage!r}, expected one of {', '.join(STAGES)}")
     except ValidationError as error:
@@ -262,34 +249,46 @@ def read(file: Path) -> Record:
     return record
 
 
-def _depth(value: Any) -> int:
-    """How deep mappings and lists are nested."""
-    depth, level = 0, [value]
-    while level:
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        depth += 1
-    return depth
+def _built(content: bytes) -> Record:
+    """The record of a file's content. Raises ValidationError, ValueError or TypeError for any other."""
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return Record(**quickly(content, {"experiment": Experiment, "environment": Environment}))
+    raw = json.loads(content)
+    if "sha256" in raw:
+        if not sealed(content):
+            raise ValueError("its checksum differs: it was changed after it was written")
+        del raw["sha256"]
+    check_depth(raw)
+    return Record(**raw)
 
 
 def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
     """All records by job name, and a line for each file that is not one."""
     records: dict[str, Record] = {}
     problems: list[str] = []
-    for file in sorted(records_dir(results).glob("*.json")):
+    for name in sorted(names(results)):
         try:
-            record = read(file)
-            if problem := _unsound(record):
-                raise LaureproError(f"{file}: not a readable record: {problem}")
+            record = sound(records_dir(results) / f"{name}.json")
         except LaureproError as error:
             problems.append(str(error))
         else:
             records[record.job] = record
     return records, problems
+
+
+def names(results: Path) -> set[str]:
+    """The names of the files in the folder of records, readable or not, without `.json`."""
+    with contextlib.suppress(OSError), os.scandir(records_dir(results)) as entries:
+        return {entry.name.removesuffix(".json") for entry in entries if entry.name.endswith(".json")}
+    return set()
+
+
+def sound(file: Path) -> Record:
+    """Read a record that can be shown. Raises LaureproError for any other."""
+    record = read(file)
+    if problem := _unsound(record):
+        raise LaureproError(f"{file}: not a readable record: {problem}")
+    return record
 
 
 def _unsound(record: Record) -> str:

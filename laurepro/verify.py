@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from laurepro import record
 from laurepro.errors import LaureproError
-from laurepro.evaluation import scores
+from laurepro.evaluation import images, scores
 from laurepro.record import Environment, Record
 from laurepro.spec import Job, parts, weights
 from laurepro.spec.metrics import own_metric
@@ -83,7 +83,7 @@ def files(results: Path, targets: tuple[str, ...]) -> list[Path]:
 
 
 def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificate:
-    """Check one record's bytes, schema, key, counts and metrics.
+    """Check one record's bytes, schema, key, counts (those of each image in the file beside it) and metrics.
 
     Args:
         file: `results/records/<job>.json`.
@@ -112,6 +112,7 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
         value = stored.metrics[name]
         if not same(value, expected):
             problems.append(f"metric {name} is {value}, its counts give {expected}")
+    problems += images.problems(file, stored)
     training = None
     with contextlib.suppress(LaureproError):
         need = _job(stored).needs if stored.stage == "evaluate" else None

@@ -157,6 +157,7 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro import distributed
     from laurepro.datasets import data_digest, data_source
+    from laurepro.evaluation import images
     from laurepro.spec.sources import check_sources
     from laurepro.stages import Context, Stopped
     from laurepro.stages._legs import Legs
@@ -189,16 +190,21 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
             return STOPPED
         if progress is not None:  # only rank 0 writes the record
             source = None if copy is None else data_source(job.experiment.data, args.data)
-            written = _record(job, result, progress, legs, copy, source)
+            counts = None if result.images is None else images.write(args.results, job.name, result.images)
+            written = _record(job, result, progress, legs, copy, source, counts)
             trackers.finished(written, record.write(args.results, written))
             (folder / STARTED_OVER).unlink(missing_ok=True)
     return 0
 
 
 def _record(
-    job: Job, result: Result, progress: Progress, legs: Legs, copy: str | None, source: str | None
+    job: Job, result: Result, progress: Progress, legs: Legs, copy: str | None, source: str | None, counts: str | None
 ) -> record.Record:
-    """What the job leaves. `copy`: the digest of its data; `source`: which form of the originals they came from."""
+    """What the job leaves.
+
+    `copy`: the digest of its data; `source`: which form of the originals they came from; `counts`: the digest of the
+    file of each image's counts.
+    """
     from laurepro import distributed
 
     done = int(progress.values.get("step", 0))
@@ -220,6 +226,7 @@ def _record(
         confusion=result.confusion,
         boundary_confusion=result.boundary_confusion,
         boundary_counts=result.boundary_counts,
+        image_counts_sha256=counts,
         curve=result.curve,
         validation=result.validation,
         kept_step=result.kept_step,

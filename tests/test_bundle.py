@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT, environment
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 from laurepro import bundle, record
 from laurepro.cli import main
 from laurepro.errors import LaureproError
+from laurepro.evaluation import images
 
 VALIDATE = """
 import json, sys
@@ -71,8 +73,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("profile", "test", "train"):
         for file in sorted((ROOT / "results" / "records").glob(f"{stage}-*carafe*"))[: 2 if stage == "test" else 1]:
             shutil.copy(file, folder / "records")
+    counted(folder)
     shutil.copy(ROOT / "docs" / "evidence.png", folder / "figures")
     return folder
+
+
+def counted(results: Path) -> None:
+    """Give a record counts of images: all of its pixels are in the first, and none in the second."""
+    file = next((results / "records").glob("test-*.json"))
+    stored = record.read(file)
+    matrix, (hit, union) = np.array(stored.confusion), np.array(stored.boundary_counts[images.BAND])
+    whole = np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
+    missed = np.minimum(union - hit, whole[1] - whole[0])
+    counts = np.zeros((2, 2, 3, len(matrix)), int)
+    counts[0] = whole, np.stack([hit, hit + missed, union - missed])
+    digest = images.write(results, stored.job, images.packed(images.ImageCounts(("a", "b"), counts)))
+    record.write(results, stored.model_copy(update={"image_counts_sha256": digest}))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +137,11 @@ def test_what_it_refuses(bundled: Path, results: Path, tmp_path: Path) -> None:
     code, out = command("bundle", "--results", str(results), "--output", str(bundled))
     assert code == 2 and "the file exists" in out and bundled.read_bytes() == before
     shutil.copytree(results, tmp_path / "results")
-    file = next(tmp_path.glob("results/records/test-*"))
+    (counts,) = tmp_path.glob("results/records/*.npz")
+    counts.unlink()
+    code, out = command("bundle", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "a.zip"))
+    assert code == 2 and f"{counts.name}: the counts of its images are missing" in out, out
+    file = next(tmp_path.glob("results/records/test-*.json"))
     file.write_bytes(file.read_bytes().replace(b'"world_size": 1', b'"world_size": 2'))
     code, out = command("bundle", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "a.zip"))
     assert code == 2 and "checksum differs" in out and not (tmp_path / "a.zip").exists()

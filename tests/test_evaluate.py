@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from collections import Counter
@@ -347,6 +348,22 @@ def test_predictions_of_a_test_split_are_kept(trained: Path) -> None:
         assert values.min() >= 1
         total.update(zip(label[label >= 0].tolist(), (values[label >= 0] - 1).tolist(), strict=True))
     assert result.confusion == [[total[row, column] for column in range(8)] for row in range(8)]
+
+    assert result.images is not None
+    stored = np.load(io.BytesIO(result.images))
+    assert stored["names"].tolist() == [file.stem for file in files] and stored["counts"].dtype == np.int32
+    for file, i in zip(files, range(5), strict=True):
+        label, predicted = images[i][1], np.asarray(PIL.Image.open(file)).astype(int) - 1
+        framed = np.pad(label, 1, mode="edge")  # the outside of the image is no other label
+        around = [framed[y : y + label.shape[0], x : x + label.shape[1]] for y in range(3) for x in range(3)]
+        band = np.any([other != label for other in around], 0)
+        for pixels, counts in zip((label >= 0, (label >= 0) & band), stored["counts"][i], strict=True):
+            assert pixels.any()
+            hit = [((label == c) & (predicted == c) & pixels).sum() for c in range(8)]
+            assert counts.tolist() == [
+                hit,
+                *([((of == c) & pixels).sum() for c in range(8)] for of in (label, predicted)),
+            ]
 
 
 def test_images_without_labels_give_predictions_and_no_number(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,8 @@ def test_rows_have_the_network_of_their_depth(address: str, name: str) -> None:
     scale = spec.scale("camvid-imagenet")
     ((table, row),) = plan.select([address], scale)
     experiment = spec.resolve(table, row, scale)
-    assert experiment.model.backbone == spec.Backbone(kind="timm", name=name, stages=4, maps=3, resize=True)
+    options = {"stages": 4, "maps": 3, "before_last": True, "resize": True}
+    assert experiment.model.backbone == spec.Backbone(kind="timm", name=name, **options)
     assert (experiment.train.pretrained, experiment.train.iterations, experiment.train.lr) == (
         "efficientnet-lite",
         400,
@@ -221,7 +222,7 @@ def test_a_kind_of_the_scale_replaces_the_rows_options_and_set_lies_above() -> N
     changed = table.model_copy(update={"rows": (plain,)})
     assert spec.resolve(changed, plain, scale) == spec.resolve(table, row, scale)
     cut = spec.resolve(table, row, scale, spec.parse_overrides(("model.backbone.stages=3",)))
-    assert cut.model.backbone.options == {"stages": 3, "maps": 3, "resize": True}
+    assert cut.model.backbone.options == {"stages": 3, "maps": 3, "before_last": True, "resize": True}
     own = ("model.backbone={kind: timm, name: convnext_atto}", "train.pretrained=null")
     assert spec.resolve(table, row, scale, spec.parse_overrides(own)).model.backbone.options == {
         "name": "convnext_atto"
@@ -249,21 +250,35 @@ def test_every_row_of_the_scale_is_planned() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 2])
-@pytest.mark.parametrize(("output_stride", "strides"), [(8, (4, 8, 8)), (16, (4, 8, 16)), (32, (4, 8, 32))])
+@pytest.mark.parametrize(("output_stride", "strides"), [(8, (4, 8, 8, 8)), (16, (4, 8, 16, 16)), (32, (4, 8, 16, 32))])
 def test_the_cut_networks_have_every_output_stride(size: int, output_stride: int, strides: tuple[int, ...]) -> None:
-    """Maps at odd sizes; at output stride 32 the last one is the mean of 2 x 2 of that at 16."""
-    part = spec.Backbone(kind="timm", name=f"tf_efficientnet_lite{size}", stages=4, maps=3, resize=True)
+    """Maps at odd sizes; at output stride 32 the last one is the mean of 2 x 2 of that at 16. The last but one is what
+    the last stage of blocks reads.
+    """
+    options = {"stages": 4, "maps": 3, "before_last": True, "resize": True}
+    part = spec.Backbone(kind="timm", name=f"tf_efficientnet_lite{size}", **options)
     backbone = build_backbone(part, output_stride).eval()
+    assert backbone.channels == {0: (24, 40, 80, 112), 2: (24, 48, 88, 120)}[size]
+    read: list[Tensor] = []
+    backbone.body.blocks[-1].register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
     image = torch.randn(1, 3, 97, 129)
     with torch.no_grad():
         maps = backbone(image)
         assert backbone.strides == strides
         assert [m.shape[2:] for m in maps] == [(-(-97 // s), -(-129 // s)) for s in strides]
+        assert [m.shape[1] for m in maps] == list(backbone.channels)
+        assert torch.equal(maps[-2], read[0][:, :, : maps[-2].shape[2], : maps[-2].shape[3]])
         if output_stride == 32:
             finer = build_backbone(part, 16).eval()
             finer.load_state_dict(backbone.state_dict())
             even = image[:, :, :96, :128]
             torch.testing.assert_close(backbone(even)[-1], F.avg_pool2d(finer(even)[-1], 2))
+
+
+@pytest.mark.parametrize("options", [{"name": "tf_efficientnet_lite0", "stages": 3}, {"name": "regnetx_002"}])
+def test_a_stage_that_is_not_there_or_a_map_already_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(LaureproError, match=r"model\.backbone\.before_last: .* has no stage of blocks"):
+        build_backbone(spec.Backbone(kind="timm", before_last=True, **options), 8)
 
 
 def test_each_depth_has_its_own_bilinear_baseline(tmp_path: Path) -> None:

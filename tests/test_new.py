@@ -103,6 +103,7 @@ def test_names_of_backbones_that_are_taken(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.acceptance
+@pytest.mark.timeout(5400)
 def test_the_whole_page_on_backbones(tmp_path: Path) -> None:
     """Both reports have an interval: LaU beside bilinear upsampling on the same backbone."""
     printed = follow(tmp_path, steps(BACKBONE_PAGE))

@@ -35,7 +35,8 @@ def assert_nothing_is_left(folder: Path) -> None:
     finally:
         for pid in alive(folder):
             os.kill(pid, signal.SIGKILL)
-    assert not any(record.running(folder / "runs", job.name) for job in (folder / "runs").iterdir())
+    jobs = [job.name for job in (folder / "runs").iterdir()]  # the system takes a lock back after the command line
+    wait_until(lambda: not any(record.running(folder / "runs", job) for job in jobs), "the end of all locks", 20)
 
 
 @pytest.mark.parametrize(

@@ -77,13 +77,13 @@ def test_scoring_a_trained_job_under_another_protocol_trains_nothing(
 ) -> None:
     for folder in ("results", "runs", "data"):
         shutil.copytree(finished.folder / folder, tmp_path / folder)
-    before = {file.name for file in (tmp_path / "results" / "records").iterdir()}
+    before = {file.name for file in (tmp_path / "results" / "records").glob("*.json")}
     command = (ROW, "--scale", "tiny", "--set", "eval.protocol=encnet-ms")
     planned = json.loads(run_cli("plan", *command, "--format", "json", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny).out)
     assert [j["stage"] for j in planned["jobs"]] == ["evaluate"] and planned["reused"] == 1
     ran = run_cli("run", *command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert ran.code == 0, ran.err
-    [new] = {file.name for file in (tmp_path / "results" / "records").iterdir()} - before
+    [new] = {file.name for file in (tmp_path / "results" / "records").glob("*.json")} - before
     found = json.loads((tmp_path / "results" / "records" / new).read_text())
     assert found["key"] == planned["jobs"][0]["key"] and found["stage"] == "evaluate"
     assert found["experiment"]["eval"]["multi_scale"] is True and found["experiment"]["eval"]["mode"] == "slide"

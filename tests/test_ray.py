@@ -17,8 +17,10 @@ from typing import NamedTuple
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT, ROW, SHORT, Finished, Ran, environment, finish, run_cli, start, wait_until
+from test_acceptance import SEEDS, WHERE
 from test_launch import assert_same_bits, at_step, records, train_folder
 
+from laurepro import record
 from laurepro.cli import main
 
 # A head with one CPU and one pretended GPU, and a node with two of each. Words on stdin kill the node, or add one.
@@ -109,7 +111,8 @@ def cluster() -> Iterator[RayCluster]:
     """A cluster of two nodes, of which nothing is left afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # a short path: sockets are in it
     pretended = {"CUDA_VISIBLE_DEVICES": "97,98,99"}  # Ray counts them, and torch sees none
-    variables = environment(RAY_TMPDIR=folder, RAY_USAGE_STATS_ENABLED="0", **pretended)
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # jobs are not behind other tests
+    variables = environment(RAY_TMPDIR=folder, **settings, **pretended)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, "-c", CLUSTER], env=variables, text=True, cwd=folder, **pipes)  # type: ignore[call-overload]
     try:
@@ -240,3 +243,31 @@ def test_two_processes_have_the_bits_of_the_local_launcher(
     assert ran.code == 0, ran.err
     assert [records(tmp_path)[stage].world_size for stage in ("train", "evaluate")] == [2, 2]
     assert_same_bits(tmp_path, finished_by_two)
+
+
+@pytest.mark.acceptance
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_table_3a_has_the_bits_of_the_local_launcher_although_a_node_is_lost(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    """A node is killed while several jobs run on it, and comes back; the other one goes on."""
+    trained, _ = record.read_all(WHERE / "results")
+    seed = f"{SEEDS[0]}-{SEEDS[0]}"
+    words = ("run", "table3a", "--scale", "smoke", "--seeds", seed, "--launcher", "ray", "--address", cluster.address)
+    process = start(*words, cwd=tmp_path, RAY_TMPDIR=cluster.folder)
+    wait_until(lambda: len(list(tmp_path.glob("results/records/train-*"))) >= 3, "a few trainings", 1800)
+    wait_until(lambda: len(of_cluster(cluster.folder, "laurepro.worker")) >= 2, "two jobs at a time", 600)
+    kept = set(tmp_path.glob("results/records/*"))
+    assert cluster.say("kill") == "kill"
+    wait_until(lambda: set(tmp_path.glob("results/records/*")) > kept, "a record of the node that is left", 1800)
+    assert cluster.say("add") == "add"
+    ran = finish(process, 3000)
+    assert ran.code == 0 and "its task was killed or its node was lost" in ran.err, ran.err
+    found, problems = record.read_all(tmp_path / "results")
+    assert not problems and len([r for r in found.values() if r.stage == "evaluate"]) == 12
+    assert set(found) <= set(trained), f"not trained in {WHERE}: make acceptance"
+    for name, there in found.items():
+        here = trained[name]
+        assert (there.weights_sha256, there.curve) == (here.weights_sha256, here.curve), name
+        assert (there.confusion, there.metrics) == (here.confusion, here.metrics), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -128,6 +129,37 @@ def test_a_damaged_record_is_reported_and_counts_as_missing(tmp_path: Path) -> N
     for name in [*bad, "folder"]:
         assert sum(str(good.parent / f"{name}.json") in p for p in problems) == 1, name
     assert all("\n" not in p for p in problems)
+
+
+def test_a_sealed_file_is_held_to_the_form_of_a_record(tmp_path: Path) -> None:
+    """A right checksum does not make a record; nor does an experiment that is inside another field."""
+    file = record.write(tmp_path, some_record())
+    body = file.read_text().rpartition('\n"sha256"')[0]
+    line = next(line for line in body.splitlines() if line.startswith('"experiment"'))
+    inside = body.replace(f"{line}\n", "").replace('"metrics": {', f'"metrics": {{\n{line}\n')
+    deep = line.replace("{", '{"a": ' + "[" * 50 + "]" * 50 + ", ", 1)
+    for changed, why in (
+        (inside, "experiment: Field required"),
+        (inside.replace('"idle_share"', '"experiment": NaN,\n"idle_share"'), "experiment: "),
+        (body.replace(line, deep), "nested more than 40 deep"),
+        (body.replace(line, '"experiment": {"colour": 1},'), "experiment.colour: "),
+        (body.replace('"seed": 0', '"seed": false'), "seed: Value error, expected a number"),
+        (body.replace('"seconds": 1.5', '"seconds": NaN'), "seconds: "),
+        (body.replace(line, line[:-2] + ","), "Expecting"),
+    ):
+        assert changed != body
+        file.write_text(f'{changed}\n"sha256": "{hashlib.sha256(changed.encode()).hexdigest()}"\n}}\n')
+        with pytest.raises(LaureproError) as error:
+            record.read(file)
+        assert f"{file}: not a readable record: " in str(error.value) and why in str(error.value)
+
+
+def test_records_of_one_experiment_share_it(tmp_path: Path) -> None:
+    one, other = (
+        record.read(record.write(tmp_path / seconds, some_record(seconds=float(seconds)))) for seconds in "12"
+    )
+    assert one != other and one.experiment is other.experiment and one.environment is other.environment
+    assert one.model_copy(update={"seed": 5}).experiment is one.experiment
 
 
 def test_a_damaged_record_stops_no_command(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _through_kills(
     assert most == 4, most  # as many as the site allows, and no fewer
     assert "resumes after step" in (folder / "runs" / name / "log.txt").read_text()
     verified = run_cli("verify", "all", cwd=folder, **env)
-    assert verified.code == 0 and len(list(folder.glob("results/records/*"))) == 2 * rows, verified.out
+    assert verified.code == 0 and len(list(folder.glob("results/records/*.json"))) == 2 * rows, verified.out
     records, _ = record.read_all(folder / "results")
     assert {r.world_size for r in records.values()} == {2}
     if private.affinity:

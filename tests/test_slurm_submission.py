@@ -320,7 +320,7 @@ def test_a_limit_of_four_jobs(inside: Path, monkeypatch: pytest.MonkeyPatch, tur
         seen |= active
         leave_records(stub, inside, active)
     if turns == 6:
-        assert len(list(inside.glob("results/records/*"))) == 24 and "0 jobs to run" in invoke()
+        assert len(list(inside.glob("results/records/*.json"))) == 24 and "0 jobs to run" in invoke()
 
 
 @pytest.mark.acceptance

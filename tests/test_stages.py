@@ -496,6 +496,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptur
         assert result.confusion == evaluated.confusion
         assert result.boundary_confusion == evaluated.boundary_confusion
         assert result.metrics == evaluated.metrics
+        assert result.images == evaluated.images is not None  # in the order of the split, each once
         assert Result(*rank["whole"]).confusion == whole_images.confusion
         assert Result(*rank["halves"]) == result  # stopped and resumed or not
     steps: list[Any] = []

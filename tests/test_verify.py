@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, Finished, make_record, run_cli
+from conftest import ROOT, Finished, Fuzz, make_record, run_cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laurepro import plan, record, spec, verify
 from laurepro.commands.verify import command as verify_command
 from laurepro.errors import LaureproError
-from laurepro.evaluation import scores
+from laurepro.evaluation import images, scores
 from laurepro.record import Record
 from laurepro.report.provenance import environment_table
 from laurepro.report.sources import Sources
@@ -354,7 +355,8 @@ def test_evaluating_again_finds_a_forged_matrix(finished: Finished, tmp_path: Pa
     edges = finished.evaluate.boundary_confusion
     assert edges is not None and first[wrong] > 0
     none = tuple(tuple(0 for _ in row) for row in edges)
-    changed = finished.evaluate.model_copy(update={"confusion": forged, "boundary_confusion": none})
+    update = {"confusion": forged, "boundary_confusion": none, "image_counts_sha256": None}
+    changed = finished.evaluate.model_copy(update=update)
     changed = changed.model_copy(update={"metrics": scores.recomputed(changed)})
     assert problems(tmp_path, changed) == ""
     same, said = verify.rerun(changed, finished.folder / "runs", finished.folder / "data", lambda state: None)
@@ -363,6 +365,85 @@ def test_evaluating_again_finds_a_forged_matrix(finished: Finished, tmp_path: Pa
     elsewhere = changed.model_copy(update={"environment": there})
     same, said = verify.rerun(elsewhere, finished.folder / "runs", finished.folder / "data", lambda state: None)
     assert not same and "processor Model X and " in said and f"torch 2.0.0 and {changed.environment.torch}" in said
+
+
+def test_counts_of_the_images(finished: Finished, tmp_path: Path) -> None:
+    """A file that is missing, of another evaluation, or forged is named; the record is shown all the same."""
+    (origin,) = finished.folder.glob(f"results/records/{finished.evaluate.job}.npz")
+    counts = images.read(origin.with_suffix(".json"), finished.evaluate)
+    assert counts is not None and counts.counts.shape == (8, 2, 3, 8) and counts.counts[:, 0].sum() > 0
+    assert counts.names == tuple(f"val-{i:05d}" for i in range(8))
+    (trained,) = finished.folder.glob("results/records/train*")
+    assert trained.suffix == ".json", "only evaluations have one"
+
+    shutil.copytree(finished.folder / "results", tmp_path / "results")
+    (file,) = tmp_path.glob(f"results/records/{finished.evaluate.job}.npz")
+    stored = file.with_suffix(".json")
+    assert verify.verify(stored).problems == ()
+    file.unlink()
+    assert verify.verify(stored).problems == (f"{file.name}: the counts of its images are missing",)
+    records, unreadable = record.read_all(tmp_path / "results")
+    assert finished.evaluate.job in records and not unreadable
+    images.write(tmp_path / "results", file.stem, images.packed(counts._replace(names=counts.names[::-1])))
+    assert "its sha256 differs" in verify.verify(stored).problems[0]
+
+    def forged(change: np.ndarray) -> tuple[str, ...]:
+        content = images.packed(counts._replace(counts=counts.counts + change))
+        digest = images.write(tmp_path / "results", file.stem, content)
+        return verify.verify(
+            record.write(tmp_path / "results", finished.evaluate.model_copy(update={"image_counts_sha256": digest}))
+        ).problems
+
+    none = np.zeros_like(counts.counts)
+    assert forged(none) == ()
+    moved = none.copy()
+    moved[0, 0, 1, 0], moved[1, 0, 1, 0] = 1, -1  # of one image more, of another less: the sums are the same
+    assert forged(moved) == ()
+    assert forged(np.maximum(moved, 0)) == (
+        f"{file.name}: the sums over its images are not those of the record's confusion",
+    )
+    moved = none.copy()
+    moved[0, 1, :, int(counts.counts[0, 0, 0].argmax())] -= 1
+    assert forged(moved) == (f"{file.name}: the sums over its images are not those of the record's boundary_miou_1px",)
+    assert forged(none - counts.counts - 1) == (f"{file.name}: its counts are not those of pixels of images",)
+
+
+def test_damaged_counts_of_images(fuzz: Fuzz, tmp_path: Path) -> None:
+    """Other people's files, whose records state the digest of what is there."""
+    names = tuple("abc")
+    content = images.packed(images.ImageCounts(names, np.arange(36).reshape(3, 2, 3, 2)))
+    base = sound(class_names=("ground", "thing"))
+    record.records_dir(tmp_path).mkdir()
+
+    def check(place: int, value: int, cut: int) -> None:
+        changed = bytearray(content[: len(content) - cut])
+        if changed:
+            changed[place % len(changed)] ^= value
+        digest = images.write(tmp_path, base.job, bytes(changed))
+        stored = base.model_copy(update={"image_counts_sha256": digest})
+        try:
+            counts = images.read(record.records_dir(tmp_path) / f"{base.job}.json", stored)
+        except LaureproError as error:
+            assert "the counts of its images cannot be read" in str(error)
+        else:
+            assert counts is not None and counts.counts.shape == (len(counts.names), 2, 3, 2)
+
+    fuzz(check, st.integers(0, 10**6), st.integers(0, 255), st.sampled_from([0, 0, 0, 1, 30, 10**6]))
+    pickled = io.BytesIO()
+    np.savez(pickled, names=np.array(names, object), counts=np.zeros((3, 2, 3, 2), object))
+    digest = images.write(tmp_path, base.job, pickled.getvalue())
+    (said,) = images.problems(
+        record.records_dir(tmp_path) / f"{base.job}.json", base.model_copy(update={"image_counts_sha256": digest})
+    )
+    assert "Object arrays cannot be loaded" in said
+
+
+def test_a_record_without_counts_of_images_does_not_name_them() -> None:
+    """As every record from before there were any: its bytes stay."""
+    (file, *_) = sorted((ROOT / "results" / "records").glob("test-*"))
+    stored = record.read(file)
+    assert stored.image_counts_sha256 is None and "image_counts" not in record.dump(stored)
+    assert '"image_counts_sha256": "0"' in record.dump(stored.model_copy(update={"image_counts_sha256": "0"}))
 
 
 def test_without_the_weights(finished: Finished, tiny: Path, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ class Backbone(nn.Module):
         maps: keep the last so many of them; the first is what DeepLabv3+ reads beside the last.
         normalisation: "model": images are normalised by the mean and deviation that timm states for the model's
             weights; "imagenet": as for the ResNets.
+        before_last: also give the output of the stage of blocks before the last, as the last map but one, which the
+            auxiliary head reads: in the ResNets that is the stage before the last too. timm gives the last stage of
+            each stride only, and the last two stages of an EfficientNet that `stages` cuts can share one.
         resize: bring the maps to `output_stride`: coarser ones bilinearly, a last one that is finer by average pooling.
             Models without timm's option need the former, networks cut before that stride the latter; a plain vision
             transformer, which gives one map at stride 14 or 16, needs neither. It is an option so that the row itself
@@ -41,7 +44,8 @@ class Backbone(nn.Module):
         channels, strides: of the maps, finest first.
 
     Raises:
-        LaureproError: timm is not installed, has no such model, or the model cannot have that output stride.
+        LaureproError: timm is not installed, has no such model, or the model cannot have that output stride or that
+            stage.
     """
 
     scale: Tensor
@@ -55,6 +59,7 @@ class Backbone(nn.Module):
         stages: Annotated[int, Ge(1)] | None = None,
         maps: Annotated[int, Ge(1), Le(4)] = 4,
         normalisation: Literal["model", "imagenet"] = "model",
+        before_last: bool = False,
         resize: bool = False,
     ) -> None:
         super().__init__()
@@ -69,6 +74,10 @@ class Backbone(nn.Module):
             )
         self.output_stride = output_stride
         self.channels = tuple(self.body.feature_info.channels())
+        if before_last:
+            self.channels = (*self.channels[:-1], _take_stage_before_last(self.body, name), self.channels[-1])
+            strides = (*strides, strides[-1])  # or it would be a map already
+        self._given_strides = strides
         self.strides = tuple(min(s, output_stride) for s in strides) if self._coarse else strides
         self._pool = output_stride // strides[-1] if resize and output_stride % strides[-1] == 0 else 1
         if self._pool > 1:
@@ -99,7 +108,7 @@ class Backbone(nn.Module):
         # Some networks round a side down, or join maps of several strides: every stride must divide the sides.
         x = F.pad(x, (0, -width % self._multiple, 0, -height % self._multiple))
         maps = []
-        for feature, stride in zip(self.body(x), self.body.feature_info.reduction(), strict=True):
+        for feature, stride in zip(self.body(x), self._given_strides, strict=True):
             feature = feature[:, :, : -(-height // stride), : -(-width // stride)]
             if self._coarse and stride > self.output_stride:
                 size = (-(-height // self.output_stride), -(-width // self.output_stride))
@@ -150,6 +159,18 @@ def _cut_blocks(model: Any) -> None:
     blocks = getattr(model, "blocks", None)
     if prefix == "blocks" and index.isdigit() and isinstance(blocks, nn.Sequential):
         del blocks[int(index) + 1 :]
+
+
+def _take_stage_before_last(body: Any, name: str) -> int:
+    """Let a cut EfficientNet give the output of its last stage of blocks but one too. Returns that map's channels."""
+    blocks, given = getattr(body, "blocks", None), getattr(body, "_stage_out_idx", None)  # timm's, by stages done
+    if not isinstance(blocks, nn.Sequential) or not isinstance(given, dict) or len(blocks) - 1 in given:
+        raise LaureproError(
+            f"model.backbone.before_last: {name} has no stage of blocks before its last, or that is a map already",
+            "set it to false",
+        )
+    given[len(blocks) - 1] = len(given)
+    return int([m for m in blocks[-2].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features)
 
 
 def _is_plain_transformer(body: nn.Module, strides: tuple[int, ...]) -> bool:

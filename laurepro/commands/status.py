@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import datetime
+import gc
 import math
 import sys
 import time
@@ -20,10 +21,11 @@ from laurepro.errors import LaureproError, printable
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from laurepro.commands.outline import Outline
     from laurepro.failures import FailureNote
     from laurepro.launchers import State as JobState
     from laurepro.plan import RowPlan
-    from laurepro.record import Progress, Record
+    from laurepro.record import Progress
 
 SECONDS = 1.0  # between two updates on a terminal
 LAUNCHER_SECONDS = 5.0  # between two questions to a launcher: many users ask a cluster's controller
@@ -61,11 +63,13 @@ def command(
 ) -> None:
     """What is running, done, failed (with the reason and the log's last lines) and missing."""
     from laurepro import failures, record, spec
+    from laurepro.commands import outline
 
     if watch and form == "json":
         raise click.UsageError("--watch is for a terminal, not --format json")
     check_results(results, runs)
-    records, problems = record.read_all(results)
+    gc.disable()  # nearly all that is read stays; looking for cycles in it takes time
+    records, problems = outline.read_all(results)
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
     if scale:
         names = [spec.scale(scale).name]
@@ -84,12 +88,12 @@ def command(
             click.echo(printable(f"scale {name} is left out: {str(error).splitlines()[0]}"), err=True)
             continue
         plans[name] = rows if seeds else _begun(rows, started | set(records), spec.scale(name).seeds)
-    broken = {f.stem for f in record.records_dir(results).glob("*.json")} - set(records)
+    broken = record.names(results) - set(records)
 
     submitted = _Submitted(runs)
 
     def look() -> list[State]:
-        done = {f.stem for f in record.records_dir(results).glob("*.json")} - broken
+        done = record.names(results) - broken
         jobs = submitted.states()
         states = [_state(name, rows, done, runs, jobs, submitted.ended) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
@@ -103,6 +107,7 @@ def command(
     for problem in problems:
         click.echo(printable(f"unreadable: {problem}"))
     if watch:
+        gc.enable()
         with contextlib.suppress(KeyboardInterrupt):
             _watch(look, runs)
         return
@@ -124,10 +129,16 @@ def _others(plans: dict[str, list[RowPlan]], recorded: dict[str, str], runs: Pat
         recorded: The scale of each job that has a record.
         runs: Where the folders are.
     """
-    from laurepro import plan, record
+    from laurepro import record
 
     started = {file.parent.name: (record.read_json(file) or {}).get("scale") for file in runs.glob("*/job.json")}
-    wanted = set().union(*(plan.build(rows, set(), lambda job: False).wanted_by for rows in plans.values()))
+    waiting = [job for rows in plans.values() for row in rows for job in row.jobs]
+    wanted = set()
+    while waiting:
+        job = waiting.pop()
+        if job.name not in wanted:
+            wanted.add(job.name)
+            waiting += [] if job.needs is None else [job.needs]
     return [name for name, scale in {**started, **recorded}.items() if name not in wanted and scale in plans]
 
 
@@ -163,7 +174,7 @@ def _state(
     return State(scale, len(planned.reused), missing, tuple(running), tuple(queued), tuple(stopped), tuple(failed))
 
 
-def _seeds(scale: str, records: Iterable[Record], runs: Path) -> set[int]:
+def _seeds(scale: str, records: Iterable[Outline], runs: Path) -> set[int]:
     """The seeds that a scale has by default, and those of its jobs that were begun, a shared pretraining's too."""
     from laurepro import record, spec
 

@@ -34,11 +34,14 @@ class Counts(NamedTuple):
         confusion: [n, n] over labelled pixels: row = label, column = prediction.
         boundary_confusion: [n, n] over those within 3 pixels of another label.
         boundary: intersection and union of each class, [2, n], for each other boundary metric.
+        by_class: [2, 3, n], of all labelled pixels and of those within 1 pixel of another label: how many of each class
+            are hit (label and prediction are the class), labelled and predicted. What is kept of each image.
     """
 
     confusion: Tensor
     boundary_confusion: Tensor
     boundary: dict[str, Tensor]
+    by_class: Tensor
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -79,7 +82,9 @@ def count(labels: Tensor, predicted: Tensor, classes: int) -> Counts:
             boundary[f"boundary_iou_{width}px"] = counts
         if width == share:
             boundary["boundary_iou"] = counts
-    return Counts(matrices.sum(0), within[BAND], boundary)
+    confusion = matrices.sum(0)
+    by_class = torch.stack([_hit_labelled_predicted(matrix) for matrix in (confusion, within[1])])
+    return Counts(confusion, within[BAND], boundary, by_class)
 
 
 def zero(classes: int) -> Counts:
@@ -91,14 +96,21 @@ def zero(classes: int) -> Counts:
 def add(one: Counts, other: Counts) -> Counts:
     """The sum of two, on the device of the first."""
     sums = {metric: value + other.boundary[metric].to(value.device) for metric, value in one.boundary.items()}
-    whole = [a + b.to(a.device) for a, b in zip(one[:2], other[:2], strict=True)]
-    return Counts(whole[0], whole[1], sums)
+    confusion, boundary_confusion, by_class = (
+        a + b.to(a.device)
+        for a, b in (
+            (one.confusion, other.confusion),
+            (one.boundary_confusion, other.boundary_confusion),
+            (one.by_class, other.by_class),
+        )
+    )
+    return Counts(confusion, boundary_confusion, sums, by_class)
 
 
 def each(counts: Counts, change: Callable[[Tensor], Tensor]) -> Counts:
     """Apply a function to each tensor, always in the same order."""
     boundary = {metric: change(counts.boundary[metric]) for metric in sorted(counts.boundary)}
-    return Counts(change(counts.confusion), change(counts.boundary_confusion), boundary)
+    return Counts(change(counts.confusion), change(counts.boundary_confusion), boundary, change(counts.by_class))
 
 
 def within_reach(labels: Tensor, predicted: Tensor, radius: int, classes: int) -> Tensor:
@@ -188,6 +200,11 @@ def _by_rank(labels: Tensor, rank: Tensor, widths: int, classes: int) -> Tensor:
     size = widths * classes
     index = torch.where((labels >= 0) & (rank < widths), rank * classes + labels, size)
     return torch.bincount(index.flatten(), minlength=size + 1)[:-1].view(widths, classes).cumsum(0)
+
+
+def _hit_labelled_predicted(matrix: Tensor) -> Tensor:
+    """int64 [3, n] of a confusion matrix."""
+    return torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
 
 
 def _intersection_and_union(matrix: Tensor) -> Tensor:

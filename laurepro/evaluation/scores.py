@@ -64,8 +64,8 @@ def recomputed(record: Record) -> Scores:
     """The scores of an evaluation's record from the counts stored in it. Raises ValueError if it has none."""
     if record.confusion is None:
         raise ValueError(f"{record.job} has no confusion matrix")
-    edges = None if record.boundary_confusion is None else np.array(record.boundary_confusion)
-    return scores(np.array(record.confusion), record.dataset, edges, record.boundary_counts)
+    edges = None if record.boundary_confusion is None else np.array(record.boundary_confusion, np.int64)
+    return scores(np.array(record.confusion, np.int64), record.dataset, edges, record.boundary_counts)
 
 
 def metrics_of(record: Record) -> Mapping[str, float | None]:
@@ -80,6 +80,12 @@ def metrics_of(record: Record) -> Mapping[str, float | None]:
         return record.metrics
 
 
+def completed(record: Record) -> Record:
+    """The record with all of `metrics_of`, for where they are asked for again and again."""
+    metrics = metrics_of(record)
+    return record if metrics is record.metrics else record.model_copy(update={"metrics": metrics})
+
+
 def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> dict[int, tuple[float, Record]]:
     """What stands for a published column, with its record, by seed.
 
@@ -91,7 +97,8 @@ def by_seed(column: str, jobs: Iterable[Job], records: Mapping[str, Record]) -> 
     measured = {}
     for job in jobs:
         if (record := records.get(job.name)) is not None:
-            value = metrics_of(record).get(own_metric(column, record.dataset))
+            name = own_metric(column, record.dataset)
+            value = (record.metrics if name in record.metrics else metrics_of(record)).get(name)
             if value is not None:
                 measured[job.seed] = (value, record)
     return measured

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import statistics
 from collections.abc import Iterator
-from html import escape
+from functools import lru_cache
+from html import escape as escape_once
 from pathlib import Path
 
 from laurepro.report import svg
@@ -14,6 +15,7 @@ from laurepro.report.grid import Cell, Grid
 
 IMAGE_BYTES = 2_500_000  # of all images in the page; beyond that only file names are given
 _FOLDER = Path(__file__).parent
+escape = lru_cache(maxsize=2**16)(escape_once)  # most texts of a page are in many of its cells
 
 
 def render(page: Page) -> str:

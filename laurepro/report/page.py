@@ -9,6 +9,7 @@ from laurepro.record import Record
 from laurepro.report import provenance, unavailable
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
 from laurepro.report.classes import class_iou, confusions
+from laurepro.report.frames import images
 from laurepro.report.grid import MISSING, Cell, about, name, notes, title
 from laurepro.report.rows import RowResult, Section, shown
 from laurepro.report.sources import Sources
@@ -33,6 +34,7 @@ def build(sources: Sources) -> Page:
     blocks += [Text(LEAD), Heading("What was compared", "claims")]
     for scale, verdicts in sources.judgements:
         blocks += claims(scale, verdicts, sources.sections)
+        blocks += images(scale, verdicts, sources)
     for rows in sources.sections:
         blocks += _table(rows, sources)
     if sources.unavailable:

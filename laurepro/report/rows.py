@@ -97,7 +97,7 @@ def shown(rows: Section) -> Section:
 def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overrides: Raw | None = None) -> Section:
     """The rows of a table at a scale with their records, in order. `runs` None: the state of jobs is not read."""
     records, _ = record.read_all(results)
-    return _measure(table, scale, records, runs, overrides)
+    return _measure(table, _stored(scale, records), runs, overrides)
 
 
 def collect(
@@ -137,11 +137,8 @@ def sections_of(
         plan.check_overrides(((tables[t], row) for t in ids for row in tables[t].rows), spec.scale(name), overrides)
     whole = {target for target in targets if "/" not in target}
     named = {t: rows for t, rows in named.items() if not any(t in plan.tables_named(w, tables) for w in whole)}
-    return [
-        _with_baselines(_measure(tables[t], spec.scale(s), records, runs, overrides), named.get(t))
-        for t in ids
-        for s in scales
-    ]
+    stored = [_stored(scale, records) for scale in map(spec.scale, scales)]
+    return [_with_baselines(_measure(tables[t], s, runs, overrides), named.get(t)) for t in ids for s in stored]
 
 
 def _with_baselines(rows: Section, named: set[str] | None) -> Section:
@@ -161,28 +158,39 @@ def scales_of(records: dict[str, Record]) -> list[str]:
     return [s for s in spec.scale_names() if s in present]
 
 
-def _measure(
-    table: Table, scale: Scale, records: dict[str, Record], runs: Path | None, overrides: Raw | None
-) -> Section:
+class _Stored(NamedTuple):
+    """What the rows of all tables at a scale are looked up in. `absent`: parts that are not available."""
+
+    scale: Scale
+    seeds: set[int]
+    records: dict[str, Record]
+    by_parts: dict[tuple[str, ...], list[Record]]
+    absent: set[str]
+
+
+def _stored(scale: Scale, records: dict[str, Record]) -> _Stored:
     seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
-    settings = spec.stated_overrides(overrides)
     at_scale = [r for r in records.values() if r.scale == scale.name]
-    absent = without_source(at_scale)
     by_parts: dict[tuple[str, ...], list[Record]] = {}
     for r in at_scale:
         by_parts.setdefault(tuple(parts_of(r.experiment).values()), []).append(r)
+    return _Stored(scale, seeds, records, by_parts, without_source(at_scale))
+
+
+def _measure(table: Table, stored: _Stored, runs: Path | None, overrides: Raw | None) -> Section:
+    scale, settings = stored.scale, spec.stated_overrides(overrides)
     rows = []
     for row in table.rows:
         try:
-            planned = plan.row_plan(table, row, scale, seeds, overrides, partial=True)
+            planned = plan.row_plan(table, row, scale, stored.seeds, overrides, partial=True)
         except LaureproError:
-            missing = absent and _parts_asked_for(table, row, scale, overrides) & absent
+            missing = stored.absent and _parts_asked_for(table, row, scale, overrides) & stored.absent
             if not missing:
                 raise
             remark = f"{', '.join(sorted(missing))} is not available"
             rows.append(RowResult(table, row, scale, "missing", remark, {}, (), False, ""))
         else:
-            rows.append(_row(planned, scale, records, by_parts, runs))
+            rows.append(_row(planned, scale, stored.records, stored.by_parts, runs))
     return [r._replace(settings=settings) for r in rows]
 
 

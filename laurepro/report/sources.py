@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from laurepro import record, spec
 from laurepro.errors import LaureproError
+from laurepro.evaluation.scores import completed
 from laurepro.record import Record
 from laurepro.report.blocks import Figure
 from laurepro.report.columns import judged_metric
@@ -35,6 +36,7 @@ class Sources(NamedTuple):
     unavailable: tuple[Unavailable, ...] = ()
     judgements: tuple[tuple[Scale, list[Verdict]], ...] = ()
     findings: tuple[Finding, ...] = ()
+    results: Path | None = None  # the folder that all of it is from
 
 
 def gather(
@@ -67,11 +69,11 @@ def gather(
     names = scales_of(records) or ["paper"] if scales is None else scales
     if any(e.scale in names and e.scale not in known for e in apart):  # its file is gone, its records are not
         names = [n for n in names if n in known]
-    sections = sections_of(targets, names, records, runs, overrides)
+    at_scale = {name: completed(r) for name, r in records.items() if r.scale in names}
+    sections = sections_of(targets, names, at_scale, runs, overrides)
     if not targets and scales is None:  # a table without records at a scale has nothing to show there
         begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
         sections = begun or sections
-    at_scale = {name: r for name, r in records.items() if r.scale in names}
     shown_scales = tuple(spec.scale(n) for n in names)
     judgements = _judged(shown_scales, at_scale, overrides, checked, bool(apart))
     by_scale = {scale.name: verdicts for scale, verdicts in judgements}
@@ -91,6 +93,7 @@ def gather(
         unavailable=apart,
         judgements=judgements,
         findings=tuple(finding(s, with_verdicts, of_scale.get(s.name, ())) for s in shown_scales),
+        results=results,
     )
 
 

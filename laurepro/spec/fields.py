@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Annotated, Any, Literal, get_args
+import json
+from functools import cache, cached_property
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from laurepro.spec.metrics import STAGES
 
 Raw = dict[str, Any]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -18,22 +22,37 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if _is_number(cls, str(info.field_name)):
-            values = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(v, bool) for v in values):
-                raise ValueError("expected a number")  # pydantic takes true for 1
-        return value
+    def _no_truth_for_a_number(cls, raw: Any) -> Any:
+        """pydantic takes true for 1. Once a model: of thousands of records, a validator of each field is too slow."""
+        wrong = [name for name in _numbers(cls) if _holds_truth(raw.get(name))] if isinstance(raw, dict) else []
+        if wrong:
+            kind = PydanticCustomError("value_error", "Value error, expected a number")
+            errors = [InitErrorDetails(type=kind, loc=(name,), input=raw[name]) for name in wrong]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return raw
+
+    def __copy__(self) -> Self:
+        """A copy without what was computed of this one: `model_copy` changes fields of it."""
+        copy = super().__copy__()
+        fields = type(self).__pydantic_fields__
+        if len(copy.__dict__) > len(fields):
+            for name in copy.__dict__.keys() - fields.keys():
+                del copy.__dict__[name]
+        return copy
+
+
+def _holds_truth(value: Any) -> bool:
+    return value is True or value is False or (isinstance(value, list | tuple) and bool in map(type, value))
 
 
 @cache
-def _is_number(model: type[BaseModel], field: str) -> bool:
-    """Whether a field takes numbers but not booleans. Cached: it is asked for every value of every table."""
-    kinds = _kinds(model.model_fields[field].annotation)
-    numeric = {int, float} & {kind if isinstance(kind, type) else type(kind) for kind in kinds}
-    return bool(numeric) and bool not in kinds
+def _numbers(model: type[BaseModel]) -> tuple[str, ...]:
+    """The fields that take numbers but not booleans."""
+    kinds = {name: _kinds(field.annotation) for name, field in model.model_fields.items()}
+    numeric = {name: {int, float} & {k if isinstance(k, type) else type(k) for k in of} for name, of in kinds.items()}
+    return tuple(name for name, of in numeric.items() if of and bool not in kinds[name])
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -295,6 +314,25 @@ class Experiment(Strict):
     init_from: InitFrom | None = None
     sources: dict[str, str] = {}
 
+    @cached_property
+    def key_texts(self) -> dict[str, dict[str, str]]:
+        """By stage and sorted, the JSON of all that the stage's key covers, defaults left out.
+
+        Scale, seed and the training that it starts from are the job's, and null or without their key here.
+        """
+        train = self.train
+        if train.keep == "last" and train.validate_every:  # validations only watch
+            train = train.model_copy(update={"validate_every": 0})
+        dump = self.model_copy(update={"train": train}).model_dump(mode="json", exclude_defaults=True)
+        chosen = {stage: _chosen(dump, paths) for stage, paths in STAGES.items()}
+        if train.keep == "best":
+            chosen["train"]["validation"] = self.validation.model_dump(mode="json", exclude_defaults=True)
+        for stage, raw in chosen.items():
+            raw |= {"stage": stage, "version": self.version, "scale": None, "seed": None}
+        return {
+            stage: {key: json.dumps(raw[key], sort_keys=True) for key in sorted(raw)} for stage, raw in chosen.items()
+        }
+
     @property
     def validation(self) -> Eval:
         """How a training scores `val`: as the experiment is evaluated, but at one scale and without an oracle."""
@@ -309,3 +347,18 @@ class Experiment(Strict):
         """
         side = self.data.crop_size // self.model.output_stride
         return f"{side}x{side}" if side <= 3 else ""
+
+
+def _chosen(dump: Raw, paths: tuple[str, ...]) -> Raw:
+    """The sections and fields at some dotted paths of an experiment's JSON, those that are there."""
+    chosen: Raw = {}
+    for path in paths:
+        *sections, field = path.split(".")
+        source, place = dump, chosen
+        for section in sections:
+            source = source.get(section, {})
+        if field in source:
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[field] = source[field]
+    return chosen

@@ -30,40 +30,23 @@ class Job(Strict):
     @property
     def meaning(self) -> Raw:
         """What the key is the hash of: the parts the stage depends on, defaults left out."""
-        experiment, train = self.experiment, self.experiment.train
-        if train.keep == "last" and train.validate_every:  # validations only watch
-            train = train.model_copy(update={"validate_every": 0})
-            experiment = experiment.model_copy(update={"train": train})
-        dump = experiment.model_dump(mode="json", exclude_defaults=True)
-        chosen: Raw = {}
-        for path in STAGES[self.stage]:
-            *sections, field = path.split(".")
-            found, place = dump, chosen
-            for section in sections:
-                found = found.get(section, {})
-            if field in found:
-                for section in sections:
-                    place = place.setdefault(section, {})
-                place[field] = found[field]
-        if "init_from" in chosen and (start := self.starts_from) is not None:
-            # The training alone: how its experiment would be evaluated or profiled cannot matter here.
-            chosen["init_from"] = {"part": dump["init_from"].get("part", "model"), "train": start.key}
-        if train.keep == "best" and self.stage == "train":
-            chosen["validation"] = experiment.validation.model_dump(mode="json", exclude_defaults=True)
-        head: Raw = {"stage": self.stage, "scale": self.scale, "version": self.experiment.version}
-        return {**head, "seed": self.seed if self.stage != "profile" else None, **chosen}
+        meaning: Raw = json.loads(self._text())
+        return meaning
 
-    def __copy__(self) -> Job:
-        """A copy that computes its key anew: `model_copy` changes fields of it."""
-        copy = super().__copy__()
-        for name in ("key", "name"):
-            copy.__dict__.pop(name, None)
-        return copy
+    def _text(self) -> str:
+        """The meaning as JSON, its keys sorted."""
+        seed = "null" if self.stage == "profile" else str(self.seed)
+        texts = {**self.experiment.key_texts[self.stage], "scale": json.dumps(self.scale), "seed": seed}
+        init = self.experiment.init_from
+        if "init_from" in texts and init is not None and (start := self.starts_from) is not None:
+            # The training alone: how its experiment would be evaluated or profiled cannot matter here.
+            texts["init_from"] = json.dumps({"part": init.part, "train": start.key})
+        return "{" + ", ".join([f'"{key}": {text}' for key, text in texts.items()]) + "}"
 
     @cached_property
     def key(self) -> str:
         """The first 10 hex digits of the meaning's sha256."""
-        return hashlib.sha256(json.dumps(self.meaning, sort_keys=True).encode()).hexdigest()[:10]
+        return hashlib.sha256(self._text().encode()).hexdigest()[:10]
 
     @cached_property
     def name(self) -> str:
@@ -73,16 +56,18 @@ class Job(Strict):
         what = f"{self.experiment.data.name}-{m.head.kind}-{m.backbone.kind}-{m.upsampler.kind}"
         return f"{stage}-{what}-s{self.seed}-{self.key}"
 
-    @property
+    @cached_property
     def starts_from(self) -> Job | None:
         """The training whose weights this experiment's training starts from."""
         init = self.experiment.init_from
         if init is None:
             return None
+        if self.stage == "evaluate" and (training := self.needs) is not None:
+            return training.starts_from  # whose key is worked out once
         seed = self.seed if init.seed is None else init.seed
         return Job(stage="train", scale=self.scale, seed=seed, experiment=init.experiment)
 
-    @property
+    @cached_property
     def needs(self) -> Job | None:
         """The job whose weights this one reads."""
         if self.stage == "evaluate":

@@ -15,6 +15,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Hashable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -59,10 +60,19 @@ def path(folder: str, name: str) -> Path | None:
     """The file of a plug-in, or None. A name that could lead out of the folder has no file."""
     if _NAME.fullmatch(name) is None or name.startswith("_"):
         return None
-    file = next((file for directory in folders(folder) if (file := directory / f"{name}.py").is_file()), None)
+    inside = _built_in(folder, name)
+    if os.path.isfile(inside):
+        return inside
+    file = next((file for directory in folders(folder)[1:] if (file := directory / f"{name}.py").is_file()), None)
     if file is None and folder == "datasets" and os.path.isfile(data_folder() / name / PREPARED):
         return PACKAGE / "datasets" / "folder.py"
     return file
+
+
+@cache
+def _built_in(folder: str, name: str) -> Path:
+    """Where the package would have a plug-in. Cached, since it is asked for with every part of every row."""
+    return PACKAGE / folder / f"{name}.py"
 
 
 def is_built_in(file: Path) -> bool:
@@ -104,7 +114,8 @@ def syntax(file: Path) -> ast.Module:
         raise LaureproError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def declared(file: Path, name: str, default: Any) -> Any:
+@cache
+def declared(file: Path, name: str, default: Hashable) -> Any:
     """A plain constant that a plug-in declares at its top level, read without importing it.
 
     Raises:

@@ -1,9 +1,9 @@
 """A row at a scale becomes an Experiment: which layer lies over which.
 
-Merge order: recipe (or the scale's own `base`), the table's `defaults`, the row's `set`, the scale's `adapt` and `set`,
-then `--set`. Mappings merge, a mapping with `kind` replaces, anything else replaces. Where `--set` changes the kind of
-a part of the network, the scale's `adapt` for the new kind is applied below the other `--set` values: the part has the
-size that rows of that kind have at this scale.
+Merge order: recipe (or the scale's own `base`), the table's `defaults`, the row's `set`, the scale's `adapt`, `set` and
+what its `rows` say of the row, then `--set`. Mappings merge, a mapping with `kind` replaces, anything else replaces.
+Where `--set` changes the kind of a part of the network, the scale's `adapt` for the new kind is applied below the other
+`--set` values: the part has the size that rows of that kind have at this scale.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
     if "sources" in overrides:
         raise LaureproError("--set sources: digests of code are computed, and cannot be set")
     backbone_only = _of_model(overrides, ("backbone",))
-    return Layers(_at_scale(tree, scale, overrides), _at_scale(tree, scale, backbone_only))
+    address = f"{table.id}/{row.id}"
+    return Layers(_at_scale(tree, scale, address, overrides), _at_scale(tree, scale, address, backbone_only))
 
 
 def _of_model(overrides: Raw, slots: tuple[str, ...]) -> Raw:
@@ -73,7 +74,7 @@ def _of_model(overrides: Raw, slots: tuple[str, ...]) -> Raw:
     return {"model": chosen} if chosen else {}
 
 
-def _at_scale(tree: Raw, scale: Scale, overrides: Raw) -> Raw:
+def _at_scale(tree: Raw, scale: Scale, address: str, overrides: Raw) -> Raw:
     """The scale's layers over a row's, and --set over them."""
     layer = Layer("--set", None)
     parts = _of_model(overrides, SLOTS).get("model", {})
@@ -82,6 +83,9 @@ def _at_scale(tree: Raw, scale: Scale, overrides: Raw) -> Raw:
         tree = merge(tree, sourced({"model": {slot: {"kind": kind}}}, layer))
     tree = adapt(tree, scale.adapt, scale.file)
     tree = merge(tree, sourced(expanded(scale.set, str(scale.file)), Layer("scale, set", scale.file, ("set",))))
+    if row := scale.rows.get(address):
+        layer_of_row = Layer("scale, row", scale.file, ("rows", address))
+        tree = merge(tree, sourced(expanded(row, str(scale.file)), layer_of_row))
     if not kinds:
         return merge(tree, sourced(overrides, layer))
     rest = {slot: {k: v for k, v in part.items() if k != "kind"} for slot, part in parts.items() if slot in kinds}

@@ -96,8 +96,31 @@ class Pretrain(Strict):
     set: Raw
 
 
+class Tuning(Strict):
+    """How the settings of single rows are chosen: every value of every field of `grid`, scored on `split`.
+
+    `rows`: their addresses. `seeds`: of the trainings, apart from those that are reported. The rule is that of
+    `laurepro.evaluation.tuning`.
+    """
+
+    rows: tuple[str, ...] = Field(min_length=1)
+    split: str = "val"
+    seeds: tuple[int, ...] = Field(min_length=1)
+    grid: dict[str, tuple[float, ...]] = Field(min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _one_range(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value[0] < 0 or list(value) != list(range(value[0], value[0] + len(value))):
+            raise ValueError("expected consecutive numbers from 0 on, as [100, 101]")
+        return value
+
+
 class Scale(Strict):
     """At what size experiments are run. `base` replaces the table's recipe; `adapt` sets options by kind.
+
+    `rows`: what single rows set over `set`, by address. With `tuning`, which chooses that, `plan.select` leaves out
+    rows that have nothing there.
 
     `evidence`: whether its results bear on the paper's statements (real photographs). `comparable`: whether its numbers
     may be compared with published ones.
@@ -115,6 +138,8 @@ class Scale(Strict):
     adapt: dict[Literal["backbone", "head", "upsampler"], dict[str, Raw]] = Field(default_factory=dict)
     set: Raw = Field(default_factory=dict)
     pretrain: Pretrain | None = None
+    tuning: Tuning | None = None
+    rows: dict[str, Raw] = Field(default_factory=dict)
 
 
 def load_table(file: Path) -> Table:

@@ -43,3 +43,4 @@ class Result(NamedTuple):
     pretrained_sha256: str | None = None  # of the file that the backbone started from
     validation: Mapping[str, list[tuple[int, float]]] = {}  # by metric: (steps done, score of the split val)
     kept_step: int | None = None  # steps after which the weights were best, with `train.keep: best`
+    images: bytes | None = None  # of an evaluation: `laurepro.evaluation.images.packed`

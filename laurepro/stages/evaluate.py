@@ -1,5 +1,7 @@
 """Evaluate an experiment's final weights on a split: counts over its pixels, and every metric computed from them.
 
+The counts of each image are kept too: images are a second source of randomness beside seeds.
+
 `laurepro.evaluation.inference` turns an image into classes, `laurepro.evaluation.counting` counts them. The
 predictions of a test split are kept as label maps, for `laurepro submit`.
 """
@@ -17,6 +19,7 @@ from laurepro import distributed, spec
 from laurepro.datasets import data_digest, num_classes, open_split
 from laurepro.distributed import device_name, prepare
 from laurepro.evaluation import counting, inference, submission, unfinished
+from laurepro.evaluation.images import ImageCounts, packed
 from laurepro.evaluation.inference import BLOCK, load_network, predictions
 from laurepro.evaluation.scores import scores
 from laurepro.network import checkpoint
@@ -47,7 +50,7 @@ def run(job: spec.Job, context: Context) -> Result:
     names = submission.names(images, evaluation.split)
     blocks = inference.blocks(len(images), evaluation)
     digest, where = checkpoint.weights_sha256(weights), (device_name(device), torch.get_num_threads(), world)
-    counted, total = _resume(job, context, digest, blocks, names, where)
+    counted, total, by_image = _resume(job, context, digest, blocks, names, where)
     before = sum(len(blocks[block]) for block in counted)
     kept = predictions_folder(context.folder, rank, keep=before > 0) if evaluation.split == "test" else None
 
@@ -59,7 +62,9 @@ def run(job: spec.Job, context: Context) -> Result:
     def save() -> None:
         if context.legs is not None:
             identity = _identity(job, context, digest, len(images))
-            unfinished.save(context.folder, rank, identity, *whole, context.legs.dump(before + seen, *where))
+            of_blocks = {index: by_image[index] for block in whole[0] for index in blocks[block]}
+            legs = context.legs.dump(before + seen, *where)
+            unfinished.save(context.folder, rank, identity, *whole, of_blocks, legs)
 
     with torch.inference_mode():
         for index, label, predicted in predictions(network, images, indices, classes, evaluation, device):
@@ -67,7 +72,8 @@ def run(job: spec.Job, context: Context) -> Result:
                 submission.write_label_map(kept / f"{names[index]}.png", predicted.cpu().numpy())
             if evaluation.oracle_radius is not None:
                 predicted = counting.within_reach(label[None], predicted[None], evaluation.oracle_radius, classes)[0]
-            total = counting.add(total, counting.count(label[None], predicted[None], classes))
+            counts = counting.count(label[None], predicted[None], classes)
+            total, by_image[index] = counting.add(total, counts), counts.by_class.cpu()
             seen += 1
             if rank == 0:
                 seconds = round(time.monotonic() - began, 1)
@@ -88,6 +94,10 @@ def run(job: spec.Job, context: Context) -> Result:
     everything = before + int(distributed.all_reduce_sum(torch.tensor(seen)))
     if everything != len(images):
         raise RuntimeError(f"{everything} images were counted, {len(images)} expected")
+    table = torch.zeros(len(images), *total.by_class.shape, dtype=torch.int64)
+    for index, by_class in by_image.items():
+        table[index] = by_class
+    table = distributed.all_reduce_sum(table)  # each image is counted on one rank
     if context.legs is not None and rank == 0:
         unfinished.clear(context.folder)
 
@@ -103,35 +113,37 @@ def run(job: spec.Job, context: Context) -> Result:
         weights_sha256=digest,
         device=device_name(device),
         threads=torch.get_num_threads(),
+        images=packed(ImageCounts(tuple(names), table.numpy())),
     )
 
 
 def _resume(
     job: spec.Job, context: Context, digest: str, blocks: list[range], names: list[str], where: tuple[str, int, int]
-) -> tuple[list[int], counting.Counts]:
-    """The blocks that an earlier start has counted, on every rank, and on rank 0 their counts.
+) -> tuple[list[int], counting.Counts, dict[int, torch.Tensor]]:
+    """The blocks that an earlier start has counted, on every rank, and on rank 0 their counts and those of each image.
 
     Rank 0 decides, and writes what it merged into its own file before another rank can write.
     """
     mask, total = torch.zeros(len(blocks), dtype=torch.int64), counting.zero(num_classes(job.experiment.data))
+    by_image: dict[int, torch.Tensor] = {}
     if context.legs is not None and distributed.rank() == 0:
         images = sum(map(len, blocks))
         identity = _identity(job, context, digest, images)
         stored = unfinished.load(context.folder, identity)
         if stored is not None and job.experiment.eval.split == "test":
-            kept = [names[index] for block in stored[0] for index in blocks[block]]
+            kept = [names[index] for block in stored.blocks for index in blocks[block]]
             stored = stored if submission.complete(context.folder / "predictions", kept) else None
         if stored is None:
             unfinished.clear(context.folder)
         else:
-            counted, total, legs = stored
+            counted, total, by_image, legs = stored
             mask[counted] = 1
             done = sum(len(blocks[block]) for block in counted)
             _log.info("resumes after %d of %d images", done, images)
-            unfinished.save(context.folder, 0, identity, counted, total, legs)
+            unfinished.save(context.folder, 0, identity, *stored)
             unfinished.clear(context.folder, keep=0)
             context.legs.resume(legs, done, *where)
-    return distributed.all_reduce_sum(mask).nonzero().flatten().tolist(), total
+    return distributed.all_reduce_sum(mask).nonzero().flatten().tolist(), total, by_image
 
 
 def _identity(job: spec.Job, context: Context, digest: str, images: int) -> tuple[str | None, ...]:
