@@ -89,7 +89,7 @@ def run(
         for case in chosen
         for operation in case.operations
     }
-    instances = {(r.source, r.expression): r for some in recorded.values() for r in some if r.source}
+    instances = {(r.source, r.expression) for some in recorded.values() for r in some if r.source}
     rows = []
     for architecture in architectures:
         code: dict[str, _Code] = {}
@@ -101,7 +101,7 @@ def run(
             for e in expressions:
                 code[e] = _Code(usage[e], next(rs for name, rs in read.items() if name.startswith(mangled(e))), {})
         predicted = [_predicted(case, recorded, code, architecture) for case in chosen]
-        rows += [_instance(e, instances[s, e], code[e], recorded, architecture) for s, e in sorted(instances)]
+        rows += [_instance(e, code[e], recorded, architecture) for _, e in sorted(instances)]
         rows += predicted
     environment = record.environment("cpu", torch.get_num_threads()).model_dump(mode="json")
     environment |= {
@@ -223,12 +223,13 @@ def _in_flight(launch: model.Launch | float, gpu: model.Gpu) -> float:
 
 def _instance(
     expression: str,
-    launched: Recorded,
     code: _Code,
     recorded: dict[tuple[Problem, str], list[Recorded]],
     architecture: str,
 ) -> dict[str, Any]:
-    problem, operation = next(key for key, some in recorded.items() if any(r.expression == expression for r in some))
+    (problem, operation), launched = next(
+        (key, r) for key, some in recorded.items() for r in some if r.expression == expression
+    )
     gpu, counts = model.GPUS[architecture], _counts(code, launched, _read_as(problem, operation))
     shared = code.usage.shared + launched.shared
     resident = model.resident_warps(gpu, launched.threads, code.usage.registers, shared)
