@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import nvrtc
 
 import cupy_kernels
+from laurepro.bench.sass import compilers as nvrtc
 from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
 
 pytestmark = pytest.mark.cxx

@@ -144,6 +144,43 @@ def fps(compiled: bool | None, **options: Any) -> None:
     _run("fps", compiled=bool(compiled), **options)
 
 
+@command.command("sass")
+@_measuring(
+    _OUTPUT,
+    _only("P/16/*/forward"),
+    click.option(
+        "--architecture",
+        type=click.Choice(["sm_80", "sm_90", "sm_100", "sm_120"]),
+        multiple=True,
+        help="A100, H200, B200, RTX 5090; may be repeated (default: all).",
+    ),
+    click.option(
+        "--compiler",
+        type=click.Choice(["auto", "nvrtc", "nvcc"]),
+        default="auto",
+        show_default=True,
+        help="auto: NVRTC, with which CuPy compiles, or else nvcc.",
+    ),
+)
+def sass(output: Path | None, only: tuple[str, ...], architecture: tuple[str, ...], compiler: str) -> None:
+    """What the kernels cost by their machine code: a prediction, which needs no GPU."""
+    from laurepro import record
+    from laurepro.bench.sass import compilers
+
+    if output is not None:
+        record.writable(output.parent, "--output")
+    chosen = compilers.choose(compiler)
+    from laurepro.bench import sass as machine_code
+    from laurepro.bench.sass.model import GPUS
+
+    document = machine_code.run(chosen, architecture or tuple(GPUS), only, lambda line: click.echo(line, err=True))
+    click.echo(machine_code.render(document))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record.write_atomic(output, machine_code.encoded(document))
+        click.echo(f"wrote {output}", err=True)
+
+
 def _run(
     name: str,
     *,

@@ -1,0 +1,349 @@
+"""What a training launches, by the functions of `laurepro.ops` themselves on shapes alone, and what each kernel does.
+
+`SCOPES` states how often the loops of the sources turn, and `_traffic` which bytes a launch moves. Offsets are white
+noise of half an input pixel, as in `laurepro bench ops`: how its samples spread over cells and cache lines is counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from laurepro.bench._problems import Problem, make_offsets
+from laurepro.bench.sass.listing import Line, Scope
+from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
+from laurepro.ops._cupy_lists import THREAD_CHUNK, WARP_CHUNK
+
+OPERATIONS = ("forward", "backward", "loss-forward", "loss-backward")
+
+
+class Recorded(NamedTuple):
+    """One launch of a kernel, or one of torch's own kernels, whose `source` is empty."""
+
+    source: str
+    expression: str
+    blocks: int
+    threads: int
+    shared: int  # bytes of dynamic shared memory
+    memory_bytes: int = 0  # of torch's own
+
+
+def record(problem: Problem, operation: str) -> list[Recorded]:
+    """What `operation` launches for a problem, without computing anything."""
+    n, c, h, w, k, last = problem.n, problem.c, problem.h, problem.w, problem.k, problem.channels_last
+    layout = torch.channels_last if last else torch.contiguous_format
+
+    def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    input = empty(n, c, h, w, dtype=problem.dtype).to(memory_format=layout)
+    offset, target = empty(n, 2, h * k, w * k), empty(n, h * k, w * k, dtype=torch.int64)
+    weights = (0.3, 0.1, 1.0)  # no instance depends on them
+    lse, choice = empty(n, h * k, w * k), empty(n, h * k, w * k, dtype=torch.uint8)
+    if operation == "backward":
+        grad = empty(n, c, h * k, w * k, dtype=problem.dtype).to(memory_format=layout)
+    with _recording() as launched:
+        if operation == "forward":
+            _cupy_upsample.forward(input, offset, k, k, False)
+        elif operation == "backward":
+            _cupy_upsample.backward(grad, input, offset, k, k, False, True, True, deterministic=False)
+        elif operation == "loss-forward":
+            _cupy_loss.forward(input, offset, target, k, k, 0, *weights, -1, False)
+        else:
+            scale = empty()
+            _cupy_loss.backward(scale, input, offset, target, lse, choice, k, k, 0, *weights, False, True, True, False)
+    return launched
+
+
+class _TorchKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes torch's own kernels, and the bytes that they read and write."""
+
+    def __init__(self, launched: list[Recorded]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launched = launched
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if isinstance(output, Tensor) and not re.match(r"(new_)?empty|detach|alias|view|slice|select", name):
+            read = () if name.startswith("zeros") else args
+            size = sum(t.nbytes for t in (*read, output) if isinstance(t, Tensor))
+            self.launched.append(Recorded("", f"torch.{name}", 0, 0, 0, size))
+        return output
+
+
+@contextmanager
+def _recording() -> Iterator[list[Recorded]]:
+    """Launches on the device "meta" are noted instead of made."""
+    launched: list[Recorded] = []
+
+    def load(source: str, expression: str) -> _cupy.Kernel:
+        def kernel(grid: Any, block: Any, args: Any, *, shared_mem: int, stream: Any) -> None:
+            blocks = functools.reduce(int.__mul__, grid)
+            launched.append(Recorded(source, expression, blocks, block[0], shared_mem))
+
+        return kernel
+
+    _cupy.LOADERS["meta"] = load
+    try:
+        with _TorchKernels(launched):
+            yield launched
+    finally:
+        del _cupy.LOADERS["meta"]
+        for key in [key for key in _cupy._kernels if key[0].type == "meta"]:
+            del _cupy._kernels[key]
+
+
+# ---------------------------------------------------------------------------------------- where samples come to lie
+
+
+class Spread(NamedTuple):
+    """How the samples of one image spread over its cells, with chunks as the kernels divide them."""
+
+    chunks: float  # per cell
+    lengths: tuple[int, ...]  # samples of each chunk
+    longest: float  # of 32 neighbouring chunks, on average
+    parts: float  # most chunks of a cell among 32 neighbouring cells, on average
+    lines: float  # cache lines per load of lau_forward_nchw
+    grad_lines: float  # and per load of the gradient in gather_nchw
+    grad_sectors: float  # sectors of 32 bytes, likewise
+
+
+@functools.cache
+def spread(h: int, w: int, k: int, itemsize: int, capacity: int) -> Spread:
+    """Of white offsets. `itemsize`: bytes of a channel; `capacity`: samples of a chunk, at most."""
+    offset = make_offsets(Problem("", 1, 1, h, w, k), torch.Generator().manual_seed(0))[0]
+    rows, columns = torch.meshgrid(torch.arange(h * k) / k, torch.arange(w * k) / k, indexing="ij")
+    cells = (rows + offset[0]).clamp(0, h - 1).long() * w + (columns + offset[1]).clamp(0, w - 1).long()
+    cells = cells.flatten()
+    counts = torch.bincount(cells, minlength=h * w)
+    parts = -(-counts // capacity)
+    order = torch.sort(cells, stable=True).indices
+    # Sample `rank` of a cell is in the part [length part / parts, length (part + 1) / parts) of its list.
+    cell, starts, firsts = cells[order], counts.cumsum(0) - counts, parts.cumsum(0) - parts
+    rank, length, number = torch.arange(len(cell)) - starts[cell], counts[cell], parts[cell]
+    part = ((rank + 1) * number - 1) // length
+    at = torch.full((int(parts.sum()), capacity), -1)
+    at[firsts[cell] + part, rank - length * part // number] = order
+    lengths = (at >= 0).sum(1)
+    whole = len(at) // 32 * 32
+    loads = at[:whole].view(-1, 32, capacity).transpose(1, 2).reshape(-1, 32)
+    taps = cells[: len(cells) // 128 * 128].view(-1, 32, 4).transpose(1, 2).reshape(-1, 32)
+    return Spread(
+        len(at) / (h * w),
+        tuple(lengths.tolist()),
+        float(lengths[:whole].view(-1, 32).max(1).values.float().mean()),
+        float(parts[: h * w // 32 * 32].view(-1, 32).max(1).values.float().mean()),
+        _distinct(taps * itemsize // 128),
+        _distinct(torch.where(loads < 0, -1, loads * itemsize // 128)),
+        _distinct(torch.where(loads < 0, -1, loads * itemsize // 32)),
+    )
+
+
+def _distinct(rows: Tensor) -> float:
+    """Different numbers that are not negative per row that has any, on average."""
+    rows = rows.sort(1).values
+    new = torch.cat((torch.ones_like(rows[:, :1], dtype=torch.bool), rows[:, 1:] != rows[:, :-1]), 1) & (rows >= 0)
+    return float(new.sum()) / max(1, int((rows >= 0).any(1).sum()))
+
+
+# ---------------------------------------------------------------------------------------------- loops of the sources
+
+
+@functools.cache
+def _lines(file: str, after: str, snippet: str) -> frozenset[Line]:
+    """The lines of the statement that begins with `snippet`, the first one behind `after`.
+
+    Raises:
+        ValueError: the source has no such statement any more.
+    """
+    text = resources.files("cupy_kernels").joinpath(file).read_text(encoding="utf-8").splitlines()
+    first = next((i for i, row in enumerate(text) if after in row), len(text))
+    start = next((i for i in range(first, len(text)) if snippet in text[i]), None)
+    if start is None:
+        raise ValueError(
+            f"{file} has no {snippet!r} behind {after!r}: laurepro/bench/sass/launches.py counts its turns"
+        )
+    depth = 0
+    for end in range(start, len(text)):
+        depth += text[end].count("{") - text[end].count("}")
+        if (
+            depth <= 0
+            and text[end].rstrip().endswith((";", "}"))
+            and (depth < 0 or "for (" not in text[end] or end > start)
+        ):
+            break
+    return frozenset((file, i + 1) for i in range(start, end + 1))
+
+
+def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: int = 1) -> list[Scope]:
+    """The loops of an instance, outer ones first, with the turns that a warp takes on average."""
+    name, _, arguments = expression.partition("<")
+    numbers = [int(a) for a in re.findall(r"\b\d+\b", arguments)]
+    file, c, pixels_of_cell = f"{source}.cu", problem.c, problem.k * problem.k
+    itemsize = problem.dtype.itemsize
+
+    def scope(snippet: str, turns: float, *options: Any, after: str = f" {name}(", **named: Any) -> Scope:
+        return Scope(_lines(file, after, snippet), turns, *options, **named)
+
+    def turns_of(groups: int, capacity: int) -> float:
+        lengths = spread(problem.h, problem.w, problem.k, itemsize, capacity).lengths
+        return sum(-(-length // groups) for length in lengths) / len(lengths)
+
+    if name == "lau_forward_nchw":
+        return [
+            scope("for (int map = blockIdx.z", 1),
+            scope("for (int c = first; c < last", c / blocks_of_channels, "STG", 1),
+        ]
+    if name == "lau_forward_nhwc":
+        vec, lanes = numbers
+        return [
+            scope("for (int image = blockIdx.y", 1),
+            scope("for (int i = 0; i < LANES", lanes, "SHFL.IDX", 5),
+            scope("for (int c = lane * VEC", -(-c // (lanes * vec)), "STG", 1),
+        ]
+    if name == "list_cells":
+        capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
+        parts = spread(problem.h, problem.w, problem.k, itemsize, capacity).parts
+        return [scope("for (int i = 0; i < parts", parts, "STG", 3)]
+    if name == "gather_nhwc":
+        vec, lanes, vectors = numbers
+        return [
+            scope("for (int block = 0", -(-c // (lanes * vec * vectors))),
+            scope("for (int i = 0; i * GROUPS", turns_of(32 // lanes, WARP_CHUNK), "SHFL.IDX", 3),
+        ]
+    if name == "gather_nchw":
+        longest = spread(problem.h, problem.w, problem.k, itemsize, THREAD_CHUNK).longest
+        rounds = {"MANY": c // 8, "2": c % 8 // 2, "1": c % 2}
+        outer, inner = [], []
+        for many, turns in rounds.items():
+            at = _lines(file, " gather_nchw(", f"gather_channels<T, {many}>")
+            text = {"MANY": "for (; c + MANY <= C", "2": "for (; c + 2 <= C", "1": "if (c < C)"}[many]
+            outer.append(scope(text, turns))
+            if turns:
+                inner.append(
+                    scope("for (int i = 0; i < length", longest, "LDS.128", 1, after=" gather_channels(", at=at)
+                )
+        begin, end = "column[i * threads] = entries", "const Entry<A> entry = column[i * threads]"
+        around = [
+            Scope(_around(file, begin), longest, "STS.128", 1),
+            Scope(_around(file, end), longest, "LDS.128", 1),
+        ]
+        return [*around, *outer, *inner]
+    if name == "combine":
+        capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
+        chunks = spread(problem.h, problem.w, problem.k, itemsize, capacity).chunks
+        return [scope("for (int chunk = first; chunk < end", chunks, "LDG", 1, 4)]
+    if name == "log_sums_nhwc":
+        vec, lanes, vectors = numbers
+        block = lanes * vec * vectors
+        exponentials = 2 * (vec * vectors + 1)
+        listed = [
+            scope("if (nodes != nullptr) {", 0),
+            scope("for (int first = 0; first < kh * kw", -(-pixels_of_cell // lanes)),
+            scope("for (int s = 0; s < LANES", min(lanes, pixels_of_cell), "SHFL.IDX", 5),
+            scope(
+                "for (int c = channel", -(-c // block), "MUFU.EX2", exponentials, after="const int right = where & 1"
+            ),
+        ]
+        return [*listed, scope("if (!at_once)", 0)] if c <= block else listed
+    if name == "judge":
+        return [scope("for (int image = blockIdx.y", 1), scope("if (rule == REGRESSION) {", 0)]
+    if name == "loss_gather_nhwc":
+        vec, lanes, vectors = numbers
+        return [
+            scope("for (int block = 0", -(-c // (lanes * vec * vectors))),
+            scope("for (int i = 0; i * GROUPS", turns_of(32 // lanes, WARP_CHUNK), "SHFL.IDX", 5),
+            scope("if (code) value", 0),
+            scope("if (parts != nullptr) {", 0),
+            scope("if (code) {", 0),
+        ]
+    return []
+
+
+def _around(file: str, snippet: str) -> frozenset[Line]:
+    """The loop whose first statement this is."""
+    lines = _lines(file, " gather_nchw(", snippet)
+    first = min(n for _, n in lines)
+    return frozenset((file, n) for n in range(first - 1, first + 3))
+
+
+# ------------------------------------------------------------------------------------------------------------ bytes
+
+
+class Traffic(NamedTuple):
+    """What a launch moves. Tensors count once, whatever the caches hold."""
+
+    read: float
+    written: float
+    again: float = 0  # bytes that pass the L2 cache besides: sectors of which only a part is used, or several times
+    warps: float | None = None  # that have work; None: all
+    scattered: float = 0  # loads and stores of a warp whose lanes lie in several cache lines
+    lines: float = 1  # in so many
+
+
+def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> Traffic:
+    """Of a launch with this problem."""
+    name, size = expression.split("<")[0], problem.dtype.itemsize
+    cells = problem.n * problem.h * problem.w
+    pixels, c = cells * problem.k**2, problem.c
+    capacity = (
+        WARP_CHUNK if name.endswith("nhwc") or problem.channels_last or name == "loss_gather_nhwc" else THREAD_CHUNK
+    )
+    kept = spread(problem.h, problem.w, problem.k, size, capacity)
+    chunks = cells * kept.chunks
+    small, large = cells * c * size, pixels * c * size  # the input, and what has the size of the output
+    parts = chunks * 4 * c * 4
+    if name == "lau_forward_nchw":
+        loads = 4 * int(expression.split(",")[1]) * c / blocks_of_channels
+        return Traffic(small + 8 * pixels, large, scattered=loads, lines=kept.lines)
+    if name == "lau_forward_nhwc":
+        return Traffic(small + 8 * pixels, large)
+    if name == "count_cells":
+        return Traffic(8 * pixels, 4 * pixels + 4 * cells)
+    if name == "list_cells":
+        return Traffic(4 * cells, 8 * cells + 12 * chunks)
+    if name == "scatter_cells":
+        return Traffic(12 * pixels + 4 * cells, 16 * pixels, 16 * pixels, scattered=1, lines=32)
+    if name in ("gather_nhwc", "gather_nchw"):
+        moved = Traffic(large + small + 12 * chunks + 16 * pixels, parts + 8 * pixels, warps=chunks)
+        if name == "gather_nhwc":
+            return moved
+        lanes = 32 * len(kept.lengths) and pixels / chunks / kept.longest * 32  # that have a sample, of 32
+        again = large / size / lanes * kept.grad_sectors * 32 - large
+        return moved._replace(again=again, warps=chunks / 32, scattered=c * kept.longest, lines=kept.grad_lines)
+    if name == "combine":
+        return Traffic(parts + 8 * cells, small)
+    if name == "log_sums_nhwc":
+        return Traffic(small + 8 * pixels, 8 * pixels)
+    if name == "judge":  # the logit of one channel: a sector of each tap
+        return Traffic(small + 24 * pixels, 5 * pixels, 4 * 32 * pixels, scattered=8, lines=32)
+    if name == "loss_gather_nhwc":
+        summed = cells * c * 4
+        adds = chunks * 4 * c * 4
+        return Traffic(small + 37 * pixels + 12 * chunks + summed, summed + 8 * pixels, adds, warps=chunks)
+    raise ValueError(f"no traffic is known of {name}: laurepro/bench/sass/launches.py")
+
+
+def floor(problem: Problem, operation: str) -> float:
+    """The bytes of the tensors of an operation, each once: what no implementation can do without."""
+    pixels = problem.n * problem.h * problem.w * problem.k**2
+    small, large = (
+        problem.n * problem.h * problem.w * problem.c * problem.dtype.itemsize,
+        pixels * problem.c * problem.dtype.itemsize,
+    )
+    # Offsets are two floats, labels eight bytes.
+    return {
+        "forward": small + 8 * pixels + large,
+        "backward": large + small + 8 * pixels + small + 8 * pixels,
+        "loss-forward": small + 16 * pixels,
+        "loss-backward": small + 16 * pixels + small + 8 * pixels,
+    }[operation]
