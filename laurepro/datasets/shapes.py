@@ -7,8 +7,10 @@ they have ignored pixels: a line one pixel wide along some objects' lower right 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -200,10 +202,16 @@ def _void(owner: npt.NDArray[np.int8], void: _Mask) -> _Mask:
 
 
 def _read(file: Path, count: int) -> tuple[Image, npt.NDArray[np.int8]] | None:
-    """The cached scenes, or None if the file is missing or damaged (zip members carry a CRC)."""
+    """The cached scenes, or None if the file is missing or damaged.
+
+    Members are read to their end, which is where zipfile checks their CRC. numpy reads as many bytes as a header asks
+    for: with a damaged header it would stop before the end.
+    """
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            images, labels = stored["images"], stored["labels"]
+        with zipfile.ZipFile(file) as archive:
+            images, labels = (
+                np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False) for name in ("images", "labels")
+            )
         if images.shape == (count, SIZE, SIZE, 3) and labels.shape == (count, SIZE, SIZE):
             return images, labels
         reason = "wrong shape"

@@ -114,9 +114,6 @@ class _Queue(Queue):
         self.ray, self.described = ray, described
         nodes = self.nodes()
         self.bundles = {job.name: _bundle(job, context, described, nodes) for job in plan.jobs}
-        self.largest = {
-            key: max((bundle[key] for bundle in self.bundles.values()), default=0) for key in ("CPU", "GPU")
-        }
         demands = {}
         for job in plan.jobs:
             asked, bundle = one_process(job, context).nodes, self.bundles[job.name]
@@ -143,7 +140,9 @@ class _Queue(Queue):
     def begin(self) -> None:
         """Start the jobs for which the cluster has room."""
         self.looked = time.monotonic()
-        self.units = sum(_holds(node, self.largest) for node in self.nodes())
+        left = [self.bundles[job.name] for job in (*self.waiting, *(run.job for run in self.running))]
+        largest = {key: max((bundle[key] for bundle in left), default=0) for key in ("CPU", "GPU")}
+        self.units = sum(_holds(node, largest) for node in self.nodes())
         if not self.units and not self.running:
             self.tell("waiting  no node of the cluster has room for a job any more; one that joins it is used")
         for run in self.running:
