@@ -304,7 +304,10 @@ def test_a_difference_is_blue_above_zero_and_orange_below(tmp_path: Path, monkey
     drawing = figures.draw("differences", request_of(tmp_path, "field"))
     (axes,) = drawing.figure.axes
     colours = {"supported": style.LINES[1], "contradicted": style.LINES[2], "undecided": "#9a9a9a"}
-    assert "from which the verdict is read. Blue: it lies right of 0; orange: left of 0;" in drawing.description
+    assert (
+        "from which the verdict is read (Holm's, or the plan's). Blue: it lies right of 0; orange: left of 0;"
+        in drawing.description
+    )
     seen = {}
     for label, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True):
         line, _ = [i for i in axes.lines if len(i.get_xdata()) == 2 and list(i.get_ydata()) == [y, y]]
