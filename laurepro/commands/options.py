@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -212,3 +213,14 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
             click.echo(f"{what}: {done} of {total}", err=True)
 
     yield line
+
+
+def keep_all_that_is_read() -> None:
+    """Let Python look for no cycles until the command ends: nearly all that is read of thousands of records stays.
+
+    The search takes a fifth of the time. What is left at the end is not searched either.
+    """
+    context = click.get_current_context()
+    gc.disable()
+    context.call_on_close(gc.enable)
+    context.call_on_close(gc.freeze)  # the last one registered runs first

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import click
 
-from laurepro.commands.options import check_results, data_folder, paths
+from laurepro.commands.options import check_results, data_folder, keep_all_that_is_read, paths
 
 TABLES = ("terminal", "csv", "json")  # formats of the tables alone
 PAGES = ("markdown", "html", "latex", "checklist", "artefact")
@@ -58,8 +57,7 @@ def command(
     from laurepro import record, report
     from laurepro.errors import printable
 
-    gc.disable()  # nearly all that is read stays to the end; looking for cycles in it takes a fifth of the time
-    click.get_current_context().call_on_close(gc.enable)
+    keep_all_that_is_read()
     if fragment and form not in ("markdown", "latex"):
         raise click.UsageError(f"--fragment is for markdown and latex, not {form}")
     if details is not None and (fragment or form != "markdown"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from laurepro.commands.options import check_results, choose, data_folder, paths, plural, scaled
+from laurepro.commands.options import check_results, choose, data_folder, keep_all_that_is_read, paths, plural, scaled
 from laurepro.errors import LaureproError, printable
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def command(
     if watch and form == "json":
         raise click.UsageError("--watch is for a terminal, not --format json")
     check_results(results, runs)
-    gc.disable()  # nearly all that is read stays; looking for cycles in it takes time
-    click.get_current_context().call_on_close(gc.enable)
+    keep_all_that_is_read()
     records, problems = outline.read_all(results)
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
     if scale:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from laurepro.report.blocks import Chart
@@ -39,32 +39,31 @@ def bounds(charts: Sequence[Chart]) -> tuple[float, float, float, float]:
 def chart(c: Chart, box: tuple[float, float, float, float]) -> str:
     """One chart over the axes of `box` (from `bounds`), with its content in words for screen readers."""
     x0, x1, y0, y1 = box
+    across = (WIDTH - _LEFT - _RIGHT) / (x1 - x0) if x1 > x0 else 0.0
+    left = _LEFT if x1 > x0 else (WIDTH + _LEFT - _RIGHT) / 2
+    up, bottom = (HEIGHT - _TOP - _BOTTOM) / (y1 - y0), HEIGHT - _BOTTOM
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - x0) / (x1 - x0) if x1 > x0 else 0.5
-        return (
-            _LEFT + across * (WIDTH - _LEFT - _RIGHT),
-            HEIGHT - _BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - _TOP - _BOTTOM),
-        )
+    def places(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(left + (x - x0) * across, bottom - (y - y0) * up) for x, y in points]
 
     parts = []
     for y in ticks(y0, y1, 4):
-        _, v = at(x0, y)
+        ((_, v),) = places([(x0, y)])
         parts.append(f'<path class="rule" d="M{_LEFT} {v:.1f}H{WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 5}" y="{v + 3.5:.1f}" text-anchor="end">{y:g}</text>')
     known = sorted({x for s in c.series for x, _ in s.points})
     for x in known if len(known) <= 6 else ticks(x0, x1, 4):
-        h, _ = at(x, y0)
+        ((h, _),) = places([(x, y0)])
         anchor = "end" if h > WIDTH - 20 else "middle"
         parts.append(f'<text class="tick" x="{h:.1f}" y="{HEIGHT - _BOTTOM + 14}" text-anchor="{anchor}">{x:g}</text>')
     middle = (WIDTH + _LEFT - _RIGHT) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(c.x)}</text>')
     for s in c.series:
-        line = " ".join(f"{h:.1f},{v:.1f}" for h, v in (at(*p) for p in s.points))
+        placed = places(s.points)
+        line = " ".join([f"{h:.1f},{v:.1f}" for h, v in placed])
         parts.append(f'<polyline class="line s{s.style} d{s.dash}" points="{line}"/>')
         if len(s.points) <= 10:
-            dots = (at(*p) for p in s.points)
-            parts += [f'<circle class="dot s{s.style}" cx="{h:.1f}" cy="{v:.1f}" r="2.6"/>' for h, v in dots]
+            parts += [f'<circle class="dot s{s.style}" cx="{h:.1f}" cy="{v:.1f}" r="2.6"/>' for h, v in placed]
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words(c))}">'
         + "".join(parts)
