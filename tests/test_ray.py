@@ -251,7 +251,7 @@ def test_two_processes_have_the_bits_of_the_local_launcher(
 def test_table_3a_has_the_bits_of_the_local_launcher_although_a_node_is_lost(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
-    """A node is killed while several jobs run on it, and comes back; the other one goes on."""
+    """A node is killed while several jobs run on it, and comes back; the other one keeps working."""
     trained, _ = record.read_all(WHERE / "results")
     seed = f"{SEEDS[0]}-{SEEDS[0]}"
     words = ("run", "table3a", "--scale", "smoke", "--seeds", seed, "--launcher", "ray", "--address", cluster.address)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click.testing
 import pytest
 import yaml
-from conftest import ROOT, TINY, make_record
+from conftest import ROOT, TINY, make_record, run_cli
 
 from laurepro import plan, record, spec
 from laurepro.cli import main
@@ -157,3 +157,9 @@ def test_the_tuned_scale_is_the_other_one_with_rates() -> None:
     assert len(allowed) == 8 and how["split"] == "val" and len(how["rows"]) == 7
     for entry in rows.values():
         assert list(entry) == ["train"] and (entry["train"]["lr"], entry["train"]["head_lr_multiplier"]) in allowed
+
+
+def test_a_plan_without_tuned_rows_says_why_it_is_empty(tmp_path: Path) -> None:
+    ran = run_cli("plan", "table2", "--scale", "camvid-imagenet-tuned", cwd=tmp_path)
+    assert ran.code == 0 and "0 rows" in ran.out
+    assert "rows without tuned settings are left out: see laurepro tune camvid-imagenet-tuned" in ran.out

@@ -180,16 +180,21 @@ def choose(
 
 
 def summary(rows: list[Any], planned: Any, scale: str) -> str:
-    """One line: how many jobs of which stage a plan runs and reuses."""
+    """How many jobs of which stage a plan runs and reuses; of a tuned scale without rows, what is missing."""
+    from laurepro import spec
+
     stages: dict[str, int] = {}
     for job in planned.jobs:
         stages[job.stage] = stages.get(job.stage, 0) + 1
     todo = ", ".join(f"{n} {s}" for s, n in stages.items()) or "none"
     quoted = sum(r.experiment is None for r in rows)
-    return (
+    text = (
         f"{plural(len(rows), 'row')} ({quoted} quoted) at scale {scale}: "
         f"{plural(len(planned.jobs), 'job')} to run ({todo}), {len(planned.reused)} reused"
     )
+    if not rows and spec.scale(scale).tuning is not None:
+        text += f"\n  rows without tuned settings are left out: see laurepro tune {scale}"
+    return text
 
 
 @contextmanager
