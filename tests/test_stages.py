@@ -437,7 +437,8 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     legs = Legs()
     context = make_context(folder / "halves", weights=folder / "one")._replace(legs=legs)
     out["halves"] = tuple(evaluate.run(together_job("evaluate"), context))
-    assert not list((folder / "halves").iterdir()) and (rank or len(legs.after(40, "cpu", 1, 2)) == 2)
+    if rank == 0:  # it clears the folder after the last sum, when the other may be here already
+        assert not list((folder / "halves").iterdir()) and len(legs.after(40, "cpu", 1, 2)) == 2
     torch.save(out, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
