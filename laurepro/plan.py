@@ -166,6 +166,23 @@ def check_overrides(rows: Iterable[tuple[Table, Row]], scale: Scale, overrides: 
         spec.resolve(table, row, scale, _without(overrides or {}, _fields(overrides or {}) - nowhere))
 
 
+def check_tuned(rows: Iterable[tuple[Table, Row]], scale: Scale, overrides: Raw | None) -> None:
+    """Raise LaureproError for a row that would be trained with settings that nobody chose for it.
+
+    At a scale with a tuning a row has an entry in the scale's `rows`, or --set gives every field of the grid.
+    """
+    if scale.tuning is None or set(scale.tuning.grid) <= _fields(overrides or {}):
+        return
+    for table, row in rows:
+        address = f"{table.id}/{row.id}"
+        if row.set is not None and address not in scale.rows:
+            given = " ".join(f"--set {field}=..." for field in scale.tuning.grid)
+            raise LaureproError(
+                f"{scale.file}: `rows` has no settings for {address}, and this scale gives each row its own; "
+                f"`laurepro tune {scale.name}` chooses them for the rows of its tuning, {given} for this command"
+            )
+
+
 def _resolve(
     table: Table, row: Row, scale: Scale, overrides: Raw | None, partial: bool
 ) -> tuple[Experiment, tuple[str, ...]]:

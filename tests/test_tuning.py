@@ -163,3 +163,24 @@ def test_a_plan_without_tuned_rows_says_why_it_is_empty(tmp_path: Path) -> None:
     ran = run_cli("plan", "table2", "--scale", "camvid-imagenet-tuned", cwd=tmp_path)
     assert ran.code == 0 and "0 rows" in ran.out
     assert "rows without tuned settings are left out: see laurepro tune camvid-imagenet-tuned" in ran.out
+
+
+@pytest.mark.parametrize("name", ["plan", "run", "status"])
+def test_a_row_without_tuned_settings_is_refused(name: str, tmp_path: Path) -> None:
+    words = (name, "table3a/encnet-os8-pixelshuffle3x", "--scale", "camvid-imagenet-tuned")
+    ran = run_cli(*words, cwd=tmp_path)
+    assert ran.code == 2 and "Traceback" not in ran.err and not list(tmp_path.iterdir())
+    assert "`rows` has no settings for table3a/encnet-os8-pixelshuffle3x" in ran.err
+    assert run_cli(*words, "--set", "train.lr=0.1", cwd=tmp_path).code == 2  # one of the two fields
+
+
+def test_a_row_is_planned_with_settings_of_its_own_or_with_those_given(file: Path, tmp_path: Path) -> None:
+    at = ("plan", ROWS[0], "--scale", "tuned", "--results", tmp_path, "--runs", tmp_path)
+    assert command(*at)[0] == 2
+    code, out = command(*at, "--set", "train.lr=0.1", "--set", "train.head_lr_multiplier=1")
+    assert code == 0, out
+    entry = {ROWS[0]: {"train": {"lr": 0.1, "head_lr_multiplier": 1.0}}}
+    file.write_text(file.read_text().replace("rows: {}", yaml.safe_dump({"rows": entry})))
+    code, out = command(*at)
+    assert code == 0 and "1 row " in out, out
+    assert command(*at, ROWS[1])[0] == 2

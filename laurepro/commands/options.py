@@ -171,6 +171,7 @@ def choose(
     overrides = spec.parse_overrides(pairs)
     rows = plan.select(targets, scale, everything)
     plan.check_overrides(rows, scale, overrides)
+    plan.check_tuned(rows, scale, overrides)
     plans = [plan.row_plan(t, r, scale, seeds or scale.seeds, overrides, partial=True) for t, r in rows]
     for field in dict.fromkeys(field for p in plans for field in p.left_out):
         without = [p.address for p in plans if field in p.left_out]
