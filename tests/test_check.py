@@ -107,6 +107,7 @@ SWITCHES: dict[str, tuple[str, str] | None] = {
     "model.upsampler.version": ("upsamplers", "deformable"),
     "model.upsampler.position": ("upsamplers", "deformable"),
     "model.head.decoder_convs": ("heads", "deeplabv3plus"),
+    "model.head.separable": ("heads", "deeplabv3plus"),
     "data.augment.blur": None,
     "eval.align_corners": None,
 }

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from laurepro import spec
 from laurepro.errors import LaureproError
+from laurepro.heads import deeplabv3plus
 from laurepro.heads.encnet import Encoding
 from laurepro.network.model import Network, Output, build, build_backbone, parameter_groups
 from laurepro.ops import location_aware_upsample
@@ -201,6 +202,19 @@ def test_deeplabv3plus_parameters(kind: str, stem: str, expected: int) -> None:
     assert [count(net.head.aspp), count(net.head.low), count(net.head.decoder)] == [15_535_104, 12_384, 1_291_264]
     one = full(part("deeplabv3plus", decoder_convs=1), kind=kind, stem=stem, classes=21, output_stride=16)
     assert count(net) - count(one) == 256 * 256 * 9 + 512
+    thin = full(part("deeplabv3plus", separable=True), kind=kind, stem=stem, classes=21, output_stride=16)
+    assert count(thin.head.decoder) == (304 + 256) * 9 + (304 + 256) * 256 + 2 * 512
+    assert count(net) - count(thin) == count(net.head.decoder) - count(thin.head.decoder)
+
+
+def test_a_separable_convolution_is_one_whose_kernel_is_a_product() -> None:
+    """The 3x3 kernel from channel i to channel o is i's own, times the 1x1 weight of both."""
+    torch.manual_seed(0)
+    by_channel, pointwise, *_ = deeplabv3plus._separable_bn_relu(5, 7).double()
+    kernel = pointwise.weight * by_channel.weight[:, 0][None]
+    image = torch.randn(2, 5, 6, 8, dtype=torch.float64)
+    expected = F.conv2d(image, kernel, padding=1)
+    torch.testing.assert_close(pointwise(by_channel(image)), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

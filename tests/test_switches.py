@@ -148,8 +148,9 @@ DECODER = {
         (DEFORMABLE, {"upsampler": {"kind": "deformable", "version": 2}}),
         (DEFORMABLE, {"upsampler": {"kind": "deformable", "position": "feature"}}),
         (DECODER, {"head": {**DECODER["head"], "decoder_convs": 1}}),
+        (DECODER, {"head": {**DECODER["head"], "separable": True}}),
     ],
-    ids=["stem", "lateral", "bottleneck_channels", "input", "version", "position", "decoder_convs"],
+    ids=["stem", "lateral", "bottleneck_channels", "input", "version", "position", "decoder_convs", "separable"],
 )
 def test_network(base: dict[str, Any], switch: dict[str, Any]) -> None:
     """With all the weights that both have made equal, the prediction differs."""

@@ -135,6 +135,10 @@ CASES = {
         "smp DeepLabV3Plus",
         peer_variants("deeplabv3plus", "smp DeepLabV3Plus", "its decoder is separable: less arithmetic"),
     ),
+    "step/deeplabv3plus-separable": Case(
+        "smp DeepLabV3Plus",
+        peer_variants("deeplabv3plus-separable", "smp DeepLabV3Plus", "one of its two convolutions at stride 16"),
+    ),
     "step/loss": Case("plain loop", option_variants),
 }
 
@@ -146,15 +150,14 @@ def row(name: str, size: Size) -> tuple[spec.Model, spec.Loss]:
         "head": {"kind": "encnet", **size.encnet},
         "aux_channels": size.aux_channels,
     }
+    decoder = {"backbone": {"stem": "plain"}, "output_stride": 16, "aux": False}
     rows: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "bilinear": (encnet, {}),
         "lau": ({**encnet, "upsampler": {"kind": "lau", "scale_factor": 4}}, {"kind": "offset_guided"}),
         "deeplabv3": ({"backbone": {"stem": "plain"}, "head": {"kind": "aspp"}}, {}),
         "deeplabv3-no-aux": ({"backbone": {"stem": "plain"}, "head": {"kind": "aspp"}, "aux": False}, {}),
-        "deeplabv3plus": (
-            {"backbone": {"stem": "plain"}, "head": {"kind": "deeplabv3plus"}, "output_stride": 16, "aux": False},
-            {},
-        ),
+        "deeplabv3plus": ({**decoder, "head": {"kind": "deeplabv3plus"}}, {}),
+        "deeplabv3plus-separable": ({**decoder, "head": {"kind": "deeplabv3plus", "separable": True}}, {}),
     }
     network, loss = rows[name]
     return spec.Model.model_validate(network), spec.Loss.model_validate(loss)

@@ -31,6 +31,8 @@ class Head(nn.Module):
         low_channels: channels that layer1 is reduced to.
         rates: dilations of the ASPP's 3x3 branches (at output stride 16).
         decoder_convs: 3x3 convolutions after the two are joined.
+        separable: each of these is a 3x3 convolution of each channel and a 1x1 convolution (section 3.1 of the
+            DeepLabv3+ paper, which makes the ASPP separable as well).
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Head(nn.Module):
         low_channels: Annotated[int, Ge(1)] = 48,
         rates: tuple[Annotated[int, Ge(1)], ...] = (6, 12, 18),
         decoder_convs: Literal[1, 2] = 2,
+        separable: bool = False,
     ) -> None:
         super().__init__()
         need_maps("deeplabv3plus", in_channels, 2)
@@ -50,7 +53,8 @@ class Head(nn.Module):
         self.aspp = ASPP(in_channels[-1], channels, rates)
         self.low = conv_bn_relu(in_channels[0], low_channels, 1)
         widths = [channels + low_channels] + [channels] * decoder_convs
-        self.decoder = nn.Sequential(*(conv_bn_relu(i, o, 3) for i, o in pairwise(widths)))
+        conv = _separable_bn_relu if separable else _conv_bn_relu
+        self.decoder = nn.Sequential(*(conv(i, o) for i, o in pairwise(widths)))
 
     def forward(
         self,
@@ -68,3 +72,12 @@ class Head(nn.Module):
         deep = self.aspp(features[-1])
         deep = upsample(deep, deep, (low.shape[2], low.shape[3]), low)
         return self.decoder(torch.cat([deep, low], 1)), None
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    return conv_bn_relu(in_channels, out_channels, 3)
+
+
+def _separable_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    by_channel = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
+    return nn.Sequential(by_channel, *conv_bn_relu(in_channels, out_channels, 1))
