@@ -25,7 +25,7 @@ from laurepro.cli import main
 from laurepro.datasets import shapes
 from laurepro.errors import LaureproError
 from laurepro.evaluation import prediction
-from laurepro.figures import FIGURES, Request, curves, differences, panels, style, trained
+from laurepro.figures import FIGURES, Request, curves, differences, overlays, panels, style, trained
 from laurepro.network.model import Output
 from laurepro.spec import parts
 from laurepro.upsamplers import PointSampling
@@ -138,12 +138,12 @@ def test_error_by_distance_is_what_looking_at_all_pairs_gives() -> None:
     label = np.zeros((40, 30), np.int64)
     label[5:9, 3:20], label[20:, 25:], label[39, 0] = 1, 2, -1
     predicted = np.where(rng.random(label.shape) < 0.3, 1 - np.minimum(label, 1), np.maximum(label, 0))
-    far = np.minimum(distance(label), panels.FARTHEST)
+    far = np.minimum(distance(label), overlays.FARTHEST)
     assert (panels._distance(label) == far).all()
     t = known(None, (40, 30))._replace(images=[(None, label)])  # type: ignore[arg-type]
     (curve,), share = panels._by_distance(t, [{0: predicted}])
     valid = label >= 0
-    for d in range(1, panels.FARTHEST + 1):
+    for d in range(1, overlays.FARTHEST + 1):
         at = valid & (far == d)
         assert share[d - 1] == pytest.approx(100 * at.sum() / valid.sum())
         if at.any():
@@ -155,8 +155,8 @@ def test_error_by_distance_is_what_looking_at_all_pairs_gives() -> None:
 def test_colours_of_change() -> None:
     image = np.full((1, 5, 3), 200, np.uint8)
     label, before, after = (np.array([row]) for row in ([0, 0, 0, 0, -1], [1, 0, 1, 0, 1], [0, 1, 1, 0, 0]))
-    shown = panels._changed(image, label, before, after)[0]
-    plain = panels._faded(image)[0, 0] / 255
+    shown = overlays.changed(image, label, before, after)[0]
+    plain = overlays.faded(image)[0, 0] / 255
     assert [tuple(c) for c in shown] == [
         to_rgb(style.LINES[1]),  # made right
         to_rgb(style.LINES[5]),  # made wrong
@@ -169,9 +169,9 @@ def test_colours_of_change() -> None:
 def test_colours_of_errors() -> None:
     """Right and ignored pixels stay as they are; a wrong one is light orange at an edge and dark far from one."""
     image = np.full((1, 4, 3), 200, np.uint8)
-    label, predicted, near = (np.array([row]) for row in ([0, 0, 1, -1], [0, 1, 0, 1], [1, 1, panels.FARTHEST, 1]))
-    shown = panels._wrong(image, label, predicted, near)[0]
-    plain = panels._faded(image)[0, 0] / 255
+    label, predicted, near = (np.array([row]) for row in ([0, 0, 1, -1], [0, 1, 0, 1], [1, 1, overlays.FARTHEST, 1]))
+    shown = overlays.wrong_pixels(image, label, predicted, near)[0]
+    plain = overlays.faded(image)[0, 0] / 255
     right, at_edge, far, ignored = shown
     assert tuple(right) == tuple(ignored) == tuple(plain)
     assert at_edge[0] > 0.8 and at_edge[0] > at_edge[1] > at_edge[2], "orange"
@@ -186,7 +186,7 @@ def test_an_arrow_points_to_where_its_pixel_is_sampled(row: int, column: int) ->
     figure = Figure(figsize=(3, 3), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    panels._arrows(axes, offset, 3, 3, 1)
+    overlays.draw_arrows(axes, offset, 3, 3, 1)
     canvas.draw()
     painted = np.asarray(canvas.buffer_rgba())[..., :3]  # its first line is the uppermost
 
@@ -207,7 +207,7 @@ def test_the_share_of_right_pixels_stands_below_its_map(tmp_path: Path) -> None:
 
 
 def test_label_maps_are_coloured_by_class_and_white_where_ignored() -> None:
-    colours = panels._Colours(shapes.INFO._replace(classes=tuple("abcdefgh")))
+    colours = overlays.Colours(shapes.INFO._replace(classes=tuple("abcdefgh")))
     shown = colours(np.array([[-1, 0, 7]]))[0]
     assert [tuple(c) for c in shown] == [
         to_rgb(c) for c in (style.IGNORED, prediction.CLASSES[0], prediction.CLASSES[7])
@@ -216,18 +216,18 @@ def test_label_maps_are_coloured_by_class_and_white_where_ignored() -> None:
 
 def test_colours_of_the_data_set_come_first_and_ignored_pixels_are_told_from_a_white_class() -> None:
     stated = ("#804080", None, "#ffffff")
-    colours = panels._Colours(shapes.INFO._replace(classes=("road", "car", "snow"), colours=stated))
+    colours = overlays.Colours(shapes.INFO._replace(classes=("road", "car", "snow"), colours=stated))
     assert colours.classes == ["#804080", prediction.CLASSES[1], "#ffffff"] and colours.ignored == style.SOFT
     label = np.array([[0, 1, 2, -1]])
-    legend = [(p.get_label(), p.get_facecolor()[:3]) for p in panels._legend(colours, [label])]
+    legend = [(p.get_label(), p.get_facecolor()[:3]) for p in overlays.legend_of(colours, [label])]
     shown = [tuple(c) for c in colours(label)[0]]
     assert [name for name, _ in legend] == ["road", "car", "snow", "ignored"] and [c for _, c in legend] == shown
 
 
 def test_a_long_legend_says_how_many_more() -> None:
-    colours = panels._Colours(shapes.INFO._replace(classes=tuple(f"class {i}" for i in range(150))))
-    patches = panels._legend(colours, [np.arange(-1, 150)[None]])
-    assert len(patches) == panels.LEGEND_MOST
+    colours = overlays.Colours(shapes.INFO._replace(classes=tuple(f"class {i}" for i in range(150))))
+    patches = overlays.legend_of(colours, [np.arange(-1, 150)[None]])
+    assert len(patches) == overlays.LEGEND_MOST
     assert [p.get_label() for p in patches[-2:]] == ["and 128 more", "ignored"]
 
 
@@ -335,15 +335,15 @@ def test_what_leaves_the_axis_has_an_arrowhead_and_keeps_its_dot(mean: float, en
 def test_error_curves_of_several_rows_are_drawn_as_their_difference_to_the_first() -> None:
     t = known(None, (4, 4))
     networks = [t._replace(label=name) for name in ("first", "second")]
-    first = np.linspace(40, 5, panels.FARTHEST)
+    first = np.linspace(40, 5, overlays.FARTHEST)
     axes = Figure().add_subplot()
-    panels._error_curves(axes, networks, [first, first - 2], np.ones(panels.FARTHEST))
+    panels._error_curves(axes, networks, [first, first - 2], np.ones(overlays.FARTHEST))
     curve, zero = axes.lines
     assert curve.get_label() == "second" and np.asarray(curve.get_ydata()) == pytest.approx(-2)
     assert zero.get_label() == "first" and set(zero.get_ydata()) == {0}
     assert "points" in axes.get_ylabel() and axes.get_ylim()[0] < -2
     alone = Figure().add_subplot()
-    panels._error_curves(alone, networks[:1], [first], np.ones(panels.FARTHEST))
+    panels._error_curves(alone, networks[:1], [first], np.ones(overlays.FARTHEST))
     assert np.asarray(alone.lines[0].get_ydata()) == pytest.approx(first) and "%" in alone.get_ylabel()
 
 
@@ -351,7 +351,7 @@ def test_changed_pixels_are_counted() -> None:
     """Of four labelled pixels one becomes right, one becomes wrong, one stays wrong as another class."""
     label, before, after = (np.array([row]) for row in ([0, 0, 0, 1, -1], [1, 0, 1, 1, 0], [0, 1, 2, 1, 1]))
     sampled = trained.Sampled(before, after, np.zeros((2, 1, 5), np.float32))
-    assert panels._change([label, label], [sampled, sampled]) == (
+    assert overlays.change_in_words([label, label], [sampled, sampled]) == (
         "The offsets change the class of 6 of 8 labelled pixels (75.00 %): 2 become right, 2 become wrong."
     )
 

@@ -80,12 +80,10 @@ def command(
     description = output / f"{stored.job}.json"
     targets = [*files.values(), *([description] if "state_dict" in files else [])]
     given = [item.file for item in inputs.gather(photographs, output)]
-    read = record.records_dir(results) / f"{stored.job}.json"
-    inputs.check_replaced(targets, [read, *given], overwrite)
+    inputs.check_replaced(targets, [record.records_dir(results) / f"{stored.job}.json", *given], overwrite)
     images = _images(stored, given, data)
     program = export.program_of(prediction.load(stored, runs))
     about = export.metadata(stored, program, size)
-
     cases = export.cases(images, size, stored.experiment)
     output.mkdir(parents=True, exist_ok=True)
     refused = []
@@ -106,7 +104,6 @@ def command(
         record.write_atomic(files[name], content)
         if name == "state_dict":
             record.write_atomic(description, export.as_json(about))
-        if name == "state_dict":
             click.echo(f"  the network from it, in Python: {export.rebuild_line(stored.job)}")
     if refused:
         click.echo(f"not written, classes differ from eager code: {', '.join(map(str, refused))}", err=True)

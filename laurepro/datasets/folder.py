@@ -24,7 +24,8 @@ from annotated_types import Ge
 
 from laurepro.datasets import Image, Info, Label, _files
 from laurepro.datasets._classes import IGNORED
-from laurepro.datasets._folder import SPLITS, Contents, Request
+from laurepro.datasets._folder import Contents, Request
+from laurepro.datasets._folder_files import SPLITS
 from laurepro.datasets._layout import Layout, Unreadable, parse_json
 from laurepro.datasets._manifest import LOCK, MANIFEST, STAMPS, read_manifest
 from laurepro.datasets._prepare import Originals

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import textwrap
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from laurepro.datasets import Info
 from laurepro.evaluation.counting import edge_rank
-from laurepro.evaluation.prediction import class_colours
 from laurepro.figures import Drawing, Request, style
+from laurepro.figures.layout import GAP, arranged
+from laurepro.figures.overlays import (
+    ARROWS,
+    FARTHEST,
+    Colours,
+    change_in_words,
+    changed,
+    draw_arrows,
+    faded,
+    legend_of,
+    wrong_pixels,
+)
 from laurepro.figures.trained import (
     Classes,
-    Image,
-    Sampled,
     Trained,
     check_same_split,
     chosen,
@@ -30,10 +34,7 @@ from laurepro.figures.trained import (
     weights_of,
 )
 
-PANEL, GAP = 1.75, 0.07  # inches
-LEGEND_COLUMNS, LEGEND_MOST = 6, 24
-FARTHEST = 16  # pixels from a label edge, in the error curve
-ARROWS = 24  # along the longer side
+LEGEND_COLUMNS = 6
 MOST_COUNTED = 500  # images for the error curve
 
 
@@ -59,7 +60,7 @@ def before_and_after(title: str, request: Request, rows: tuple[str, ...]) -> Dra
     labels = [networks[0].images[index][1] for index in indices]
     explanation = (
         "Before: the scores sampled at LaU's grid with all offsets zero; after: with the predicted offsets. "
-        "One forward pass over the entire image. " + " ".join(_change(labels, of) for of in sampled)
+        "One forward pass over the entire image. " + " ".join(change_in_words(labels, of) for of in sampled)
     )
     return _maps(title, request, networks, maps, columns, explanation)
 
@@ -76,10 +77,10 @@ def _maps(
     first, indices = networks[0], list(maps)
     samples = {i: first.images[i] for i in indices}
     label_maps = [*(label for _, label in samples.values()), *(m for line in maps.values() for m in line)]
-    colours = _Colours(first.info)
-    legend = _legend(colours, label_maps)
+    colours = Colours(first.info)
+    legend = legend_of(colours, label_maps)
     below = _below(request, networks, indices, explanation)
-    layout = _layout(["image", "ground truth", *columns], [samples[i][0] for i in indices], label=0.2)
+    layout = arranged(["image", "ground truth", *columns], [samples[i][0] for i in indices], label=0.2)
     legend_and_foot = 0.1 + 0.16 * -(-len(legend) // LEGEND_COLUMNS) + style.foot(below, layout.width)
     with matplotlib.rc_context(style.RC):
         made = style.figure(layout.width, layout.bottom + legend_and_foot, title, request.scale, below, request.pairs)
@@ -124,10 +125,10 @@ def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         f"Arrows point from output pixels to where their scores are sampled, drawn at {times} times their length. "
         f"Lengths are in image pixels, mean {np.mean([v.mean() for v in lengths]):.2f}. Changed by the offsets: blue "
         "was wrong and is right, orange was right and is wrong, grey is wrong both ways. One forward pass over the "
-        f"entire image. {_change([label for _, label in samples], sampled)}",
+        f"entire image. {change_in_words([label for _, label in samples], sampled)}",
     )
     columns = ["image", "offsets", "length of offsets", "changed by the offsets"]
-    layout = _layout(columns, [image for image, _ in samples], right=0.7)
+    layout = arranged(columns, [image for image, _ in samples], right=0.7)
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + 0.08 + style.foot(below, layout.width)
         made = style.figure(layout.width, height, f"{title}: {t.label}", request.scale, below, request.pairs)
@@ -135,12 +136,12 @@ def offsets(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         lines = layout.draw(made)
         for (image, label), line, s, length in zip(samples, lines, sampled, lengths, strict=True):
             line[0].imshow(image, interpolation="nearest")
-            line[1].imshow(_faded(image), interpolation="nearest")
-            _arrows(line[1], s.offset, image.shape[0], image.shape[1], times)
-            line[2].imshow(_faded(image), interpolation="nearest")
+            line[1].imshow(faded(image), interpolation="nearest")
+            draw_arrows(line[1], s.offset, image.shape[0], image.shape[1], times)
+            line[2].imshow(faded(image), interpolation="nearest")
             extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
             shown = line[2].imshow(length, cmap="viridis", vmin=0, vmax=top, alpha=0.85, extent=extent)
-            line[3].imshow(_changed(image, label, s.before, s.after), interpolation="nearest")
+            line[3].imshow(changed(image, label, s.before, s.after), interpolation="nearest")
         bar = style.place(made, layout.width - 0.65, layout.top, 0.1, layout.bottom - layout.top - GAP)
         made.colorbar(shown, cax=bar, label="pixels")
     return Drawing(made, f"{title}, {request.where}: {t.label}", below, (t.job,))
@@ -170,8 +171,8 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         "Grey bars: the share of all labelled pixels.",
     )
     samples = {i: first.images[i] for i in indices}
-    layout = _layout(["image", "ground truth", *(t.label for t in networks)], [image for image, _ in samples.values()])
-    colours = _Colours(first.info)
+    layout = arranged(["image", "ground truth", *(t.label for t in networks)], [image for image, _ in samples.values()])
+    colours = Colours(first.info)
     chart = 1.7
     with matplotlib.rc_context(style.RC):
         height = layout.bottom + chart + 0.65 + style.foot(below, layout.width)
@@ -179,7 +180,7 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         for index, line in zip(indices, layout.draw(made), strict=True):
             image, label = samples[index]
             near = _distance(label)
-            contents = [image, colours(label), *(_wrong(image, label, p[index], near) for p in predictions)]
+            contents = [image, colours(label), *(wrong_pixels(image, label, p[index], near) for p in predictions)]
             for axes, content in zip(line, contents, strict=True):
                 axes.imshow(content, interpolation="nearest")
         _error_curves(style.place(made, 0.5, layout.bottom + 0.2, layout.width - 1.0, chart), networks, curves, share)
@@ -188,43 +189,6 @@ def errors(title: str, request: Request, rows: tuple[str, ...]) -> Drawing:
         for t, curve in zip(networks, curves, strict=True)
     )
     return Drawing(made, f"{title}, {request.where}", f"{below} {words}", tuple(t.job for t in networks))
-
-
-# ------------------------------------------------------------------------------------------------ arrangement
-
-
-class _Layout(NamedTuple):
-    """Panels of one width in lines as tall as their images; inches. `label`: the height of text below a panel."""
-
-    columns: list[str]
-    images: list[Image]
-    label: float
-    width: float
-    top: float
-    bottom: float
-
-    def draw(self, made: Figure) -> list[list[Axes]]:
-        """The axes of each line; the first line has the columns' titles."""
-        lines, y = [], self.top
-        for number, image in enumerate(self.images):
-            tall = PANEL * image.shape[0] / image.shape[1]
-            places = [style.MARGIN + i * (PANEL + GAP) for i in range(len(self.columns))]
-            line = [style.place(made, x, y, PANEL, tall) for x in places]
-            for axes, text in zip(line, self.columns, strict=True):
-                style.plain(axes)
-                if number == 0:
-                    axes.set_title("\n".join(_wrapped(text)), fontsize=7.5, pad=3)
-            lines.append(line)
-            y += tall + GAP + self.label
-        return lines
-
-
-def _layout(columns: list[str], images: list[Image], label: float = 0.0, right: float = 0.0) -> _Layout:
-    """The layout of panels below the heading; `right` inches beside them stay free."""
-    width = max(4.6, 2 * style.MARGIN + (PANEL + GAP) * len(columns) - GAP + right)
-    top = style.HEAD + 0.08 + 0.13 * max(len(_wrapped(c)) for c in columns)
-    bottom = top + sum(PANEL * i.shape[0] / i.shape[1] + GAP + label for i in images)
-    return _Layout(columns, images, label, width, top, bottom)
 
 
 def _load(request: Request, rows: tuple[str, ...]) -> list[Trained]:
@@ -243,104 +207,6 @@ def _below(request: Request, networks: list[Trained], indices: list[int], explan
         for n in networks
     )
     return " ".join(p for p in (f"{where}.", explanation, f"{jobs}.") if p)
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 30) or [""]
-
-
-def _legend(colours: _Colours, maps: list[Classes]) -> list[Patch]:
-    """The classes that occur; where there are very many, the first of them."""
-    present = sorted({int(c) for m in maps for c in np.unique(m)} - {-1})
-    patches = [
-        Patch(facecolor=colours.classes[c], edgecolor=style.SOFT, lw=0.3, label=colours.names[c]) for c in present
-    ]
-    if len(patches) >= LEGEND_MOST:
-        more = len(patches) - LEGEND_MOST + 2
-        patches = [*patches[: LEGEND_MOST - 2], Patch(facecolor="none", label=f"and {more} more")]
-    if any((m < 0).any() for m in maps):
-        patches.append(Patch(facecolor=colours.ignored, edgecolor=style.SOFT, lw=0.5, label="ignored"))
-    return patches
-
-
-# --------------------------------------------------------------------------------------------------- contents
-
-
-class _Colours:
-    """Label maps [H, W] as colours [H, W, 3]: those that the data set states, else a fixed palette's.
-
-    -1 is white, or grey where a class is white.
-    """
-
-    def __init__(self, info: Info) -> None:
-        self.names = info.classes
-        self.classes = class_colours(len(info.classes), info.colours)
-        self.ignored = style.IGNORED if style.IGNORED not in self.classes else style.SOFT
-        self.table = np.array([to_rgb(c) for c in (self.ignored, *self.classes)])
-
-    def __call__(self, label: Classes) -> Any:
-        return self.table[label + 1]
-
-
-def _faded(image: Image) -> Any:
-    """The image in grey, light enough to draw on."""
-    grey = image.astype(float).mean(2, keepdims=True)
-    return np.repeat(140 + grey * 0.42, 3, 2).clip(0, 255).astype(np.uint8)
-
-
-def _arrows(axes: Axes, offset: Any, rows: int, columns: int, times: int) -> None:
-    """The offsets [2, kh, kw] of some output pixels, at their places in the image."""
-    height, width = offset.shape[1:]
-    step = max(1, round(max(height, width) / ARROWS))
-    y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
-    across, down = (columns - 1) / max(1, width - 1), (rows - 1) / max(1, height - 1)
-    axes.quiver(
-        x * across,
-        y * down,
-        times * offset[1, y, x],
-        times * offset[0, y, x],
-        angles="xy",
-        scale_units="xy",
-        scale=1.0,
-        color=style.LINES[2],
-        width=0.006,
-        headwidth=4,
-        minlength=0.3,
-    )
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
-
-
-def _changed(image: Image, label: Classes, before: Classes, after: Classes) -> Any:
-    """The faded image with the pixels that offsets make right or wrong, and those that stay wrong."""
-    shown = _faded(image).astype(float) / 255
-    valid = label >= 0
-    for mask, colour in (
-        (valid & (before != label) & (after != label), "#8c8c8c"),
-        (valid & (before == label) & (after != label), style.LINES[5]),
-        (valid & (before != label) & (after == label), style.LINES[1]),
-    ):
-        shown[mask] = to_rgb(colour)
-    return shown
-
-
-def _change(labels: list[Classes], sampled: list[Sampled]) -> str:
-    """How many labelled pixels the offsets change, in words."""
-    pairs = [(s.before[y >= 0], s.after[y >= 0], y[y >= 0]) for y, s in zip(labels, sampled, strict=True)]
-    before, after, label = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    changed, size = int((before != after).sum()), max(1, label.size)
-    right, wrong = int(((before != label) & (after == label)).sum()), int(((before == label) & (after != label)).sum())
-    counts = f"{changed:,} of {label.size:,} labelled pixels ({100 * changed / size:.2f} %)"
-    return f"The offsets change the class of {counts}: {right:,} become right, {wrong:,} become wrong."
-
-
-def _wrong(image: Image, label: Classes, predicted: Classes, near: Any) -> Any:
-    """The faded image with wrong pixels on it, from orange at an edge to dark far from one."""
-    shown = _faded(image).astype(float) / 255
-    palette = matplotlib.colormaps["inferno_r"](0.25 + 0.6 * (np.arange(FARTHEST) / (FARTHEST - 1)))[:, :3]
-    wrong = (label >= 0) & (predicted != label)
-    shown[wrong] = palette[near[wrong] - 1]
-    return shown
 
 
 def _distance(label: Classes) -> Any:

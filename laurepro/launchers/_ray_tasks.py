@@ -31,13 +31,11 @@ class Tasks:
         self.group = placement_group([dict(bundle)] * context.nodes, strategy="STRICT_SPREAD")
         endpoint = None
         if context.nodes > 1:
-            first = Placed(self.group, 0)
-            endpoint = ray.remote(_endpoint()).options(num_cpus=0, scheduling_strategy=first).remote()
+            endpoint = ray.remote(num_cpus=0, scheduling_strategy=Placed(self.group, 0))(_endpoint()).remote()
         words = command(job, context, "", f"{job.name}-{time.time_ns()}")
-        options = {"num_cpus": bundle["CPU"], "num_gpus": bundle["GPU"], "max_retries": 0}
-        node = ray.remote(_node())
+        node = ray.remote(num_cpus=bundle["CPU"], num_gpus=bundle["GPU"], max_retries=0)(_node())
         self.tasks = [
-            node.options(**options, scheduling_strategy=Placed(self.group, index)).remote(
+            node.options(scheduling_strategy=Placed(self.group, index)).remote(
                 words, exported, os.getcwd(), str(log), index, endpoint
             )
             for index in range(context.nodes)

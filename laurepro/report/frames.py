@@ -61,15 +61,13 @@ def images(scale: Scale, verdicts: Sequence[Verdict], sources: Sources) -> list[
 def _of_images(verdict: Verdict, records: dict[str, Record]) -> bool:
     """Whether a verdict is on a difference of mIoU between evaluations that keep the counts of their images."""
     metric = verdict.claim.metric
-    used = [records.get(job) for job in verdict.records]
+    used = [records[job] for job in verdict.records if job in records]
     return (
         metric is not None
         and len(verdict.claim.than) > 0
-        and all(
-            r is not None and r.image_counts_sha256 is not None and own_metric(metric, r.dataset) == METRIC
-            for r in used
-        )
-        and len({r.experiment.model_dump_json() for r in used if r is not None}) == 2
+        and len(used) == len(verdict.records)
+        and all(r.image_counts_sha256 is not None and own_metric(metric, r.dataset) == METRIC for r in used)
+        and len({r.experiment.model_dump_json() for r in used}) == 2
     )
 
 
@@ -86,17 +84,16 @@ def _spread(sides: tuple[list[Record], list[Record]], sources: Sources, read: di
     from laurepro.evaluation.images import read as read_counts
 
     assert sources.results is not None
+    first = sides[0][0].job
     for record in (*sides[0], *sides[1]):
         if record.job not in read:
             counts = read_counts(records_dir(sources.results) / f"{record.job}.json", record)
             assert counts is not None  # the record states a digest
             read[record.job] = counts
-    first = read[sides[0][0].job]
-    for record in (*sides[0], *sides[1]):
-        if read[record.job].names != first.names:
-            raise LaureproError(f"{record.job} and {sides[0][0].job} are of other images")
+        if read[record.job].names != read[first].names:
+            raise LaureproError(f"{record.job} and {first} are of other images")
     ours, others = ([read[record.job].counts[:, 0] for record in side] for side in sides)
-    return spread(ours, others, first.names)
+    return spread(ours, others, read[first].names)
 
 
 def _grid(lines: list[tuple[Verdict, Spread]], labels: dict[str, str]) -> Grid:

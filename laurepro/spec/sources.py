@@ -124,8 +124,5 @@ def _import_roots() -> tuple[Path, ...]:
     return tuple(
         root
         for root in dict.fromkeys(roots)
-        if root.is_dir()
-        and root not in installed
-        and "site-packages" not in root.parts
-        and "lib-dynload" not in root.parts
+        if root.is_dir() and root not in installed and not {"site-packages", "lib-dynload"} & set(root.parts)
     )
