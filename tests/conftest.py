@@ -60,6 +60,7 @@ adapt:
     aspp: {{channels: 8, rates: [2, 4, 6]}}
   upsampler:
     lau: {{bottleneck_channels: 4}}
+    lau_cascade: {{bottleneck_channels: 4}}
 set:
   model: {{aux_channels: 8}}
   data: {{train_split: train}}

@@ -139,44 +139,55 @@ def offset_guided(
     normalize: str = "all",
     ignore: int = -1,
     rule: str = "right",
+    best_of: int = 0,
 ) -> tuple[float, Array, Array]:
-    """(loss, d loss / dU, d loss / d offset) of equation 3."""
+    """(loss, d loss / dU, d loss / d offset) of equation 3. `best_of`: compare with the best candidate of that radius."""
     weight = guided_weight(u, offset, target, k, lam, tie, ignore)
+    if best_of:
+        lau = nll(upsample(u, offset, k), target, ignore)
+        best = np.min([lost for lost, *_ in corner_maps(u, target, k, ignore, best_of)], axis=0)
+        weight = np.where(lau < best if tie == "paper" else lau <= best, 1.0, 1.0 + lam)
     total, du, do = main_term(u, offset, target, k, weight, ignore, rule)
     divisor = count(target, normalize, ignore)
     return total / divisor, du / divisor, do / divisor
 
 
-def corner_maps(u: Array, target: Labels, k: tuple[int, int], ignore: int) -> list[tuple[Array, Array, Array]]:
-    """Per corner: NLL (N, H, W), and row and column distance from the position before clamping, (H, W)."""
+def corner_maps(
+    u: Array, target: Labels, k: tuple[int, int], ignore: int, radius: int = 1
+) -> list[tuple[Array, Array, Array]]:
+    """Per corner: NLL (N, H, W), and row and column distance from the position before clamping, (H, W).
+
+    With a radius the points around the cell too, those further out later.
+    """
     h, w = u.shape[2:]
     out = []
-    for col_up in (False, True):
-        for row_up in (False, True):
-            ys, xs, dy, dx = [], [], [], []
-            for big_y in range(h * k[0]):
-                i, s = divmod(big_y, k[0])
-                corner = i + 1 if row_up and s else i
-                ys.append(min(corner, h - 1))
-                dy.append(corner - i - s / k[0])
-            for big_x in range(w * k[1]):
-                j, s = divmod(big_x, k[1])
-                corner = j + 1 if col_up and s else j
-                xs.append(min(corner, w - 1))
-                dx.append(corner - j - s / k[1])
-            full = np.ascontiguousarray(u[:, :, ys][:, :, :, xs])
-            grid = np.meshgrid(np.array(dy), np.array(dx), indexing="ij")
-            out.append((nll(full, target, ignore), grid[0], grid[1]))
+    lines = [(up, beyond) for beyond in range(radius) for up in (False, True)]
+    pairs = [(column, row) for column in lines for row in lines]
+    for (col_up, col_beyond), (row_up, row_beyond) in sorted(pairs, key=lambda p: max(p[0][1], p[1][1])):
+        ys, xs, dy, dx = [], [], [], []
+        for big_y in range(h * k[0]):
+            i, s = divmod(big_y, k[0])
+            corner = (i + 1 if s else i) + row_beyond if row_up else i - row_beyond
+            ys.append(max(0, min(corner, h - 1)))
+            dy.append(corner - i - s / k[0])
+        for big_x in range(w * k[1]):
+            j, s = divmod(big_x, k[1])
+            corner = (j + 1 if s else j) + col_beyond if col_up else j - col_beyond
+            xs.append(max(0, min(corner, w - 1)))
+            dx.append(corner - j - s / k[1])
+        full = np.ascontiguousarray(u[:, :, ys][:, :, :, xs])
+        grid = np.meshgrid(np.array(dy), np.array(dx), indexing="ij")
+        out.append((nll(full, target, ignore), grid[0], grid[1]))
     return out
 
 
 def best_candidate(
-    u: Array, offset: Array, target: Labels, k: tuple[int, int], ignore: int
+    u: Array, offset: Array, target: Labels, k: tuple[int, int], ignore: int, radius: int = 1
 ) -> tuple[NDArray[np.bool_], Array]:
     best = nll(upsample(u, offset, k), target, ignore)
     wins = np.ones(best.shape, dtype=bool)
     aim = offset.copy()
-    for lost, dy, dx in corner_maps(u, target, k, ignore):
+    for lost, dy, dx in corner_maps(u, target, k, ignore, radius):
         better = lost < best
         best = np.where(better, lost, best)
         aim[:, 0] = np.where(better, dy, aim[:, 0])
@@ -196,9 +207,10 @@ def regression(
     normalize: str = "all",
     ignore: int = -1,
     rule: str = "right",
+    radius: int = 1,
 ) -> tuple[float, Array, Array]:
     """(loss, d loss / dU, d loss / d offset) of equation 4."""
-    wins, aim = best_candidate(u, offset, target, k, ignore)
+    wins, aim = best_candidate(u, offset, target, k, ignore, radius)
     total, du, do = main_term(u, offset, target, k, np.where(wins, 1.0, 1.0 + lam), ignore, rule)
     with np.errstate(invalid="ignore"):
         x = np.where(wins[:, None], 0.0, offset - aim)

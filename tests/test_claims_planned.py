@@ -46,6 +46,9 @@ def test_the_families_are_every_ordering_once() -> None:
     primary = {keys[i] for i in plan.primary}
     assert len(primary) == len(plan.primary) == 4
     assert plan.secondary.comparisons == len(set(keys.values()) - primary)
+    assert plan.extension is not None
+    later = {comparison(c, rows) for c in judged if c.family in plan.extension.files}
+    assert plan.extension.comparisons == len(later - set(keys.values()))
     contrasts = {i: next(c.addresses for c in judged if c.id == i) for i in plan.primary}
     assert [*contrasts.values()][:3] == [(LAU, BILINEAR), (LAU, GRID), (NO_LOSS, GRID)]
     assert keys["C7.enc8"] == keys["C5.miou60-0.3-over-0.0"]  # with the loss over without
@@ -63,6 +66,8 @@ BROKEN = [
     ("[C8.enc8,", "[C3.gain,", ["primary", "C3.gain is no ordering"]),
     ("[C8.enc8,", "[C7.enc8,", ["primary", "twice"]),
     ("[paper, controls]", "[paper, control]", ["secondary.files", "nearest: controls"]),
+    ("[future]", "[futur]", ["extension.files", "nearest: future"]),
+    ("[future]", "[controls]", ["extension.files", "controls is among secondary.files too"]),
     ("  camvid-cpu: >-", "  camvid-imagenet: >-", ["camvid-imagenet", "seen before"]),
     ("  camvid-cpu: >-", "  camvid-cpp: >-", ["camvid-cpp", "nearest: camvid-cpu"]),
 ]

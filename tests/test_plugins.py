@@ -343,6 +343,7 @@ def test_every_shipped_part_says_what_it_is() -> None:
             features = ast.literal_eval(value)
             assert isinstance(features, tuple) and set(features) <= {
                 "location_aware",
+                "cascade",
                 "guided",
                 "se",
                 "decoder",

@@ -452,6 +452,9 @@ def test_pinned_defaults() -> None:
             "aux_weight": 0.2,
             "se_weight": 0.2,
             "fused": True,
+            "search_radius": 1,
+            "reference": "grid",
+            "stages": "last",
         },
         "op": {"integer_gradient": "right"},
         "data": {
@@ -525,6 +528,7 @@ def test_pinned_defaults() -> None:
             "lau",
             {"scale_factor": 4, "bottleneck_channels": 128, "sampling_grid": "corner", "groups": 1, "bound": None},
         ),
+        ("upsamplers", "lau_cascade", {"factors": (2, 2), "bottleneck_channels": 128}),
         ("upsamplers", "grid", {"scale_factor": 4, "sampling_grid": "corner"}),
         ("upsamplers", "pixelshuffle", {"factors": (2,), "input": "feature", "icnr": False}),
         ("upsamplers", "deformable", {"version": 1, "position": "logits"}),

@@ -22,7 +22,7 @@ from laurepro.upsamplers import PointSampling, point_sampling
 torch.set_num_threads(1)
 
 GUIDED = ("fade", "flowalign", "indexnet", "sapa")
-OTHERS = ("carafe", "deconvolution", "dupsampling", "dysample", "lau", "nearest", "pixelshuffle")
+OTHERS = ("carafe", "deconvolution", "dupsampling", "dysample", "lau", "lau_cascade", "nearest", "pixelshuffle")
 
 
 def make(kind: str, channels: int = 3, feature: int = 4, guide: int = 5, **options: Any) -> nn.Module:

@@ -22,8 +22,8 @@ class Fewer(Strict):
     rows: tuple[str, ...] = Field(min_length=1)
 
 
-class Secondary(Strict):
-    """The comparisons that are not primary: every ordering of these files. `comparisons`: how many were planned."""
+class Family(Strict):
+    """Comparisons that are not primary: every ordering of these files. `comparisons`: how many were planned."""
 
     files: tuple[str, ...] = Field(min_length=1)
     comparisons: int = Field(ge=1)
@@ -43,6 +43,7 @@ class Plan(Strict):
         alpha: The chance of any wrong word in a family.
         primary: Ids of the claims whose comparisons are the primary family.
         secondary: The secondary family.
+        extension: A third family, of what goes beyond the paper; None: there is none.
         alone: Patterns of rows whose deviations are not shrunk.
         seen: Scales of which results were known before anything was fixed, each with what a reader must know.
     """
@@ -56,7 +57,8 @@ class Plan(Strict):
     smaller_margin: float = Field(gt=0)
     alpha: float = Field(ALPHA, gt=0, lt=0.5)
     primary: tuple[str, ...] = Field(min_length=1)
-    secondary: Secondary
+    secondary: Family
+    extension: Family | None = None
     alone: tuple[str, ...] = ()
     seen: dict[str, str] = Field(default_factory=dict)
 
@@ -71,6 +73,11 @@ class Plan(Strict):
         if both := sorted(set(self.seen) & set(self.scales)):
             raise ValueError(f"scale {both[0]} is planned, and its results were seen before")
         return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of claims whose orderings are judged by the plan."""
+        return self.secondary.files + (self.extension.files if self.extension else ())
 
     def seeds_of(self, claim: Claim) -> int:
         """How many seeds a comparison has: as many as the row with the fewest."""
@@ -95,6 +102,12 @@ class Plan(Strict):
             return []
         fewer = "".join(f"; {f.seeds} for {', '.join(f.rows)}" for f in self.fewer)
         others = " and ".join(s for s in self.scales if s != scale)
+        beyond = ""
+        if (e := self.extension) is not None:
+            beyond = (
+                f" Extension: the {e.comparisons} orderings of {' and '.join(e.files)}, each at "
+                f"{100 * self.alpha:g} % / {e.comparisons}."
+            )
         both = f" Without a qualifier a word holds at {others} too; at this scale alone the level is half."
         return [
             f"Planned before the first test score (experiments/claims/plan.yaml): {self.seeds} seeds a row{fewer}. "
@@ -102,7 +115,7 @@ class Plan(Strict):
             f"Primary family: {', '.join(self.primary)}, each at {100 * self.alpha:g} % / {len(self.primary)}. "
             f"Secondary family: the {self.secondary.comparisons} other orderings of "
             f"{' and '.join(self.secondary.files)}, each at {100 * self.alpha:g} % / {self.secondary.comparisons}."
-            f"{both if others else ''}",
+            f"{beyond}{both if others else ''}",
             "supported, contradicted: the two-sided interval of that level lies on one side of 0. equivalent: the "
             f"one-sided bounds of that level lie within {self.margin:g} points of 0 (whether also within "
             f"{self.smaller_margin:g} is reported). A difference can be both.",
@@ -139,9 +152,13 @@ def _read(file: Path, claims: tuple[Claim, ...]) -> Plan:
             raise unknown("claim", claim, by_id, f"{file}, primary")
         if not isinstance(by_id[claim].test, Ordering):
             raise LaureproError(f"{file}, primary: {claim} is no ordering", "a contrast of two rows is planned")
-    for name in plan.secondary.files:
-        if name not in {c.family for c in claims}:
-            raise unknown("file of claims", name, {c.family for c in claims}, f"{file}, secondary.files")
+    families = {c.family for c in claims}
+    for key, of in (("secondary", plan.secondary), ("extension", plan.extension)):
+        for name in of.files if of else ():
+            if name not in families:
+                raise unknown("file of claims", name, families, f"{file}, {key}.files")
+    if plan.extension and (both := set(plan.secondary.files) & set(plan.extension.files)):
+        raise LaureproError(f"{file}, extension.files: {min(both)} is among secondary.files too")
     for name in plan.seen:
         if name not in spec.scale_names():
             raise unknown("scale", name, spec.scale_names(), f"{file}, seen")

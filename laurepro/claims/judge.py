@@ -47,10 +47,10 @@ def judge_rows(rows: Rows, checked: bool = True) -> list[Verdict]:
         plan = None
     verdicts: dict[str, Verdict] = {}
     for family in dict.fromkeys(c.family for c in claims):
-        by_plan = plan is not None and family in plan.secondary.files
+        by_plan = plan is not None and family in plan.files
         verdicts |= _family([c for c in claims if c.family == family], rows, checked, by_plan)
     if plan is not None:
-        planned.judge([c for c in claims if c.family in plan.secondary.files], verdicts, rows, plan)
+        planned.judge([c for c in claims if c.family in plan.files], verdicts, rows, plan)
     for claim in claims:
         if isinstance(claim.test, All):
             verdicts[claim.id] = _all(claim, scale, [v for v in verdicts.values() if claim.covers(v.claim)])

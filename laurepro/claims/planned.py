@@ -65,6 +65,9 @@ class Contrast(NamedTuple):
         return np.abs(self.mean) + self.half(alpha, sides=1) < margin
 
 
+Family = Literal["primary", "secondary", "extension"]
+
+
 class Decision(NamedTuple):
     """What the plan's rule says of a comparison at a scale.
 
@@ -72,7 +75,7 @@ class Decision(NamedTuple):
     is complete, this scale's mean minus that one's, with the 95 % interval.
     """
 
-    family: Literal["primary", "secondary"]
+    family: Family
     comparisons: int
     contrast: Contrast
     sign: Word | None
@@ -150,24 +153,28 @@ def decide(
     """
     plan = scale.plan
     first = {keys[i] for i in plan.primary if i in keys}
-    rest = set(keys.values()) - first
-    sizes = {True: len(plan.primary), False: max(plan.secondary.comparisons, len(rest))}
+    of_extension = set(plan.extension.files) if plan.extension else set()
+    second = {keys[i] for i, claim in claims.items() if claim.family not in of_extension} - first
+    third = set(keys.values()) - first - second
+    sizes: dict[Family, int] = {
+        "primary": len(plan.primary),
+        "secondary": max(plan.secondary.comparisons, len(second)),
+        "extension": max(plan.extension.comparisons if plan.extension else 1, len(third)),
+    }
     decisions = {}
     for i, claim in claims.items():
         here = scale.contrast(claim)
         if here is not None:
             elsewhere = {name: place.contrast(claim) for name, place in others.items()}
-            primary = keys[i] in first
-            decisions[i] = _decision(
-                plan, claim, "primary" if primary else "secondary", sizes[primary], here, elsewhere
-            )
+            family: Family = "primary" if keys[i] in first else "secondary" if keys[i] in second else "extension"
+            decisions[i] = _decision(plan, claim, family, sizes[family], here, elsewhere)
     return decisions
 
 
 def _decision(
     plan: Plan,
     claim: Claim,
-    family: Literal["primary", "secondary"],
+    family: Family,
     comparisons: int,
     here: Contrast,
     elsewhere: Mapping[str, Contrast | None],

@@ -90,11 +90,13 @@ class Network(nn.Module):
         options = model.upsampler.options
         guide = (self.head.guide_channels,) if self.guided else ()
         self.upsampler: nn.Module = upsampler.Upsampler(up_channels, feature_channels, *guide, **options)
+        self._set_op(self.upsampler)
         if getattr(self.upsampler, "replaces_classifier", False) and not self.decoder:
             self.classifier = None
         self.aux_upsampler: nn.Module | None = None
         if self.aux is not None and model.aux_lau:
             self.aux_upsampler = upsampler.Upsampler(num_classes, model.aux_channels, **options)
+            self._set_op(self.aux_upsampler)
         if model.dropout == 0:  # the heads' own rates too, so that nothing is random
             for module in self.modules():
                 if isinstance(module, nn.Dropout | nn.Dropout2d):
@@ -135,10 +137,16 @@ class Network(nn.Module):
         size = image.shape[2:]
         return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
 
+    def _set_op(self, upsampler: Any) -> None:
+        if hasattr(upsampler, "integer_gradient"):  # it samples within its forward pass
+            upsampler.integer_gradient = self.op.integer_gradient
+
     def _with_op(self, scores: Tensor | PointSampling) -> Tensor | PointSampling:
-        if isinstance(scores, PointSampling):
-            return scores._replace(integer_gradient=self.op.integer_gradient)
-        return scores
+        if not isinstance(scores, PointSampling):
+            return scores
+        gradient = self.op.integer_gradient
+        earlier = tuple(stage._replace(integer_gradient=gradient) for stage in scores.earlier)
+        return scores._replace(integer_gradient=gradient, earlier=earlier)
 
     def _upsample(self, input: Tensor, feature: Tensor, size: tuple[int, int], guide: Tensor | None = None) -> Tensor:
         """A decoder's upsampling to exactly `size`.
@@ -167,7 +175,7 @@ def single_precision(output: Output) -> Output:
 
     def part(value: Any) -> Any:
         if isinstance(value, PointSampling):
-            return value._replace(input=wide(value.input))
+            return value._replace(input=wide(value.input), earlier=tuple(map(part, value.earlier)))
         return None if value is None else wide(value)
 
     return Output(*map(part, output))

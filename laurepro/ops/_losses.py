@@ -7,7 +7,9 @@ of the input and of the offsets. The composed form leaves all that to autograd.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,6 +32,7 @@ from .upsample import (
 
 Tie = Literal["paper", "code"]
 Rule = Literal["offset_guided", "regression"]
+Reference = Literal["grid", "best"]
 
 # Elements of the upsampled map that the fused form holds at a time: a CPU core's cache; 128 MiB on a GPU.
 _CPU_ELEMENTS, _GPU_ELEMENTS = 2**19, 2**25
@@ -44,6 +47,23 @@ class Terms(NamedTuple):
     beta: float
     ignore_index: int
     integer_gradient: IntegerGradient
+    reference: Reference = "grid"  # of equation 3: L', or the smallest loss of the candidates
+    search_radius: int = 1  # of the candidates
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the kernels know these terms: the paper's."""
+        return self.reference == "grid" and self.search_radius == 1
+
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether any weight or target depends on the losses of the candidates."""
+        return self.rule == "regression" or (self.reference == "best" and self.offset_weight != 0)
+
+    @property
+    def needs_plain(self) -> bool:
+        """Whether any weight depends on L'."""
+        return self.rule != "regression" and self.reference == "grid" and self.offset_weight != 0
 
 
 def fused(input: Tensor, offset: Tensor, target: Tensor, scale: tuple[int, int], terms: Terms) -> Tensor:
@@ -79,9 +99,9 @@ def composed(
     """As `fused`, of operators that autograd differentiates."""
     grid, plain, corners = base_grid(input, scale), None, None
     with torch.no_grad():
-        if terms.rule == "regression":
-            corners = _Corners.of(input, grid, scale, terms.ignore_index)
-        elif _needs_plain(terms):
+        if terms.needs_candidates:
+            corners = _Corners.of(input, grid, scale, terms)
+        elif terms.needs_plain:
             bilinear = bilinear_upsample(input, scale, backend=backend, groups=offset.shape[1] // 2)
             plain = _nll(bilinear, target, terms.ignore_index)
     logits = location_aware_upsample(input, offset, scale, integer_gradient=terms.integer_gradient, backend=backend)
@@ -109,7 +129,8 @@ def maps(
         nll = _nll(location_aware_upsample(input, offset, scale, backend=backend), target, ignore_index)
         plain = _nll(bilinear_upsample(input, scale, backend=backend), target, ignore_index)
         grid = base_grid(input, scale)
-        corners = list(_Corners.of(input, grid, scale, ignore_index).candidates(offset, nll, target, grid))
+        terms = Terms("regression", offset_weight, 0.0, 1.0, ignore_index, "right")
+        corners = list(_Corners.of(input, grid, scale, terms).candidates(offset, nll, target, grid))
         lau_wins, target_offset = _best_candidate(nll, offset, iter(corners))
         good = _beats(nll, plain, tie) if rule == "offset_guided" else lau_wins
         return nll, plain, torch.stack([c.nll for c in corners], 1), _weight(good, nll, offset_weight), target_offset
@@ -132,7 +153,7 @@ class _Fused(torch.autograd.Function):
             part = slice(first, first + images)
             # A separate leaf: the gradient of the padded map is accumulated over the windows.
             padded = pad(input[part].detach(), grid, offset.shape[1] // 2).requires_grad_(needs[0])
-            corners = _Corners.of(input[part], grid, scale, terms.ignore_index) if terms.rule == "regression" else None
+            corners = _Corners.of(input[part], grid, scale, terms) if terms.needs_candidates else None
             grad_padded: Tensor | None = None
             for row in range(0, len(grid.rows), rows):
                 window = slice(row, row + rows)
@@ -161,7 +182,7 @@ def _differentiate(
 ) -> tuple[Tensor, list[Tensor]]:
     """The sum over a window, and its gradients with respect to `padded` and `offset`, where they need one."""
     plain = None
-    if _needs_plain(terms):  # first, so that its maps are freed before LaU's are allocated
+    if terms.needs_plain:  # first, so that its maps are freed before LaU's are allocated
         bilinear = sample(padded.detach(), None, grid, groups=offset.shape[1] // 2)
         plain = _nll(bilinear, target, terms.ignore_index)
         del bilinear
@@ -217,16 +238,14 @@ def _judge(
 ) -> tuple[Tensor, Tensor | None]:
     """Where LaU is good, (N, H, W) bool, and for the regression the better offset, (N, 2, H, W)."""
     with torch.no_grad():
-        if corners is not None:
+        if terms.rule == "regression":
+            assert corners is not None
             return _best_candidate(nll, offset, corners.candidates(offset, nll, target, grid))
-        if plain is None or terms.rule == "regression":
+        if corners is not None:
+            plain = reduce(torch.minimum, (c.nll for c in corners.candidates(offset, nll, target, grid)))
+        if plain is None:
             return torch.ones_like(nll, dtype=torch.bool), None
         return _beats(nll, plain, terms.rule), None
-
-
-def _needs_plain(terms: Terms) -> bool:
-    """Whether any weight depends on L'."""
-    return terms.rule != "regression" and terms.offset_weight != 0
 
 
 def _pull(offset: Tensor, target_offset: Tensor, good: Tensor, terms: Terms) -> Tensor:
@@ -238,7 +257,7 @@ def _pull(offset: Tensor, target_offset: Tensor, good: Tensor, terms: Terms) -> 
 
 
 class _Corner(NamedTuple):
-    """One corner of the cell of every output pixel."""
+    """One candidate of every output pixel: a corner of its cell, or of a cell around that."""
 
     nll: Tensor  # (N, H, W)
     row: Tensor  # (H, 1), corner minus position, input pixels, on the grid before clamping
@@ -246,61 +265,68 @@ class _Corner(NamedTuple):
 
 
 class _AxisCorner(NamedTuple):
-    """Floor or ceil of one axis."""
+    """Floor or ceil of one axis, or a line beyond them."""
 
     line: Tensor  # (H, 1) or (W,), int64, clamped into the map
     distance: Tensor  # same shape, corner minus position before clamping
 
 
 class _Corners(NamedTuple):
-    """The corner losses of some images, which are the losses of their pixels."""
+    """The corner losses of some images, which are the losses of their pixels.
+
+    `rows` and `columns`: floor and ceil, then with a larger radius the lines before and after those, outwards.
+    """
 
     table: Tensor  # (N, C h w), minus the log-probabilities of the input
-    rows: tuple[_AxisCorner, _AxisCorner]
-    columns: tuple[_AxisCorner, _AxisCorner]
+    rows: tuple[_AxisCorner, ...]
+    columns: tuple[_AxisCorner, ...]
     ignore_index: int
 
     @classmethod
-    def of(cls, input: Tensor, grid: Grid, scale: tuple[int, int], ignore_index: int) -> _Corners:
+    def of(cls, input: Tensor, grid: Grid, scale: tuple[int, int], terms: Terms) -> _Corners:
         """For an (N, C, h, w) and all rows of the output."""
         table = -F.log_softmax(input.detach(), 1).flatten(1)
-        rows, columns = (_axis_corners(n, k, grid.rows) for n, k in zip(grid.sizes, scale, strict=True))
+        rows, columns = (
+            _axis_corners(n, k, terms.search_radius, grid.rows) for n, k in zip(grid.sizes, scale, strict=True)
+        )
         upright = tuple(_AxisCorner(*(t[:, None] for t in corner)) for corner in rows)
-        return cls(table, (upright[0], upright[1]), columns, ignore_index)
+        return cls(table, upright, columns, terms.ignore_index)
 
     def window(self, rows: slice) -> _Corners:
         """For some rows of the output."""
-        floor, ceil = (_AxisCorner(*(t[rows] for t in corner)) for corner in self.rows)
-        return self._replace(rows=(floor, ceil))
+        return self._replace(rows=tuple(_AxisCorner(*(t[rows] for t in corner)) for corner in self.rows))
+
+    def _outwards(self) -> Iterator[tuple[_AxisCorner, _AxisCorner]]:
+        """(Column, row) of each candidate, ring by ring: of two that a border makes equal the nearer comes first."""
+        for ring in range(len(self.rows) // 2):
+            for column, row in itertools.product(range(2 * ring + 2), repeat=2):
+                if max(column, row) // 2 == ring:
+                    yield self.columns[column], self.rows[row]
 
     def candidates(self, offset: Tensor, nll: Tensor, target: Tensor, grid: Grid) -> Iterator[_Corner]:
-        """The four corners in the order in which they compete; `nll` is LaU's."""
+        """The candidates in the order in which they compete: the four corners first; `nll` is LaU's."""
         h, w = grid.sizes
         ignored = target == self.ignore_index
         plane = target.masked_fill(ignored, 0) * (h * w)
         row_at = (grid.rows + offset[:, 0]).clamp(0, h - 1)
         column_at = (grid.columns + offset[:, 1]).clamp(0, w - 1)
-        for column in self.columns:
-            for row in self.rows:
-                index = plane + row.line * w + column.line
-                corner = self.table.gather(1, index.flatten(1)).view(target.shape).masked_fill_(ignored, 0.0)
-                # The loss of the same logits may differ in its last bit with the shape of the tensor that holds them:
-                # a corner that LaU reads exactly gets LaU's loss.
-                is_read = (row_at == row.line) & (column_at == column.line)
-                yield _Corner(torch.where(is_read, nll, corner), row.distance, column.distance)
+        for column, row in self._outwards():
+            index = plane + row.line * w + column.line
+            corner = self.table.gather(1, index.flatten(1)).view(target.shape).masked_fill_(ignored, 0.0)
+            # The loss of the same logits may differ in its last bit with the shape of the tensor that holds them:
+            # a corner that LaU reads exactly gets LaU's loss.
+            is_read = (row_at == row.line) & (column_at == column.line)
+            yield _Corner(torch.where(is_read, nll, corner), row.distance, column.distance)
 
 
-def _axis_corners(n: int, k: int, like: Tensor) -> tuple[_AxisCorner, _AxisCorner]:
-    """Floor and ceil of the n k positions of one axis, (n k,) each."""
+def _axis_corners(n: int, k: int, radius: int, like: Tensor) -> tuple[_AxisCorner, ...]:
+    """Floor and ceil of the n k positions of one axis, and `radius` - 1 lines beyond each, outwards; (n k,) each."""
     step = torch.arange(k, device=like.device)
     up = (step > 0).to(torch.int64)
     fraction = step.to(like.dtype) / k
     cell = torch.arange(n, device=like.device)[:, None]
-    floor, ceil = (
-        _AxisCorner((cell + rise).clamp(max=n - 1).view(-1), (rise - fraction).repeat(n))
-        for rise in (torch.zeros_like(up), up)
-    )
-    return floor, ceil
+    rises = [rise for beyond in range(radius) for rise in (torch.full_like(up, -beyond), up + beyond)]
+    return tuple(_AxisCorner((cell + rise).clamp(0, n - 1).view(-1), (rise - fraction).repeat(n)) for rise in rises)
 
 
 def _best_candidate(nll: Tensor, offset: Tensor, corners: Iterator[_Corner]) -> tuple[Tensor, Tensor]:

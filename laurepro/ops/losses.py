@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _cupy_loss, _losses
 from ._cupy import Backend, selected
-from ._losses import Rule, Terms, Tie
+from ._losses import Reference, Rule, Terms, Tie
 from ._tracing import readable, transformed
 from .upsample import IntegerGradient, ScaleFactor, check_choice, check_device, check_operands, compute_dtype
 
@@ -55,6 +55,8 @@ def offset_guided_cross_entropy(
     integer_gradient: IntegerGradient = "right",
     valid_count: Tensor | float | None = None,
     fused: bool = True,
+    reference: Reference = "grid",
+    search_radius: int = 1,
 ) -> Tensor:
     """Cross-entropy of LaU logits, heavier where the offsets do not help: mean of L (1 + lambda [not L < L']), eq. 3.
 
@@ -76,6 +78,10 @@ def offset_guided_cross_entropy(
         fused: never form the upsampled logits ("cupy"), or only a few rows of them at a time, differentiated
             immediately ("torch"). False composes the loss of operators that autograd differentiates. All give the
             same numbers up to rounding.
+        reference: what L is compared with. "grid": L', as in the paper. "best", which goes beyond it: the smallest L_c
+            of the candidates of `offset_regression_loss`; it needs M = 1, and on a GPU takes operators instead of the
+            kernels.
+        search_radius: of those candidates, see `offset_regression_loss`.
 
     Returns:
         A scalar, float32 (float64 for float64 arguments). With nothing to divide by (no pixels, or no valid ones),
@@ -90,7 +96,13 @@ def offset_guided_cross_entropy(
     """
     scale = _check(input, offset, target, scale_factor, normalize, ignore_index, backend)
     check_choice("tie", tie, ("paper", "code"))
-    terms = Terms(tie, offset_weight, 0.0, 1.0, ignore_index, integer_gradient)
+    check_choice("reference", reference, ("grid", "best"))
+    _check_radius(search_radius)
+    if reference == "best":
+        _check_one_offset(input, offset)
+    else:
+        search_radius = 1  # without candidates it means nothing
+    terms = Terms(tie, offset_weight, 0.0, 1.0, ignore_index, integer_gradient, reference, search_radius)
     total = _total(input, offset, target, scale, terms, backend, fused)
     return total / _denominator(target, normalize, ignore_index, valid_count, total.dtype)
 
@@ -110,6 +122,7 @@ def offset_regression_loss(
     integer_gradient: IntegerGradient = "right",
     valid_count: Tensor | float | None = None,
     fused: bool = True,
+    search_radius: int = 1,
 ) -> Tensor:
     """Cross-entropy of LaU logits plus a term that pulls each offset to the best corner of its cell, eq. 4.
 
@@ -138,6 +151,9 @@ def offset_regression_loss(
         integer_gradient: see `location_aware_upsample`.
         valid_count: see `offset_guided_cross_entropy`.
         fused: see `offset_guided_cross_entropy`.
+        search_radius: r; the candidates are the 2r by 2r grid points around the cell, those of the cell first and then
+            ring by ring. 1 is the paper's; more, the "larger search space" that section 4.2.1 leaves as future work,
+            takes operators instead of the kernels on a GPU.
 
     Returns:
         A scalar, float32 (float64 for float64 arguments); 0 with zero gradients if there is nothing to divide by.
@@ -153,7 +169,9 @@ def offset_regression_loss(
     _check_one_offset(input, offset)
     if not beta >= 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
-    terms = Terms("regression", offset_weight, regression_weight, beta, ignore_index, integer_gradient)
+    _check_radius(search_radius)
+    numbers = (offset_weight, regression_weight, beta, ignore_index)
+    terms = Terms("regression", *numbers, integer_gradient, search_radius=search_radius)
     total = _total(input, offset, target, scale, terms, backend, fused)
     return total / _denominator(target, normalize, ignore_index, valid_count, total.dtype)
 
@@ -213,10 +231,11 @@ def _total(
     dtype = compute_dtype(input, offset)
     offset = offset.to(dtype)
     wide = input.to(dtype) if dtype == torch.float64 else input
-    if fused and selected(backend, input.device) and (backend == "cupy" or _cupy_loss.takes(wide, *scale)):
-        return _cupy_loss.total(wide, offset, target, scale, *terms[:-1], terms.integer_gradient == "code")
+    on_gpu = selected(backend, input.device)
+    if fused and on_gpu and terms.has_kernels and (backend == "cupy" or _cupy_loss.takes(wide, *scale)):
+        return _cupy_loss.total(wide, offset, target, scale, *terms[:5], terms.integer_gradient == "code")
     input = input.to(dtype)
-    if fused and not transformed():
+    if fused and not transformed() and (terms.has_kernels or not on_gpu):
         return _losses.fused(input, offset, target, scale, terms)
     return _losses.composed(input, offset, target, scale, terms, backend)
 
@@ -278,9 +297,14 @@ def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
+def _check_radius(search_radius: int) -> None:
+    if not isinstance(search_radius, int) or search_radius < 1:
+        raise ValueError(f"search_radius must be an integer of at least 1, got {search_radius!r}")
+
+
 def _check_one_offset(input: Tensor, offset: Tensor) -> None:
     if offset.shape[1] != 2:
         raise ValueError(
-            "the regression needs one offset per output pixel (M = 1, offset of 2 channels), "
+            "candidates need one offset per output pixel (M = 1, offset of 2 channels), "
             f"got offset {tuple(offset.shape)} for input {tuple(input.shape)}"
         )

@@ -71,7 +71,7 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
         if judged:
             groups = comparisons(sorted(judged, key=lambda v: (words.index(v.verdict), v.needed or MOST_SEEDS + 1)))
             marks = tuple(g[0].verdict.replace(" ", "-") for g in groups)
-            by_plan = plan is not None and scale.name in plan.scales and family in plan.secondary.files
+            by_plan = plan is not None and scale.name in plan.scales and family in plan.files
             shown = [c for c in _COLUMNS if c.planned in (None, by_plan)]
             heads = (*_NAMES, *(Column(c.title) for c in shown))
             lines = tuple((*_named(g, labels), *_cells(g[0], shown, origins)) for g in groups)

@@ -38,7 +38,10 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         )
     if point_sampling and loss.kind == "cross_entropy" and "decoder" not in parts.features_of("heads", head.kind):
         loss = loss.model_copy(update={"kind": "offset_guided", "offset_weight": 0.0})
-    if loss.kind == "offset_regression":  # its targets are the corners of the cells of LaU's own grid
+    if loss.offset_weight == 0:
+        loss = loss.model_copy(update={"reference": "grid"})
+    if loss.kind == "offset_regression" or loss.reference == "best":  # candidates are points of LaU's own grid
+        what = "loss.kind offset_regression" if loss.kind == "offset_regression" else "loss.reference best"
         grid = up.options.get("sampling_grid", "corner")
         for key, value, wanted in (
             ("loss.resolution", loss.resolution, ("lau",)),
@@ -47,7 +50,7 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         ):
             if value not in wanted:
                 expected = " or ".join(wanted)
-                raise LaureproError(f"{where}: {key}: loss.kind offset_regression needs {expected}, got {value!r}")
+                raise LaureproError(f"{where}: {key}: {what} needs {expected}, got {value!r}")
     if loss.normalize == "weight" and loss.offset_weight == 0:
         loss = loss.model_copy(update={"normalize": "valid"})
     if loss.normalize == "weight" and loss.kind != "cross_entropy" and experiment.train.accumulate > 1:
@@ -61,6 +64,12 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
         idle |= {"offset_weight", "resolution", "normalize", "tie", "fused"}
     if loss.kind != "offset_regression":
         idle |= {"regression_weight", "beta"}
+    if loss.kind != "offset_guided":
+        idle |= {"reference"}
+    if loss.kind != "offset_regression" and (loss.kind == "cross_entropy" or loss.reference == "grid"):
+        idle |= {"search_radius"}
+    if loss.kind == "cross_entropy" or "cascade" not in parts.features_of("upsamplers", up.kind):
+        idle |= {"stages"}
     if loss.kind == "offset_regression" or loss.offset_weight == 0:
         idle |= {"tie"}
     if loss.resolution == "full" or loss.normalize == "weight":  # both maps are formed there

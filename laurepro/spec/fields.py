@@ -125,6 +125,10 @@ class Loss(Strict):
     differentiates them. The same numbers up to rounding, more memory.
     `normalize`: divide by all pixels (as released), by the valid ones, or by the sum of the weights that the
     offset-guided loss gives the valid ones. The last is a weighted mean, which does not also lengthen the step.
+
+    Beyond the paper: `search_radius`, of the candidates of the regression (1 is the paper's four corners); `reference`,
+    what the offset-guided loss compares LaU with, its own grid or the best of those candidates; `stages`, whether the
+    earlier stages of a cascade have a loss too (the mean over all), or the last alone.
     """
 
     kind: Literal["cross_entropy", "offset_guided", "offset_regression"] = "cross_entropy"
@@ -138,6 +142,9 @@ class Loss(Strict):
     aux_weight: float = Field(0.2, ge=0)
     se_weight: float = Field(0.2, ge=0)
     fused: bool = True
+    search_radius: int = Field(1, ge=1, le=8)
+    reference: Literal["grid", "best"] = "grid"
+    stages: Literal["last", "all"] = "last"
 
 
 class Op(Strict):

@@ -106,7 +106,10 @@ def _pixels(
 ) -> Tensor:
     """The main or the auxiliary term. The auxiliary head is location-aware only where it has its own LaU."""
     if sampling is not None and loss.kind != "cross_entropy":
-        return _location_aware(sampling, target, loss, denominator)
+        if loss.stages == "last" or not sampling.earlier:
+            return _location_aware(sampling, target, loss, denominator)
+        stages = (*sampling.earlier, sampling)
+        return torch.stack([_location_aware(stage, target, loss, denominator) for stage in stages]).mean()
     if sampling is not None:
         logits = sampling.materialize()
     assert logits is not None
@@ -117,12 +120,13 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, de
     """Equation 3 or equations 3 and 4, at the resolution of the sampling or of the labels."""
     if loss.resolution == "full":
         return _unfused(sampling, target, loss, denominator)
-    if loss.kind == "offset_regression" and sampling.offset.shape[1] != 2:
+    if (loss.kind == "offset_regression" or loss.reference == "best") and sampling.offset.shape[1] != 2:
+        what = f"loss.kind {loss.kind!r}" if loss.kind == "offset_regression" else "loss.reference 'best'"
         raise LaureproError(
-            f"loss.kind 'offset_regression': needs one offset a pixel, got {sampling.offset.shape[1] // 2} groups",
-            "use loss.kind offset_guided, or groups 1",
+            f"{what}: needs one offset a pixel, got {sampling.offset.shape[1] // 2} groups",
+            "use loss.kind offset_guided with loss.reference grid, or groups 1",
         )
-    input, offset, k, integer_gradient, base = sampling
+    input, offset, k, integer_gradient, base = sampling[:5]
     labels = nearest_labels(target, (input.shape[2] * k, input.shape[3] * k))
     if loss.normalize == "weight" or (base is not None and loss.offset_weight):
         return _unfused(sampling, labels, loss, denominator)
@@ -141,6 +145,7 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, de
             integer_gradient=integer_gradient,
             valid_count=valid,
             fused=loss.fused,
+            search_radius=loss.search_radius,
         )
     return offset_guided_cross_entropy(
         input,
@@ -154,6 +159,8 @@ def _location_aware(sampling: PointSampling, target: Tensor, loss: spec.Loss, de
         integer_gradient=integer_gradient,
         valid_count=valid,
         fused=loss.fused,
+        reference=loss.reference,
+        search_radius=loss.search_radius,
     )
 
 

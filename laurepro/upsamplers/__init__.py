@@ -13,7 +13,9 @@ any size: the network resizes it bilinearly with align_corners=True. A PointSamp
 the loss can be computed without the upsampled scores.
 
 `FEATURES` is a plain tuple of strings, read without importing the file. "location_aware" declares that `forward`
-returns a PointSampling, which the location-aware losses need. "guided" declares that it also reads a map of higher
+returns a PointSampling, which the location-aware losses need; "cascade", that it is the last of several, which it
+names. An upsampler that samples within `forward` does so with `self.integer_gradient`, if it has that attribute: the
+network sets it. "guided" declares that it also reads a map of higher
 resolution, the encoder's, which a head with "guide" among its FEATURES provides (DeepLabv3+'s decoder). The two methods
 are then
 
@@ -42,6 +44,7 @@ class PointSampling(NamedTuple):
         scale_factor: k.
         integer_gradient: the offset's derivative at an integer coordinate; the network sets it.
         base: [1, 2, h*k, w*k], the part of `offset` that is not learned: the sampling grid; None: zero.
+        earlier: the samplings of a cascade whose values `input` is made of, in order.
     """
 
     input: Tensor
@@ -49,6 +52,7 @@ class PointSampling(NamedTuple):
     scale_factor: int
     integer_gradient: Literal["right", "code"] = "right"
     base: Tensor | None = None
+    earlier: tuple[PointSampling, ...] = ()
 
     def materialize(self) -> Tensor:
         """The sampled map [N, C, h*k, w*k]."""
