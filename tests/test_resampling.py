@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 import planted
 import pytest
+import scipy.stats
+from conftest import ROOT
 
 from laurepro import record, report
 from laurepro.claims import resampling
 from laurepro.evaluation import images
+from laurepro.report import class_differences
+from laurepro.report.blocks import Fold, Table
+from laurepro.report.grid import MISSING
 
 NAMES = [*(f"0001TP_{8550 + 30 * i:06d}" for i in range(62)), *(f"Seq05VD_f{30 * i:05d}" for i in range(171))]
 UNION = 10_000
@@ -157,3 +162,36 @@ def test_the_page_has_both_sequences_and_names_what_is_missing(tmp_path: Path, m
     for file in (results / "records").glob("*.npz"):
         file.unlink()
     assert "Claims of the paper at scale field" in page()
+
+
+def test_the_classes_behind_a_difference_add_up_to_it() -> None:
+    """Of the committed records, each number computed here in another way; and nothing where there is one seed."""
+    sources = report.gather(scales=["camvid-cpu"], results=ROOT / "results")
+    ((scale, verdicts),) = sources.judgements
+    (fold,) = class_differences.by_class(scale, verdicts, sources)
+    assert isinstance(fold, Fold)
+    tables = [block for block in fold.blocks if isinstance(block, Table)]
+    assert [t.title.split(":")[0] for t in tables] == ["C7.enc8", "C8.enc8", "K1.off", "K1.no-loss"]
+    for table in tables:
+        (verdict,) = [v for v in verdicts if v.claim.id == table.title.split(":")[0]]
+        iou: dict[tuple[bool, int], list[float]] = {}
+        for job in verdict.records:
+            stored = sources.records[job]
+            matrix = np.array(stored.confusion)
+            of_class = [100 * matrix[i, i] / (matrix[i].sum() + matrix[:, i].sum() - matrix[i, i]) for i in range(11)]
+            iou[stored.experiment == sources.records[verdict.records[0]].experiment, stored.seed] = of_class
+        assert len(iou) == 6
+        d = np.array([np.array(iou[True, seed]) - iou[False, seed] for seed in range(3)])
+        *classes, total = [[cell.text for cell in line] for line in table.grid.lines]
+        half = scipy.stats.t.ppf(0.975, 2) * d.std(0, ddof=1) / 3**0.5
+        for i, line in enumerate(classes):
+            assert line[2] == f"{d[:, i].mean():+.2f}".replace("-0.00", "+0.00")
+            assert line[3] == f"[{d[:, i].mean() - half[i]:+.2f}, {d[:, i].mean() + half[i]:+.2f}]"
+        assert verdict.estimate is not None and total[2] == f"{verdict.estimate:+.2f}" == f"{d.mean():+.2f}"
+        assert sum(float(line[4]) for line in classes) == pytest.approx(d.mean(), abs=0.06)
+        assert sum(float(line[1]) for line in classes) == pytest.approx(100, abs=0.06)
+        decided = abs(d.mean(1).mean()) > scipy.stats.t.ppf(0.975, 2) * d.mean(1).std(ddof=1) / 3**0.5
+        shares = [line[5] for line in classes]
+        assert (sum(map(int, shares)) == pytest.approx(100, abs=5)) if decided else set(shares) == {MISSING}
+    one = sources._replace(records={job: r for job, r in sources.records.items() if r.seed == 0})
+    assert class_differences.by_class(scale, verdicts, one) == []

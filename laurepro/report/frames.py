@@ -40,7 +40,7 @@ def images(scale: Scale, verdicts: Sequence[Verdict], sources: Sources) -> list[
     faults: dict[str, None] = {}
     lines: list[tuple[Verdict, Spread]] = []
     for verdict in measured.values():
-        sides = _sides([sources.records[job] for job in verdict.records])
+        sides = by_row([sources.records[job] for job in verdict.records])
         try:
             spread = _spread(sides, sources, read)
         except LaureproError as error:
@@ -71,7 +71,7 @@ def _of_images(verdict: Verdict, records: dict[str, Record]) -> bool:
     )
 
 
-def _sides(used: list[Record]) -> tuple[list[Record], list[Record]]:
+def by_row(used: list[Record]) -> tuple[list[Record], list[Record]]:
     """The records of a comparison by row, each in the order of the seeds: the row that the claim is about first."""
     in_order = sorted(used, key=lambda r: r.seed)
     ours = [r for r in in_order if r.experiment == used[0].experiment]

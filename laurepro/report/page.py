@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from laurepro.record import Record
 from laurepro.report import provenance, unavailable
 from laurepro.report.blocks import Block, Bullets, Chart, Charts, Fold, Heading, Page, Series, Table, Text
+from laurepro.report.class_differences import by_class
 from laurepro.report.classes import class_iou, confusions
 from laurepro.report.frames import images
 from laurepro.report.grid import MISSING, Cell, about, name, notes, title
@@ -35,6 +36,7 @@ def build(sources: Sources) -> Page:
     for scale, verdicts in sources.judgements:
         blocks += claims(scale, verdicts, sources.sections)
         blocks += images(scale, verdicts, sources)
+        blocks += by_class(scale, verdicts, sources)
     for rows in sources.sections:
         blocks += _table(rows, sources)
     if sources.unavailable:
