@@ -40,6 +40,9 @@ for _name in [n for n in os.environ if n.startswith(("MLFLOW_", "MAKE"))]:
     del os.environ[_name]
 for _name in ("MFLAGS", "OFFLINE", "FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(_name, None)
+# Two tests run at a time, often on two cores. Where each has two threads that wait for one another, a step takes four
+# times as long as with one. Commands that are started have this too, unless a job states its own number.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = f"""\
 title: A network of a few channels on a few generated pictures
