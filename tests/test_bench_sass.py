@@ -199,7 +199,9 @@ def test_a_worse_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     source = cupy_kernels.source
     sound = "sum = plus(sum, exponential(logit.v[q][j] - peak));"
     assert sound in source("loss_forward")
-    monkeypatch.setattr(cupy_kernels, "source", lambda name: source(name).replace(sound, sound * 3))
+    # Not exponentials: by their number the model tells how often a loop was unrolled.
+    slow = f"{{ A x = logit.v[q][j]; {'x = mad(x, peak, x);' * 12} {sound.replace('logit.v[q][j]', 'x')} }}"
+    monkeypatch.setattr(cupy_kernels, "source", lambda name: source(name).replace(sound, slow))
     found = sass.worse(sass.run(chosen, ("sm_90",), ("P/16/float32-nhwc/loss-forward",))["rows"], record)
     assert any("log_sums_nhwc<float, 1, 16, 4>: hot_instructions" in line for line in found)
     assert any("P/16/float32-nhwc/loss-forward: instructions_per_value" in line for line in found)
