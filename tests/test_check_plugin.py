@@ -180,6 +180,8 @@ RETURN = 'return F.interpolate(self.mix(input), scale_factor=self.k, mode="neare
         ("upsamplers", UPSAMPLER.replace("FEATURES = ()", "FEATURES = ('fast',)"), "FEATURES are known", "unknown: fast"),
         ("upsamplers", UPSAMPLER.replace(RETURN, SAMPLING), "shapes", "FEATURES lack 'location_aware'"),
         ("upsamplers", UPSAMPLER.replace("= ()", "= ('location_aware',)"), "shapes", "FEATURES have 'location_aware'"),
+        ("upsamplers", UPSAMPLER.replace("= ()", "= ('location_aware',)").replace(RETURN, SAMPLING.replace(
+            "offset, self.k)", "offset, self.k, earlier=(PointSampling(input, offset, 1),))")), "shapes", "FEATURES lack 'cascade'"),
         ("upsamplers", UPSAMPLER.replace(RETURN, "return self.mix(input)[:, :2]"), "shapes", "got (2, 2, 5, 7)"),
         ("upsamplers", UPSAMPLER.replace(RETURN, RETURN + ".float()"), "dtype", "torch.float32 out"),
         ("upsamplers", UPSAMPLER.replace("self.mix(input)", "self.mix(input.detach())"), "gradients", "for input"),

@@ -164,12 +164,14 @@ def upsampler_shapes(part: Part) -> str:
         f"FEATURES {'lack' if samples else 'have'} 'location_aware', but forward returns a {type(out).__name__}",
     )
     if samples:
-        k, (height, width) = out.scale_factor, inputs[0].shape[2:]
-        groups = out.offset.shape[1] // 2
-        expect(
-            tuple(out.offset.shape) in {(2, 2 * m, height * k, width * k) for m in (1, CLASSES)},
-            f"offset: expected [2, 2 or {2 * CLASSES}, {height * k}, {width * k}], got {tuple(out.offset.shape)}",
-        )
+        expect(not out.earlier or "cascade" in part.features, "FEATURES lack 'cascade', but the sampling has `earlier`")
+        groups, (height, width) = out.offset.shape[1] // 2, inputs[0].shape[2:]
+        for stage in (*out.earlier, out):
+            height, width = height * stage.scale_factor, width * stage.scale_factor
+            expect(
+                tuple(stage.offset.shape) in {(2, 2 * m, height, width) for m in (1, CLASSES)},
+                f"offset: expected [2, 2 or {2 * CLASSES}, {height}, {width}], got {tuple(stage.offset.shape)}",
+            )
         out = out.materialize()
         return f"samples {groups} offset{'s' if groups > 1 else ''} per pixel, map {tuple(out.shape)}"
     expect(
@@ -183,7 +185,11 @@ def upsampler_shapes(part: Part) -> str:
     return f"map {tuple(out.shape)}"
 
 
-KNOWN_FEATURES = {"backbones": set(), "heads": {"se", "decoder", "guide"}, "upsamplers": {"location_aware", "guided"}}
+KNOWN_FEATURES = {
+    "backbones": set(),
+    "heads": {"se", "decoder", "guide"},
+    "upsamplers": {"location_aware", "cascade", "guided"},
+}
 
 
 def known_features(part: Part) -> str:
