@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu bench-gpu check lint docs acceptance evidence report reproduce-all clean
+.PHONY: help install demo test test-gpu bench-gpu gpu-proof check lint docs acceptance evidence report reproduce-all clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -82,6 +82,13 @@ bench-gpu: $(VENV)/.run ## Run every benchmark on a GPU, into results/bench/
 	$(BIN)/laurepro bench data $(filter-out --device cpu cuda auto,$(BENCH_OPTIONS)) \
 	  --output results/bench/data.json || failed=1; \
 	exit $$failed
+
+# On a bare machine: no network, no pip, no git. docs/speed.md says what to bring. GPU_PROOF_OPTIONS=--dry needs no GPU.
+TIME ?= 560
+OUT ?= gpu-proof
+gpu-proof: ## On a GPU, TIME seconds: check, time and train there, files into OUT=gpu-proof
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -P laurepro/bench/gpu_proof/__main__.py \
+	  --time $(TIME) --output $(OUT) $(GPU_PROOF_OPTIONS)
 
 lint: $(VENV)/.dev ## Check lint, format, types and import layers
 	$(BIN)/ruff check .

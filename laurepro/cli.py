@@ -191,6 +191,7 @@ SHORT = {
     "bench fps": "The paper's Table 8: speed of LaU against bilinear",
     "bench prompt": "How long commands take that compute nothing",
     "bench sass": "What kernels cost by their machine code: a prediction",
+    "bench import": "Take home what make gpu-proof measured",
     "new": "Start your own plug-in from a working template",
     "new upsampler": "An upsampler, its row of table 9 and its test",
     "new backbone": "A backbone, its two rows of table 9 and its test",

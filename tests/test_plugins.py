@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -349,3 +350,11 @@ def test_every_shipped_part_says_what_it_is() -> None:
                 "decoder",
                 "guide",
             }, file
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    """A folder of modules that the list lacks is missing only where the wheel is installed."""
+    stated = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "laurepro").rglob("*.py")}
+    made = {name for name in stated if name.split(".")[1:2] in (["_docs"], ["_experiments"])}
+    assert stated - made == {".".join(folder.parts) for folder in folders} | {"cupy_kernels"}

@@ -181,6 +181,29 @@ def sass(output: Path | None, only: tuple[str, ...], architecture: tuple[str, ..
         click.echo(f"wrote {output}", err=True)
 
 
+@command.command("import")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Where benchmarks and records are.",
+)
+def imported(folder: Path, results: Path) -> None:
+    """Take what `make gpu-proof` measured on another machine into results/.
+
+    FOLDER is the OUT of that command. Nothing is replaced: a file that exists with another content is an error.
+    """
+    from laurepro import record
+    from laurepro.bench.gpu_proof import imported
+
+    record.writable(results, "--results")
+    wanted = imported.files_of(folder, results)
+    imported.write(wanted)
+    click.echo("\n".join(map(str, wanted)))
+
+
 def _run(
     name: str,
     *,

@@ -1,0 +1,118 @@
+"""Take what `make gpu-proof` has measured into `results/`: `laurepro bench import FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from laurepro import record
+from laurepro.atomic import write_atomic
+from laurepro.bench import SCHEMA, Row
+from laurepro.errors import LaureproError
+
+BENCHMARKS = ("ops", "loss", "fps", "step")
+MOST_BYTES = 2**24  # of one file; a record has some kB
+
+
+def files_of(folder: Path, results: Path) -> dict[Path, bytes]:
+    """Contents by where they are to be written: each benchmark as NAME-GPU.json, and the records of the trainings.
+
+    Raises:
+        LaureproError: a file is missing, is none of the proof's, was measured on no GPU or by edited code, or stands
+            already with another content.
+    """
+    proof = _json(folder / "proof.json")
+    if proof.get("dry") is not False:
+        raise LaureproError(f"{folder / 'proof.json'}: `dry` is {proof.get('dry')!r}: nothing was measured on a GPU")
+    wanted: dict[Path, bytes] = {}
+    gpus: set[str] = set()
+    for name in BENCHMARKS:
+        file = folder / f"{name}.json"
+        if file.is_file():
+            gpu = _gpu(file, _json(file))
+            gpus.add(gpu)
+            wanted[results / "bench" / f"{name}-{gpu}.json"] = file.read_bytes()
+    if not gpus:
+        raise LaureproError(f"{folder}: has none of {', '.join(f'{name}.json' for name in BENCHMARKS)}")
+    if len(gpus) > 1:
+        raise LaureproError(f"{folder}: its files are of several GPUs: {', '.join(sorted(gpus))}")
+    for name in ("proof", "profile"):
+        if (folder / f"{name}.json").is_file():
+            wanted[results / "bench" / f"{name}-{min(gpus)}.json"] = (folder / f"{name}.json").read_bytes()
+    wanted |= _records(folder / "logs.tgz", results)
+    for file, content in wanted.items():
+        if file.exists() and file.read_bytes() != content:
+            raise LaureproError(f"{file}: exists and has another content", "move it, if the new one is to be kept")
+    return wanted
+
+
+def write(wanted: dict[Path, bytes]) -> None:
+    """Write the files that are not there yet."""
+    for file, content in wanted.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise LaureproError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise LaureproError(f"{file}: is no JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise LaureproError(f"{file}: `schema`: expected {SCHEMA}, as `make gpu-proof` writes it")
+    return content
+
+
+def _gpu(file: Path, content: dict[str, Any]) -> str:
+    """The GPU of a benchmark's file, as it stands in file names: `h200`."""
+    environment, rows = content.get("environment"), content.get("rows")
+    if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
+        raise LaureproError(f"{file}: `environment` names no device")
+    if (
+        not isinstance(rows, list)
+        or not rows
+        or not all(isinstance(r, dict) and set(r) == set(Row._fields) for r in rows)
+    ):
+        raise LaureproError(f"{file}: `rows`: expected rows of a benchmark")
+    device = environment["device"]
+    if device == "cpu":
+        raise LaureproError(f"{file}: was measured on a CPU", "make gpu-proof measures a GPU")
+    if environment.get("dirty") or not environment.get("commit"):  # without git, `dirty` is not known
+        said = f"`commit` is {environment.get('commit')!r}, `dirty` {environment.get('dirty')!r}"
+        raise LaureproError(
+            f"{file}: {said}: what was measured differs from its commit, or has none",
+            "set LAUREPRO_COMMIT where there is no git",
+        )
+    words = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-").removeprefix("nvidia-")
+    return words.partition("-x-")[0] or "gpu"
+
+
+def _records(archive: Path, results: Path) -> dict[Path, bytes]:
+    """The records in `logs.tgz`, each read as a record first, with the counts of their images."""
+    if not archive.is_file():
+        return {}
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                name = Path(member.name).name
+                if member.isfile() and member.name == f"results/records/{name}" and member.size <= MOST_BYTES:
+                    stream = packed.extractfile(member)
+                    contents[name] = stream.read() if stream else b""
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise LaureproError(f"{archive}: cannot be read: {error}") from None
+    with tempfile.TemporaryDirectory() as folder:  # a record is read as what its file's name says
+        for name in (name for name in contents if name.endswith(".json")):
+            file = Path(folder, name)
+            file.write_bytes(contents[name])
+            try:
+                record.sound(file)
+            except LaureproError as error:
+                raise LaureproError(f"{archive}: results/records/{str(error).removeprefix(f'{folder}/')}") from None
+    return {record.records_dir(results) / name: content for name, content in contents.items()}
