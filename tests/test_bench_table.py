@@ -41,6 +41,7 @@ def test_a_row_from_the_command_to_its_records(tmp_path: Path) -> None:
     assert (torch.get_num_threads(), torch.get_deterministic_debug_mode()) == before
 
 
+@pytest.mark.acceptance
 def test_what_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LaureproError, match="no such case"):
         bench.run("table", OPTIONS._replace(only=("table/nothing",)))

@@ -410,6 +410,7 @@ def test_what_nothing_else_tells_of_is_measured_first() -> None:
 SHORT = ("--scale", "tiny", "--probe", "--probe-seconds", "4", "--format", "json")
 
 
+@pytest.mark.acceptance
 def test_the_probe_runs_and_stops_real_jobs(tiny: Path, tmp_path: Path) -> None:
     """A training that would take hours and its evaluation, by the worker; nothing of them is left."""
     long = ("--set", "train.iterations=200000")

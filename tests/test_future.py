@@ -315,6 +315,7 @@ def test_what_has_no_candidates_is_refused(parts: dict[str, Any], words: str) ->
         experiment(**spec.merge({"loss": {"kind": "offset_guided", "reference": "best"}}, parts))
 
 
+@pytest.mark.acceptance
 def test_rows_of_table_f_train(experiments: Any, tmp_path: Any) -> None:
     """Two that differ from all other rows, from the command to the report."""
     words = ("tablef/lau2x2x-off-all", "tablef/lau4x-off-best", "--scale", "tiny")

@@ -220,6 +220,7 @@ def test_two_launchers_share_the_work(tiny: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.acceptance
 def test_two_processes_train_and_evaluate_one_job(tiny: Path, tmp_path: Path) -> None:
     """torchrun and gloo. The launcher is killed on the way: agent and both ranks must go, and the same command resumes."""
     command = [*RUN, "--nproc-per-node", "2", "--set", "train.iterations=40"]

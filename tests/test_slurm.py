@@ -312,6 +312,7 @@ def test_a_run_is_that_of_the_local_launcher(
 
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
+@pytest.mark.acceptance
 def test_told_to_stop_on_two_nodes_it_is_requeued_and_goes_on(
     finished_by_two: Finished, slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
 ) -> None:
@@ -349,6 +350,7 @@ def test_pre_empted_it_goes_on(
 
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
+@pytest.mark.acceptance
 def test_a_lost_node_is_no_loss(
     finished: Finished, slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
 ) -> None:
