@@ -109,6 +109,9 @@ def test_before_and_after_differ_by_the_offsets_alone() -> None:
 def test_a_network_without_offsets_is_refused() -> None:
     with pytest.raises(LaureproError, match="has no offsets"):
         trained.sample(known(None, (12, 20)), 0)
+    stage = PointSampling(torch.zeros(1, 2, 3, 5), torch.zeros(1, 2, 12, 20), 4)
+    with pytest.raises(LaureproError, match="those of several stages"):  # zero offsets of the last are not "before LaU"
+        trained.sample(known(stage._replace(earlier=(stage,)), (12, 20)), 0)
 
 
 def test_images_are_spread_evenly_or_asked_for(tmp_path: Path) -> None:

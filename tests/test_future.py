@@ -16,6 +16,7 @@ from conftest import run_cli
 from emulator import fixtures
 from hypothesis import given
 from hypothesis import strategies as st
+from test_ops import check_loss
 from torch import Tensor, nn
 
 from laurepro import spec
@@ -76,15 +77,7 @@ def test_losses_agree_with_the_oracle(
     k: tuple[int, int],
 ) -> None:
     """Value and both gradients, in float64; near a border several candidates are one pixel, and the nearest counts."""
-    u, d, target = drawn(n, c, h, w, k, kind)
-    input, offset = torch.tensor(u, requires_grad=True), torch.tensor(d, requires_grad=True)
-    value = loss(input, offset, torch.tensor(target), k, fused=fused, **options)
-    value.backward()
-    want, want_du, want_dd = expected(u, d, target, k, **oracle_options)
-    assert input.grad is not None and offset.grad is not None
-    assert value.item() == pytest.approx(want, rel=0, abs=1e-10)
-    np.testing.assert_allclose(input.grad.numpy(), want_du, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(offset.grad.numpy(), want_dd, rtol=0, atol=1e-10)
+    check_loss(loss, expected, options | {"fused": fused}, oracle_options, drawn(n, c, h, w, k, kind), k)
 
 
 def test_a_larger_radius_changes_the_loss_and_its_targets_lie_within_it() -> None:
@@ -144,7 +137,7 @@ def test_the_composed_form_compiles(loss: Any) -> None:
 
 def test_option_errors() -> None:
     u, d, target = (torch.tensor(t) for t in drawn(1, 3, 2, 2, (2, 2), "near"))
-    for radius in (0, -1, 1.5, True and "2"):
+    for radius in (0, -1, 1.5, "2", True):
         with pytest.raises(ValueError, match="search_radius must be an integer of at least 1"):
             offset_regression_loss(u, d, target, 2, search_radius=radius)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference"):
@@ -268,6 +261,33 @@ def test_its_offsets_have_the_rate_of_offsets_and_the_rule_of_the_op() -> None:
     sampling = net.train()(torch.randn(2, 3, 32, 32)).sampling
     assert {s.integer_gradient for s in (*sampling.earlier, sampling)} == {"code"}
     assert net.upsampler.integer_gradient == "code"  # of what it samples itself
+
+
+@pytest.mark.parametrize("size", [(64, 64), (71, 33), (65, 49)])
+def test_in_a_decoder_it_is_cut_to_the_low_level_map_and_not_resized(size: tuple[int, int]) -> None:
+    """Row i of the sampled map is at i / 4, the product of the factors: with one LaU of 4x and no offsets, the same."""
+    outputs = []
+    for upsampler in ({"kind": "lau_cascade", "factors": (2, 2)}, {"kind": "lau", "scale_factor": 4}):
+        torch.manual_seed(0)
+        model = spec.Model(
+            backbone={"kind": "resnet50", "stem": "plain", **TINY},
+            output_stride=16,
+            head={"kind": "deeplabv3plus", "channels": 8, "low_channels": 4, "rates": (1, 2, 3)},
+            upsampler={**upsampler, "bottleneck_channels": 4},
+            aux=False,
+        )
+        net = build(model, spec.Op(), 5).eval()
+        for module in net.upsampler.modules():
+            if isinstance(module, OffsetHead):
+                for weight in module.parameters():
+                    nn.init.zeros_(weight)
+        seen: list[Tensor] = []
+        net.head.decoder.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        with torch.no_grad():
+            net(torch.linspace(-1, 1, 3 * size[0] * size[1]).view(1, 3, *size))
+        outputs.append(seen[0][:, :8])
+    # Every second row and column of the 4x map are those of the 2x map, which both have.
+    torch.testing.assert_close(outputs[0][:, :, ::2, ::2], outputs[1][:, :, ::2, ::2], rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ keys

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,11 +17,15 @@ from typing import Any
 import click.testing
 import pytest
 from conftest import ROOT, make_record, processes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from laurepro import plan, record, spec
 from laurepro.bench import Row
 from laurepro.bench.gpu_proof import __main__ as proof
+from laurepro.bench.gpu_proof import imported as imported_module
 from laurepro.cli import main
+from laurepro.errors import LaureproError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -96,6 +102,47 @@ def test_a_step_that_hangs_is_ended_with_what_it_started_and_the_next_one_runs(t
     assert late.code is None and late.why == "no time was left"
     (absent,) = proof.run((proof.Step("absent", 20.0, ("no-such-program",)),), end, dict(os.environ), tmp_path)
     assert absent.code is None and absent.why.startswith("no-such-program: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_no_step_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """A step has a session of its own: neither Ctrl-C nor a kill of the command reaches it otherwise."""
+    words = [sys.executable, "-P", proof.__file__, "--dry", "--time", "200", "--output", str(tmp_path / "out")]
+    ended_by = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=ended_by)
+    deadline = time.monotonic() + 60
+    while not (steps := children(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert steps
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 143) and b"Traceback" not in err
+    assert not [pid for pid in steps if Path(f"/proc/{pid}").exists()]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_bad_input_is_one_line_before_any_step(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "broken-1.0-py3-none-any.whl").write_bytes(b"no zip")
+    start = [sys.executable, "-P", proof.__file__, "--dry", "--output", str(tmp_path / "out")]
+    for words, said in (
+        (["--wheels", str(tmp_path / "wheels")], "broken-1.0-py3-none-any.whl: is no whole wheel"),
+        (["--time", "3"], "--time: expected more than 15 seconds, got 3"),
+        (["--time", "nan"], "--time: expected more than 15 seconds, got nan"),
+        (["--output", "/dev/null/out"], "Not a directory"),
+    ):
+        ran = subprocess.run([*start, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr and "==" not in ran.stdout
+
+
+def test_without_camvid_nothing_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    step = proof.python("train", 20.0, "-c", "pass")._replace(needs=tmp_path / "data" / "camvid")
+    (ended,) = proof.run((step,), time.monotonic() + 60, dict(os.environ), tmp_path)
+    assert ended.code is None and ended.why.endswith("data/camvid is not there")
 
 
 def test_wheels_are_unpacked_for_the_steps(tmp_path: Path) -> None:
@@ -181,6 +228,36 @@ def test_what_is_no_measurement_is_refused(measured: Path, tmp_path: Path, spoil
     code, out = imported(measured, tmp_path / "results")
     assert code == 2 and said in out, out
     assert not list(tmp_path.glob("results/**/*.json"))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 255))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_a_damaged_archive_is_refused_or_read_as_it_was(measured: Path, where: int, change: int) -> None:
+    """gzip, tar and records each notice in their own way."""
+    archive = measured / "logs.tgz"
+    content = bytearray(archive.read_bytes())
+    kept = bytes(content)
+    content[where % len(content)] ^= change
+    try:
+        archive.write_bytes(content)
+        records = imported_module._records(archive, measured / "results")
+    except LaureproError as error:
+        assert "logs.tgz" in str(error)
+    else:
+        assert len(records) in (0, 1)
+        for file, stored in records.items():
+            assert stored == (measured.parent / "packed" / "records" / file.name).read_bytes()
+    finally:
+        archive.write_bytes(kept)
+
+
+def test_only_records_and_their_counts_are_taken(measured: Path, tmp_path: Path) -> None:
+    for name in (".hidden", "other.npz", "text.txt"):
+        (tmp_path / "packed" / "records" / name).write_text("x")
+    with tarfile.open(measured / "logs.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "packed", "results")
+    assert imported(measured, tmp_path / "results")[0] == 0
+    assert [f.suffix for f in (tmp_path / "results" / "records").iterdir()] == [".json"]
 
 
 def test_a_record_that_is_none_is_refused(measured: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def sample(trained: Trained, index: int) -> Sampled:
     """What LaU does to an image, in one forward pass over all of it.
 
     Raises:
-        LaureproError: the row's last upsampling has no offsets.
+        LaureproError: the row's last upsampling has no offsets, or those of several stages.
     """
     image, _ = trained.images[index]
     pixels = normalise(torch.from_numpy(image)[None].to(trained.device))
@@ -148,6 +148,10 @@ def sample(trained: Trained, index: int) -> Sampled:
         sampling = trained.network(pixels).sampling
         if sampling is None:
             raise LaureproError(f"{trained.address}: its last upsampling has no offsets", "take a row with LaU")
+        if sampling.earlier:
+            raise LaureproError(
+                f"{trained.address}: its offsets are those of several stages", "take a row with one LaU"
+            )
         at_zero = sampling._replace(offset=torch.zeros_like(sampling.offset))
         before, after = (_classes(s, size, evaluation.align_corners) for s in (at_zero, sampling))
         k = sampling.scale_factor

@@ -5,6 +5,7 @@ The order matters: with one seed, rows that differ only in the upsampler start f
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -156,7 +157,7 @@ class Network(nn.Module):
         """
         out = self._with_op(self.upsampler(input, feature, *((guide,) if self.guided else ())))
         if isinstance(out, PointSampling):
-            k = out.scale_factor
+            k = math.prod(stage.scale_factor for stage in (*out.earlier, out))
             out = out.materialize()
             if all(0 <= have - want < k for have, want in zip(out.shape[2:], size, strict=True)):
                 if exporting():  # a slice of unknown length ties a program to sizes that divide alike

@@ -298,7 +298,7 @@ def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def _check_radius(search_radius: int) -> None:
-    if not isinstance(search_radius, int) or search_radius < 1:
+    if not isinstance(search_radius, int) or isinstance(search_radius, bool) or search_radius < 1:
         raise ValueError(f"search_radius must be an integer of at least 1, got {search_radius!r}")
 
 

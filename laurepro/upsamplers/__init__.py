@@ -15,9 +15,8 @@ the loss can be computed without the upsampled scores.
 `FEATURES` is a plain tuple of strings, read without importing the file. "location_aware" declares that `forward`
 returns a PointSampling, which the location-aware losses need; "cascade", that it is the last of several, which it
 names. An upsampler that samples within `forward` does so with `self.integer_gradient`, if it has that attribute: the
-network sets it. "guided" declares that it also reads a map of higher
-resolution, the encoder's, which a head with "guide" among its FEATURES provides (DeepLabv3+'s decoder). The two methods
-are then
+network sets it. "guided" declares that it also reads a map of higher resolution, the encoder's, which a head with
+"guide" among its FEATURES provides (DeepLabv3+'s decoder). The two methods are then
 
     __init__(self, channels: int, feature_channels: int, guide_channels: int, *, <options>)
     forward(self, input, feature, guide) -> Tensor         of the guide's size

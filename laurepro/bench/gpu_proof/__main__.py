@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,18 +26,24 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[3]
 LEAST = 5.0  # seconds: with less a step is not started
 PACKING = 10.0  # seconds that are left for the last files
-GRACE = 5.0  # between SIGTERM, after which `laurepro run` writes a checkpoint, and SIGKILL
+GRACE = 5.0  # between SIGTERM and SIGKILL
+GRACE_OF_RUN = 30.0  # for `laurepro run` to write its checkpoints
+STOPPED = "stopped at its limit"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 KERNEL_TESTS = ("tests/test_kernels.py", "tests/test_kernels_loss.py", "tests/test_fused.py")
 
 
 class Step(NamedTuple):
-    """A command with its limit in seconds. `environment`: what it sees beside the others' variables."""
+    """A command with its limit in seconds.
+
+    `environment`: what it sees beside the others' variables. `needs`: a folder without which it is not started.
+    """
 
     name: str
     limit: float
     words: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
+    needs: Path = ROOT
 
 
 def python(name: str, limit: float, *words: str, **environment: str) -> Step:
@@ -75,7 +82,9 @@ def steps(output: Path, work: Path, dry: bool, left: float) -> list[tuple[Step, 
     )
     row = ("-m", "laurepro", "run", "table3a", "--scale", "smoke" if dry else "camvid", "--data", str(ROOT / "data"))
     kept = ("--results", str(work / "results"), "--runs", str(work / "runs"))
-    train = (*row, *kept, "--time-limit", "0.05" if dry else f"{max(left, 60) / 60:.2f}")
+    # It ends by itself before it would be ended: a checkpoint and the records of what is done are worth having.
+    train = (*row, *kept, "--time-limit", "0.05" if dry else f"{max(left - GRACE_OF_RUN, 6) / 60:.2f}")
+    camvid = ROOT if dry else ROOT / "data" / "camvid"
     compiled = ("--only", "loss/*/P/white/*", "--compile", "--no-memory")
     how = ("--dry",) if dry else ()
     return [
@@ -89,7 +98,7 @@ def steps(output: Path, work: Path, dry: bool, left: float) -> list[tuple[Step, 
         (bench("fps", 60, *speeds, rounds=2),),
         (bench("step", 90, *trained, "--no-compile", rounds=3),),
         *(() if dry else ((bench("loss", 90, *compiled, file=work / "compiled.json")._replace(name="compiled"),),)),
-        (python("train", left, *train),),
+        (python("train", left, *train)._replace(needs=camvid),),
     ]
 
 
@@ -112,24 +121,37 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, default=Path("wheels"), help="folder of wheels (default: wheels)")
     parser.add_argument("--dry", action="store_true", help="on a CPU, with tiny shapes: nothing is measured")
     given = parser.parse_args()
+    if not given.time > PACKING + LEAST:
+        parser.error(f"--time: expected more than {PACKING + LEAST:g} seconds, got {given.time:g}")
     end = time.monotonic() + given.time - PACKING
     output = given.output.resolve()
-    if output.exists() and any(output.iterdir()):
-        print(f"{given.output}: has files of an earlier run; move them, or give another --output", file=sys.stderr)
-        return 2
-    output.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what was started is ended first
     ended: list[Ended] = []
-    with tempfile.TemporaryDirectory(prefix="gpu-proof-") as folder:
-        work = Path(folder)
-        (work / "logs").mkdir()
-        environment = variables(given.wheels.resolve(), work)
-        for number in range(len(steps(output, work, given.dry, 0.0))):
-            group = steps(output, work, given.dry, end - time.monotonic())[number]
-            ended += run(group, end, environment, work)
-            keep(output, work, given, ended)
-    failed = [e for e in ended if e.code not in (0, None) and not e.why]
-    print(f"{len(ended) - len(failed)} of {len(ended)} steps without an error; files in {given.output}")
-    return 1 if failed else 0
+    try:
+        if output.exists() and any(output.iterdir()):
+            print(f"{given.output}: has files of an earlier run; move them, or give another --output", file=sys.stderr)
+            return 2
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="gpu-proof-") as folder:
+            work = Path(folder)
+            (work / "logs").mkdir()
+            environment = variables(given.wheels.resolve(), work)
+            for number in range(len(steps(output, work, given.dry, 0.0))):
+                group = steps(output, work, given.dry, end - time.monotonic())[number]
+                ended += run(group, end, environment, work)
+                keep(output, work, given, ended)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured before is in {given.output}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"stopped: {error}; what was measured before is in {given.output}", file=sys.stderr)
+        return 2
+    done = [e for e in ended if e.code == 0 or e.why == STOPPED]
+    failed = [e.name for e in ended if e not in done and e.code is not None]
+    idle = [f"{e.name} ({e.why})" for e in ended if e.code is None]
+    print(f"{len(done)} steps done, {len(failed)} failed, {len(idle)} not started; files in {given.output}")
+    print(*(f"failed: {name}" for name in failed), *(f"not started: {name}" for name in idle), sep="\n")
+    return 1 if failed or not done else 0
 
 
 def variables(wheels: Path, work: Path) -> dict[str, str]:
@@ -139,8 +161,11 @@ def variables(wheels: Path, work: Path) -> dict[str, str]:
         try:
             version(wheel.name.partition("-")[0])
         except PackageNotFoundError:  # what is installed stays what it is
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(site)
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(site)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise OSError(f"{wheel}: is no whole wheel: {error}") from None
     paths = [str(ROOT), str(site), os.environ.get("PYTHONPATH", "")]
     return {
         "CUPY_CACHE_DIR": str(work / "cupy"),
@@ -159,6 +184,9 @@ def run(group: tuple[Step, ...], end: float, environment: dict[str, str], work: 
         if end - time.monotonic() < LEAST:
             ended.append(Ended(step.name, 0.0, None, "no time was left"))
             continue
+        if not step.needs.is_dir():
+            ended.append(Ended(step.name, 0.0, None, f"{step.needs} is not there"))
+            continue
         print(f"== {time.strftime('%H:%M:%S')} {step.name}: {' '.join(step.words)}", flush=True)
         try:
             with (work / "logs" / f"{step.name}.txt").open("wb") as log:
@@ -172,17 +200,22 @@ def run(group: tuple[Step, ...], end: float, environment: dict[str, str], work: 
                     start_new_session=True,
                 )
         except OSError as error:
-            ended.append(Ended(step.name, 0.0, None, f"{step.words[0]}: {error.strerror}"))
+            ended.append(Ended(step.name, 0.0, None, f"{error.filename or step.words[0]}: {error.strerror}"))
         else:
             running.append((step, time.monotonic(), process))
-    for step, began, process in running:
-        why = ""
-        try:
-            process.wait(max(0.1, min(began + step.limit, end) - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            why = "stopped at its limit"
-            stop(process)
-        ended.append(Ended(step.name, round(time.monotonic() - began, 1), process.returncode, why))
+    try:
+        for step, began, process in running:
+            why = ""
+            try:
+                process.wait(max(0.1, min(began + step.limit, end) - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                why = STOPPED
+                stop(process)
+            ended.append(Ended(step.name, round(time.monotonic() - began, 1), process.returncode, why))
+    finally:  # interrupted: each step has a session of its own, which Ctrl-C does not reach
+        for _, _, process in running:
+            if process.returncode is None:
+                stop(process)
     for e in ended:
         said = (work / "logs" / f"{e.name}.txt").read_text(errors="replace") if e.code is not None else ""
         print(*(f"   {line[:200]}" for line in said.splitlines()[-8:]), sep="\n")
@@ -191,14 +224,12 @@ def run(group: tuple[Step, ...], end: float, environment: dict[str, str], work: 
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a step and all that it has started."""
+    """End a step and all that it has started: the group gets SIGKILL even where its first process has ended."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-            if number == signal.SIGTERM:
-                continue  # its group may have others
 
 
 def keep(output: Path, work: Path, given: argparse.Namespace, ended: list[Ended]) -> None:
@@ -207,7 +238,7 @@ def keep(output: Path, work: Path, given: argparse.Namespace, ended: list[Ended]
         "schema": 1,
         "dry": given.dry,
         "time": given.time,
-        "commit": os.environ.get("LAUREPRO_COMMIT"),
+        "commit": os.environ.get("LAUREPRO_COMMIT"),  # the benchmarks' files state their own
         "steps": [e._asdict() for e in ended],
     }
     temporary = output / "proof.json.tmp"

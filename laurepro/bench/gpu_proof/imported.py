@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from laurepro import record
 from laurepro.atomic import write_atomic
 from laurepro.bench import SCHEMA, Row
 from laurepro.errors import LaureproError
+from laurepro.evaluation import images
 
 BENCHMARKS = ("ops", "loss", "fps", "step")
 MOST_BYTES = 2**24  # of one file; a record has some kB
@@ -62,7 +64,7 @@ def _json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise LaureproError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LaureproError(f"{file}: is no JSON: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise LaureproError(f"{file}: `schema`: expected {SCHEMA}, as `make gpu-proof` writes it")
@@ -89,8 +91,7 @@ def _gpu(file: Path, content: dict[str, Any]) -> str:
             f"{file}: {said}: what was measured differs from its commit, or has none",
             "set LAUREPRO_COMMIT where there is no git",
         )
-    words = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-").removeprefix("nvidia-")
-    return words.partition("-x-")[0] or "gpu"
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-").removeprefix("nvidia-")[:64] or "gpu"
 
 
 def _records(archive: Path, results: Path) -> dict[Path, bytes]:
@@ -105,14 +106,20 @@ def _records(archive: Path, results: Path) -> dict[Path, bytes]:
                 if member.isfile() and member.name == f"results/records/{name}" and member.size <= MOST_BYTES:
                     stream = packed.extractfile(member)
                     contents[name] = stream.read() if stream else b""
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise LaureproError(f"{archive}: cannot be read: {error}") from None
+    wanted: dict[Path, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:  # a record is read as what its file's name says
-        for name in (name for name in contents if name.endswith(".json")):
-            file = Path(folder, name)
-            file.write_bytes(contents[name])
+        for name, content in contents.items():
+            Path(folder, name).write_bytes(content)
+        for file in sorted(Path(folder).glob("*.json")):
             try:
-                record.sound(file)
+                stored = record.sound(file)
             except LaureproError as error:
                 raise LaureproError(f"{archive}: results/records/{str(error).removeprefix(f'{folder}/')}") from None
-    return {record.records_dir(results) / name: content for name, content in contents.items()}
+            if faults := images.problems(file, stored):
+                raise LaureproError(f"{archive}: results/records/{faults[0]}")
+            if stored.image_counts_sha256 is not None:  # first: a record never states what is not there
+                wanted[record.records_dir(results) / f"{file.stem}.npz"] = images.beside(file).read_bytes()
+            wanted[record.records_dir(results) / file.name] = file.read_bytes()
+    return wanted
