@@ -178,8 +178,8 @@ def check_tuned(rows: Iterable[tuple[Table, Row]], scale: Scale, overrides: Raw 
         if row.set is not None and address not in scale.rows:
             given = " ".join(f"--set {field}=..." for field in scale.tuning.grid)
             raise LaureproError(
-                f"{scale.file}: `rows` has no settings for {address}, and this scale gives each row its own; "
-                f"`laurepro tune {scale.name}` chooses them for the rows of its tuning, {given} for this command"
+                f"{scale.file}: `rows` has no settings for {address}, and this scale gives each row its own",
+                f"`laurepro tune {scale.name}` chooses them for the rows of its tuning; for one command give {given}",
             )
 
 

@@ -150,7 +150,8 @@ def main() -> int:
     failed = [e.name for e in ended if e not in done and e.code is not None]
     idle = [f"{e.name} ({e.why})" for e in ended if e.code is None]
     print(f"{len(done)} steps done, {len(failed)} failed, {len(idle)} not started; files in {given.output}")
-    print(*(f"failed: {name}" for name in failed), *(f"not started: {name}" for name in idle), sep="\n")
+    for line in (*(f"failed: {name}" for name in failed), *(f"not started: {name}" for name in idle)):
+        print(line)
     return 1 if failed or not done else 0
 
 
@@ -218,7 +219,8 @@ def run(group: tuple[Step, ...], end: float, environment: dict[str, str], work: 
                 stop(process)
     for e in ended:
         said = (work / "logs" / f"{e.name}.txt").read_text(errors="replace") if e.code is not None else ""
-        print(*(f"   {line[:200]}" for line in said.splitlines()[-8:]), sep="\n")
+        for line in said.splitlines()[-8:]:
+            print(f"   {line[:200]}")
         print(f"== {e.name}: {e.why or f'exit code {e.code}'} after {e.seconds} s", flush=True)
     return ended
 
