@@ -88,12 +88,23 @@ __device__ __forceinline__ double mad(double a, double b, double c) { return fma
 
 // -------------------------------------------------------------------------------------------- positions of samples
 
+// A number d by which numbers 0 <= n < 2^31 are divided without a division: 2^(31 + shift) / d, rounded up, in the lower
+// half, and in the upper half the smallest `shift` with 2^shift >= d.
+using Divisor = unsigned long long;
+
+__device__ __forceinline__ int quotient(int n, Divisor d) {
+    return (int)(__umulhi((unsigned)n * 2u, (unsigned)d) >> (int)(d >> 32));
+}
+
 // The position of output index Y = cell * k + step along its axis, which is cell + step / k.
 // `reciprocal` is 1 / k, rounded. One correction makes the product step * reciprocal equal to the rounded quotient.
+template <typename A> __device__ __forceinline__ A base_position(int cell, int step, int k, A reciprocal) {
+    const A steps = (A)step, quotient = steps * reciprocal;
+    return (A)cell + mad(mad(-quotient, (A)k, steps), reciprocal, quotient);
+}
 template <typename A> __device__ __forceinline__ A base_position(int index, int k, A reciprocal) {
     const int cell = index / k;
-    const A step = (A)(index - cell * k), quotient = step * reciprocal;
-    return (A)cell + mad(mad(-quotient, (A)k, step), reciprocal, quotient);
+    return base_position<A>(cell, index - cell * k, k, reciprocal);
 }
 
 // A map is what shares one offset: an image (M = 1), or one channel of an image (M = C). Map m of image n has its row

@@ -1,8 +1,9 @@
 // LaU, backward, as a gather: every sample (a pixel of a map) reads one cell of the input, so samples sorted by cell can be
-// summed in registers. No float atomics; only the order within a cell may vary, and only where `rank` comes from
-// `count_cells` instead of a stable sort.
+// summed in registers. No float atomics; only the order within a cell may vary, and only where samples take their places as
+// they come instead of by a stable sort.
 //
-//   count_cells    the number of samples per cell, and each sample's rank within its cell
+//   count_cells    the number of samples per cell
+//   rank_sorted    each sample's rank within its cell by a stable sort, if requested
 //   list_cells     the start of each cell's list, and its division into chunks of at most `capacity` samples
 //   scatter_cells  the lists: per sample its pixel, its fractions and the derivatives that exist
 //   gather_*       per chunk: its part of the gradients of the cell's four corners, and the offset gradients of its samples
@@ -13,25 +14,23 @@
 // start at the first of them, offset and grad_offset at map 0.
 #include "cells.cuh"
 
-// `key` is, per sample, its rank within its cell (RANK; -1 where the offset is NaN), or the cell (maps * h * w for NaN).
-// `count` must be 0. Neighbouring samples of one cell share one atomic.
-template <typename A, bool RANK>
+// Blocks along y are maps. `count` must be 0. `key` (KEY: for a sort) is, per sample, the cell; maps * h * w where the offset is
+// NaN.
+template <typename A, bool KEY>
 __global__ void __launch_bounds__(256) count_cells(
     const A* __restrict__ offset, int* __restrict__ key, int* __restrict__ count,
-    int first_map, int maps, int M, int h, int w, int kh, int kw, A rkh, A rkw) {
-    const int HW = h * kh * w * kw, cells = maps * h * w, sample = blockIdx.x * blockDim.x + threadIdx.x;
-    int cell = cells;
-    if (sample < maps * HW) {
-        const int map = sample / HW;
-        const Position<A> p = position_of(offset, first_map + map, M, sample - map * HW, h, w, kh, kw, rkh, rkw);
-        if (p.y == p.y && p.x == p.x) cell = (map * h + locate(p.y, h).cell) * w + locate(p.x, w).cell;
+    int first_map, int M, Divisor by_M, int h, int w, int kh, int kw, A rkh, A rkw,
+    Divisor by_W, Divisor by_kh, Divisor by_kw) {
+    const int W = w * kw, HW = h * kh * W, map = blockIdx.y, pixel = blockIdx.x * blockDim.x + threadIdx.x;
+    int cell = -1;
+    if (pixel < HW) {
+        const size_t plane = plane_of(first_map + map, M, HW, by_M) + pixel;
+        const Position<A> base = base_of(pixel, W, kh, kw, rkh, rkw, by_W, by_kh, by_kw);
+        cell = cell_of(moved(base, offset == nullptr ? nullptr : offset + plane, (size_t)M * HW), h, w);
+        if (KEY) key[map * HW + pixel] = cell < 0 ? (int)gridDim.y * h * w : map * h * w + cell;
     }
     const unsigned peers = __match_any_sync(ALL_LANES, cell);
-    const int lane = threadIdx.x & 31, leader = __ffs((int)peers) - 1;
-    int rank = 0;
-    if (lane == leader && cell < cells) rank = atomicAdd(count + cell, __popc(peers));
-    rank = __shfl_sync(ALL_LANES, rank, leader) + __popc(peers & ((1u << lane) - 1));
-    if (sample < maps * HW) key[sample] = RANK ? (cell < cells ? rank : -1) : cell;
+    if ((threadIdx.x & 31) == __ffs((int)peers) - 1 && cell >= 0) atomicAdd(count + map * h * w + cell, __popc(peers));
 }
 
 // The ranks by a stable sort by cell; `before` is the inclusive prefix sum of `count`.
@@ -69,50 +68,69 @@ __device__ __forceinline__ int exclusive_sum(int v, int& total, int* sums) {
 }
 
 // Blocks of 256 cells; `totals` (entries, chunks) must be 0. The lists of a block are consecutive. Where they start depends
-// on the order in which the blocks run; nothing else does.
+// on the order in which the blocks run; nothing else does. The chunks of a block are shared out among its threads, whatever
+// cell they are of: with all samples in one cell, each thread writes a 256th of the chunks. `first_chunk` may be null.
 __global__ void __launch_bounds__(256) list_cells(
     const int* __restrict__ count, int* __restrict__ totals, int* __restrict__ start, int* __restrict__ first_chunk,
     Chunk* __restrict__ chunks, int cells, int capacity) {
     __shared__ int sums[8];
     __shared__ int base[2];
-    const int cell = blockIdx.x * blockDim.x + threadIdx.x, length = cell < cells ? count[cell] : 0;
-    const int parts = chunks_of(length, capacity);
+    __shared__ int firsts[256], begins[256], lengths[256];
+    const int thread = threadIdx.x, block = blockIdx.x * 256, cell = block + thread, length = cell < cells ? count[cell] : 0;
     int block_length, block_parts;
-    const int begin = exclusive_sum(length, block_length, sums), first = exclusive_sum(parts, block_parts, sums);
-    if (threadIdx.x == 0) {
+    const int begin = exclusive_sum(length, block_length, sums);
+    const int first = exclusive_sum(chunks_of(length, capacity), block_parts, sums);
+    firsts[thread] = first;
+    begins[thread] = begin;
+    lengths[thread] = length;
+    if (thread == 0) {
         base[0] = atomicAdd(totals, block_length);
         base[1] = atomicAdd(totals + 1, block_parts);
     }
     __syncthreads();
-    if (cell >= cells) return;
-    start[cell] = base[0] + begin;
-    first_chunk[cell] = base[1] + first;
-    for (int i = 0; i < parts; ++i) {  // their lengths differ by at most one
-        const int from = (int)((long long)length * i / parts), to = (int)((long long)length * (i + 1) / parts);
-        chunks[base[1] + first + i] = {cell, base[0] + begin + from, to - from};
+    if (cell < cells) {
+        start[cell] = base[0] + begin;
+        if (first_chunk != nullptr) first_chunk[cell] = base[1] + first;
+    }
+    for (int i = thread; i < block_parts; i += 256) {
+        int at = 0;  // the last cell whose chunks begin at i or before: those that have none begin where the next one's do
+#pragma unroll
+        for (int d = 128; d > 0; d /= 2)
+            if (firsts[at + d] <= i) at += d;
+        // The lengths of a cell's chunks differ by at most one. A cell that has chunk i has at least one.
+        const int parts = max(chunks_of(lengths[at], capacity), 1), part = i - firsts[at];
+        const int least = lengths[at] / parts, longer = lengths[at] - least * parts;
+        chunks[base[1] + i] = {block + at, base[0] + begins[at] + part * least + min(part, longer), least + (part < longer)};
     }
 }
 
-// Writes the lists, and the offset gradient (may be null) of the samples that are in no list: those of NaN offsets.
+// Writes the lists, and the offset gradient (may be null) of the samples that are in no list: those of NaN offsets. Blocks
+// along y are maps. With a null `rank` the samples take their places by counting `start` up.
 template <typename A>
 __global__ void __launch_bounds__(256) scatter_cells(
-    const A* __restrict__ offset, const int* __restrict__ rank, const int* __restrict__ start,
+    const A* __restrict__ offset, const int* __restrict__ rank, int* __restrict__ start,
     Entry<A>* __restrict__ entries, A* __restrict__ grad_offset,
-    int first_map, int maps, int M, int h, int w, int kh, int kw, A rkh, A rkw) {
-    const int HW = h * kh * w * kw, sample = blockIdx.x * blockDim.x + threadIdx.x;
-    if (sample >= maps * HW) return;
-    const int map = sample / HW, pixel = sample - map * HW, position = rank[sample];
-    if (position < 0) {
-        if (grad_offset != nullptr) {
-            A* rows = grad_offset + offset_plane(first_map + map, M, HW) + pixel;
-            rows[0] = rows[(size_t)M * HW] = (A)0;
-        }
-        return;
+    int first_map, int M, Divisor by_M, int h, int w, int kh, int kw, A rkh, A rkw,
+    Divisor by_W, Divisor by_kh, Divisor by_kw) {
+    const int W = w * kw, HW = h * kh * W, map = blockIdx.y, pixel = blockIdx.x * blockDim.x + threadIdx.x;
+    const size_t plane = plane_of(first_map + map, M, HW, by_M) + pixel;
+    Position<A> p = {(A)0, (A)0};
+    int cell = -1;
+    if (pixel < HW) {
+        p = base_of(pixel, W, kh, kw, rkh, rkw, by_W, by_kh, by_kw);
+        p = moved(p, offset == nullptr ? nullptr : offset + plane, (size_t)M * HW);
+        cell = cell_of(p, h, w);
     }
-    const Position<A> p = position_of(offset, first_map + map, M, pixel, h, w, kh, kw, rkh, rkw);
-    const Axis<A> y = locate(p.y, h), x = locate(p.x, w);
-    const int slopes = (has_slope(p.y, h) ? SLOPE_Y : 0) | (has_slope(p.x, w) ? SLOPE_X : 0);
-    entries[start[(map * h + y.cell) * w + x.cell] + position] = {y.t, x.t, pixel, slopes};
+    int* const starts = start + map * h * w;
+    int place;
+    if (rank == nullptr) place = take_places(starts, cell);
+    else place = cell < 0 ? 0 : starts[cell] + rank[map * HW + pixel];
+    if (cell >= 0) {
+        const int slopes = (has_slope(p.y, h) ? SLOPE_Y : 0) | (has_slope(p.x, w) ? SLOPE_X : 0);
+        entries[place] = {locate(p.y, h).t, locate(p.x, w).t, pixel, slopes};
+    } else if (pixel < HW && grad_offset != nullptr) {
+        grad_offset[plane] = grad_offset[plane + (size_t)M * HW] = (A)0;
+    }
 }
 
 // NHWC, M = 1. One warp per chunk of at most 32 samples, which the groups of lanes share out; a lane holds VECTORS vectors

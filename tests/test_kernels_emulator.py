@@ -54,6 +54,7 @@ __global__ void wide_load(float* p) {
     if (threadIdx.x == 0) store<4>(p, v);
 }
 __global__ void when(int* p, int* count) { p[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(count, 1); }
+__global__ void ends_with_a_vote(int* p) { p[threadIdx.x] = __popc(__match_any_sync(ALL_LANES, 1)); }
 __global__ void warps(int* p) {
     const int lane = threadIdx.x & 31, v = p[threadIdx.x];
     p[threadIdx.x] = __popc(__match_any_sync(ALL_LANES, v)) * 1000 + __popc(__ballot_sync(ALL_LANES, v > 1)) * 10 +
@@ -143,6 +144,8 @@ def test_warp_functions(small: emulator.Module) -> None:
     p = (np.arange(64) % 4).astype(np.int32)
     small.get_function("warps")((1,), (64,), (p.ctypes.data,))
     assert (p == 8 * 1000 + 16 * 10 + 5).all()
+    small.get_function("ends_with_a_vote")((1,), (40,), (p.ctypes.data,))
+    assert (p[:32] == 32).all() and (p[32:40] == 8).all()  # whichever lanes have ended by then
 
 
 def run(*code: str, input: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -189,6 +192,28 @@ def test_lists_are_right() -> None:
         assert right(*listed(cupy_kernels.source("lau_backward")))
 
 
+def test_all_samples_in_one_cell_are_shared_out() -> None:
+    """Of 57,600 samples in one cell of 600: no thread writes more than 8 of the 1800 chunks, and no two meet in one."""
+    writer = "{thread,"  # the number of the thread that writes a chunk, instead of its cell
+    kernels = emulator.faulty(
+        "lau_backward",
+        [emulator.Fault("sound", "list_cells"), emulator.Fault("writer", "list_cells", "{block + at,", writer)],
+    )
+    count = np.zeros(600, np.int32)
+    count[300] = 57600
+    for name, kernel in kernels.items():
+        totals, start, first = np.zeros(2, np.int32), np.zeros(600, np.int32), np.zeros(600, np.int32)
+        chunks = np.full((1802, 3), -1, np.int32)
+        addresses = tuple(a.ctypes.data for a in (count, totals, start, first, chunks))
+        kernel((3,), (256,), (*addresses, np.int32(600), np.int32(32)))
+        assert totals.tolist() == [57600, 1800] and (chunks[1800:] == -1).all()
+        assert (chunks[:1800, 1] == 32 * np.arange(1800)).all() and (chunks[:1800, 2] == 32).all()
+        if name == "writer":
+            assert np.bincount(chunks[:1800, 0], minlength=256).max() == -(-1800 // 256)
+        else:
+            assert (chunks[:1800, 0] == 300).all()
+
+
 # --------------------------------------------------------------------------------------------------- the sanitizers
 
 
@@ -217,7 +242,7 @@ kernels = emulator.faulty(
         Fault("write", COMBINE, "if (i >= (size_t)maps * C * hw) return;"),
         Fault("before the array", COMBINE, "if (y < corner / 2 || x < corner % 2) continue;"),
         *(Fault(name, name) for name in GATHERS),
-        Fault("overflow", "list_cells", "(int)((long long)length * i / parts)", "length * 100000000"),
+        Fault("overflow", "list_cells", "part * least", "part * lengths[at] * 100000000"),
     ],
     sanitize.FLAGS["address"],
 )
@@ -269,21 +294,24 @@ import emulator
 import numpy as np
 from emulator import Fault, sanitize
 
-RANKS = "count_cells<float, true>"
-ADD = "rank = atomicAdd(count + cell, __popc(peers));"
+COUNT = "count_cells<float, false>"
+ADD = "atomicAdd(count + map * h * w + cell, __popc(peers));"
 kernels = emulator.faulty(
     "lau_backward",
     [
         Fault("sound list", "list_cells"),
         *(Fault(f"barrier {i}", "list_cells", "__syncthreads();", which=i) for i in range(3)),
-        Fault("sound count", RANKS),
-        Fault("non-atomic count", RANKS, ADD, "{ rank = count[cell]; count[cell] += __popc(peers); }"),
+        Fault("sound count", COUNT),
+        Fault("non-atomic count", COUNT, ADD, "count[map * h * w + cell] += __popc(peers);"),
     ],
     sanitize.FLAGS["thread"],
 )
+from laurepro.ops._cupy_layout import divisor
+
 offset, key, count = np.zeros((2, 512), np.float32), np.zeros(512, np.int32), np.zeros(32, np.int32)
 offset[1] = -9  # all columns read the first: cells of several blocks
-geometry = (*map(np.int32, (0, 1, 1, 2, 16, 4, 4)), np.float32(0.25), np.float32(0.25))
+geometry = (*map(np.int32, (0, 1)), divisor(1), *map(np.int32, (2, 16, 4, 4)), np.float32(0.25), np.float32(0.25))
+geometry = (*geometry, *map(divisor, (64, 4, 4)))
 lengths = np.random.default_rng(0).integers(0, 40, 200).astype(np.int32)
 for name, kernel in kernels.items():
     print("==", name, file=sys.stderr, flush=True)

@@ -89,6 +89,7 @@ struct Warp {
     int collective = 0;
     char barrier[2];  // two, as for `exchange`
     uint64_t exchange[2][32];  // two, since a fast lane may enter the next collective before a slow one has read
+    unsigned offered[2] = {0, 0};  // by which lanes: a fast one may have ended before a slow one has read
 };
 struct Block {
     std::vector<Fibre> fibres;
@@ -265,6 +266,7 @@ template <typename T> inline void offer(T v) {
     uint64_t bits = 0;
     memcpy(&bits, &v, sizeof(T));
     w.exchange[w.generation & 1][block.current->lane] = bits;
+    w.offered[w.generation & 1] |= 1u << block.current->lane;
 }
 template <typename T> inline T taken(int buffer, int lane) {
     const Unseen unseen;
@@ -282,7 +284,7 @@ inline void run_fibres() {
     b.sanitizer = current();
     b.live = (unsigned)b.fibres.size();
     b.arrived = b.generation = 0;
-    for (Warp& w : b.warps) w.arrived = w.live = w.generation = 0;
+    for (Warp& w : b.warps) w.arrived = w.live = w.generation = w.offered[0] = w.offered[1] = 0;
     for (size_t t = 0; t < b.fibres.size(); ++t) {
         b.warps[b.fibres[t].warp].live++;
         prepare(b.fibres[t], b.stacks + t * STACK);
@@ -309,6 +311,7 @@ inline void run_fibres() {
                 if (w.arrived == 0 || w.arrived != w.live) break;
                 w.arrived = 0;
                 w.generation++;
+                w.offered[w.generation & 1] = 0;
                 for (size_t j = 0; j < lanes; ++j)
                     if (b.fibres[first + j].state == AT_WARP) b.fibres[first + j].state = READY;
             }
@@ -453,13 +456,11 @@ template <typename T> inline T __shfl_up_sync(unsigned mask, T v, int d, int wid
 namespace emulator {
 // Bit i: lane i is live and `test(its value)` holds.
 template <typename T, typename Test> inline unsigned vote(unsigned mask, T v, int collective, Test test) {
-    const int first = block.current->warp * 32;
-    unsigned live = 0, votes = 0;
     offer(v);
     const int buffer = warp_barrier(mask, collective);
     const Unseen unseen;
-    for (int i = 0; i < 32 && first + i < (int)block.fibres.size(); ++i)
-        if (block.fibres[first + i].state != DONE) live |= 1u << i;
+    const unsigned live = block.warps[block.current->warp].offered[buffer];
+    unsigned votes = 0;
     for (int i = 0; i < 32; ++i)
         if (live >> i & 1 && test(taken<T>(buffer, i))) votes |= 1u << i;
     return votes;
@@ -481,9 +482,11 @@ inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a > b ? a : b; }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline float __expf(float v) { return std::exp(v); }
 inline float __logf(float v) { return std::log(v); }
+inline float __log2f(float v) { return std::log2(v); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
