@@ -118,7 +118,7 @@ def test_launches_are_those_of_the_ops() -> None:
                 if not launched.source:
                     assert launched.memory_bytes > 0
                     continue
-                problem = sass._read_as(case.problem, operation)
+                problem = launches.as_read(case.problem, operation)
                 dtypes = (torch.float32, problem.dtype)  # lists are float32
                 lists = [
                     m.INSTANCES[launched.source](d) for m in modules if launched.source in m.INSTANCES for d in dtypes
@@ -128,8 +128,24 @@ def test_launches_are_those_of_the_ops() -> None:
                 assert moved.read > 0 and moved.written > 0 and moved.again >= 0
                 launches.scopes(launched.source, launched.expression, problem)
                 seen.add(launched.expression.split("<")[0])
-    assert seen >= {"lau_forward_nhwc", "gather_nhwc", "gather_nchw", "log_sums_nhwc", "judge", "loss_gather_nhwc"}
+    assert seen >= {"lau_forward_nhwc", "gather_nhwc", "gather_nchw", "input_peaks", "bilinear_losses", "loss_cells"}
     assert "meta" not in _cupy.LOADERS and not [key for key in _cupy._kernels if key[0].type == "meta"]
+
+
+def test_slabs_of_a_loss_add_up() -> None:
+    """What is charged of a loss in several launches is charged once: 16 images in two slabs of eight."""
+    case = next(c for c in sass.cases(("P/16/float32-nhwc/loss",)))
+    recorded = launches.record(case.problem, "loss-gradients")
+    names = [one.expression.split("<")[0] for one in recorded]
+    assert names.count("loss_cells") == names.count("scatter_pixels") == names.count("torch.sum") == 2
+    half = launches.as_read(case.problem, "loss-gradients")
+    assert half.n == 8 and half.channels_last and launches.as_read(case.problem, "backward") == case.problem
+    one = launches.traffic("loss_cells<float, 8, 8, true, false>", half)
+    all_ = launches.traffic("loss_cells<float, 8, 8, true, false>", case.problem)
+    assert all_.warps == pytest.approx(2 * (one.warps or 0)) and all_.read == pytest.approx(2 * one.read)
+    scaled = launches.record(case.problem, "loss-backward")
+    pixels = 16 * 240 * 240  # both gradients are read and written, and one number is read
+    assert [one.memory_bytes for one in scaled] == [2 * 4 * 59 * pixels // 16 + 4, 2 * 8 * pixels + 4]
 
 
 def test_a_changed_source_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,13 +213,12 @@ def test_no_kernel_costs_more_than_recorded() -> None:
 def test_a_worse_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, record = pinned()
     source = cupy_kernels.source
-    sound = "sum = plus(sum, exponential(logit.v[q][j] - peak));"
-    assert sound in source("loss_forward")
-    # Not exponentials: by their number the model tells how often a loop was unrolled.
-    slow = f"{{ A x = logit.v[q][j]; {'x = mad(x, peak, x);' * 12} {sound.replace('logit.v[q][j]', 'x')} }}"
+    sound = "all = plus(all, e[q]);"
+    assert sound in source("loss_cells")
+    slow = f"{{ {'e[q] = mad(e[q], sx, sy);' * 8} {sound} }}"
     monkeypatch.setattr(cupy_kernels, "source", lambda name: source(name).replace(sound, slow))
     found = sass.worse(sass.run(chosen, ("sm_90",), ("P/16/float32-nhwc/loss-forward",))["rows"], record)
-    assert any("log_sums_nhwc<float, 1, 16, 4>: hot_instructions" in line for line in found)
+    assert any("loss_cells<float, 8, 8, false, false>: hot_instructions" in line for line in found)
     assert any("P/16/float32-nhwc/loss-forward: instructions_per_value" in line for line in found)
 
 

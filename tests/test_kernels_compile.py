@@ -49,9 +49,11 @@ def test_every_instance_compiles_without_spills(source: str, architecture: str) 
     assert set(usage) == set(instances(source))
     spilled = {name: used for name, used in usage.items() if used.spilled or used.stack}
     assert not spilled
-    # Two blocks of 256 threads have 65536 registers between them; float64 is for tests.
-    greedy = {name: used.registers for name, used in usage.items() if used.registers > 128 and "double" not in name}
-    assert not greedy
+    # Two blocks of 256 threads have 65536 registers between them, and so have three of 128, as which more than eight
+    # channels per lane of loss_cells are launched; float64 is for tests.
+    limits = {name: 168 if re.match(r"loss_cells<\w+, \d+, 10,", name) else 128 for name in usage}
+    greedy = {name: used.registers for name, used in usage.items() if used.registers > limits[name]}
+    assert not {name for name in greedy if "double" not in name}
     assert all(used.shared <= 48 * 1024 for used in usage.values())
 
 
@@ -115,11 +117,14 @@ def test_backward_has_no_float_atomics() -> None:
     assert not [i for i in atomics if re.search(r"\.F(16|32|64)|\.BF16", i)]
 
 
-def test_loss_gradients_are_added_by_vectors() -> None:
-    # Mangled: loss_gather_nhwc<float, 4, 8, 2>: two vectors of each of four corners; and nowhere a loop of compare and swap.
-    gather = having("loss_backward", "loss_gather_nhwc", "IfLi4ELi8ELi2E")
-    assert len([i for i in gather if re.match(r"RED.*\.F32x4", i)]) == 8
-    assert not [i for code in machine_code("loss_backward").values() for i in code if re.search(r"ATOM.*CAS", i)]
+def test_loss_gradients_are_added_in_memory() -> None:
+    # Mangled: loss_cells<float, 8, 8, true, false>: 64 channels of four corners by a warp; and nowhere a loop of compare
+    # and swap, nor a division by a subroutine.
+    cells = having("loss_cells", "loss_cells", "IfLi8ELi8ELb1ELb0E")
+    assert len([i for i in cells if re.match(r"RED.*\.F32", i)]) == 8
+    assert len([i for i in cells if i.startswith("MUFU.EX2")]) <= 30 and not [i for i in cells if i.startswith("CALL")]
+    assert not [i for code in machine_code("loss_cells").values() for i in code if re.search(r"ATOM.*CAS", i)]
+    assert not [i for code in machine_code("loss_rivals").values() for i in code if re.match(r"RED|ATOM", i)]
 
 
 def test_spills_are_seen() -> None:

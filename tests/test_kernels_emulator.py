@@ -296,6 +296,7 @@ from emulator import Fault, sanitize
 
 COUNT = "count_cells<float, false>"
 ADD = "atomicAdd(count + map * h * w + cell, __popc(peers));"
+PLACES, TAKE = "scatter_cells<float>", "place = atomicAdd(counters + cell, __popc(peers));"
 kernels = emulator.faulty(
     "lau_backward",
     [
@@ -303,7 +304,15 @@ kernels = emulator.faulty(
         *(Fault(f"barrier {i}", "list_cells", "__syncthreads();", which=i) for i in range(3)),
         Fault("sound count", COUNT),
         Fault("non-atomic count", COUNT, ADD, "count[map * h * w + cell] += __popc(peers);"),
+        Fault("sound places", PLACES),
+        Fault("non-atomic places", PLACES, TAKE, "{ place = counters[cell]; counters[cell] += __popc(peers); }"),
     ],
+    sanitize.FLAGS["thread"],
+)
+RIVALS = "bilinear_losses<float, 4>"
+kernels |= emulator.faulty(
+    "loss_rivals",
+    [Fault("sound rivals", RIVALS), *(Fault(f"barrier {i} of rivals", RIVALS, "__syncwarp();", which=i) for i in (0, 1))],
     sanitize.FLAGS["thread"],
 )
 from laurepro.ops._cupy_layout import divisor
@@ -312,12 +321,22 @@ offset, key, count = np.zeros((2, 512), np.float32), np.zeros(512, np.int32), np
 offset[1] = -9  # all columns read the first: cells of several blocks
 geometry = (*map(np.int32, (0, 1)), divisor(1), *map(np.int32, (2, 16, 4, 4)), np.float32(0.25), np.float32(0.25))
 geometry = (*geometry, *map(divisor, (64, 4, 4)))
-lengths = np.random.default_rng(0).integers(0, 40, 200).astype(np.int32)
+lengths, entries = np.random.default_rng(0).integers(0, 40, 200).astype(np.int32), np.zeros((512, 4), np.float32)
 for name, kernel in kernels.items():
     print("==", name, file=sys.stderr, flush=True)
     if "count" in name:
         count[...] = 0
         kernel((2,), (256,), (*(a.ctypes.data for a in (offset, key, count)), *geometry))
+        sizes = count.copy() if name == "sound count" else sizes
+    elif "rivals" in name:  # 40 channels, in two turns
+        u, peaks, loss = np.zeros((6, 40), np.float32), np.zeros(6, np.float32), np.zeros(96, np.float32)
+        target = np.zeros(96, np.int64)
+        pointers = tuple(a.ctypes.data for a in (u, peaks, target, loss))
+        numbers = (*map(np.int32, (6, 40, 2, 3, 4, 4)), np.float32(0.25), np.float32(0.25), *map(divisor, (6, 3, 1)))
+        kernel((1,), (128,), (*pointers, *numbers), shared_mem=4 * 32 * 9 * 16)
+    elif "places" in name:
+        start = sizes.cumsum(dtype=np.int32) - sizes
+        kernel((2,), (256,), (offset.ctypes.data, 0, start.ctypes.data, entries.ctypes.data, 0, *geometry))
     else:
         arrays = (lengths, np.zeros(2, np.int32), *np.zeros((2, 200), np.int32), np.zeros((9999, 3), np.int32))
         kernel((1,), (256,), (*(a.ctypes.data for a in arrays), np.int32(200), np.int32(16)))
@@ -328,7 +347,7 @@ def test_races_are_caught() -> None:
     """Within a block, where a barrier is missing, and between blocks; and none is reported where there is none."""
     ran = sanitized("thread", "-c", RACES)
     reports = dict(part.split("\n", 1) for part in ran.stderr.split("== ")[1:])
-    assert len(reports) == 6, ran.stderr[-3000:]
+    assert len(reports) == 11, ran.stderr[-3000:]
     for name, report in reports.items():
         assert ("ThreadSanitizer: data race" in report) is not name.startswith("sound"), (name, report)
-        assert re.search(r"lau_backward\.cu:\d+", report) or name.startswith("sound")
+        assert re.search(r"(lau_backward\.cu|loss_rivals\.cu|cells\.cuh):\d+", report) or name.startswith("sound")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,10 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from laurepro.bench.loss import unfused_guided
 from laurepro.ops import (
     _cupy,
+    _cupy_layout,
     _cupy_lists,
     _cupy_loss,
+    _cupy_loss_launch,
     offset_guided_cross_entropy,
     offset_regression_loss,
     warmup,
@@ -42,37 +47,39 @@ SHAPES = [  # n, c, h, w, (k_h, k_w)
     pytest.param(1, 1, 9, 2, (1, 1), id="one-class"),
     pytest.param(0, 3, 4, 4, (2, 2), id="empty"),
 ]
-# Every way in which the lanes divide a pixel's channels, and two that take turns.
+# The fewest and the most channels of every way in which the lanes divide them, those that are trained, and some between.
 WIDTHS = [
     1,
-    9,
-    21,
-    31,
-    32,
-    41,
-    59,
-    60,
-    75,
-    100,
-    101,
-    110,
-    129,
-    161,
-    6,
-    18,
-    34,
-    54,
-    70,
-    90,
-    130,
-    202,
+    4,
+    5,
     8,
+    9,
+    11,
+    12,
+    13,
+    16,
+    17,
+    21,
+    24,
+    25,
+    32,
+    33,
+    48,
+    49,
+    59,
+    64,
+    65,
+    75,
+    80,
+    81,
+    96,
+    97,
     128,
-    256,
-    203,
-    300,
-    514,
+    129,
+    150,
+    160,
 ]
+WIDTHS += [161, 192, 193, 256, 257, 300, 514]
 
 
 class Rule(NamedTuple):
@@ -279,8 +286,11 @@ def test_every_width(device: torch.device, channels: int) -> None:
 
 def test_widths_are_all_there_is() -> None:
     for dtype in (torch.float32, torch.float64):
-        reached = {_cupy_loss.lanes_of(c, dtype) for c in WIDTHS}
-        assert reached == {_cupy_loss.lanes_of(c, dtype) for c in range(1, 2049)}
+        lanes_of = _cupy_loss_launch.lanes_of
+        assert {lanes_of(c, dtype) for c in WIDTHS} == {lanes_of(c, dtype) for c in range(1, 2049)}
+        for c in range(1, 2049):  # the kernel asks of a lane's last two channels only whether they exist
+            lanes, vectors, turns = lanes_of(c, dtype)
+            assert turns or (vectors - 2) * lanes <= c <= vectors * lanes
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -298,10 +308,40 @@ def test_lists_of_several_chunks_and_slabs(
 # --------------------------------------------------------------------------------------------------------- exactness
 
 
-def verdict(u: Tensor, d: Tensor, target: Tensor, k: int, rule: str, **settings: float) -> Tensor:
-    """The forward kernel's verdict on each pixel: 0 ignored, 1 good, 2 not, 3 + c corner c is better."""
-    numbers = {"offset_weight": 0.3, "regression_weight": 0.1, "beta": 1.0, "ignore_index": -1, **settings}
-    return _cupy_loss.forward(u, d, target, k, k, _cupy_loss.RULES.index(rule), code=False, **numbers)[2]
+def pixel_losses(
+    u: Tensor, d: Tensor, target: Tensor, k: int, rule: str, weight: float, pull: float = 0.0, beta: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The loss of each pixel and the gradient of their sum with respect to the offset."""
+    real = np.float64 if d.dtype == torch.float64 else np.float32
+    number = _cupy_loss.NO_RIVAL if weight == 0 and rule != "regression" else _cupy_loss.RULES.index(rule)
+    settings = _cupy_loss_launch.Settings(number, real(1 + weight), real(pull), real(beta), -1, False)
+    s, grad = _cupy_layout.shape_of(u, d, k, k), torch.empty_like(d)
+    if s.m > 1:
+        return _cupy_loss_launch.channel_losses((u, d, target), u.new_empty(0), grad, s, settings, False), grad
+    return _cupy_loss_launch.losses(u, d, target, None, grad, s, settings, False), grad
+
+
+def punished(u: Tensor, d: Tensor, target: Tensor, k: int, rule: str) -> Tensor:
+    """Whether equation 3 weighs a pixel more; at a loss of exactly 0, which no weight changes, NaN."""
+    light, heavy = (pixel_losses(u, d, target, k, rule, weight)[0] for weight in (0.0, 1.0))
+    assert ((heavy == light) | (heavy == 2 * light)).all()
+    return torch.where(light == 0, math.nan, (heavy != light).to(light.dtype))
+
+
+def corner_of(u: Tensor, d: Tensor, target: Tensor, k: int) -> Tensor:
+    """The corner that equation 4 pulls to, the first of those at one place; -1 where LaU is best."""
+    beta = 1e6  # so large that the pull is the distance over beta
+    plain, pulled = (pixel_losses(u, d, target, k, "regression", 0.0, pull, beta)[1] for pull in (0.0, 2 * beta))
+    distance = pulled - plain  # from the aim to the offset
+    place = torch.full(target.shape, -1, device=u.device)
+    for corner in reversed(range(4)):
+        for_y, for_x = (torch.arange(n, device=u.device) % k for n in target.shape[1:])
+        aim_y = (corner % 2) * (for_y > 0) - for_y / k
+        aim_x = (corner // 2) * (for_x > 0) - for_x / k
+        off = d - torch.stack(torch.broadcast_tensors(aim_y[:, None], aim_x[None]))
+        place[((distance - off).abs() < 1e-3).all(1)] = corner
+    place[(distance == 0).all(1)] = -1
+    return place
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -316,13 +356,39 @@ def test_zero_offset_ties_exactly(
     u = (torch.randn(2, c, h, w, dtype=dtype) * 4).to(device)
     target = torch.randint(0, c, (2, h * k, w * k)).to(device)
     d = torch.zeros(2, 2 * c if per_channel else 2, h * k, w * k, dtype=dtype, device=device)
-    assert (verdict(u, d, target, k, "paper") == 2).all()
-    assert (verdict(u, d, target, k, "code") == 1).all()
+    for rule, wanted in (("paper", 1), ("code", 0)):
+        weighed = punished(u, d, target, k, rule)
+        assert ((weighed == wanted) | weighed.isnan()).all() and (weighed == wanted).sum() > weighed.numel() // 2
     if not per_channel:  # on the input's pixels, and in the corner of the replicated border, no corner is better
-        choice = verdict(u, d, target, k, "regression")
-        assert (choice[:, ::k, ::k] == 1).all() and (choice[:, -k:, -k:] == 1).all()
+        corner = corner_of(u, d, target, k)
+        assert (corner[:, ::k, ::k] == -1).all() and (corner[:, -k:, -k:] == -1).all()
         if h * w > 1:
-            assert (choice > 2).any()
+            assert (corner >= 0).any()
+
+
+@pytest.mark.parametrize("c", [5, 59, 150, 300])
+def test_zero_offset_ties_exactly_below_the_peak(device: torch.device, c: int) -> None:
+    """Where the largest logit of a pixel is so far below those of the corners that sums of exponentials are lost."""
+    u = torch.randn(1, c, 4, 6, generator=torch.Generator().manual_seed(c))
+    for i in range(4):  # each corner of a cell has a class of its own, which the others deny
+        u[:, i, i // 2 :: 2, i % 2 :: 2] += 400
+    target, d = torch.randint(0, c, (1, 16, 24)), torch.zeros(1, 2, 16, 24)
+    u, target, d = u.to(device), target.to(device), d.to(device)
+    loss = pixel_losses(u, d, target, 4, "paper", 0.0)[0]
+    logits = torch.from_numpy(oracle.bilinear(u.cpu().double().numpy(), (4, 4)))
+    wanted = torch.nn.functional.cross_entropy(logits, target.cpu(), reduction="none")
+    torch.testing.assert_close(loss.cpu().double(), wanted, rtol=1e-5, atol=1e-4)
+    for rule, expected_ in (("paper", 1), ("code", 0)):
+        weighed = punished(u, d, target, 4, rule)
+        assert ((weighed == expected_) | weighed.isnan()).all() and (weighed == expected_).sum() > 150
+    small = torch.full_like(d, 1e-3)  # and where LaU's sums are lost, its gradients are right
+    value, grads = [], []
+    for backend in ("cupy", "torch"):
+        x, y = u.clone().requires_grad_(), small.clone().requires_grad_()
+        value.append(offset_guided_cross_entropy(x, y, target, 4, offset_weight=0.0, backend=backend))
+        grads.append(torch.autograd.grad(value[-1], (x, y)))
+    for a, b in zip((value[0], *grads[0]), (value[1], *grads[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-4 * float(b.abs().max()))
 
 
 def test_corner_that_is_read_never_wins(device: torch.device) -> None:
@@ -334,8 +400,7 @@ def test_corner_that_is_read_never_wins(device: torch.device) -> None:
     for corner in range(4):
         rise = [(corner >> i & 1) * (s > 0) - s / 2 for i, s in enumerate(steps)]
         d = torch.stack(torch.broadcast_tensors(*rise))[None].repeat(2, 1, 1, 1).to(device)
-        choice = verdict(u, d, target, 2, "regression")
-        assert not (choice == 3 + corner).any()
+        assert not (corner_of(u, d, target, 2) == corner).any()
 
 
 def test_first_of_equal_corners_wins(device: torch.device) -> None:
@@ -345,13 +410,13 @@ def test_first_of_equal_corners_wins(device: torch.device) -> None:
     u[0, 0, :, 7] = -5.0
     d = torch.zeros(1, 2, 6, 16)
     d[:, 1] = 9.0
-    choice = verdict(u.to(device), d.to(device), torch.zeros(1, 6, 16, dtype=torch.int64).to(device), 2, "regression")
-    assert (choice[..., :12] == 3).all()
+    corner = corner_of(u.to(device), d.to(device), torch.zeros(1, 6, 16, dtype=torch.int64).to(device), 2)
+    assert (corner[..., :12] == 0).all()
     # Beyond the last row floor and ceil have equal values, and so no target leaves the map.
     torch.manual_seed(1)
     u, d = torch.randn(1, 3, 2, 2).to(device), torch.full((1, 2, 8, 8), -0.3).to(device)
-    choice = verdict(u, d, torch.randint(0, 3, (1, 8, 8)).to(device), 4, "regression")[:, 5:]
-    assert (choice >= 3).any() and not ((choice == 4) | (choice == 6)).any()
+    corner = corner_of(u, d, torch.randint(0, 3, (1, 8, 8)).to(device), 4)[:, 5:]
+    assert (corner >= 0).any() and not ((corner == 1) | (corner == 3)).any()
 
 
 def test_nan(device: torch.device) -> None:
@@ -485,14 +550,11 @@ def test_everything_is_written(device: torch.device, m: int) -> None:
     case = make("small", 2, 3, 4, 3, (3, 2), m, 2, np.float64)
     u, d, target = (t.detach() for t in tensors(case, device, torch.channels_last))
     _, du, dd = expected(case, GUIDED)
-    settings = (3, 2, 0, 0.3, 0.1, 1.0)
-    _, lse, choice = _cupy_loss.forward(u, d, target, *settings, -1, False)
     scale = torch.tensor(1 / target.numel(), dtype=torch.float64, device=device)
-    for deterministic in (False, True):
-        actual = _cupy_loss.backward(
-            scale, u, d, target, lse, choice, *settings, False, True, True, deterministic=deterministic
-        )
-        close(actual, (du, dd), 1e-12, case.target.size)
+    for deterministic, layout in itertools.product((False, True), (torch.channels_last, torch.contiguous_format)):
+        numbers = (3, 2, 0, 0.3, 0.1, 1.0, -1, False, True, True)
+        _, *sums = _cupy_loss.forward(u.contiguous(memory_format=layout), d, target, *numbers, deterministic)
+        close(_cupy_loss.backward(scale, *sums, u.dtype), (du, dd), 1e-12, case.target.size)
 
 
 # ------------------------------------------------------------------------------------------------- as an op of torch
@@ -526,14 +588,38 @@ def test_gradcheck(device: torch.device, rule: str, m: int) -> None:
 @pytest.mark.parametrize(("rule", "m"), [("paper", 1), ("code", 3), ("regression", 1)])
 def test_opcheck(device: torch.device, rule: str, m: int) -> None:
     u, d, target = settled(device, m)
-    settings = (2, 2, _cupy_loss.RULES.index(rule), 0.3, 0.1, 1.0)
+    settings = (2, 2, _cupy_loss.RULES.index(rule), 0.3, 0.1, 1.0, -1, True)
     forward, backward = torch.ops.laurepro.location_aware_loss, torch.ops.laurepro.location_aware_loss_backward
-    torch.library.opcheck(forward, (u, d, target, *settings, -1, False))
+    torch.library.opcheck(forward, (u, d, target, *settings, True, True))
     u, d = u.detach().contiguous(memory_format=torch.channels_last), d.detach()
-    _, lse, choice = forward(u, d, target, *settings, -1, False)
     one = torch.ones((), dtype=torch.float64, device=device)
-    for flags in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(backward, (one, u, d, target, lse, choice, *settings, True, *flags))
+    for flags in ((True, True), (True, False), (False, True), (False, False)):
+        torch.library.opcheck(forward, (u, d, target, *settings, *flags))
+        torch.library.opcheck(backward, (one, *forward(u, d, target, *settings, *flags)[1:], torch.float64))
+
+
+def test_gradients_that_were_not_asked_for(device: torch.device) -> None:
+    u, d, target = settled(device)
+    numbers = (2, 2, 0, 0.3, 0.1, 1.0, -1, False)
+    value = torch.ops.laurepro.location_aware_loss(u, d, target, *numbers, False, True)[0]
+    with pytest.raises(RuntimeError, match="without need_input or need_offset"):
+        value.backward()
+    with torch.no_grad():
+        assert not offset_guided_cross_entropy(u, d, target, 2, backend="cupy").requires_grad
+
+
+def test_a_graph_that_is_kept(device: torch.device) -> None:
+    """The last backward pass scales the gradients in place, those before it copies: no result changes another."""
+    u, d, target = settled(device)
+    value = offset_guided_cross_entropy(u, d, target, 2, backend="cupy")
+    first = torch.autograd.grad(value, (u, d), retain_graph=True)
+    kept = [t.clone() for t in first]
+    double = torch.autograd.grad(value, (u, d), torch.full_like(value, 2.0), retain_graph=True)
+    last = torch.autograd.grad(3 * value, (u, d))
+    for a, b, c, e in zip(first, kept, double, last, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(c, 2 * b)
+        torch.testing.assert_close(e, 3 * b)
 
 
 def test_no_second_derivative(device: torch.device) -> None:
@@ -569,10 +655,10 @@ def test_flops(device: torch.device) -> None:
         with FlopCounterMode(display=False) as counter:
             rule.loss(u, d, target, 2, backend="cupy", **rule.options).backward()
         counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-        assert counts == {
-            "laurepro.location_aware_loss": 11 * maps * sampled,
-            "laurepro.location_aware_loss_backward": 25 * sampled,
-        }
+        assert counts == {"laurepro.location_aware_loss": (11 * maps + 14) * sampled}
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            rule.loss(u, d, target, 2, backend="cupy", **rule.options)
+        assert counter.get_total_flops() == 11 * maps * sampled
 
 
 def test_no_map_of_the_outputs_size(device: torch.device) -> None:
@@ -593,11 +679,70 @@ def test_no_map_of_the_outputs_size(device: torch.device) -> None:
         assert case.u.size <= sizes.largest < case.target.size * 64 / 4
 
 
+class Peak(torch.utils._python_dispatch.TorchDispatchMode):
+    """The bytes of all tensors that live at a time, at most, besides those that were there before."""
+
+    def __init__(self, *before: Tensor) -> None:
+        super().__init__()
+        self.live: dict[int, int] = dict.fromkeys((t.untyped_storage()._cdata for t in before), 0)
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else (out,):
+            storage = t.untyped_storage() if isinstance(t, Tensor) else None
+            if storage is not None and storage._cdata not in self.live:
+                self.live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, storage._cdata)
+                self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "times"),
+    [
+        (torch.float32, torch.channels_last, 25),
+        (torch.bfloat16, torch.channels_last, 20),
+        (torch.float32, torch.contiguous_format, 17),
+        (torch.bfloat16, torch.contiguous_format, 15),
+    ],
+)
+def test_little_memory(
+    dtype: torch.dtype, layout: torch.memory_format, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward at PASCAL Context's size, results included, against the two-term loss of `laurepro bench`.
+
+    No value is computed: both sides allocate on the device "meta" what they allocate on a GPU.
+    """
+    monkeypatch.setitem(_cupy.LOADERS, "meta", lambda source, expression: lambda *args, **kwargs: None)
+    monkeypatch.setattr(_cupy, "_kernels", {})
+    with torch.device("meta"):
+        u = torch.empty(16, 59, 60, 60, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+        d, target = torch.empty(16, 2, 240, 240, requires_grad=True), torch.empty(16, 240, 240, dtype=torch.int64)
+
+    def unfused() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(unfused_guided(u, d, target, 4), (u, d))
+
+    def fused() -> tuple[Tensor, ...]:  # what the op does, and its backward pass where the graph is not kept
+        _, *sums = _cupy_loss.forward(
+            u.detach(), d.detach(), target, 4, 4, 0, 0.3, 0.1, 1.0, -1, False, True, True, False
+        )
+        return _cupy_loss.scale_in_place(torch.empty((), device="meta"), *sums, dtype)
+
+    peaks = []
+    for loss in (unfused, fused):
+        with Peak(u, d, target) as peak:
+            grads = loss()
+        assert peak.peak > sum(g.nbytes for g in grads)
+        peaks.append(peak.peak)
+    assert peaks[0] >= times * peaks[1]
+
+
 # ----------------------------------------------------------------------------------------------------------- errors
 
 
 def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_cupy_loss, _cupy_lists):
+    for module in (_cupy_loss_launch, _cupy_lists):
         monkeypatch.setattr(module, "launch", lambda *a, **k: pytest.fail("launched"))
     u, d = torch.zeros(2, 3, 4, 5, device=device), torch.zeros(2, 2, 8, 10, device=device)
     target = torch.zeros(2, 8, 10, dtype=torch.int64, device=device)
@@ -607,11 +752,11 @@ def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.Monkey
         offset_guided_cross_entropy(u.to(torch.float8_e4m3fn), d, target, 2, backend="cupy")
     op = torch.ops.laurepro.location_aware_loss
     with pytest.raises(ValueError, match=r"\(2, 2, 8, 10\) of torch.float64"):
-        op(u, d.double(), target, 2, 2, 0, 0.3, 0.1, 1.0, -1, False)
+        op(u, d.double(), target, 2, 2, 0, 0.3, 0.1, 1.0, -1, False, True, True)
     with pytest.raises(ValueError, match=r"int64 labels \(2, 8, 10\).*got \(2, 8, 10\) of torch.int32"):
-        op(u, d, target.int(), 2, 2, 0, 0.3, 0.1, 1.0, -1, False)
+        op(u, d, target.int(), 2, 2, 0, 0.3, 0.1, 1.0, -1, False, True, True)
     with pytest.raises(ValueError, match=r"M = 1.*\(2, 6, 8, 10\)"):
-        op(u, d.repeat(1, 3, 1, 1), target, 2, 2, 2, 0.3, 0.1, 1.0, -1, False)
+        op(u, d.repeat(1, 3, 1, 1), target, 2, 2, 2, 0.3, 0.1, 1.0, -1, False, True, True)
     with pytest.raises(ValueError, match=r"pixels in all, got \(9, 1, 3000, 3000\)"):
         big, labels = (torch.zeros(1, device=device, dtype=t) for t in (torch.float32, torch.int64))
         many = big.expand(9, 1, 3000, 3000)
@@ -620,41 +765,81 @@ def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.Monkey
         offset_guided_cross_entropy(many, offset, labels.expand(9, 3000, 3000), 1, backend="cupy")
 
 
-GATHER, TURNS = "loss_gather_nhwc<float, 1, 8, 1>", "loss_gather_nhwc<float, 1, 32, 6>"
+CELLS, TURNS = "loss_cells<float, 4, 2, true, false>", "loss_cells<float, 32, 8, true, true>"
+RIVALS, CHANNELS = "bilinear_losses<float, 4>", "channel_losses<float>"
+TIES = "(ties && nll == rival) || nll < rival"
 FAULTS = {  # of each file, with a case in which it should show
-    "loss_forward": [
+    "loss_rivals": [
+        (emulator.Fault("pixel", RIVALS, "tx[p] = locate(", "tx[p] = p == 3 ? (A)0 : locate("), GUIDED, "zero"),
         (
-            emulator.Fault("tie", "judge<float>", "nll < rival : nll <= rival", "nll <= rival : nll < rival"),
+            emulator.Fault(
+                "swapped fractions", RIVALS, "mad(ty, plane.down, plane.near)", "mad(tx[0], plane.down, plane.near)"
+            ),
             GUIDED,
             "zero",
         ),
         (
-            emulator.Fault("last corner", "judge<float>", "if (rival < least)", "if (rival <= least)"),
+            emulator.Fault(
+                "lane", RIVALS, "part[p][l] = plus(part[p][l], exp_2(", "part[p][0] = plus(part[p][0], exp_2("
+            ),
+            GUIDED,
+            "zero",
+        ),
+        (
+            emulator.Fault("peak", "input_peaks<float>", "peak = larger(peak, __shfl_xor_sync(ALL_LANES, peak, d));"),
             REGRESSION,
             "small",
         ),
-        (emulator.Fault("row", "judge<float>", "min(i + rise_y(corner, sy), h - 1)", "i"), REGRESSION, "small"),
-        (
-            emulator.Fault("lane", "log_sums_nhwc<float, 1, 8, 1>", "if (lane == s) {", "if (lane == 0) {"),
-            GUIDED,
-            "small",
-        ),
-        (
-            emulator.Fault("lost shuffle", "log_sums_nhwc<float, 1, 8, 1>", "group_log_sum<LANES>(sum, sum0, lane);"),
-            GUIDED,
-            "small",
-        ),
     ],
-    "loss_backward": [
+    "loss_cells": [
+        (emulator.Fault("tie", CELLS, TIES, "nll <= rival && (ties || nll < rival * 2)"), GUIDED, "zero"),
         (
-            emulator.Fault("corner", GATHER, "if (to_below) add<VEC>(out + to_below, s10[q]);"),
+            emulator.Fault("last corner", CELLS, "if (rival < best.loss)", "if (rival <= best.loss)"),
+            REGRESSION,
+            "small",
+        ),
+        (emulator.Fault("row", CELLS, "min(step.i + rise_y(corner, step.y), h - 1)", "step.i"), REGRESSION, "small"),
+        (emulator.Fault("lane", CELLS, "if (lane == i) sum = all;", "if (lane == 0) sum = all;"), GUIDED, "small"),
+        (emulator.Fault("lost shuffle", CELLS, "all = group_sum<LANES>(all);", which=0), GUIDED, "small"),
+        (
+            emulator.Fault("swapped fractions", CELLS, "sy = at.ty, sx = at.tx;", "sy = at.tx, sx = at.ty;"),
             GUIDED,
             "small",
         ),
-        (emulator.Fault("label", GATHER, "? p - s : p;", "? p : p;"), GUIDED, "small"),
-        (emulator.Fault("ignored", GATHER, "if (verdict == IGNORED) return", "if (false) return"), GUIDED, "small"),
-        (emulator.Fault("turns", TURNS, "grad_y += along_y;", "grad_y = along_y;"), GUIDED, "far"),
-        (emulator.Fault("lost sum", GATHER, "s01[q].v[j] = across_groups<LANES>(s01[q].v[j]);"), GUIDED, "small"),
+        (emulator.Fault("missing barrier", CELLS, "__syncwarp();", which=0), GUIDED, "small"),
+        (
+            emulator.Fault(
+                "missing barrier of sums",
+                CELLS,
+                "            keep(3, s11);\n            __syncwarp();",
+                "            keep(3, s11);",
+            ),
+            GUIDED,
+            "small",
+        ),
+        (emulator.Fault("corner", CELLS, "(n & 2 ? to_below : 0)", "0"), GUIDED, "small"),
+        (emulator.Fault("label", CELLS, "if (mine == q * LANES) g -= all;"), GUIDED, "small"),
+        (
+            emulator.Fault("ignored", CELLS, "given == ignore_index ? (A)0 : (A)1, label", "(A)1, label"),
+            GUIDED,
+            "small",
+        ),
+        (
+            emulator.Fault("lost sum", CELLS, "for (int g = 1; g < GROUPS; ++g)", "for (int g = 2; g < GROUPS; ++g)"),
+            GUIDED,
+            "small",
+        ),
+        (emulator.Fault("turns", TURNS, "grad_y += sum_y;", "grad_y = sum_y;"), GUIDED, "far"),
+    ],
+    "loss_channels": [
+        (emulator.Fault("tie", CHANNELS, "nll < rival : nll <= rival", "nll <= rival : nll < rival"), GUIDED, "zero"),
+        (
+            emulator.Fault(
+                "ignored", "loss_gather_channels<float>", "if (verdict == IGNORED) return", "if (false) return"
+            ),
+            GUIDED,
+            "small",
+        ),
     ],
 }
 
@@ -682,8 +867,8 @@ def test_a_wrong_kernel_is_caught(
 
     monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
     monkeypatch.setattr(_cupy, "_kernels", {})
-    channels = 203 if fault.expression == TURNS else 5
-    case = make(kind, 2, channels, 4, 4, (2, 2), 1, 3, np.float32)
+    channels, m = 300 if fault.expression == TURNS else 5, 5 if source == "loss_channels" else 1
+    case = make(kind, 2, channels, 4, 4, (4, 4), m, 3, np.float32)
     with pytest.raises((AssertionError, emulator.EmulationError)):
         check(case, torch.device("cpu"), torch.channels_last, rule, "right", "valid")
     assert used

@@ -1,14 +1,15 @@
 """The fused losses through the CuPy kernels: `laurepro::location_aware_loss`, one op for autograd and torch.compile.
 
-No tensor has the size of the upsampled scores. The forward pass keeps two numbers per pixel: the log-sum-exp of its
-logits, and its verdict (which candidate is best, see loss.cuh). The backward pass lists the pixels by the cell of the
-input that they read, as LaU's does, and computes the gradient of each logit where it is used.
+No tensor has the size of the upsampled scores. The pixels are listed by the cell of the input that they read, as LaU's
+backward pass lists them, and each sampled logit is computed where it is used. Where gradients are needed, the forward
+pass computes them with the loss, from the same logits: those of the sum, which the backward pass multiplies by a
+number.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,43 +17,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _cupy_layout
-from ._cupy import CTYPES, MAX_ELEMENTS, launch, load
-from ._cupy_layout import (
-    MAX_GRID,
-    Shape,
-    accumulator,
-    blocks_of,
-    memory_format_of,
-    pointer,
-    reciprocals,
-    shape_of,
-    sizes,
-    vector_width,
-)
-from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, list_samples, load_gather, slabs
+from ._cupy import MAX_ELEMENTS
+from ._cupy_layout import Shape, is_channels_last, memory_format_of, shape_of
+from ._cupy_lists import slabs
+from ._cupy_loss_launch import INSTANCES as INSTANCES
+from ._cupy_loss_launch import NO_RIVAL, RULES, Settings, channel_losses, losses
 
-RULES = ("paper", "code", "regression")  # TIE_LOSES, TIE_WINS and REGRESSION of loss.cuh
-
-
-class Lanes(NamedTuple):
-    """How the NHWC kernels divide the channels of a pixel: the template parameters of an instance."""
-
-    vec: int  # channels per access
-    lanes: int  # lanes per pixel
-    vectors: int  # accesses per lane; with more channels than these cover, the lanes take turns
-
-
-def lanes_of(channels: int, dtype: torch.dtype, *addresses: int) -> Lanes:
-    """The fewest lanes whose registers can hold the channels of a pixel without spilling."""
-    vec = vector_width(channels, dtype, *addresses)
-    choices = {1: (1, 2, 3, 4, 6), 2: (1, 2, 3), 4: (1, 2)}[vec]
-    if dtype == torch.float64:  # for tests: few instances
-        vec, choices = 1, (1,)
-    for lanes in (8, 16, 32):
-        for vectors in choices:
-            if lanes * vec * vectors >= channels:
-                return Lanes(vec, lanes, vectors)
-    return Lanes(vec, 32, choices[-1])
+# Pixels that the losses list at a time. Gradients are kept for all images, everything else for those of a slab: with
+# fewer it takes less memory, and more launches.
+LOSS_PIXELS = 2**19
 
 
 def takes(input: Tensor, k_h: int, k_w: int) -> bool:
@@ -79,11 +52,6 @@ def _check(input: Tensor, offset: Tensor, target: Tensor, k_h: int, k_w: int, ru
     return s
 
 
-def _layout(s: Shape) -> torch.memory_format:
-    """The layout that the kernels read: channels last, unless each channel has its own offsets."""
-    return torch.channels_last if s.m == 1 else torch.contiguous_format
-
-
 def forward(
     input: Tensor,
     offset: Tensor,
@@ -96,8 +64,14 @@ def forward(
     beta: float,
     ignore_index: int,
     code: bool,
+    need_input: bool,
+    need_offset: bool,
+    deterministic: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of a loss over all pixels, and per pixel, (N, H, W), the log-sum-exp and the verdict (loss.cuh).
+    """The sum of a loss over all pixels, and its gradients with respect to `input` and `offset`.
+
+    The gradients are of the dtype of `offset`, that of `input` in the memory format of `input`; an empty tensor stands
+    for one that is not needed.
 
     Args:
         input: (N, C, h, w), float32, float64, bfloat16 or float16.
@@ -110,168 +84,55 @@ def forward(
         regression_weight: its gamma.
         beta: of SmoothL1.
         ignore_index: the label of pixels that contribute nothing.
-        code: the rule for the gradient on integers; not used here.
-    """
-    s = _check(input, offset, target, k_h, k_w, rule)
-    wide = accumulator(input.dtype)
-    input = input.contiguous(memory_format=_layout(s))
-    offset, target = offset.contiguous(), target.contiguous()
-    loss = torch.empty(target.shape, dtype=wide, device=input.device)
-    lse, choice = torch.empty_like(loss), torch.empty_like(loss, dtype=torch.uint8)
-    regression = RULES[rule] == "regression"
-    plain = torch.empty_like(loss) if not regression and offset_weight != 0 else None
-    nodes = loss.new_empty(s.n, s.h, s.w) if regression else None
-    if loss.numel():
-        ctype, real, run = CTYPES[input.dtype], _real(wide), functools.partial(launch, input.device, "loss_forward")
-        scale = reciprocals(k_h, k_w, wide)
-        division, judge = lanes_of(s.c, input.dtype, input.data_ptr()), f"judge<{ctype}>"
-        log_sums = f"log_sums_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
-        log_sums = f"log_sums_channels<{ctype}>" if s.m > 1 else log_sums
-        load(input.device, [("loss_forward", log_sums), ("loss_forward", judge)])
-        per_pixel = (blocks_of(s.pixels, 256), min(s.n, MAX_GRID))
-        sums = (input.data_ptr(), offset.data_ptr(), lse.data_ptr(), pointer(plain))
-        numbers = (*sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
-        if s.m > 1:
-            run(log_sums, per_pixel, 256, (*sums, *numbers))
-        else:
-            grid = (blocks_of(s.n * s.h * s.w * division.lanes, 256),)
-            run(log_sums, grid, 256, (*sums, pointer(nodes), *numbers))
-        rivals = pointer(nodes if regression else plain)
-        tensors = (*(t.data_ptr() for t in (input, offset, target, lse)), rivals, loss.data_ptr(), choice.data_ptr())
-        strides = (s.c, 1) if s.m == 1 else (1, s.h * s.w)
-        numbers = (*sizes(s.n, s.m, s.c, s.h, s.w, k_h, k_w), *scale, *sizes(*strides, rule))
-        settings = (real(1 + offset_weight), real(regression_weight), real(beta), np.int64(ignore_index))
-        run(judge, per_pixel, 256, (*tensors, *numbers, *settings))
-    return loss.sum(), lse, choice
-
-
-def backward(
-    scale: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    target: Tensor,
-    lse: Tensor,
-    choice: Tensor,
-    k_h: int,
-    k_w: int,
-    rule: int,
-    offset_weight: float,
-    regression_weight: float,
-    beta: float,
-    code: bool,
-    need_input: bool,
-    need_offset: bool,
-    deterministic: bool | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to `input` and `offset`; an empty tensor for one that is not needed.
-
-    Args:
-        scale: the gradient of the sum, a scalar of the dtype of `offset`, on the device.
-        input: as in `forward`.
-        offset: as in `forward`.
-        target: as in `forward`.
-        lse: from `forward`.
-        choice: from `forward`.
-        k_h: as in `forward`.
-        k_w: as in `forward`.
-        rule: as in `forward`.
-        offset_weight: as in `forward`.
-        regression_weight: as in `forward`.
-        beta: as in `forward`.
-        code: the rule of the authors' released code on integers, `integer_gradient="code"`.
-        need_input: compute the gradient of `input`: its dtype and memory format.
-        need_offset: compute the gradient of `offset`.
+        code: the rule for the gradient on integers.
+        need_input: whether the gradient with respect to `input` is needed.
+        need_offset: whether that with respect to `offset` is.
         deterministic: the same bits each time; the default asks `torch.are_deterministic_algorithms_enabled()`.
     """
     s = _check(input, offset, target, k_h, k_w, rule)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    wide, wanted = accumulator(input.dtype), memory_format_of(input)
-    input = input.contiguous(memory_format=_layout(s))
-    offset, target = offset.contiguous(), target.contiguous()
-    grad_offset = torch.empty_like(offset) if need_offset else None
-    grad_input = None
-    if need_input:
-        # By reductions in memory: in the accumulator's dtype, starting at 0. By parts: each value is written once.
-        by_parts = deterministic or s.m > 1
-        make = torch.empty_like if by_parts else torch.zeros_like
-        grad_input = make(input, dtype=input.dtype if by_parts else wide)
-    if s.n and (need_input or need_offset):
-        real = _real(wide)
-        numbers = (real(1 + offset_weight), real(regression_weight), real(beta), np.int32(code))
-        kept = (scale.to(wide), input, offset, target, lse, choice)
-        for first, maps in slabs(s):
-            _backward_maps(kept, grad_input, grad_offset, s, first, maps, deterministic, numbers)
-    if grad_input is not None:
-        grad_input = grad_input.to(input.dtype).contiguous(memory_format=wanted)
-    return input.new_empty(0) if grad_input is None else grad_input, (
-        offset.new_empty(0) if grad_offset is None else grad_offset
+    real = np.float64 if offset.dtype == torch.float64 else np.float32
+    settings = Settings(
+        rule if RULES[rule] == "regression" or offset_weight != 0 else NO_RIVAL,
+        real(1 + offset_weight),
+        real(regression_weight),
+        real(beta),
+        ignore_index,
+        code,
     )
+    offset, target = offset.contiguous(), target.contiguous()
+    grad_offset = torch.empty_like(offset) if need_offset else offset.new_empty(0)
+    grad_input = offset.new_empty(0)
+    if need_input:  # added up in memory, starting at 0, where `losses` writes it directly
+        make = torch.zeros_like if s.m == 1 and is_channels_last(input) and not deterministic else torch.empty_like
+        grad_input = make(input, dtype=offset.dtype, memory_format=memory_format_of(input))
+    if s.n and s.m > 1:
+        kept = (input.contiguous(), offset, target)
+        loss = channel_losses(kept, grad_input, grad_offset, s, settings, deterministic)
+        return loss.sum(), grad_input, grad_offset
+    totals = [offset.new_zeros(())] if s.n == 0 else []
+    for first, images in slabs(s, LOSS_PIXELS):
+        u, d, labels = (t[first : first + images] for t in (input, offset, target))
+        grad_u, grad_d = (t[first : first + images] if t.numel() else None for t in (grad_input, grad_offset))
+        totals.append(losses(u, d, labels, grad_u, grad_d, s._replace(n=images), settings, deterministic).sum())
+    return functools.reduce(torch.add, totals), grad_input, grad_offset
 
 
-def _backward_maps(
-    kept: tuple[Tensor, ...],
-    grad_input: Tensor | None,
-    grad_offset: Tensor | None,
-    s: Shape,
-    first: int,
-    maps: int,
-    deterministic: bool,
-    numbers: tuple[Any, ...],
-) -> None:
-    """The gradients of maps `first` to `first + maps - 1`. `kept`: scale, input, offset, target, lse, choice."""
-    input, offset, wide = kept[1], kept[2], kept[2].dtype
-    ctype, channels = CTYPES[input.dtype], s.c // s.m
-    combines = grad_input is not None and (deterministic or s.m > 1)
-    division = lanes_of(s.c, input.dtype, input.data_ptr())
-    kernel = f"loss_gather_nhwc<{ctype}, {division.vec}, {division.lanes}, {division.vectors}>"
-    kernel = f"loss_gather_channels<{ctype}>" if s.m > 1 else kernel
-    load_gather(input.device, ("loss_backward", kernel), input.dtype, s.m == 1, deterministic, combines)
-
-    capacity = WARP_CHUNK if s.m == 1 else THREAD_CHUNK
-    lists = list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
-    parts = None
-    if combines:
-        parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
-    pointers = (*(t.data_ptr() for t in kept), lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
-    pointers = (*pointers, pointer(parts))
-    geometry = (*sizes(first, s.c, s.h, s.w, s.k_h, s.k_w), *reciprocals(s.k_h, s.k_w, wide))
-    if s.m > 1:
-        punished, _, _, code = numbers
-        args = (*pointers, pointer(grad_offset), *geometry, punished, code, np.int32(lists.max_chunks))
-        grid, block = (blocks_of(lists.max_chunks, 128),), 128
-    else:
-        sums = pointer(grad_input if parts is None else None)
-        args = (*pointers, sums, pointer(grad_offset), *geometry, *numbers)
-        grid, block = (blocks_of(lists.max_chunks, 8),), 256
-    launch(input.device, "loss_backward", kernel, grid, block, args)
-    if grad_input is not None and parts is not None:
-        combine(lists, parts, grad_input, s, first, maps, s.m == 1)
+def backward(scale: Tensor, grad_input: Tensor, grad_offset: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The gradients of the sum, from `forward`, times `scale`, a scalar on the device; that of the input in `dtype`."""
+    return _scaled(grad_input, scale, dtype), grad_offset * scale
 
 
-def _real(dtype: torch.dtype) -> Any:
-    """The NumPy scalar type of the kernels' real arguments."""
-    return np.float64 if dtype == torch.float64 else np.float32
+def scale_in_place(scale: Tensor, grad_input: Tensor, grad_offset: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `backward`; the gradients of the sum are lost."""
+    in_place = dtype == grad_input.dtype
+    return grad_input.mul_(scale) if in_place else _scaled(grad_input, scale, dtype), grad_offset.mul_(scale)
 
 
-def _nhwc_instances(kernel: str, dtype: torch.dtype) -> list[str]:
-    divisions = sorted({lanes_of(c, dtype) for c in range(1, 513)})
-    return [f"{kernel}<{CTYPES[dtype]}, {v}, {n}, {q}>" for v, n, q in divisions]
+def _scaled(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
 
-
-def forward_instances(dtype: torch.dtype) -> list[str]:
-    """Every instance that `forward` can launch for inputs of this dtype."""
-    per_pixel = [f"{kernel}<{CTYPES[dtype]}>" for kernel in ("log_sums_channels", "judge")]
-    return _nhwc_instances("log_sums_nhwc", dtype) + per_pixel
-
-
-def backward_instances(dtype: torch.dtype) -> list[str]:
-    """Every instance that `backward` can launch for inputs of this dtype, besides those of `lau_backward`."""
-    return [*_nhwc_instances("loss_gather_nhwc", dtype), f"loss_gather_channels<{CTYPES[dtype]}>"]
-
-
-# Per source file, a function that lists every instance for a dtype of the input; the tests compile them all.
-INSTANCES = {"loss_forward": forward_instances, "loss_backward": backward_instances}
 
 # --------------------------------------------------------------------------------------------------------- the op
 
@@ -280,14 +141,13 @@ _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
 torch.library.define(
     "laurepro::location_aware_loss",
     "(Tensor input, Tensor offset, Tensor target, int k_h, int k_w, int rule, float offset_weight, "
-    "float regression_weight, float beta, int ignore_index, bool code) -> (Tensor, Tensor, Tensor)",
+    "float regression_weight, float beta, int ignore_index, bool code, bool need_input, bool need_offset) "
+    "-> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 torch.library.define(
     "laurepro::location_aware_loss_backward",
-    "(Tensor scale, Tensor input, Tensor offset, Tensor target, Tensor lse, Tensor choice, int k_h, int k_w, int rule, "
-    "float offset_weight, float regression_weight, float beta, bool code, bool need_input, bool need_offset) "
-    "-> (Tensor, Tensor)",
+    "(Tensor scale, Tensor grad_input, Tensor grad_offset, ScalarType dtype) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 torch.library.impl("laurepro::location_aware_loss", "default", forward)
@@ -295,37 +155,49 @@ torch.library.impl("laurepro::location_aware_loss_backward", "default", backward
 
 
 @torch.library.register_fake("laurepro::location_aware_loss")  # type: ignore[untyped-decorator]
-def _forward_fake(input: Tensor, offset: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    lse = torch.empty(target.shape, dtype=offset.dtype, device=input.device)
-    return lse.new_empty(()), lse, torch.empty_like(lse, dtype=torch.uint8)
+def _forward_fake(input: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    need_input, need_offset = rest[-2:]
+    grad_input = torch.empty_like(input, dtype=offset.dtype, memory_format=memory_format_of(input))
+    grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
+    return (
+        offset.new_empty(()),
+        grad_input if need_input else offset.new_empty(0),
+        grad_offset if need_offset else offset.new_empty(0),
+    )
 
 
 @torch.library.register_fake("laurepro::location_aware_loss_backward")  # type: ignore[untyped-decorator]
-def _backward_fake(scale: Tensor, input: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    need_input, need_offset = rest[-2:]
-    grad_input = input.new_empty(input.shape).contiguous(memory_format=memory_format_of(input))
-    grad_offset = offset.new_empty(offset.shape)
-    return (grad_input if need_input else input.new_empty(0)), (grad_offset if need_offset else offset.new_empty(0))
+def _backward_fake(scale: Tensor, grad_input: Tensor, grad_offset: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad_input, dtype=dtype), torch.empty_like(grad_offset)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    input, offset, target, k_h, k_w, rule, offset_weight, regression_weight, beta, _, code = inputs
-    _, lse, choice = output
-    ctx.mark_non_differentiable(lse, choice)
+    _, grad_input, grad_offset = output
+    ctx.mark_non_differentiable(grad_input, grad_offset)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, offset, target, lse, choice)
-    ctx.settings = (k_h, k_w, rule, offset_weight, regression_weight, beta, code)
+    ctx.save_for_backward(grad_input, grad_offset)
+    ctx.dtype, ctx.computed = inputs[0].dtype, inputs[-2:]
 
 
 def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    need_input, need_offset = ctx.needs_input_grad[:2]
-    nothing = (None,) * 9
+    nothing = (None,) * 11
     if grad is None:
         return None, None, *nothing
-    grad_input, grad_offset = torch.ops.laurepro.location_aware_loss_backward(
-        grad, *ctx.saved_tensors, *ctx.settings, need_input, need_offset
-    )
+    if any(needed and not had for needed, had in zip(ctx.needs_input_grad[:2], ctx.computed, strict=True)):
+        raise RuntimeError(
+            "location_aware_loss was called without need_input or need_offset, and its gradient is needed"
+        )
+    scaled = scale_in_place if _last_use(grad) else torch.ops.laurepro.location_aware_loss_backward
+    sums_input, sums_offset = ctx.saved_tensors
+    grad_input, grad_offset = scaled(grad, sums_input, sums_offset, ctx.dtype)
+    need_input, need_offset = ctx.needs_input_grad[:2]
     return grad_input if need_input else None, grad_offset if need_offset else None, *nothing
+
+
+def _last_use(grad: Tensor) -> bool:
+    """Whether a backward pass drops the graph, and with it the saved gradients: these may then be changed in place."""
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # not public: True without it
+    return type(grad) is Tensor and keeps is not None and not keeps()
 
 
 torch.library.register_autograd("laurepro::location_aware_loss", _autograd, setup_context=_setup_context)
@@ -340,16 +212,13 @@ torch.library.register_autograd("laurepro::location_aware_loss_backward", _no_se
 
 @register_flop_formula(torch.ops.laurepro.location_aware_loss)
 def _forward_flops(input: Any, offset: Any, target: Any, *args: Any, **_: Any) -> int:
-    """Per sampled logit 7 for its value and 4 for the log-sum-exp; twice that where L' is computed too."""
-    rule, offset_weight = args[2:4]
+    """Per sampled logit 7 for its value and 4 for the log-sum-exp; twice that where L' is computed too.
+
+    With gradients 14 more: those of the logit, of the corners and of the offset.
+    """
+    rule, offset_weight, gradients = args[2], args[3], args[-2] or args[-1]
     maps = 2 if RULES[rule] != "regression" and offset_weight != 0 else 1
-    return int(11 * maps * input[1] * target[0] * target[1] * target[2])
-
-
-@register_flop_formula(torch.ops.laurepro.location_aware_loss_backward)
-def _backward_flops(scale: Any, input: Any, offset: Any, target: Any, *_: Any, **__: Any) -> int:
-    """Per sampled logit 7 for its value, 4 for its gradient and 14 for those of the corners and of the offset."""
-    return int(25 * input[1] * target[0] * target[1] * target[2])
+    return int((11 * maps + (14 if gradients else 0)) * input[1] * target[0] * target[1] * target[2])
 
 
 def total(
@@ -366,5 +235,6 @@ def total(
 ) -> Tensor:
     """The op's first output, the sum over all pixels, as a function with types."""
     numbers = (RULES.index(rule), offset_weight, regression_weight, beta, ignore_index, code)
-    output: Tensor = torch.ops.laurepro.location_aware_loss(input, offset, target, *scale, *numbers)[0]
+    needs = (torch.is_grad_enabled() and t.requires_grad for t in (input, offset))
+    output: Tensor = torch.ops.laurepro.location_aware_loss(input, offset, target, *scale, *numbers, *needs)[0]
     return output

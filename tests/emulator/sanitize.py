@@ -6,7 +6,9 @@ process and names the line. "thread" is as its racecheck, and finds races betwee
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +53,7 @@ def main(sanitizer: str) -> None:
     import torch
 
     import emulator
-    from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
+    from laurepro.ops import _cupy, _cupy_loss, _cupy_loss_launch, _cupy_upsample
 
     gathers = ("gather_nchw<float, 16>", "gather_nhwc<float, 2, 16, 1>")
     shared = [name for name in _cupy_upsample.backward_instances(torch.float32) if "gather" not in name]
@@ -59,10 +61,16 @@ def main(sanitizer: str) -> None:
         ("lau_forward", tuple(_cupy_upsample.forward_instances(torch.float32))),
         ("lau_backward", (*shared, *gathers, "gather_nhwc<float, 1, 32, 3>")),
     ]
-    divisions = {_cupy_loss.lanes_of(shape[1], torch.float32) for shape in SHAPES[sanitizer]}
-    names = [f"<float, {', '.join(map(str, division))}>" for division in sorted(divisions)]
-    groups.append(("loss_forward", ("judge<float>", "log_sums_channels<float>", *(f"log_sums_nhwc{n}" for n in names))))
-    groups.append(("loss_backward", ("loss_gather_channels<float>", *(f"loss_gather_nhwc{n}" for n in names))))
+    divisions = {_cupy_loss_launch.lanes_of(shape[1], torch.float32) for shape in SHAPES[sanitizer]}
+    for source, instances in _cupy_loss.INSTANCES.items():
+        wanted = [
+            name
+            for name in instances(torch.float32)
+            if any(
+                re.search(rf"<float(, {d.lanes}(, {d.vectors}, .*{str(d.turns).lower()})?)?>", name) for d in divisions
+            )
+        ]
+        groups.append((source, tuple(wanted)))
     _cupy.LOADERS["cpu"] = emulator.Loader(groups, FLAGS[sanitizer])
     torch.manual_seed(0)
     for n, c, h, w, k, m in SHAPES[sanitizer]:
@@ -75,14 +83,10 @@ def main(sanitizer: str) -> None:
             for deterministic in (False, True):
                 _cupy_upsample.backward(v, u, d, *k, True, True, True, deterministic)
             target = torch.randint(-2, c + 1, (n, h * k[0], w * k[1]))  # including labels that are not classes
-            one = torch.ones(())
-            for rule in range(len(_cupy_loss.RULES) if m == 1 else 2):
-                numbers = (*k, rule, 0.3, 0.1, 1.0)
-                _, lse, choice = _cupy_loss.forward(u, d, target, *numbers, -1, False)
-                for deterministic in (False, True):
-                    _cupy_loss.backward(
-                        one, u, d, target, lse, choice, *numbers, True, True, True, deterministic=deterministic
-                    )
+            for rule, deterministic in itertools.product(range(len(_cupy_loss.RULES) if m == 1 else 2), (False, True)):
+                numbers = (*k, rule, 0.3, 0.1, 1.0, -1, True)
+                for needs in ((True, True), (False, False)):
+                    _cupy_loss.forward(u, d, target, *numbers, *needs, deterministic)
     print("nothing found")
 
 

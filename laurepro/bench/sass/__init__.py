@@ -58,7 +58,7 @@ def cases(only: Sequence[str] = ()) -> list[Case]:
         LaureproError: none does.
     """
     shapes = [p for p in SHAPES["full"] if p.shape in "PAVCD"]
-    loss = {"loss-forward": ("loss-forward",), "loss": ("loss-forward", "loss-backward")}
+    loss = {"loss-forward": ("loss-forward",), "loss": ("loss-gradients", "loss-backward")}
     every = []
     for shape, n, dtype, last in itertools.product(shapes, BATCHES, (torch.float32, torch.bfloat16), (True, False)):
         problem = shape._replace(n=n, dtype=dtype, channels_last=last)
@@ -157,11 +157,6 @@ def _launch(code: _Code, launched: Recorded, problem: Problem) -> tuple[listing.
     )
 
 
-def _read_as(problem: Problem, operation: str) -> Problem:
-    """The problem in the layout that the kernels read: the losses copy contiguous maps."""
-    return problem._replace(channels_last=True) if operation.startswith("loss") else problem
-
-
 def _predicted(
     case: Case, recorded: dict[tuple[Problem, str], list[Recorded]], code: dict[str, _Code], architecture: str
 ) -> dict[str, Any]:
@@ -173,7 +168,7 @@ def _predicted(
             if not one.source:
                 launched.append((one.expression, float(one.memory_bytes)))
                 continue
-            counts, launch = _launch(code[one.expression], one, _read_as(problem, operation))
+            counts, launch = _launch(code[one.expression], one, launches.as_read(problem, operation))
             launched.append((one.expression, launch))
             instructions += counts.instructions * launch.warps * 32
     floor_bytes = sum(launches.floor(problem, operation) for operation in case.operations)
@@ -230,7 +225,7 @@ def _instance(
     (problem, operation), launched = next(
         (key, r) for key, some in recorded.items() for r in some if r.expression == expression
     )
-    gpu, counts = model.GPUS[architecture], _counts(code, launched, _read_as(problem, operation))
+    gpu, counts = model.GPUS[architecture], _counts(code, launched, launches.as_read(problem, operation))
     shared = code.usage.shared + launched.shared
     resident = model.resident_warps(gpu, launched.threads, code.usage.registers, shared)
     return {

@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from laurepro.bench._problems import Problem, make_offsets
 from laurepro.bench.sass.listing import Line, Scope
-from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
-from laurepro.ops._cupy_lists import THREAD_CHUNK, WARP_CHUNK
+from laurepro.ops import _cupy, _cupy_loss, _cupy_loss_launch, _cupy_upsample
+from laurepro.ops._cupy_layout import Shape
+from laurepro.ops._cupy_lists import THREAD_CHUNK, WARP_CHUNK, slabs
 
-OPERATIONS = ("forward", "backward", "loss-forward", "loss-backward")
+OPERATIONS = ("forward", "backward", "loss-forward", "loss-gradients", "loss-backward")
 
 
 class Recorded(NamedTuple):
@@ -46,20 +47,19 @@ def record(problem: Problem, operation: str) -> list[Recorded]:
 
     input = empty(n, c, h, w, dtype=problem.dtype).to(memory_format=layout)
     offset, target = empty(n, 2, h * k, w * k), empty(n, h * k, w * k, dtype=torch.int64)
-    weights = (0.3, 0.1, 1.0)  # no instance depends on them
-    lse, choice = empty(n, h * k, w * k), empty(n, h * k, w * k, dtype=torch.uint8)
     if operation == "backward":
         grad = empty(n, c, h * k, w * k, dtype=problem.dtype).to(memory_format=layout)
+    grads = empty(n, c, h, w).to(memory_format=layout), empty(n, 2, h * k, w * k)  # as the loss keeps them
     with _recording() as launched:
         if operation == "forward":
             _cupy_upsample.forward(input, offset, k, k, False)
         elif operation == "backward":
             _cupy_upsample.backward(grad, input, offset, k, k, False, True, True, deterministic=False)
-        elif operation == "loss-forward":
-            _cupy_loss.forward(input, offset, target, k, k, 0, *weights, -1, False)
+        elif operation == "loss-backward":
+            _cupy_loss.scale_in_place(empty(), *grads, problem.dtype)
         else:
-            scale = empty()
-            _cupy_loss.backward(scale, input, offset, target, lse, choice, k, k, 0, *weights, False, True, True, False)
+            needs = operation == "loss-gradients"
+            _cupy_loss.forward(input, offset, target, k, k, 0, 0.3, 0.1, 1.0, -1, False, needs, needs, False)
     return launched
 
 
@@ -74,7 +74,7 @@ class _TorchKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if isinstance(output, Tensor) and not re.match(r"(new_)?empty|detach|alias|view|slice|select", name):
-            read = () if name.startswith("zeros") else args
+            read = () if name.startswith("zeros") else args[1:] if name == "copy_" else args
             size = sum(t.nbytes for t in (*read, output) if isinstance(t, Tensor))
             self.launched.append(Recorded("", f"torch.{name}", 0, 0, 0, size))
         return output
@@ -111,10 +111,11 @@ class Spread(NamedTuple):
     chunks: float  # per cell
     lengths: tuple[int, ...]  # samples of each chunk
     longest: float  # of 32 neighbouring chunks, on average
-    parts: float  # most chunks of a cell among 32 neighbouring cells, on average
     lines: float  # cache lines per load of lau_forward_nchw
     grad_lines: float  # and per load of the gradient in gather_nchw
     grad_sectors: float  # sectors of 32 bytes, likewise
+    pixel_lines: float  # of numbers of four bytes per pixel, per load of a warp with a sample per lane
+    pixel_sectors: float  # likewise
 
 
 @functools.cache
@@ -127,12 +128,14 @@ def spread(h: int, w: int, k: int, itemsize: int, capacity: int) -> Spread:
     counts = torch.bincount(cells, minlength=h * w)
     parts = -(-counts // capacity)
     order = torch.sort(cells, stable=True).indices
-    # Sample `rank` of a cell is in the part [length part / parts, length (part + 1) / parts) of its list.
+    # Of the parts of a cell's list, the first `longer` have one sample more than the others.
     cell, starts, firsts = cells[order], counts.cumsum(0) - counts, parts.cumsum(0) - parts
     rank, length, number = torch.arange(len(cell)) - starts[cell], counts[cell], parts[cell]
-    part = ((rank + 1) * number - 1) // length
+    least, longer = length // number, length % number
+    before = longer * (least + 1)
+    part = torch.where(rank < before, rank // (least + 1), longer + (rank - before) // least)
     at = torch.full((int(parts.sum()), capacity), -1)
-    at[firsts[cell] + part, rank - length * part // number] = order
+    at[firsts[cell] + part, rank - part * least - part.minimum(longer)] = order
     lengths = (at >= 0).sum(1)
     whole = len(at) // 32 * 32
     loads = at[:whole].view(-1, 32, capacity).transpose(1, 2).reshape(-1, 32)
@@ -141,10 +144,11 @@ def spread(h: int, w: int, k: int, itemsize: int, capacity: int) -> Spread:
         len(at) / (h * w),
         tuple(lengths.tolist()),
         float(lengths[:whole].view(-1, 32).max(1).values.float().mean()),
-        float(parts[: h * w // 32 * 32].view(-1, 32).max(1).values.float().mean()),
         _distinct(taps * itemsize // 128),
         _distinct(torch.where(loads < 0, -1, loads * itemsize // 128)),
         _distinct(torch.where(loads < 0, -1, loads * itemsize // 32)),
+        _distinct(torch.where(at < 0, -1, at // 32)),
+        _distinct(torch.where(at < 0, -1, at // 8)),
     )
 
 
@@ -188,7 +192,7 @@ def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: i
     """The loops of an instance, outer ones first, with the turns that a warp takes on average."""
     name, _, arguments = expression.partition("<")
     numbers = [int(a) for a in re.findall(r"\b\d+\b", arguments)]
-    file, c, pixels_of_cell = f"{source}.cu", problem.c, problem.k * problem.k
+    file, c = f"{source}.cu", problem.c
     itemsize = problem.dtype.itemsize
 
     def scope(snippet: str, turns: float, *options: Any, after: str = f" {name}(", **named: Any) -> Scope:
@@ -212,8 +216,11 @@ def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: i
         ]
     if name == "list_cells":
         capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
-        parts = spread(problem.h, problem.w, problem.k, itemsize, capacity).parts
-        return [scope("for (int i = 0; i < parts", parts, "STG", 3)]
+        parts = 256 * spread(problem.h, problem.w, problem.k, itemsize, capacity).chunks  # of a block of 8 warps
+        turns = sum(-(-max(0.0, parts - 32 * warp) // 256) for warp in range(8)) / 8
+        return [scope("for (int i = thread; i < block_parts", turns, "STG", 3)]
+    if name in ("scatter_cells", "scatter_pixels"):
+        return [scope("else place = cell < 0", 0)]
     if name == "gather_nhwc":
         vec, lanes, vectors = numbers
         return [
@@ -242,29 +249,31 @@ def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: i
         capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
         chunks = spread(problem.h, problem.w, problem.k, itemsize, capacity).chunks
         return [scope("for (int chunk = first; chunk < end", chunks, "LDG", 1, 4)]
-    if name == "log_sums_nhwc":
-        vec, lanes, vectors = numbers
-        block = lanes * vec * vectors
-        exponentials = 2 * (vec * vectors + 1)
-        listed = [
-            scope("if (nodes != nullptr) {", 0),
-            scope("for (int first = 0; first < kh * kw", -(-pixels_of_cell // lanes)),
-            scope("for (int s = 0; s < LANES", min(lanes, pixels_of_cell), "SHFL.IDX", 5),
-            scope(
-                "for (int c = channel", -(-c // block), "MUFU.EX2", exponentials, after="const int right = where & 1"
-            ),
-        ]
-        return [*listed, scope("if (!at_once)", 0)] if c <= block else listed
-    if name == "judge":
-        return [scope("for (int image = blockIdx.y", 1), scope("if (rule == REGRESSION) {", 0)]
-    if name == "loss_gather_nhwc":
-        vec, lanes, vectors = numbers
+    if name == "input_peaks":
         return [
-            scope("for (int block = 0", -(-c // (lanes * vec * vectors))),
-            scope("for (int i = 0; i * GROUPS", turns_of(32 // lanes, WARP_CHUNK), "SHFL.IDX", 5),
-            scope("if (code) value", 0),
-            scope("if (parts != nullptr) {", 0),
-            scope("if (code) {", 0),
+            scope("for (int c = lane; c < C; c += LANES) peak", -(-c // 8), "LDG", 1),
+            scope("if (sums != nullptr) {", 0),
+        ]
+    if name == "bilinear_losses":
+        (lanes,) = numbers
+        spans = -(-problem.k // _cupy_loss_launch.span(lanes, torch.float32))
+        return [
+            scope("for (int strip = lane", -(-problem.k * spans // 4)),
+            scope("for (int block = 0", -(-c // 32)),
+            scope("for (int c = 0; c < min(CHANNELS", -(-c // lanes) / -(-c // 32)),
+            scope("for (unsigned lost", 0),
+        ]
+    if name == "loss_cells":
+        lanes, vectors = numbers
+        return [
+            scope("if (rule == REGRESSION) {", 0),
+            scope("for (int block = 0", -(-c // (lanes * vectors))),
+            scope("for (int i = 0; i * GROUPS", turns_of(32 // lanes, WARP_CHUNK)),
+            scope("if (any_lost", 0),
+            scope("if (parts != nullptr) out[c] = v", 0),
+            scope("if (rule == REGRESSION) {", 0, after="A pull = 0"),
+            scope("if (code", 0),
+            scope("if (bits & (INTEGER_Y", 0),
         ]
     return []
 
@@ -295,9 +304,7 @@ def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> T
     name, size = expression.split("<")[0], problem.dtype.itemsize
     cells = problem.n * problem.h * problem.w
     pixels, c = cells * problem.k**2, problem.c
-    capacity = (
-        WARP_CHUNK if name.endswith("nhwc") or problem.channels_last or name == "loss_gather_nhwc" else THREAD_CHUNK
-    )
+    capacity = WARP_CHUNK if name.endswith("nhwc") or problem.channels_last else THREAD_CHUNK
     kept = spread(problem.h, problem.w, problem.k, size, capacity)
     chunks = cells * kept.chunks
     small, large = cells * c * size, pixels * c * size  # the input, and what has the size of the output
@@ -308,11 +315,11 @@ def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> T
     if name == "lau_forward_nhwc":
         return Traffic(small + 8 * pixels, large)
     if name == "count_cells":
-        return Traffic(8 * pixels, 4 * pixels + 4 * cells)
+        return Traffic(8 * pixels, 4 * cells)
     if name == "list_cells":
         return Traffic(4 * cells, 8 * cells + 12 * chunks)
-    if name == "scatter_cells":
-        return Traffic(12 * pixels + 4 * cells, 16 * pixels, 16 * pixels, scattered=1, lines=32)
+    if name in ("scatter_cells", "scatter_pixels"):
+        return Traffic(8 * pixels + 4 * cells, 16 * pixels, 16 * pixels, scattered=1, lines=32)
     if name in ("gather_nhwc", "gather_nchw"):
         moved = Traffic(large + small + 12 * chunks + 16 * pixels, parts + 8 * pixels, warps=chunks)
         if name == "gather_nhwc":
@@ -322,15 +329,31 @@ def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> T
         return moved._replace(again=again, warps=chunks / 32, scattered=c * kept.longest, lines=kept.grad_lines)
     if name == "combine":
         return Traffic(parts + 8 * cells, small)
-    if name == "log_sums_nhwc":
-        return Traffic(small + 8 * pixels, 8 * pixels)
-    if name == "judge":  # the logit of one channel: a sector of each tap
-        return Traffic(small + 24 * pixels, 5 * pixels, 4 * 32 * pixels, scattered=8, lines=32)
-    if name == "loss_gather_nhwc":
-        summed = cells * c * 4
-        adds = chunks * 4 * c * 4
-        return Traffic(small + 37 * pixels + 12 * chunks + summed, summed + 8 * pixels, adds, warps=chunks)
+    if name == "input_peaks":
+        return Traffic(small, 4 * cells)
+    if name == "bilinear_losses":  # a node is read for each of its cells; labels are scattered, in rows just read
+        return Traffic(small + 8 * pixels + 4 * cells, 4 * pixels, 3 * small, scattered=24, lines=16)
+    if name == "scatter_pixels":
+        return Traffic(8 * pixels + 4 * cells, 4 * pixels, 28 * pixels, scattered=1, lines=32)
+    if name == "loss_cells":
+        gradients = "true, false>" in expression
+        summed, adds = (cells * c * 4, chunks * 4 * c * 4) if gradients else (0, 0)
+        # Per pixel: its number, offset, label, rival and loss, and its offset's gradient and offset again.
+        arrays = 9 if gradients else 5
+        sectors = chunks * (arrays * 32 * kept.pixel_sectors) - arrays * 4 * pixels
+        read = small + 24 * pixels + 12 * chunks + 4 * cells + summed
+        written = summed + (12 if gradients else 4) * pixels
+        lines = arrays * kept.pixel_lines
+        return Traffic(read, written, adds + sectors, warps=chunks, scattered=arrays + 4, lines=lines / arrays)
     raise ValueError(f"no traffic is known of {name}: laurepro/bench/sass/launches.py")
+
+
+def as_read(problem: Problem, operation: str) -> Problem:
+    """What one launch reads of a problem: the losses copy contiguous maps, and take so many images at a time."""
+    if not operation.startswith("loss"):
+        return problem
+    shape = Shape(problem.n, problem.c, problem.h, problem.w, problem.k, problem.k, 1)
+    return problem._replace(channels_last=True, n=next(slabs(shape, _cupy_loss.LOSS_PIXELS))[1])
 
 
 def floor(problem: Problem, operation: str) -> float:
@@ -345,5 +368,6 @@ def floor(problem: Problem, operation: str) -> float:
         "forward": small + 8 * pixels + large,
         "backward": large + small + 8 * pixels + small + 8 * pixels,
         "loss-forward": small + 16 * pixels,
+        "loss-gradients": small + 16 * pixels,
         "loss-backward": small + 16 * pixels + small + 8 * pixels,
     }[operation]
