@@ -42,7 +42,7 @@ def environment(sanitizer: str) -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "TSAN_OPTIONS": "history_size=0:exitcode=66",
+        "TSAN_OPTIONS": "history_size=0:exitcode=66:suppress_equal_addresses=0",
         "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
         "OMP_NUM_THREADS": "1",
     }
