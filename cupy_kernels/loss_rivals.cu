@@ -38,14 +38,16 @@ template <int LANES, typename A> __device__ __forceinline__ A sum_as_group(A* pa
     }
 }
 
+template <typename T> constexpr int RESIDENT = sizeof(T) == 8 ? 2 : 4;  // blocks of 128 threads: double needs more registers
+
 // L' of each pixel, in base 2, NHWC. A warp takes eight cells. Its lanes first bring the planes of 32 channels into shared
 // memory; then each sums the exponentials of up to SPAN neighbouring pixels of one cell, whose row it interpolates once.
 template <typename T, int LANES>
-__global__ void __launch_bounds__(128, sizeof(Acc<T>) == 8 ? 2 : 4) bilinear_losses(
+__global__ void __launch_bounds__(128, RESIDENT<T>) bilinear_losses(
     const T* __restrict__ input, const Acc<T>* __restrict__ peaks, const long long* __restrict__ target, Acc<T>* __restrict__ loss,
     int cells, int C, int h, int w, int kh, int kw, Acc<T> rkh, Acc<T> rkw, Divisor by_hw, Divisor by_w, Divisor by_spans) {
     using A = Acc<T>;
-    constexpr int CELLS = 8, SPAN = sizeof(A) == 8 ? 1 : LANES < 16 ? 4 : LANES < 32 ? 2 : 1, CHANNELS = 32, STRIDE = CELLS + 1;
+    constexpr int CELLS = 8, SPAN = sizeof(A) == 8 ? 1 : LANES < 32 ? 4 : 1, CHANNELS = 32, STRIDE = CELLS + 1;
     LAU_DYNAMIC_SHARED(Plane<A>, shared);
     Plane<A>* const planes = shared + threadIdx.x / 32 * CHANNELS * STRIDE;
     const int lane = threadIdx.x % 32, mine = lane % CELLS;

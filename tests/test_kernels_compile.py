@@ -119,10 +119,10 @@ def test_backward_has_no_float_atomics() -> None:
 
 def test_loss_gradients_are_added_in_memory() -> None:
     # Mangled: loss_cells<float, 8, 8, true, false>: 64 channels of four corners by a warp; and nowhere a loop of compare
-    # and swap, nor a division by a subroutine.
+    # and swap. Eight exponentials in the loop, eight more where a sum is lost.
     cells = having("loss_cells", "loss_cells", "IfLi8ELi8ELb1ELb0E")
     assert len([i for i in cells if re.match(r"RED.*\.F32", i)]) == 8
-    assert len([i for i in cells if i.startswith("MUFU.EX2")]) <= 30 and not [i for i in cells if i.startswith("CALL")]
+    assert 16 <= len([i for i in cells if i.startswith("MUFU.EX2")]) <= 24
     assert not [i for code in machine_code("loss_cells").values() for i in code if re.search(r"ATOM.*CAS", i)]
     assert not [i for code in machine_code("loss_rivals").values() for i in code if re.match(r"RED|ATOM", i)]
 

@@ -765,7 +765,7 @@ def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.Monkey
         offset_guided_cross_entropy(many, offset, labels.expand(9, 3000, 3000), 1, backend="cupy")
 
 
-CELLS, TURNS = "loss_cells<float, 4, 2, true, false>", "loss_cells<float, 32, 8, true, true>"
+CELLS, TURNS = "loss_cells<float, 4, 2, true, false>", "loss_cells<float, 32, 6, true, true>"
 RIVALS, CHANNELS = "bilinear_losses<float, 4>", "channel_losses<float>"
 TIES = "(ties && nll == rival) || nll < rival"
 FAULTS = {  # of each file, with a case in which it should show

@@ -50,21 +50,21 @@ class Lanes(NamedTuple):
 # (lanes, channels per lane). A division takes more channels than the one before it; at most the last two channels of a
 # lane may be missing.
 _DIVISIONS = (
-    *((4, n) for n in (1, 2, 3, 4, 6, 8)),
+    *((4, n) for n in (2, 3, 4, 6, 8)),
     *((8, n) for n in (6, 8, 10)),
-    *((16, n) for n in (6, 8, 10)),
-    *((32, n) for n in (6, 8)),
+    *((16, n) for n in (8, 10)),
+    (32, 8),
 )
 
 
 @functools.cache
 def lanes_of(channels: int, dtype: torch.dtype) -> Lanes:
     """The fewest lanes whose registers can hold the channels of a pixel without spilling."""
-    divisions = ((4, 1), (8, 1), (32, 1)) if dtype == torch.float64 else _DIVISIONS  # tests: few instances
-    for lanes, vectors in divisions:
+    tests = dtype == torch.float64  # few instances
+    for lanes, vectors in ((4, 1), (8, 1), (32, 1)) if tests else _DIVISIONS:
         if lanes * vectors >= channels:
             return Lanes(lanes, vectors, False)
-    return Lanes(*divisions[-1], True)
+    return Lanes(32, 1 if tests else 6, True)
 
 
 def _kernel(name: str, dtype: torch.dtype, division: Lanes, gradients: bool) -> str:
@@ -74,7 +74,7 @@ def _kernel(name: str, dtype: torch.dtype, division: Lanes, gradients: bool) -> 
 
 def span(lanes: int, wide: torch.dtype) -> int:
     """Neighbouring pixels whose rivals a lane of `bilinear_losses` sums up at a time."""
-    return 1 if wide == torch.float64 else {4: 4, 8: 4, 16: 2, 32: 1}[lanes]
+    return 1 if wide == torch.float64 else {4: 4, 8: 4, 16: 4, 32: 1}[lanes]
 
 
 def _warps(division: Lanes, wide: torch.dtype) -> int:
