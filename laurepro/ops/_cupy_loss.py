@@ -187,6 +187,8 @@ def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
         raise RuntimeError(
             "location_aware_loss was called without need_input or need_offset, and its gradient is needed"
         )
+    if torch.is_grad_enabled() and not grad.requires_grad:
+        grad = grad.detach().requires_grad_()  # so that a second derivative is refused, and not taken to be 0
     scaled = scale_in_place if _last_use(grad) else torch.ops.laurepro.location_aware_loss_backward
     sums_input, sums_offset = ctx.saved_tensors
     grad_input, grad_offset = scaled(grad, sums_input, sums_offset, ctx.dtype)

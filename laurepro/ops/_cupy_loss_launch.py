@@ -47,13 +47,13 @@ class Lanes(NamedTuple):
     turns: bool  # whether there are more channels than these lanes take at a time
 
 
-# (lanes, channels per lane). A division takes more channels than the one before it; at most the last two channels of a
-# lane may be missing.
+# (lanes, channels per lane). A division takes more channels than the one before it; only the last two channels of a
+# lane may be missing in some or in all lanes.
 _DIVISIONS = (
     *((4, n) for n in (2, 3, 4, 6, 8)),
     *((8, n) for n in (6, 8, 10)),
-    *((16, n) for n in (8, 10)),
-    (32, 8),
+    *((16, n) for n in (6, 8, 10)),
+    *((32, n) for n in (6, 8)),
 )
 
 
