@@ -25,7 +25,7 @@ from ._cupy_loss_launch import NO_RIVAL, RULES, Settings, channel_losses, losses
 
 # Pixels that the losses list at a time. Gradients are kept for all images, everything else for those of a slab: with
 # fewer it takes less memory, and more launches.
-LOSS_PIXELS = 2**19
+LOSS_PIXELS = 5 * 2**17
 
 
 def takes(input: Tensor, k_h: int, k_w: int) -> bool:
