@@ -346,6 +346,7 @@ def test_every_shipped_part_says_what_it_is() -> None:
                 "location_aware",
                 "cascade",
                 "guided",
+                "image_guided",
                 "se",
                 "decoder",
                 "guide",
