@@ -97,8 +97,10 @@ def test_gradients(kind: str, options: dict[str, Any]) -> None:
     def run(*tensors: Tensor) -> Tensor:
         return dense(upsampler(*tensors[: len(inputs)]))
 
-    # In a random direction where the parameters are many.
-    assert torch.autograd.gradcheck(run, (*inputs, *parameters), fast_mode=kind in ("a2u", "featup", "naf"))
+    if kind in ("a2u", "featup", "naf"):  # so many parameters that one random direction has to do for them
+        assert torch.autograd.gradcheck(run, (*inputs, *parameters), fast_mode=True)
+        parameters = []
+    assert torch.autograd.gradcheck(run, (*inputs, *parameters))
 
 
 # ----------------------------------------------------------------------------------------------- identities
