@@ -6,7 +6,6 @@ The order matters: with one seed, rows that differ only in the upsampler start f
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -109,7 +108,11 @@ class Network(nn.Module):
         """[N, 3, H, W] to an Output."""
         features = self.backbone(image)
         if self.decoder:
-            feature, se_logits = self.head(features, partial(self._upsample, image))
+
+            def upsample(input: Tensor, feature: Tensor, size: tuple[int, int], guide: Tensor | None = None) -> Tensor:
+                return self._upsample(input, feature, size, _averaged(image, size) if self.image_guided else guide)
+
+            feature, se_logits = self.head(features, upsample)
         else:
             feature, se_logits = self.head(features)
         scores: Tensor | PointSampling = self.dropout(feature)
@@ -155,16 +158,13 @@ class Network(nn.Module):
         earlier = tuple(stage._replace(integer_gradient=gradient) for stage in scores.earlier)
         return scores._replace(integer_gradient=gradient, earlier=earlier)
 
-    def _upsample(
-        self, image: Tensor, input: Tensor, feature: Tensor, size: tuple[int, int], guide: Tensor | None = None
-    ) -> Tensor:
+    def _upsample(self, input: Tensor, feature: Tensor, size: tuple[int, int], guide: Tensor | None = None) -> Tensor:
         """A decoder's upsampling to exactly `size`.
 
         A sampled map has k*ceil(H/k) rows where the low-level map has H. Row i lies at i/k in both, so the first H are
         the right ones, and resizing would shift them. Any other size is resized.
         """
-        guides = (guide,) if self.guided else (_averaged(image, size),) if self.image_guided else ()
-        out = self._with_op(self.upsampler(input, feature, *guides))
+        out = self._with_op(self.upsampler(input, feature, *((guide,) if self.guided or self.image_guided else ())))
         if isinstance(out, PointSampling):
             k = math.prod(stage.scale_factor for stage in (*out.earlier, out))
             out = out.materialize()
