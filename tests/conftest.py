@@ -181,14 +181,15 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> Ran:
     return Ran(process.returncode, out, err)
 
 
-def run_cli(*args: object, cwd: Path, timeout: float = 240, **extra: str | Path) -> Ran:
+def run_cli(*args: object, cwd: Path, timeout: float = 240, fresh: bool = False, **extra: str | Path) -> Ran:
     """Run `laurepro ARGS` to its end.
 
     Importing torch and pandas takes longer than most commands. So each command runs in a new interpreter once, and from
-    then on in a process forked from one that has imported them (`cli_server.py`), unless its environment is special.
+    then on in a process forked from one that has imported them (`cli_server.py`), unless its environment is special or
+    the test wants it `fresh`.
     """
     command = str(args[0]) if args else ""
-    if command not in _RUN_BEFORE or not all(name.startswith("LAUREPRO_") for name in extra):
+    if fresh or command not in _RUN_BEFORE or not all(name.startswith("LAUREPRO_") for name in extra):
         _RUN_BEFORE.add(command)
         return finish(start(*args, cwd=cwd, **extra), timeout)
     server = _cli_server()
