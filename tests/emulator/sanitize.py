@@ -81,6 +81,8 @@ def main(sanitizer: str) -> None:
             v = _cupy_upsample.forward(u, d, *k, False)
             for deterministic in (False, True):
                 _cupy_upsample.backward(v, u, d, *k, True, True, True, deterministic)
+            if (layout == torch.channels_last) is not (m == 1):
+                continue  # the losses would copy the input
             target = torch.randint(-2, c + 1, (n, h * k[0], w * k[1]))  # including labels that are not classes
             rules = range(len(_cupy_loss.RULES) if m == 1 else 2)
             calls = [*((rule, False, True) for rule in rules), (0, True, True), (1, False, False)]
