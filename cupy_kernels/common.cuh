@@ -14,6 +14,9 @@ template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
 template <typename T> using Acc = typename Accumulator<T>::type;
 
+template <typename T> constexpr bool is_bfloat16 = false;
+template <> constexpr bool is_bfloat16<bfloat16> = true;
+
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ double widen(double v) { return v; }
 __device__ __forceinline__ float widen(bfloat16 v) { return __uint_as_float((unsigned)v.bits << 16); }
@@ -29,10 +32,23 @@ __device__ __forceinline__ float widen(float16 v) {
 
 // Rounds to nearest, ties to even, as torch does.
 template <typename T> __device__ __forceinline__ T narrow(Acc<T> v) { return (T)v; }
+// Two bfloat16 in a word, `low` in the lower half. A NaN becomes 0x7fff, as torch has it on a GPU.
+__device__ __forceinline__ unsigned narrow_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    const auto rounded = [](float v) {
+        const unsigned u = __float_as_uint(v);
+        if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;  // rounding could turn it into an infinity
+        return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    };
+    return rounded(low) | rounded(high) << 16;
+#endif
+}
 template <> __device__ __forceinline__ bfloat16 narrow<bfloat16>(float v) {
-    unsigned u = __float_as_uint(v);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return bfloat16{0x7fc0};  // NaN: rounding could turn it into an infinity
-    return bfloat16{(unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+    return bfloat16{(unsigned short)narrow_pair(v, 0.f)};
 }
 template <> __device__ __forceinline__ float16 narrow<float16>(float v) {
     float16 out;
@@ -47,6 +63,14 @@ template <> __device__ __forceinline__ float16 narrow<float16>(float v) {
 #ifndef LAU_CHECK_ALIGNED  // the emulator checks; a GPU would abort the process
 #define LAU_CHECK_ALIGNED(p, bytes)
 #endif
+
+// An address that the compiler keeps as it is in registers, rather than computing it anew wherever it is used.
+template <typename T> __device__ __forceinline__ T* kept(T* p) {
+#ifndef LAU_EMULATED
+    asm("" : "+l"(p));
+#endif
+    return p;
+}
 
 // N values that are loaded and stored in one instruction. The address must be a multiple of the size.
 template <typename T, int N> struct alignas(sizeof(T) * N) Vec { T v[N]; };
@@ -69,16 +93,67 @@ template <int N, typename T> __device__ __forceinline__ Vec<T, N> load(const T* 
     bits.word = *reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p);
     return bits.value;
 }
+// From global memory that no thread writes meanwhile.
+template <int N, typename T> __device__ __forceinline__ Vec<T, N> fetch(const T* p) {
+    LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+    Bits<N, T> bits;
+    bits.word = __ldg(reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p));
+    return bits.value;
+}
 template <int N, typename T> __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
     LAU_CHECK_ALIGNED(p, sizeof(T) * N);
     Bits<N, T> bits = {v};
     __stcg(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);  // an assignment may be split
+}
+// To shared memory.
+template <int N, typename T> __device__ __forceinline__ void put(T* p, const Vec<T, N>& v) {
+    LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+    Bits<N, T> bits = {v};
+    *reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p) = bits.word;
 }
 // For values that this kernel does not read again, so that the cache keeps its input, which it reads often.
 template <int N, typename T> __device__ __forceinline__ void stream(T* p, const Vec<T, N>& v) {
     LAU_CHECK_ALIGNED(p, sizeof(T) * N);
     Bits<N, T> bits = {v};
     __stcs(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);
+}
+
+// An integer as a type.
+template <int N> struct Number { static constexpr int value = N; };
+
+// N values in the type of the arithmetic.
+template <typename A, int N> struct Wide { A v[N]; };
+
+// bfloat16 by words of two: one instruction widens one of them, or narrows both.
+template <int N> union Pairs {
+    Vec<bfloat16, N> value;
+    unsigned word[N / 2];
+};
+template <typename T, int N> __device__ __forceinline__ Wide<Acc<T>, N> widen_all(const Vec<T, N>& v) {
+    Wide<Acc<T>, N> wide;
+    if constexpr (is_bfloat16<T> && N % 2 == 0) {
+        const Pairs<N> pairs = {v};
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+            wide.v[j] = __uint_as_float(j % 2 ? pairs.word[j / 2] & 0xffff0000u : pairs.word[j / 2] << 16);
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) wide.v[j] = widen(v.v[j]);
+    }
+    return wide;
+}
+template <typename T, int N> __device__ __forceinline__ Vec<T, N> narrow_all(const Wide<Acc<T>, N>& wide) {
+    if constexpr (is_bfloat16<T> && N % 2 == 0) {
+        Pairs<N> pairs;
+#pragma unroll
+        for (int j = 0; j < N; j += 2) pairs.word[j / 2] = narrow_pair(wide.v[j], wide.v[j + 1]);
+        return pairs.value;
+    } else {
+        Vec<T, N> v;
+#pragma unroll
+        for (int j = 0; j < N; ++j) v.v[j] = narrow<T>(wide.v[j]);
+        return v;
+    }
 }
 
 // The compiler may contract a * b + c in one place and not in another; where two branches must agree to the last bit, the
@@ -88,12 +163,23 @@ __device__ __forceinline__ double mad(double a, double b, double c) { return fma
 
 // -------------------------------------------------------------------------------------------- positions of samples
 
+// A number d by which numbers 0 <= n < 2^31 are divided without a division: 2^(31 + shift) / d, rounded up, in the lower
+// half, and in the upper half the smallest `shift` with 2^shift >= d.
+using Divisor = unsigned long long;
+
+__device__ __forceinline__ int quotient(int n, Divisor d) {
+    return (int)(__umulhi((unsigned)n * 2u, (unsigned)d) >> (int)(d >> 32));
+}
+
 // The position of output index Y = cell * k + step along its axis, which is cell + step / k.
 // `reciprocal` is 1 / k, rounded. One correction makes the product step * reciprocal equal to the rounded quotient.
+template <typename A> __device__ __forceinline__ A base_position(int cell, int step, int k, A reciprocal) {
+    const A steps = (A)step, quotient = steps * reciprocal;
+    return (A)cell + mad(mad(-quotient, (A)k, steps), reciprocal, quotient);
+}
 template <typename A> __device__ __forceinline__ A base_position(int index, int k, A reciprocal) {
     const int cell = index / k;
-    const A step = (A)(index - cell * k), quotient = step * reciprocal;
-    return (A)cell + mad(mad(-quotient, (A)k, step), reciprocal, quotient);
+    return base_position<A>(cell, index - cell * k, k, reciprocal);
 }
 
 // A map is what shares one offset: an image (M = 1), or one channel of an image (M = C). Map m of image n has its row
@@ -135,6 +221,22 @@ template <typename A> __device__ __forceinline__ Axis<A> locate_pair(A position,
     Axis<A> axis = locate(position, n);
     if (axis.far == 0 && n > 1) axis = {n - 2, 1, axis.t + (A)1};
     return axis;
+}
+
+// What a scale factor divides by: the width of the output, and the factors.
+struct Scale { Divisor W, kh, kw; };
+
+// `position_of` for M = 1, without divisions.
+template <typename A> __device__ __forceinline__ Position<A> position_of(
+    const A* __restrict__ offset, int image, int pixel, int HW, int W, int kh, int kw, A rkh, A rkw, const Scale& scale) {
+    const int Y = quotient(pixel, scale.W), X = pixel - Y * W, i = quotient(Y, scale.kh), j = quotient(X, scale.kw);
+    Position<A> p = {base_position<A>(i, Y - i * kh, kh, rkh), base_position<A>(j, X - j * kw, kw, rkw)};
+    if (offset != nullptr) {
+        const A* rows = offset + (size_t)image * 2 * HW + pixel;
+        p.y += rows[0];
+        p.x += rows[HW];
+    }
+    return p;
 }
 
 // Whether the derivative with respect to the position exists: not outside of [0, n - 1], and not to the right at n - 1.

@@ -58,7 +58,7 @@ SHAPES = [  # n, c, h, w, (k_h, k_w), m
     pytest.param(1, 1, 9, 2, (1, 1), 1, id="k1"),
     pytest.param(0, 3, 4, 4, (2, 2), 1, id="empty"),
 ]
-WIDTHS = [6, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which gather_nhwc divides channels
+WIDTHS = [6, 13, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which the kernels divide channels
 
 
 # ----------------------------------------------------------------------------------------------------- the cases
@@ -217,6 +217,54 @@ def test_widths_are_all_there_is() -> None:
     for dtype in (torch.float32, torch.float64):
         reached = {_cupy_upsample.gather_lanes(c, dtype) for c in (1, 2, 3, 5, *WIDTHS)}
         assert reached == {_cupy_upsample.gather_lanes(c, dtype) for c in range(1, 2049)}
+    lanes = {_cupy_upsample.forward_lanes(c) for c in (1, 2, 3, 5, *WIDTHS)}
+    assert lanes == {_cupy_upsample.forward_lanes(c) for c in range(1, 2049)}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_float32_rounded(
+    device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    # Images of several blocks, pixels whose number no vector divides, rows that begin anywhere, maps of one pixel.
+    for n, c, h, w, k in (
+        (5, 59, 5, 9, (2, 4)),
+        (2, 21, 4, 5, (3, 3)),
+        (1, 11, 3, 4, (2, 5)),
+        (2, 70, 3, 1, (2, 3)),
+        (1, 150, 2, 3, (4, 2)),
+        (1, 6, 2, 2, (3, 1)),
+        (3, 5, 1, 1, (2, 2)),
+        (2, 40, 2, 3, (1, 2)),
+        (2, 9, 3, 3, (1, 1)),
+    ):
+        case = make("nan", n, c, h, w, k, 1, c, np.float32)
+        u = torch.tensor(case.u, device=device).to(dtype).contiguous(memory_format=memory_format)
+        d = torch.tensor(case.offset, device=device)
+        value = _cupy_upsample.forward(u, d, *k, False)
+        wide = _cupy_upsample.forward(u.float(), d, *k, False).to(dtype)
+        assert value.dtype == dtype and value.stride() == wide.stride() and not value.isnan().all()
+        torch.testing.assert_close(value, wide, rtol=0, atol=0, equal_nan=True)
+
+
+def test_images_of_a_block(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make("small", 5, 6, 5, 7, (2, 2), 1, 4, np.float32)
+    u = torch.tensor(case.u, device=device).contiguous(memory_format=torch.channels_last)
+    d = torch.tensor(case.offset, device=device)
+    for tensor in (u, u.bfloat16()):
+        alone = _cupy_upsample.forward(tensor, d, 2, 2, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(_cupy_upsample, "images_per_block", lambda *_: 3)
+            assert torch.equal(_cupy_upsample.forward(tensor, d, 2, 2, False), alone)
+    assert [_cupy_upsample.images_per_block(n, 225) for n in (1, 4, 16, 64)] == [1, 1, 3, 4]
+
+
+def test_quotients_without_a_division() -> None:
+    for d in (1, 2, 3, 4, 5, 7, 60, 239, 240, 2**20 + 1, 2**28, 2**31 - 1):
+        magic, shift = int(_cupy_layout.divisor(d)) & 0xFFFFFFFF, int(_cupy_layout.divisor(d)) >> 32
+        numbers = {n for q in (0, 1, 2, 3, 1000, (2**31 - 1) // d) for n in (q * d - 1, q * d, q * d + d - 1)}
+        for n in (n for n in (*numbers, 2**31 - 1) if 0 <= n < 2**31):
+            assert ((2 * n * magic) >> 32) >> shift == n // d, (n, d)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

@@ -99,14 +99,23 @@ def having(source: str, *parts: str) -> list[str]:
 
 
 def test_accesses_are_wide() -> None:
-    # Mangled: lau_forward_nchw<float, 4, 1>, lau_forward_nhwc<float, 4, 8>, gather_nhwc<float, 4, 16, 1>.
+    # Mangled: lau_forward_nchw<float, 4, 1>, lau_forward_nhwc<float, 4, 16, 4>, gather_nhwc<float, 4, 16, 1>.
     assert any(re.match(r"STG.*\.128", i) for i in having("lau_forward", "nchw", "IfLi4E"))
-    nhwc = having("lau_forward", "nhwc", "IfLi4E")
+    nhwc = having("lau_forward", "nhwc", "IfLi4ELi16ELi4E")
     assert any(re.match(r"LDG.*\.128", i) for i in nhwc) and any(re.match(r"STG.*\.128", i) for i in nhwc)
     gather = having("lau_backward", "gather_nhwc", "IfLi4ELi16E")
     assert any(re.match(r"LDG.*\.128", i) for i in gather)
     stores = [i for i in gather if i.startswith("STG")]
     assert len([i for i in stores if ".128" in i]) == 4 and len(stores) == 4 + 2  # four corners, two offsets
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_bfloat16_is_converted_by_twos(odd: int) -> None:
+    # Mangled: lau_forward_padded<bfloat16, 8, 4, 2, odd>, two vectors of each of two pixels.
+    code = having("lau_forward", "padded", f"I8bfloat16Li8ELi4ELi2ELb{odd}E")
+    narrowed = [i for i in code if i.startswith("F2FP.BF16")]
+    assert all("PACK_AB" in i for i in narrowed) and len(narrowed) == 2 * 2 * 4
+    assert any(re.match(r"LDG.*\.128", i) for i in code) and any(re.match(r"STG.*\.128", i) for i in code)
 
 
 def test_backward_has_no_float_atomics() -> None:

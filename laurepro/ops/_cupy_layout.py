@@ -87,6 +87,13 @@ def reciprocals(k_h: int, k_w: int, dtype: torch.dtype) -> tuple[Any, Any]:
     return scalar(1) / scalar(k_h), scalar(1) / scalar(k_w)
 
 
+@functools.lru_cache(maxsize=256)
+def divisor(d: int) -> np.uint64:
+    """What `quotient` of common.cuh divides by, instead of the number d from 1 to 2^31."""
+    shift = (d - 1).bit_length()
+    return np.uint64(-(-(2 ** (31 + shift)) // d) + (shift << 32))
+
+
 def blocks_of(n: int, size: int) -> int:
     return -(-n // size)
 

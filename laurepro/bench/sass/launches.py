@@ -25,15 +25,23 @@ from laurepro.ops._cupy_lists import THREAD_CHUNK, WARP_CHUNK
 OPERATIONS = ("forward", "backward", "loss-forward", "loss-backward")
 
 
+Grid = tuple[int, int, int]
+
+
 class Recorded(NamedTuple):
     """One launch of a kernel, or one of torch's own kernels, whose `source` is empty."""
 
     source: str
     expression: str
-    blocks: int
+    grid: Grid
     threads: int
     shared: int  # bytes of dynamic shared memory
     memory_bytes: int = 0  # of torch's own
+
+    @property
+    def blocks(self) -> int:
+        """Of the whole grid."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
 
 def record(problem: Problem, operation: str) -> list[Recorded]:
@@ -76,7 +84,7 @@ class _TorchKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(output, Tensor) and not re.match(r"(new_)?empty|detach|alias|view|slice|select", name):
             read = () if name.startswith("zeros") else args
             size = sum(t.nbytes for t in (*read, output) if isinstance(t, Tensor))
-            self.launched.append(Recorded("", f"torch.{name}", 0, 0, 0, size))
+            self.launched.append(Recorded("", f"torch.{name}", (0, 0, 0), 0, 0, size))
         return output
 
 
@@ -87,8 +95,7 @@ def _recording() -> Iterator[list[Recorded]]:
 
     def load(source: str, expression: str) -> _cupy.Kernel:
         def kernel(grid: Any, block: Any, args: Any, *, shared_mem: int, stream: Any) -> None:
-            blocks = functools.reduce(int.__mul__, grid)
-            launched.append(Recorded(source, expression, blocks, block[0], shared_mem))
+            launched.append(Recorded(source, expression, (*grid, 1, 1)[:3], block[0], shared_mem))
 
         return kernel
 
@@ -184,7 +191,7 @@ def _lines(file: str, after: str, snippet: str) -> frozenset[Line]:
     return frozenset((file, i + 1) for i in range(start, end + 1))
 
 
-def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: int = 1) -> list[Scope]:
+def scopes(source: str, expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> list[Scope]:
     """The loops of an instance, outer ones first, with the turns that a warp takes on average."""
     name, _, arguments = expression.partition("<")
     numbers = [int(a) for a in re.findall(r"\b\d+\b", arguments)]
@@ -201,14 +208,25 @@ def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: i
     if name == "lau_forward_nchw":
         return [
             scope("for (int map = blockIdx.z", 1),
-            scope("for (int c = first; c < last", c / blocks_of_channels, "STG", 1),
+            scope("for (int c = first; c < last", c / grid[1], "STG", 1),
         ]
+    if name == "pad_channels":
+        return [scope("for (int image = blockIdx.y", problem.n / grid[1])]
     if name == "lau_forward_nhwc":
-        vec, lanes = numbers
+        vec, lanes, vectors = numbers
         return [
-            scope("for (int image = blockIdx.y", 1),
-            scope("for (int i = 0; i < LANES", lanes, "SHFL.IDX", 5),
-            scope("for (int c = lane * VEC", -(-c // (lanes * vec)), "STG", 1),
+            scope("for (int image = blockIdx.y", problem.n / grid[1]),
+            scope("for (int c = lane * VEC", -(-c // (lanes * vec * vectors))),
+            scope("for (int i = group", lanes, "STG", vectors),
+        ]
+    if name == "lau_forward_padded":
+        vec, lanes, vectors = numbers
+        values = 64 // lanes * c
+        return [
+            scope("for (int image = blockIdx.y", problem.n / grid[1]),
+            scope("for (int i = 0; i < pixels", lanes / 2, "LDG", 8 * vectors),
+            scope("for (int j = own * VEC", -(-values // (32 * vec)), "STG", 1),
+            scope("for (int j = own; j < values", 0),
         ]
     if name == "list_cells":
         capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
@@ -290,7 +308,7 @@ class Traffic(NamedTuple):
     lines: float = 1  # in so many
 
 
-def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> Traffic:
+def traffic(expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> Traffic:
     """Of a launch with this problem."""
     name, size = expression.split("<")[0], problem.dtype.itemsize
     cells = problem.n * problem.h * problem.w
@@ -301,12 +319,15 @@ def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> T
     kept = spread(problem.h, problem.w, problem.k, size, capacity)
     chunks = cells * kept.chunks
     small, large = cells * c * size, pixels * c * size  # the input, and what has the size of the output
+    padded = small / c * (-(-c // 8) * 8 if c > 12 else -(-c // 4) * 4)
     parts = chunks * 4 * c * 4
     if name == "lau_forward_nchw":
-        loads = 4 * int(expression.split(",")[1]) * c / blocks_of_channels
+        loads = 4 * int(expression.split(",")[1]) * c / grid[1]
         return Traffic(small + 8 * pixels, large, scattered=loads, lines=kept.lines)
-    if name == "lau_forward_nhwc":
-        return Traffic(small + 8 * pixels, large)
+    if name == "pad_channels":
+        return Traffic(small, padded)
+    if name in ("lau_forward_nhwc", "lau_forward_padded"):
+        return Traffic((padded if name == "lau_forward_padded" else small) + 8 * pixels, large)
     if name == "count_cells":
         return Traffic(8 * pixels, 4 * pixels + 4 * cells)
     if name == "list_cells":
