@@ -1,7 +1,7 @@
 // LaU, forward: V[Y, X] = U(Y / k_h + dy[Y, X], X / k_w + dx[Y, X]), clamped to the border.
 //
 // offset is (N, 2M, H, W), or null for zero offsets.
-#include "common.cuh"
+#include "tiles.cuh"
 
 // NCHW. A thread computes PIXELS consecutive pixels of `channels_per_block` channels: the taps are computed once, and the
 // store is one instruction. RIGHT is the distance from a tap to its right neighbour: 0 only if w = 1. Grid: pixels,
@@ -39,6 +39,139 @@ __global__ void __launch_bounds__(256) lau_forward_nchw(
                 out.v[i] = narrow<T>(blend<A>(weight[i], widen(above[0]), widen(above[RIGHT]), widen(below[0]), widen(below[RIGHT])));
             }
             stream<PIXELS>(v + pixel, out);
+        }
+    }
+}
+
+// NCHW, M = 1, maps of more than one row and column, W a multiple of PIXELS. A block computes a tile: LANES lanes share
+// PIXELS neighbouring pixels and compute VEC channels each, for GROUPS such groups, CHUNK channels at a time. `capacity`:
+// cells of a region, at most; `channels` of a block, a multiple of CHUNK. Grid: tiles, channels, images.
+template <typename T, int LANES, int GROUPS>
+__global__ void __launch_bounds__(256, 2) lau_forward_tiled(
+    const T* __restrict__ input, const Acc<T>* __restrict__ offset, T* __restrict__ output, int images, int C, int h, int w,
+    int kh, int kw, Acc<T> rkh, Acc<T> rkw, Divisor by_kh, Divisor by_kw,
+    int columns, int rows, int across, Divisor by_columns, Divisor by_across, int capacity, int channels) {
+    using A = Acc<T>;
+    constexpr int VEC = 16 / sizeof(T), PIXELS = VEC < 4 ? VEC : 4, CHUNK = LANES * VEC;
+    __shared__ Box box;
+    LAU_DYNAMIC_SHARED(T, region);  // capacity * CHUNK, then the arrays of the tile's pixels, then where its cells are
+    const int threads = blockDim.x, held = GROUPS * (threads / LANES) * PIXELS;
+    Vec<A, 4>* const weights = reinterpret_cast<Vec<A, 4>*>(region + capacity * CHUNK);
+    int* const cells = reinterpret_cast<int*>(weights + held);
+    int* const places = cells + held;
+    const int hw = h * w, W = w * kw, H = h * kh, HW = H * W, warp = threadIdx.x / 32;
+    const int tile_row = quotient(blockIdx.x, by_across), X0 = (blockIdx.x - tile_row * across) * columns * PIXELS, Y0 = tile_row * rows;
+    const int first = blockIdx.y * channels, last = min(C, first + channels);
+    for (int image = blockIdx.z; image < images; image += gridDim.z) {
+        if (threadIdx.x == 0) box.clear();
+        __syncthreads();
+        int top = 1 << 29, left = 1 << 29, bottom = 0, right = 0;
+        for (int p = threadIdx.x; p < held; p += threads) {
+            const int group = p / PIXELS, row = quotient(group, by_columns);
+            const int Y = min(Y0 + row, H - 1), X = min(X0 + (group - row * columns) * PIXELS + p % PIXELS, W - 1);
+            if (row >= rows) break;
+            const int i = quotient(Y, by_kh), j = quotient(X, by_kw);
+            Position<A> at = {base_position<A>(i, Y - i * kh, kh, rkh), base_position<A>(j, X - j * kw, kw, rkw)};
+            if (offset != nullptr) {
+                const A* d = offset + (size_t)image * 2 * HW + Y * W + X;
+                at.y += d[0];
+                at.x += d[HW];
+            }
+            Axis<A> y = locate_pair(at.y, h), x = locate_pair(at.x, w);
+            if (at.y != at.y) y.cell = min(i, h - 2);  // NaN whatever the cell: one that does not widen the box
+            if (at.x != at.x) x.cell = min(j, w - 2);
+            const Weights<A> taps = tap_weights(y.t, x.t);
+            weights[p] = {taps.w00, taps.w01, taps.w10, taps.w11};
+            cells[p] = y.cell << 16 | x.cell;
+            top = min(top, y.cell), left = min(left, x.cell), bottom = max(bottom, y.cell), right = max(right, x.cell);
+        }
+        box.include(top, left, bottom, right);
+        __syncthreads();
+        top = -box.most[0], left = -box.most[1];
+        const int height = box.most[2] - top + 2, width = box.most[3] - left + 2, size = height * width;
+        const bool fits = size <= capacity;
+        const int own = threadIdx.x % LANES, below_first = width * CHUNK * (int)sizeof(T);
+        Vec<A, 4> weight[GROUPS][PIXELS];
+        int at[GROUPS][PIXELS], pixel[GROUPS];
+#pragma unroll
+        for (int g = 0; g < GROUPS; ++g) {
+            const int group = threadIdx.x / LANES + g * (threads / LANES), row = quotient(group, by_columns);
+            const int Y = Y0 + row, X = X0 + (group - row * columns) * PIXELS;
+            pixel[g] = row < rows && Y < H && X < W ? Y * W + X : -1;
+#pragma unroll
+            for (int i = 0; i < PIXELS; ++i) {
+                if (pixel[g] < 0) continue;
+                const int cell = cells[group * PIXELS + i], y = cell >> 16, x = cell & 0xffff;
+                weight[g][i] = weights[group * PIXELS + i];
+                at[g][i] = fits ? (((y - top) * width + x - left) * LANES + own) * 16 : y * w + x;
+            }
+        }
+        if (fits)
+            for (int cell = threadIdx.x; cell < size; cell += threads) {
+                const int y = cell / width;
+                places[cell] = (top + y) * w + left + cell - y * width;
+            }
+        __syncthreads();
+        const T* u = input + ((size_t)image * C + first) * hw;
+        T* v = output + ((size_t)image * C + first + own * VEC) * HW;
+        for (int left_over = last - first; left_over > 0; left_over -= CHUNK, u += CHUNK * hw, v += (size_t)CHUNK * HW) {
+            const int valid = left_over - own * VEC;
+            if (!fits) {
+                for (int j = 0; j < VEC && j < valid; ++j) {
+                    const T* plane = u + (own * VEC + j) * hw;
+#pragma unroll
+                    for (int g = 0; g < GROUPS; ++g) {
+                        if (pixel[g] < 0) continue;
+                        Wide<A, PIXELS> out;
+#pragma unroll
+                        for (int i = 0; i < PIXELS; ++i) {
+                            const T *above = plane + at[g][i], *below = above + w;
+                            const Vec<A, 4>& k = weight[g][i];
+                            out.v[i] = blend<A>({k.v[0], k.v[1], k.v[2], k.v[3]}, widen(above[0]), widen(above[1]), widen(below[0]), widen(below[1]));
+                        }
+                        stream<PIXELS>(v + (size_t)j * HW + pixel[g], narrow_all<T>(out));
+                    }
+                }
+                continue;
+            }
+            for (int cell = threadIdx.x; cell < size; cell += threads) {
+                const T* from = u + places[cell];
+                T* to = region + cell * CHUNK;
+#pragma unroll 1
+                for (int c = 0; c < CHUNK; c += VEC, to += VEC) {
+                    Vec<T, VEC> read;
+#pragma unroll
+                    for (int j = 0; j < VEC; ++j, from += hw)
+                        if (c + j < left_over) read.v[j] = *from;
+                    put<VEC>(to, read);
+                }
+            }
+            __syncthreads();
+#pragma unroll
+            for (int g = 0; g < GROUPS; ++g) {
+                if (pixel[g] < 0 || valid <= 0) continue;
+                Wide<A, VEC> values[PIXELS];
+#pragma unroll
+                for (int i = 0; i < PIXELS; ++i) {
+                    const T* above = reinterpret_cast<const T*>(reinterpret_cast<const char*>(region) + at[g][i]);
+                    const T* below = reinterpret_cast<const T*>(reinterpret_cast<const char*>(region) + below_first + at[g][i]);
+                    const Wide<A, VEC> v00 = widen_all(load<VEC>(above)), v01 = widen_all(load<VEC>(above + CHUNK));
+                    const Wide<A, VEC> v10 = widen_all(load<VEC>(below)), v11 = widen_all(load<VEC>(below + CHUNK));
+                    const Vec<A, 4>& k = weight[g][i];
+#pragma unroll
+                    for (int j = 0; j < VEC; ++j)
+                        values[i].v[j] = blend<A>({k.v[0], k.v[1], k.v[2], k.v[3]}, v00.v[j], v01.v[j], v10.v[j], v11.v[j]);
+                }
+                T* plane = v + pixel[g];
+#pragma unroll
+                for (int j = 0; j < VEC; ++j, plane += HW) {
+                    Wide<A, PIXELS> out;
+#pragma unroll
+                    for (int i = 0; i < PIXELS; ++i) out.v[i] = values[i].v[j];
+                    if (j < valid) stream<PIXELS>(plane, narrow_all<T>(out));
+                }
+            }
+            __syncthreads();
         }
     }
 }

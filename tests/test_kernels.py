@@ -34,6 +34,7 @@ import cupy_kernels
 from laurepro.nn import LocationAwareUpsample
 from laurepro.ops import (
     _cupy,
+    _cupy_forward,
     _cupy_layout,
     _cupy_lists,
     _cupy_loss,
@@ -58,7 +59,7 @@ SHAPES = [  # n, c, h, w, (k_h, k_w), m
     pytest.param(1, 1, 9, 2, (1, 1), 1, id="k1"),
     pytest.param(0, 3, 4, 4, (2, 2), 1, id="empty"),
 ]
-WIDTHS = [6, 13, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which the kernels divide channels
+WIDTHS = [6, 11, 13, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which the kernels divide channels
 
 
 # ----------------------------------------------------------------------------------------------------- the cases
@@ -217,8 +218,10 @@ def test_widths_are_all_there_is() -> None:
     for dtype in (torch.float32, torch.float64):
         reached = {_cupy_upsample.gather_lanes(c, dtype) for c in (1, 2, 3, 5, *WIDTHS)}
         assert reached == {_cupy_upsample.gather_lanes(c, dtype) for c in range(1, 2049)}
-    lanes = {_cupy_upsample.forward_lanes(c) for c in (1, 2, 3, 5, *WIDTHS)}
-    assert lanes == {_cupy_upsample.forward_lanes(c) for c in range(1, 2049)}
+    for channels in ((1, 2, 3, 5, *WIDTHS), range(1, 2049)):
+        widths = {c: _cupy_forward._access_width(c, torch.float32) for c in channels}
+        ways = {_cupy_forward.forward_lanes(c // width) for c, width in widths.items()}
+        assert ways == {*_cupy_forward._DIVISIONS, (32, 1)}
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -247,6 +250,31 @@ def test_half_types_are_float32_rounded(
         torch.testing.assert_close(value, wide, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tiles(device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of several blocks, of regions that fit into shared memory and of others: the same bits as channels last."""
+    launched: list[tuple[str, tuple[int, ...]]] = []
+    launch = _cupy_forward.launch
+    for kind, n, c, h, w, k in (
+        ("small", 2, 37, 9, 12, (4, 4)),
+        ("far", 1, 5, 40, 33, (3, 4)),
+        ("nan", 1, 70, 21, 2, (2, 2)),
+        ("infinite", 2, 21, 2, 8, (5, 1)),
+    ):
+        case = make(kind, n, c, h, w, k, 1, c, np.float64 if dtype == torch.float64 else np.float32)
+        u, d = torch.tensor(case.u, device=device).to(dtype), torch.tensor(case.offset, device=device)
+        last = _cupy_upsample.forward(u.contiguous(memory_format=torch.channels_last), d, *k, False)
+        launched.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(_cupy_forward, "launch", lambda *a, **b: (launched.append(a[2:4]), launch(*a, **b)))
+            for capacity in (512, 20):
+                patch.setattr(_cupy_forward, "_CAPACITY", capacity)
+                value = _cupy_upsample.forward(u, d, *k, False)
+                torch.testing.assert_close(value, last.contiguous(), rtol=0, atol=0, equal_nan=True)
+        assert all(name.startswith("lau_forward_tiled") for name, _ in launched)
+        assert launched[0][1][0] > 1 or h * w < 200
+
+
 def test_images_of_a_block(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("small", 5, 6, 5, 7, (2, 2), 1, 4, np.float32)
     u = torch.tensor(case.u, device=device).contiguous(memory_format=torch.channels_last)
@@ -254,9 +282,9 @@ def test_images_of_a_block(device: torch.device, monkeypatch: pytest.MonkeyPatch
     for tensor in (u, u.bfloat16()):
         alone = _cupy_upsample.forward(tensor, d, 2, 2, False)
         with monkeypatch.context() as patch:
-            patch.setattr(_cupy_upsample, "images_per_block", lambda *_: 3)
+            patch.setattr(_cupy_forward, "images_per_block", lambda *_: 3)
             assert torch.equal(_cupy_upsample.forward(tensor, d, 2, 2, False), alone)
-    assert [_cupy_upsample.images_per_block(n, 225) for n in (1, 4, 16, 64)] == [1, 1, 3, 4]
+    assert [_cupy_forward.images_per_block(n, 225) for n in (1, 4, 16, 64)] == [1, 1, 3, 4]
 
 
 def test_quotients_without_a_division() -> None:
@@ -299,7 +327,7 @@ def test_combine_of_more_values_than_32_bits_count(device: torch.device) -> None
 
 def test_any_number_of_channels_is_launchable(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(_cupy_upsample, "launch", lambda *args: launched.append(args))
+    monkeypatch.setattr(_cupy_forward, "launch", lambda *args: launched.append(args))
     _cupy_upsample.forward(torch.zeros(1, 2_200_000, 1, 2), None, 1, 1, False)
     ((_, _, _, grid, _, args),) = launched
     assert grid[1] <= 65535 and grid[1] * int(args[-1]) >= 2_200_000
@@ -669,7 +697,7 @@ def test_flops(device: torch.device) -> None:
 
 
 def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_cupy_lists, _cupy_upsample):
+    for module in (_cupy_lists, _cupy_forward, _cupy_upsample):
         monkeypatch.setattr(module, "launch", lambda *a, **k: pytest.fail("launched"))
     u, d = torch.zeros(2, 3, 4, 5, device=device), torch.zeros(2, 2, 8, 10, device=device)
     with pytest.raises(ValueError, match=r"\(2, 2, 12, 15\).*\(2, 3, 4, 5\).*got \(2, 2, 8, 10\)"):
@@ -893,7 +921,7 @@ def test_a_backward_pass_compiles_all_its_kernels_at_once(
 ) -> None:
     loaded: set[tuple[str, str]] = set()
     launched: list[tuple[str, str]] = []
-    for module in (_cupy_upsample, _cupy_loss, _cupy_lists):
+    for module in (_cupy_forward, _cupy_upsample, _cupy_loss, _cupy_lists):
         launch = module.launch
 
         def spy(*args: Any, launch: Any = launch, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """What a training launches, by the functions of `laurepro.ops` themselves on shapes alone, and what each kernel does.
 
 `SCOPES` states how often the loops of the sources turn, and `_traffic` which bytes a launch moves. Offsets are white
-noise of half an input pixel, as in `laurepro bench ops`: how its samples spread over cells and cache lines is counted.
+noise of half an input pixel; how its samples spread over cells and cache lines is counted (`spread`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from laurepro.bench._problems import Problem, make_offsets
+from laurepro.bench._problems import Problem
 from laurepro.bench.sass.listing import Line, Scope
+from laurepro.bench.sass.spread import spread, spread_of_tiles
 from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
+from laurepro.ops._cupy_layout import blocks_of
 from laurepro.ops._cupy_lists import THREAD_CHUNK, WARP_CHUNK
 
 OPERATIONS = ("forward", "backward", "loss-forward", "loss-backward")
@@ -109,59 +111,6 @@ def _recording() -> Iterator[list[Recorded]]:
             del _cupy._kernels[key]
 
 
-# ---------------------------------------------------------------------------------------- where samples come to lie
-
-
-class Spread(NamedTuple):
-    """How the samples of one image spread over its cells, with chunks as the kernels divide them."""
-
-    chunks: float  # per cell
-    lengths: tuple[int, ...]  # samples of each chunk
-    longest: float  # of 32 neighbouring chunks, on average
-    parts: float  # most chunks of a cell among 32 neighbouring cells, on average
-    lines: float  # cache lines per load of lau_forward_nchw
-    grad_lines: float  # and per load of the gradient in gather_nchw
-    grad_sectors: float  # sectors of 32 bytes, likewise
-
-
-@functools.cache
-def spread(h: int, w: int, k: int, itemsize: int, capacity: int) -> Spread:
-    """Of white offsets. `itemsize`: bytes of a channel; `capacity`: samples of a chunk, at most."""
-    offset = make_offsets(Problem("", 1, 1, h, w, k), torch.Generator().manual_seed(0))[0]
-    rows, columns = torch.meshgrid(torch.arange(h * k) / k, torch.arange(w * k) / k, indexing="ij")
-    cells = (rows + offset[0]).clamp(0, h - 1).long() * w + (columns + offset[1]).clamp(0, w - 1).long()
-    cells = cells.flatten()
-    counts = torch.bincount(cells, minlength=h * w)
-    parts = -(-counts // capacity)
-    order = torch.sort(cells, stable=True).indices
-    # Sample `rank` of a cell is in the part [length part / parts, length (part + 1) / parts) of its list.
-    cell, starts, firsts = cells[order], counts.cumsum(0) - counts, parts.cumsum(0) - parts
-    rank, length, number = torch.arange(len(cell)) - starts[cell], counts[cell], parts[cell]
-    part = ((rank + 1) * number - 1) // length
-    at = torch.full((int(parts.sum()), capacity), -1)
-    at[firsts[cell] + part, rank - length * part // number] = order
-    lengths = (at >= 0).sum(1)
-    whole = len(at) // 32 * 32
-    loads = at[:whole].view(-1, 32, capacity).transpose(1, 2).reshape(-1, 32)
-    taps = cells[: len(cells) // 128 * 128].view(-1, 32, 4).transpose(1, 2).reshape(-1, 32)
-    return Spread(
-        len(at) / (h * w),
-        tuple(lengths.tolist()),
-        float(lengths[:whole].view(-1, 32).max(1).values.float().mean()),
-        float(parts[: h * w // 32 * 32].view(-1, 32).max(1).values.float().mean()),
-        _distinct(taps * itemsize // 128),
-        _distinct(torch.where(loads < 0, -1, loads * itemsize // 128)),
-        _distinct(torch.where(loads < 0, -1, loads * itemsize // 32)),
-    )
-
-
-def _distinct(rows: Tensor) -> float:
-    """Different numbers that are not negative per row that has any, on average."""
-    rows = rows.sort(1).values
-    new = torch.cat((torch.ones_like(rows[:, :1], dtype=torch.bool), rows[:, 1:] != rows[:, :-1]), 1) & (rows >= 0)
-    return float(new.sum()) / max(1, int((rows >= 0).any(1).sum()))
-
-
 # ---------------------------------------------------------------------------------------------- loops of the sources
 
 
@@ -209,6 +158,19 @@ def scopes(source: str, expression: str, problem: Problem, grid: Grid = (1, 1, 1
         return [
             scope("for (int map = blockIdx.z", 1),
             scope("for (int c = first; c < last", c / grid[1], "STG", 1),
+        ]
+    if name == "lau_forward_tiled":
+        lanes, groups = numbers
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, itemsize, lanes, groups)
+        chunk, warps = lanes * 16 // itemsize, -(-tiles.threads // 32)
+        return [
+            scope("for (int image = blockIdx.z", problem.n / grid[2]),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, "LDG", 2),
+            scope("for (int cell = threadIdx.x", tiles.cells / tiles.threads, "STS", 1),
+            scope("for (int left_over = last", blocks_of(blocks_of(c, chunk), grid[1])),
+            scope("if (!fits) {", 0),
+            scope("for (int cell = threadIdx.x", -(-tiles.cells // 32) / warps, after="if (!fits) {"),
+            scope("for (int c = 0; c < CHUNK", lanes, "STS.128", 1),
         ]
     if name == "pad_channels":
         return [scope("for (int image = blockIdx.y", problem.n / grid[1])]
@@ -324,6 +286,14 @@ def traffic(expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> Traffi
     if name == "lau_forward_nchw":
         loads = 4 * int(expression.split(",")[1]) * c / grid[1]
         return Traffic(small + 8 * pixels, large, scattered=loads, lines=kept.lines)
+    if name == "lau_forward_tiled":
+        of_group, groups = (int(n) for n in re.findall(r"\b\d+\b", expression))
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, size, of_group, groups)
+        blocks, chunks_of_block = grid[0] * grid[1] * grid[2], blocks_of(blocks_of(c, of_group * 16 // size), grid[1])
+        vectors = 4 * groups * min(4, 16 // size) * chunks_of_block
+        again = tiles.bytes * c * problem.n - small
+        lines = 1 + 4 * (tiles.conflicts - 1)  # a vector per lane is four lines without conflicts
+        return Traffic(small + 8 * pixels, large, again, blocks * tiles.threads // 32, vectors, lines)
     if name == "pad_channels":
         return Traffic(small, padded)
     if name in ("lau_forward_nhwc", "lau_forward_padded"):
