@@ -100,6 +100,16 @@ template <int N, typename T> __device__ __forceinline__ Vec<T, N> fetch(const T*
     bits.word = __ldg(reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p));
     return bits.value;
 }
+// The same if `exists`, else zeros.
+template <int N, typename T> __device__ __forceinline__ Vec<T, N> fetch_if(bool exists, const T* p) {
+    Bits<N, T> bits;
+    bits.word = typename Word<sizeof(T) * N>::type();
+    if (exists) {
+        LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+        bits.word = __ldg(reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p));
+    }
+    return bits.value;
+}
 template <int N, typename T> __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
     LAU_CHECK_ALIGNED(p, sizeof(T) * N);
     Bits<N, T> bits = {v};
@@ -295,3 +305,24 @@ template <int LANES, typename A> __device__ __forceinline__ void group_sum(A& a,
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \
     T* const name = reinterpret_cast<T*>(name##_bytes)
 #endif
+
+// Adds a vector to memory that other threads add to as well. The sum depends on their order in its last bits.
+template <int N> __device__ __forceinline__ void add_to(float* p, const Vec<float, N>& v) {
+    LAU_CHECK_ALIGNED(p, 4 * N);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (N == 4) {
+        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+                     :: "l"(p), "f"(v.v[0]), "f"(v.v[1]), "f"(v.v[2]), "f"(v.v[3]) : "memory");
+        return;
+    } else if constexpr (N == 2) {
+        asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" :: "l"(p), "f"(v.v[0]), "f"(v.v[1]) : "memory");
+        return;
+    }
+#endif
+#pragma unroll
+    for (int j = 0; j < N; ++j) atomicAdd(p + j, v.v[j]);
+}
+template <int N> __device__ __forceinline__ void add_to(double* p, const Vec<double, N>& v) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) atomicAdd(p + j, v.v[j]);
+}

@@ -115,108 +115,141 @@ __global__ void __launch_bounds__(256) scatter_cells(
     entries[start[(map * h + y.cell) * w + x.cell] + position] = {y.t, x.t, pixel, slopes};
 }
 
+// What the lanes of a warp read about each of its samples.
+template <typename A> struct alignas(16) Sample { A w00, w01, w10, w11, ty, tx; unsigned first, unused; };
+
+// The sums over groups of LANES lanes of N values, a power of two; lane k LANES / N and those behind it return number k.
+template <int LANES, int N, typename A> __device__ __forceinline__ A group_sums(A (&v)[N], int lane) {
+    int half = LANES / 2;
+#pragma unroll
+    for (int kept = N / 2; kept > 0; kept /= 2, half /= 2) {
+        const bool upper = lane & half;
+#pragma unroll
+        for (int k = 0; k < kept; ++k)
+            v[k] = (upper ? v[k + kept] : v[k]) + __shfl_xor_sync(ALL_LANES, upper ? v[k] : v[k + kept], half);
+    }
+#pragma unroll
+    for (; half > 0; half /= 2) v[0] += __shfl_xor_sync(ALL_LANES, v[0], half);
+    return v[0];
+}
+
 // NHWC, M = 1. One warp per chunk of at most 32 samples, which the groups of lanes share out; a lane holds VECTORS vectors
-// of VEC channels: the cell's slopes, and the sums for its four corners.
+// of VEC channels (all but the last lanes' last one exist): the cell's slopes, and the sums for its four corners. The sums are written to `parts`, for `combine`, or
+// added to `sums`, which is as the input but of the type of the arithmetic; both may be null.
 template <typename T, int VEC, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256, 2) gather_nhwc(
     const T* __restrict__ grad, const T* __restrict__ input, const Chunk* __restrict__ chunks, const int* __restrict__ totals,
-    const Entry<Acc<T>>* __restrict__ entries, Acc<T>* __restrict__ parts, Acc<T>* __restrict__ grad_offset,
-    int first_map, int C, int h, int w, int HW) {
+    const Entry<Acc<T>>* __restrict__ entries, Acc<T>* __restrict__ parts, Acc<T>* __restrict__ sums, Acc<T>* __restrict__ grad_offset,
+    int first_map, int C, int h, int w, int HW, Divisor by_hw, Divisor by_w) {
     using A = Acc<T>;
-    constexpr int GROUPS = 32 / LANES, STEP = LANES * VEC;
+    constexpr int GROUPS = 32 / LANES, STEP = LANES * VEC, AHEAD = LANES / 8;  // samples of a group that are read together
+    __shared__ Sample<A> shared[256];
     const int index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (index >= totals[1]) return;  // the chunks after these were never written
     const Chunk chunk = chunks[index];
     const int lane = threadIdx.x % LANES, group = threadIdx.x % 32 / LANES;
-    const int map = chunk.cell / (h * w), cell = chunk.cell - map * h * w, y = cell / w, x = cell - y * w;
+    const int map = quotient(chunk.cell, by_hw), cell = chunk.cell - map * h * w, y = quotient(cell, by_w), x = cell - y * w;
     const int to_right = x < w - 1 ? C : 0, to_below = y < h - 1 ? w * C : 0;
-    const T* u = input + (size_t)chunk.cell * C;
     const T* g = grad + (size_t)map * HW * C;
 
     // The sample of this lane: consecutive samples go to different groups.
     const int lane_sample = lane * GROUPS + group;
     Entry<A> entry = {(A)0, (A)0, 0, 0};
     if (lane_sample < chunk.length) entry = entries[chunk.begin + lane_sample];
+    Sample<A>* const samples = shared + threadIdx.x / LANES * LANES;
+    const Weights<A> own = tap_weights(entry.ty, entry.tx);
+    samples[lane] = {own.w00, own.w01, own.w10, own.w11, entry.ty, entry.tx, (unsigned)(entry.pixel * C), 0};
+    __syncwarp();
+    const int of_group = (chunk.length - group + GROUPS - 1) / GROUPS;  // samples
     A grad_y = 0, grad_x = 0;
 
-    for (int block = 0; block < C; block += STEP * VECTORS) {
-        const int c0 = block + lane * VEC;
+    for (int c0 = lane * VEC; c0 < C + lane * VEC; c0 += STEP * VECTORS) {
+        const T* const u00 = kept(input + (size_t)chunk.cell * C + c0);
+        const T *const u01 = kept(u00 + to_right), *const u10 = kept(u00 + to_below), *const u11 = kept(u10 + to_right);
+        const bool whole = c0 + (VECTORS - 1) * STEP < C;  // all lanes have all vectors but the last
         Slopes<A> slopes[VECTORS][VEC];
         A s00[VECTORS][VEC], s01[VECTORS][VEC], s10[VECTORS][VEC], s11[VECTORS][VEC];
 #pragma unroll
         for (int q = 0; q < VECTORS; ++q) {
-            const int c = c0 + q * STEP;
-            Vec<T, VEC> a = {}, b = {}, d = {}, e = {};
-            if (c < C) {
-                a = load<VEC>(u + c);
-                b = load<VEC>(u + to_right + c);
-                d = load<VEC>(u + to_below + c);
-                e = load<VEC>(u + to_below + to_right + c);
-            }
+            const bool has = q < VECTORS - 1 || whole;
+            const Wide<A, VEC> wa = widen_all(fetch_if<VEC>(has, u00 + q * STEP)), wb = widen_all(fetch_if<VEC>(has, u01 + q * STEP));
+            const Wide<A, VEC> wd = widen_all(fetch_if<VEC>(has, u10 + q * STEP)), we = widen_all(fetch_if<VEC>(has, u11 + q * STEP));
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
-                slopes[q][j] = slopes_of<A>(widen(a.v[j]), widen(b.v[j]), widen(d.v[j]), widen(e.v[j]));
+                slopes[q][j] = slopes_of<A>(wa.v[j], wb.v[j], wd.v[j], we.v[j]);
                 s00[q][j] = s01[q][j] = s10[q][j] = s11[q][j] = (A)0;
             }
         }
-        // Prefetches the next sample while this one is summed; 0 after the last.
-        Vec<T, VEC> next[VECTORS];
-        const auto fetch = [&](int i) {
-            const T* sample = g + (size_t)__shfl_sync(ALL_LANES, entry.pixel, i, LANES) * C;
+        const T* from = kept(g + c0);
+        for (int i = 0; i * GROUPS < chunk.length; i += AHEAD) {
+            Vec<T, VEC> v[AHEAD][VECTORS];
 #pragma unroll
-            for (int q = 0; q < VECTORS; ++q) {
-                next[q] = {};
-                if (i * GROUPS + group < chunk.length && c0 + q * STEP < C) next[q] = load<VEC>(sample + c0 + q * STEP);
+            for (int k = 0; k < AHEAD; ++k) {
+                const T* p = from + samples[i + k].first;
+#pragma unroll
+                for (int q = 0; q < VECTORS; ++q) v[k][q] = fetch_if<VEC>(i + k < of_group && (q < VECTORS - 1 || whole), p + q * STEP);
             }
-        };
-        fetch(0);
-        for (int i = 0; i * GROUPS < chunk.length; ++i) {
-            Vec<T, VEC> v[VECTORS];
+            A along[2 * AHEAD];
 #pragma unroll
-            for (int q = 0; q < VECTORS; ++q) v[q] = next[q];
-            fetch(i + 1);
-            const A ty = __shfl_sync(ALL_LANES, entry.ty, i, LANES), tx = __shfl_sync(ALL_LANES, entry.tx, i, LANES);
-            const Weights<A> weight = tap_weights(ty, tx);
-            A down = 0, right = 0, twist = 0;
+            for (int k = 0; k < AHEAD; ++k) {
+                const Sample<A> sample = samples[i + k];
+                A down = 0, right = 0, twist = 0;
 #pragma unroll
-            for (int q = 0; q < VECTORS; ++q) {
+                for (int q = 0; q < VECTORS; ++q) {
+                    const Wide<A, VEC> gv = widen_all(v[k][q]);
 #pragma unroll
-                for (int j = 0; j < VEC; ++j) {
-                    const A gv = widen(v[q].v[j]);
-                    s00[q][j] = mad(weight.w00, gv, s00[q][j]);
-                    s01[q][j] = mad(weight.w01, gv, s01[q][j]);
-                    s10[q][j] = mad(weight.w10, gv, s10[q][j]);
-                    s11[q][j] = mad(weight.w11, gv, s11[q][j]);
-                    down = mad(slopes[q][j].down, gv, down);
-                    right = mad(slopes[q][j].right, gv, right);
-                    twist = mad(slopes[q][j].twist, gv, twist);
+                    for (int j = 0; j < VEC; ++j) {
+                        s00[q][j] = mad(sample.w00, gv.v[j], s00[q][j]);
+                        s01[q][j] = mad(sample.w01, gv.v[j], s01[q][j]);
+                        s10[q][j] = mad(sample.w10, gv.v[j], s10[q][j]);
+                        s11[q][j] = mad(sample.w11, gv.v[j], s11[q][j]);
+                        down = mad(slopes[q][j].down, gv.v[j], down);
+                        right = mad(slopes[q][j].right, gv.v[j], right);
+                        twist = mad(slopes[q][j].twist, gv.v[j], twist);
+                    }
                 }
+                along[k] = mad(sample.tx, twist, down);
+                along[AHEAD + k] = mad(sample.ty, twist, right);
             }
-            A along_y = mad(tx, twist, down), along_x = mad(ty, twist, right);
-            group_sum<LANES>(along_y, along_x, lane);
-            if (lane == i) {
-                grad_y += along_y;
-                grad_x += along_x;
+            // Every fourth lane holds another sum: along y of all samples, then along x.
+            const A sum = group_sums<LANES>(along, lane);
+            const int at = lane % AHEAD * 4;
+            const A sum_y = __shfl_sync(ALL_LANES, sum, at, LANES), sum_x = __shfl_sync(ALL_LANES, sum, at + LANES / 2, LANES);
+            if (lane / AHEAD * AHEAD == i) {
+                grad_y += sum_y;
+                grad_x += sum_x;
             }
         }
-        if (parts == nullptr) continue;
-        A* out = parts + (size_t)index * 4 * C;
+        if (parts == nullptr && sums == nullptr) continue;
+        Vec<A, VEC> corners[4][VECTORS];
 #pragma unroll
         for (int q = 0; q < VECTORS; ++q) {
-            const int c = c0 + q * STEP;
-            Vec<A, VEC> o00, o01, o10, o11;
 #pragma unroll
             for (int j = 0; j < VEC; ++j) {
-                o00.v[j] = across_groups<LANES>(s00[q][j]);
-                o01.v[j] = across_groups<LANES>(s01[q][j]);
-                o10.v[j] = across_groups<LANES>(s10[q][j]);
-                o11.v[j] = across_groups<LANES>(s11[q][j]);
+                corners[0][q].v[j] = across_groups<LANES>(s00[q][j]);
+                corners[1][q].v[j] = across_groups<LANES>(s01[q][j]);
+                corners[2][q].v[j] = across_groups<LANES>(s10[q][j]);
+                corners[3][q].v[j] = across_groups<LANES>(s11[q][j]);
             }
-            if (group > 0 || c >= C) continue;
-            store<VEC>(out + c, o00);
-            store<VEC>(out + C + c, o01);
-            store<VEC>(out + 2 * C + c, o10);
-            store<VEC>(out + 3 * C + c, o11);
+        }
+        if (group > 0) continue;
+        if (parts != nullptr) {
+            A* out = parts + (size_t)index * 4 * C + c0;
+#pragma unroll
+            for (int corner = 0; corner < 4; ++corner, out += C)
+#pragma unroll
+                for (int q = 0; q < VECTORS; ++q)
+                    if (q < VECTORS - 1 || whole) store<VEC>(out + q * STEP, corners[corner][q]);
+            continue;
+        }
+        A* const node = sums + (size_t)chunk.cell * C + c0;
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner) {
+            if ((corner % 2 && to_right == 0) || (corner / 2 && to_below == 0)) continue;  // no such corner, and no weight
+            A* const out = node + (corner % 2 ? to_right : 0) + (corner / 2 ? to_below : 0);
+#pragma unroll
+            for (int q = 0; q < VECTORS; ++q)
+                if (q < VECTORS - 1 || whole) add_to<VEC>(out + q * STEP, corners[corner][q]);
         }
     }
     if (grad_offset == nullptr || lane_sample >= chunk.length) return;

@@ -118,10 +118,17 @@ def test_bfloat16_is_converted_by_twos(odd: int) -> None:
     assert any(re.match(r"LDG.*\.128", i) for i in code) and any(re.match(r"STG.*\.128", i) for i in code)
 
 
-def test_backward_has_no_float_atomics() -> None:
-    atomics = {i for code in machine_code("lau_backward").values() for i in code if re.match(r"RED[G.]|ATOM", i)}
-    assert atomics  # the counters
-    assert not [i for i in atomics if re.search(r"\.F(16|32|64)|\.BF16", i)]
+def test_lists_are_counted_by_integers_and_sums_are_added_by_vectors() -> None:
+    atomics = {
+        name: [i for i in code if re.match(r"RED[G.]|ATOM", i)] for name, code in machine_code("lau_backward").items()
+    }
+    floats = {name for name, some in atomics.items() if any(re.search(r"\.F(16|32|64)|\.BF16", i) for i in some)}
+    assert any(some for name, some in atomics.items() if name not in floats)  # the counters
+    assert floats and all("gather_nhwc" in name for name in floats)
+    # Mangled: gather_nhwc<float, 4, 16, 2>: two vectors of each of four corners.
+    (wide,) = [some for name, some in atomics.items() if "gather_nhwcIfLi4ELi16ELi2E" in name]
+    assert len([i for i in wide if re.match(r"RED.*\.F32x4", i)]) == 8
+    assert not [i for some in atomics.values() for i in some if "CAS" in i]
 
 
 def test_loss_gradients_are_added_by_vectors() -> None:

@@ -20,6 +20,7 @@ from ._cupy_layout import (
     Shape,
     accumulator,
     blocks_of,
+    divisor,
     memory_format_of,
     pointer,
     reciprocals,
@@ -62,7 +63,12 @@ def backward(
     layout = torch.channels_last if last else torch.contiguous_format
     grad, input = grad.contiguous(memory_format=layout), input.contiguous(memory_format=layout)
     offset = None if offset is None else offset.contiguous()
-    grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=layout)
+    wide = accumulator(input.dtype)
+    # Sums are added up in memory, in any order; or chunks of lists write theirs, and a kernel combines them in one order.
+    adds = last and not deterministic and need_input
+    kind = wide if adds else input.dtype
+    grad_input = torch.empty(input.shape, dtype=kind, device=input.device, memory_format=layout)
+    grad_input = grad_input.zero_() if adds else grad_input
     grad_offset = torch.empty_like(offset) if need_offset and offset is not None else input.new_empty(0)
     if s.n and (need_input or need_offset):
         target = grad_offset if need_offset else None
@@ -77,7 +83,8 @@ def backward(
             grid = (blocks_of(s.pixels, 256), min(maps, MAX_GRID))
             kernel = f"integer_rule<{CTYPES[input.dtype]}>"
             launch(input.device, "lau_backward", kernel, grid, 256, (*pointers, *numbers, np.int32(last)))
-    return (grad_input.contiguous(memory_format=wanted) if need_input else input.new_empty(0)), grad_offset
+    grad_input = grad_input.to(input.dtype).contiguous(memory_format=wanted) if need_input else input.new_empty(0)
+    return grad_input, grad_offset
 
 
 def _backward_maps(
@@ -100,19 +107,24 @@ def _backward_maps(
     kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
     if last:
         kernel = f"gather_nhwc<{ctype}, {', '.join(map(str, gather_lanes(channels, dtype, *tensors)))}>"
-    load_gather(input.device, ("lau_backward", kernel), dtype, last, deterministic, grad_input is not None)
+    combines = grad_input is not None and (deterministic or not last)
+    load_gather(input.device, ("lau_backward", kernel), dtype, last, deterministic, combines)
 
     capacity = WARP_CHUNK if last else THREAD_CHUNK
     lists = list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
     parts = None
-    if grad_input is not None:
+    if combines:
         parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
     listed = (lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
-    pointers = (*tensors, *listed, pointer(parts), pointer(grad_offset))
     if last:
+        sums = 0
+        if grad_input is not None and not combines:
+            sums = grad_input.data_ptr() + first * channels * s.h * s.w * wide.itemsize
         blocks, block, shared = blocks_of(lists.max_chunks, 8), 256, 0
-        numbers = sizes(first, channels, s.h, s.w, s.pixels)
+        pointers = (*tensors, *listed, pointer(parts), sums, pointer(grad_offset))
+        numbers = (*sizes(first, channels, s.h, s.w, s.pixels), divisor(s.h * s.w), divisor(s.w))
     else:
+        pointers = (*tensors, *listed, pointer(parts), pointer(grad_offset))
         block = 128 if wide == torch.float32 else 64
         blocks = blocks_of(lists.max_chunks, block)
         shared = block * THREAD_CHUNK * (entry_bytes(wide) + 2 * wide.itemsize)
@@ -128,11 +140,11 @@ def gather_lanes(channels: int, dtype: torch.dtype, *addresses: int) -> tuple[in
     # float64 is for tests: few instances.
     width = 1 if dtype == torch.float64 else vector_width(channels, dtype, *addresses)
     vectors = channels // width
-    if vectors <= 16:
-        return width, 16, 1
+    # As many as fit into the registers.
+    if vectors <= (80 if width < 4 else 32):
+        return width, 16, blocks_of(vectors, 16)
     per_lane = blocks_of(vectors, 32)
-    limit = 2 if width == 4 else 3  # what fits into the registers
-    return width, 32, blocks_of(per_lane, blocks_of(per_lane, limit))
+    return width, 32, max(v for v in range(1, 3 if width == 4 else 4) if per_lane % v == 0)
 
 
 def backward_instances(dtype: torch.dtype) -> list[str]:

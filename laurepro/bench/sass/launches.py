@@ -84,7 +84,7 @@ class _TorchKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if isinstance(output, Tensor) and not re.match(r"(new_)?empty|detach|alias|view|slice|select", name):
-            read = () if name.startswith("zeros") else args
+            read = () if name.startswith("zero") else args
             size = sum(t.nbytes for t in (*read, output) if isinstance(t, Tensor))
             self.launched.append(Recorded("", f"torch.{name}", (0, 0, 0), 0, 0, size))
         return output
@@ -197,8 +197,9 @@ def scopes(source: str, expression: str, problem: Problem, grid: Grid = (1, 1, 1
     if name == "gather_nhwc":
         vec, lanes, vectors = numbers
         return [
-            scope("for (int block = 0", -(-c // (lanes * vec * vectors))),
-            scope("for (int i = 0; i * GROUPS", turns_of(32 // lanes, WARP_CHUNK), "SHFL.IDX", 3),
+            scope("for (int c0 = lane * VEC", -(-c // (lanes * vec * vectors))),
+            scope("for (int i = 0; i * GROUPS", turns_of(4, WARP_CHUNK), "SHFL.IDX", 2),
+            scope("if (parts != nullptr) {", 0),
         ]
     if name == "gather_nchw":
         longest = spread(problem.h, problem.w, problem.k, itemsize, THREAD_CHUNK).longest
@@ -306,8 +307,9 @@ def traffic(expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> Traffi
         return Traffic(12 * pixels + 4 * cells, 16 * pixels, 16 * pixels, scattered=1, lines=32)
     if name in ("gather_nhwc", "gather_nchw"):
         moved = Traffic(large + small + 12 * chunks + 16 * pixels, parts + 8 * pixels, warps=chunks)
-        if name == "gather_nhwc":
-            return moved
+        if name == "gather_nhwc":  # sums are read and written once in memory; what chunks add passes the cache
+            summed = cells * c * 4
+            return moved._replace(read=moved.read + summed, written=summed + 8 * pixels, again=parts)
         lanes = 32 * len(kept.lengths) and pixels / chunks / kept.longest * 32  # that have a sample, of 32
         again = large / size / lanes * kept.grad_sectors * 32 - large
         return moved._replace(again=again, warps=chunks / 32, scattered=c * kept.longest, lines=kept.grad_lines)
