@@ -242,8 +242,8 @@ else:
     numbers, bytes = map(np.int32, (0, 1, 1, 20, 20, 4000, 256)), 48 * 1024 - 64 * ("shared" in fault)
     kernels[GATHERS[0]]((2,), (128,), (*pointers, *numbers), shared_mem=bytes)
     sizes = (*map(np.int32, (0, 1, 20, 20, 4000)), _cupy_layout.divisor(400), _cupy_layout.divisor(20))
-    for parts, sums in ((pointers[5], 0), (0, u.ctypes.data)):
-        kernels[GATHERS[1]]((32,), (256,), (*pointers[:5], parts, sums, pointers[6], *sizes))
+    for targets in ((pointers[5], 0), (0, pointers[1])):
+        kernels[GATHERS[1]]((32,), (256,), (*pointers[:5], *targets, pointers[6], *sizes))
 """
 BOUNDS = r"heap-buffer-overflow.*lau_backward\.cu:\d+"
 

@@ -64,7 +64,7 @@ def backward(
     grad, input = grad.contiguous(memory_format=layout), input.contiguous(memory_format=layout)
     offset = None if offset is None else offset.contiguous()
     wide = accumulator(input.dtype)
-    # Sums are added up in memory, in any order; or chunks of lists write theirs, and a kernel combines them in one order.
+    # Sums are added up in memory, in any order; or chunks of lists write theirs, and a kernel combines them.
     adds = last and not deterministic and need_input
     kind = wide if adds else input.dtype
     grad_input = torch.empty(input.shape, dtype=kind, device=input.device, memory_format=layout)
@@ -116,6 +116,8 @@ def _backward_maps(
     if combines:
         parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
     listed = (lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
+    pointers: tuple[int, ...] = (*tensors, *listed, pointer(parts), pointer(grad_offset))
+    numbers: tuple[Any, ...]
     if last:
         sums = 0
         if grad_input is not None and not combines:
@@ -124,7 +126,6 @@ def _backward_maps(
         pointers = (*tensors, *listed, pointer(parts), sums, pointer(grad_offset))
         numbers = (*sizes(first, channels, s.h, s.w, s.pixels), divisor(s.h * s.w), divisor(s.w))
     else:
-        pointers = (*tensors, *listed, pointer(parts), pointer(grad_offset))
         block = 128 if wide == torch.float32 else 64
         blocks = blocks_of(lists.max_chunks, block)
         shared = block * THREAD_CHUNK * (entry_bytes(wide) + 2 * wide.itemsize)
@@ -141,7 +142,7 @@ def gather_lanes(channels: int, dtype: torch.dtype, *addresses: int) -> tuple[in
     width = 1 if dtype == torch.float64 else vector_width(channels, dtype, *addresses)
     vectors = channels // width
     # As many as fit into the registers.
-    if vectors <= (80 if width < 4 else 32):
+    if vectors <= (32 if width == 4 else 64 if dtype == torch.float64 else 80):
         return width, 16, blocks_of(vectors, 16)
     per_lane = blocks_of(vectors, 32)
     return width, 32, max(v for v in range(1, 3 if width == 4 else 4) if per_lane % v == 0)
