@@ -12,6 +12,7 @@
 // C is the number of channels of a map. Maps first_map to first_map + maps - 1 are processed; input, grad and grad_input
 // start at the first of them, offset and grad_offset at map 0.
 #include "cells.cuh"
+#include "tiles.cuh"
 
 // `key` is, per sample, its rank within its cell (RANK; -1 where the offset is NaN), or the cell (maps * h * w for NaN).
 // `count` must be 0. Neighbouring samples of one cell share one atomic.
@@ -256,6 +257,256 @@ __global__ void __launch_bounds__(256, 2) gather_nhwc(
     A* rows = grad_offset + (size_t)(first_map + map) * 2 * HW + entry.pixel;
     rows[0] = entry.slopes & SLOPE_Y ? grad_y : (A)0;
     rows[HW] = entry.slopes & SLOPE_X ? grad_x : (A)0;
+}
+
+// Of a cell of a region: its number or its place in the image, whether it has neighbours, and the slopes of a pixel in it.
+constexpr int RIGHT = 1 << 30, BELOW = 1 << 29, SLOPES = 16, CELL = 0xffff, PLACE = BELOW - 1;
+
+// NCHW, M = 1, maps of more than one row and column, W a multiple of PIXELS. A block has a tile (see tiles.cuh) and processes
+// CHUNK channels at a time: LANES lanes share PIXELS neighbouring pixels, VEC channels each, and sum what their offsets need;
+// then LANES lanes share a cell, of which the pixels are listed, and sum what its corners need. `sums` is as the input, but of
+// the type of the arithmetic; it and `grad_offset` may be null. Grid: tiles, 1, images.
+template <typename T, int LANES>
+__global__ void __launch_bounds__(256, 2) gather_tiled(
+    const T* __restrict__ grad, const T* __restrict__ input, const Acc<T>* __restrict__ offset,
+    Acc<T>* __restrict__ sums, Acc<T>* __restrict__ grad_offset, int images, int C, int h, int w,
+    int kh, int kw, Acc<T> rkh, Acc<T> rkw, Divisor by_kh, Divisor by_kw,
+    int columns, int rows, int across, Divisor by_columns, Divisor by_across, int capacity) {
+    using A = Acc<T>;
+    constexpr int VEC = 16 / sizeof(T), PIXELS = VEC < 4 ? VEC : 4, CHUNK = LANES * VEC, WIDE = 16 / sizeof(A);
+    __shared__ Box box;
+    LAU_DYNAMIC_SHARED(A, nodes);  // capacity * CHUNK, then the other arrays
+    const int threads = blockDim.x, groups = threads / LANES, held = groups * PIXELS;
+    T* const region = reinterpret_cast<T*>(nodes + capacity * CHUNK);
+    T* const gradients = region + capacity * CHUNK;
+    Vec<A, 4>* const weights = reinterpret_cast<Vec<A, 4>*>(gradients + held * CHUNK);
+    int* const places = reinterpret_cast<int*>(weights + held);  // of the region's cells in the image
+    int* const counts = places + capacity;  // of pixels per cell, then where they end in `order`
+    int* const cells = counts + capacity;
+    unsigned short *const ranks = reinterpret_cast<unsigned short*>(cells + held), *const order = ranks + held, *const turns = order + held;
+    const int hw = h * w, W = w * kw, H = h * kh, HW = H * W, own = threadIdx.x % LANES, group = threadIdx.x / LANES;
+    const int tile_row = quotient(blockIdx.x, by_across), X0 = (blockIdx.x - tile_row * across) * columns * PIXELS, Y0 = tile_row * rows;
+    const int row = quotient(group, by_columns), Y = Y0 + row, X = X0 + (group - row * columns) * PIXELS;
+    const int pixel = row < rows && Y < H && X < W ? Y * W + X : -1;
+    // Pixel i of group g is at i * groups + g, so that neighbouring lanes write to neighbouring banks.
+    int part = 0;
+#pragma unroll
+    for (int i = 1; i < LANES; ++i) part += threadIdx.x >= i * groups ? 1 : 0;
+    const int of = threadIdx.x - part * groups, of_row = quotient(of, by_columns);
+    const int of_y = Y0 + of_row, of_x = X0 + (of - of_row * columns) * PIXELS + part;
+    for (int image = blockIdx.z; image < images; image += gridDim.z) {
+        if (threadIdx.x == 0) box.clear();
+        for (int i = threadIdx.x; i < capacity; i += threads) counts[i] = 0;
+        __syncthreads();
+        int top = 1 << 29, left = 1 << 29, bottom = 0, right = 0;
+        const int i_y = quotient(min(of_y, H - 1), by_kh);
+        const A base_y = base_position<A>(i_y, of_y - i_y * kh, kh, rkh);
+        for (int p = threadIdx.x, x_of = of_x; p < held; p += threads, x_of += LANES) {
+            cells[p] = -1;
+            if (of_row >= rows || of_y >= H || x_of >= W) continue;
+            const int j = quotient(x_of, by_kw);
+            Position<A> at = {base_y, base_position<A>(j, x_of - j * kw, kw, rkw)};
+            if (offset != nullptr) {
+                const A* d = offset + (size_t)image * 2 * HW + of_y * W + x_of;
+                at.y += d[0];
+                at.x += d[HW];
+            }
+            if (at.y != at.y || at.x != at.x) continue;
+            const Axis<A> y = locate(at.y, h), x = locate(at.x, w);
+            const Weights<A> taps = tap_weights(y.t, x.t);
+            weights[p] = {taps.w00, taps.w01, taps.w10, taps.w11};
+            cells[p] = y.cell << 16 | x.cell;
+            ranks[p] = (has_slope(at.y, h) ? SLOPE_Y : 0) | (has_slope(at.x, w) ? SLOPE_X : 0);
+            top = min(top, y.cell), left = min(left, x.cell), bottom = max(bottom, y.cell), right = max(right, x.cell);
+        }
+        box.include(top, left, bottom, right);
+        __syncthreads();
+        top = -box.most[0], left = -box.most[1];
+        // With the neighbours of the last row and column, where they exist.
+        const int height = min(box.most[2] + 1, h - 1) - top + 1, width = min(box.most[3] + 1, w - 1) - left + 1, size = max(height, 0) * width;
+        const bool fits = size <= capacity;
+        if (fits) {
+            // The pixels listed by cell, in any order: each counts itself in, and the counts are added up.
+            for (int p = threadIdx.x; p < held; p += threads)
+                if (cells[p] >= 0) {
+                    const int y = (cells[p] >> 16) - top, x = (cells[p] & 0xffff) - left, cell = y * width + x;
+                    const int slopes = ranks[p];
+                    ranks[p] = (unsigned short)atomicAdd(counts + cell, 1);
+                    cells[p] = cell | slopes << SLOPES | (x < width - 1 ? RIGHT : 0) | (y < height - 1 ? BELOW : 0);
+                }
+            for (int cell = threadIdx.x; cell < size; cell += threads) {
+                const int y = cell / width, x = cell - y * width;
+                places[cell] = (top + y) * w + left + x | (x < width - 1 ? RIGHT : 0) | (y < height - 1 ? BELOW : 0);
+            }
+            __syncthreads();
+            // The lanes of a warp take cells of nearly as many pixels: the fullest come first.
+            for (int cell = threadIdx.x; cell < size; cell += threads) {
+                const int count = counts[cell];
+                int turn = 0;
+                for (int other = 0; other < size; ++other) {
+                    const int theirs = counts[other];
+                    turn += theirs > count || (theirs == count && other < cell) ? 1 : 0;
+                }
+                turns[turn] = (unsigned short)cell;
+            }
+            __syncthreads();
+            if (threadIdx.x < 32) {
+                int before = 0;
+#pragma unroll 1
+                for (int first = 0; first < size; first += 32) {
+                    const int cell = first + threadIdx.x, count = cell < size ? counts[cell] : 0;
+                    int inclusive = count;
+#pragma unroll
+                    for (int d = 1; d < 32; d *= 2) {
+                        const int lower = __shfl_up_sync(ALL_LANES, inclusive, d);
+                        if (threadIdx.x >= d) inclusive += lower;
+                    }
+                    if (cell < size) counts[cell] = before + inclusive;
+                    before += __shfl_sync(ALL_LANES, inclusive, 31);
+                }
+            }
+            __syncthreads();
+            for (int p = threadIdx.x; p < held; p += threads)
+                if (cells[p] >= 0) {
+                    const int cell = cells[p] & CELL;
+                    order[(cell ? counts[cell - 1] : 0) + ranks[p]] = (unsigned short)p;
+                }
+            __syncthreads();
+        }
+        A down[PIXELS], along_x[PIXELS], twist[PIXELS];
+#pragma unroll
+        for (int i = 0; i < PIXELS; ++i) down[i] = along_x[i] = twist[i] = (A)0;
+        const T *u = input + (size_t)image * C * hw, *g = grad + ((size_t)image * C + own * VEC) * HW + pixel;
+        A* out = sums + (size_t)image * C * hw;
+        for (int remaining = C; remaining > 0; remaining -= CHUNK, u += CHUNK * hw, out += CHUNK * hw, g += (size_t)CHUNK * HW) {
+            const int valid = pixel < 0 ? 0 : remaining - own * VEC;
+            if (!fits) {
+                for (int j = 0; j < VEC && j < valid; ++j) {
+                    const T *plane = u + (own * VEC + j) * hw, *from = g + (size_t)j * HW;
+#pragma unroll
+                    for (int i = 0; i < PIXELS; ++i) {
+                        const int p = i * groups + group, cell = cells[p];
+                        if (cell < 0) continue;
+                        const int y = cell >> 16, x = cell & 0xffff, at = y * w + x, far_x = x < w - 1 ? 1 : 0, far_y = y < h - 1 ? w : 0;
+                        const Slopes<A> slopes = slopes_of<A>(widen(plane[at]), widen(plane[at + far_x]), widen(plane[at + far_y]), widen(plane[at + far_y + far_x]));
+                        const A v = widen(from[i]);
+                        down[i] = mad(slopes.down, v, down[i]);
+                        along_x[i] = mad(slopes.right, v, along_x[i]);
+                        twist[i] = mad(slopes.twist, v, twist[i]);
+                        if (sums == nullptr) continue;
+                        A* const node = out + (own * VEC + j) * hw + at;
+                        atomicAdd(node, weights[p].v[0] * v);
+                        if (far_x) atomicAdd(node + far_x, weights[p].v[1] * v);
+                        if (far_y) atomicAdd(node + far_y, weights[p].v[2] * v);
+                        if (far_x && far_y) atomicAdd(node + far_y + far_x, weights[p].v[3] * v);
+                    }
+                }
+                continue;
+            }
+            Vec<T, PIXELS> v[VEC];
+            const T* from = g;
+#pragma unroll
+            for (int j = 0; j < VEC; ++j, from += HW) v[j] = fetch_if<PIXELS>(j < valid, from);
+            for (int cell = threadIdx.x; cell < size; cell += threads) {
+                const T* at = u + (places[cell] & PLACE);
+#pragma unroll
+                for (int q = 0; q < LANES; ++q) {
+                    Vec<T, VEC> read;
+#pragma unroll
+                    for (int j = 0; j < VEC; ++j, at += hw) read.v[j] = fetch_if<1>(q * VEC + j < remaining, at).v[0];
+                    put<VEC>(region + cell * CHUNK + q * VEC, read);
+                }
+#pragma unroll
+                for (int q = 0; q < CHUNK; q += WIDE) put<WIDE>(nodes + cell * CHUNK + q, Vec<A, WIDE>{});
+            }
+            __syncthreads();
+            if (valid > 0) {
+#pragma unroll
+                for (int i = 0; i < PIXELS; ++i) {
+                    const int p = i * groups + group, cell = cells[p];
+                    Vec<T, VEC> transposed;
+#pragma unroll
+                    for (int j = 0; j < VEC; ++j) transposed.v[j] = v[j].v[i];
+                    put<VEC>(gradients + p * CHUNK + own * VEC, transposed);
+                    if (cell < 0) continue;
+                    const Wide<A, VEC> gv = widen_all(transposed);
+                    const T *above = region + (cell & CELL) * CHUNK + own * VEC, *below = above + (cell & BELOW ? width * CHUNK : 0);
+                    const int far_x = cell & RIGHT ? CHUNK : 0;
+                    const Wide<A, VEC> v00 = widen_all(load<VEC>(above)), v01 = widen_all(load<VEC>(above + far_x));
+                    const Wide<A, VEC> v10 = widen_all(load<VEC>(below)), v11 = widen_all(load<VEC>(below + far_x));
+#pragma unroll
+                    for (int j = 0; j < VEC; ++j) {
+                        const Slopes<A> slopes = slopes_of<A>(v00.v[j], v01.v[j], v10.v[j], v11.v[j]);
+                        down[i] = mad(slopes.down, gv.v[j], down[i]);
+                        along_x[i] = mad(slopes.right, gv.v[j], along_x[i]);
+                        twist[i] = mad(slopes.twist, gv.v[j], twist[i]);
+                    }
+                }
+            }
+            __syncthreads();
+            if (sums == nullptr) continue;
+            for (int first = 0; first < size; first += groups) {
+                const bool exists = first + group < size;
+                const int cell = exists ? turns[first + group] : 0, place = places[cell];
+                A s[4][VEC];
+#pragma unroll
+                for (int j = 0; j < VEC; ++j) s[0][j] = s[1][j] = s[2][j] = s[3][j] = (A)0;
+                if (exists && own * VEC < remaining) {
+                    const int end = counts[cell];
+                    for (int at = cell ? counts[cell - 1] : 0; at < end; ++at) {
+                        const int p = order[at];
+                        const Vec<A, 4> weight = weights[p];
+                        const Wide<A, VEC> gv = widen_all(load<VEC>(gradients + p * CHUNK + own * VEC));
+#pragma unroll
+                        for (int corner = 0; corner < 4; ++corner)
+#pragma unroll
+                            for (int j = 0; j < VEC; ++j) s[corner][j] = mad(weight.v[corner], gv.v[j], s[corner][j]);
+                    }
+                }
+                // One corner after the other, so that no two cells add to one node at a time.
+#pragma unroll
+                for (int corner = 0; corner < 4; ++corner) {
+                    const int needed = (corner % 2 ? RIGHT : 0) | (corner / 2 ? BELOW : 0);
+                    if (exists && (place & needed) == needed) {
+                        A* const node = nodes + (cell + corner / 2 * width + corner % 2) * CHUNK + own * VEC;
+#pragma unroll
+                        for (int q = 0; q < VEC; q += WIDE) {
+                            Vec<A, WIDE> sum = load<WIDE>(node + q);
+#pragma unroll
+                            for (int j = 0; j < WIDE; ++j) sum.v[j] += s[corner][q + j];
+                            put<WIDE>(node + q, sum);
+                        }
+                    }
+                    __syncthreads();
+                }
+            }
+            for (int cell = threadIdx.x; cell < size; cell += threads) {
+                A* to = out + (places[cell] & PLACE);
+#pragma unroll
+                for (int q = 0; q < CHUNK; q += WIDE) {
+                    const Vec<A, WIDE> sum = load<WIDE>(nodes + cell * CHUNK + q);
+#pragma unroll
+                    for (int j = 0; j < WIDE; ++j, to += hw)
+                        if (q + j < remaining) atomicAdd(to, sum.v[j]);
+                }
+            }
+            __syncthreads();
+        }
+        if (grad_offset != nullptr) {
+            A* const along_y = grad_offset + (size_t)image * 2 * HW + pixel;
+#pragma unroll
+            for (int i = 0; i < PIXELS; ++i) {
+                const int p = i * groups + group, cell = cells[p];
+                const A y = group_sum<LANES>(down[i]), x = group_sum<LANES>(along_x[i]), both = group_sum<LANES>(twist[i]);
+                if (own > 0 || pixel < 0) continue;
+                const int slopes = cell < 0 ? 0 : fits ? cell >> SLOPES : ranks[p];
+                const A ty = weights[p].v[2] + weights[p].v[3], tx = weights[p].v[1] + weights[p].v[3];
+                along_y[i] = slopes & SLOPE_Y ? mad(tx, both, y) : (A)0;
+                along_y[HW + i] = slopes & SLOPE_X ? mad(ty, both, x) : (A)0;
+            }
+        }
+        __syncthreads();  // before the next image
+    }
 }
 
 // One thread's part of gather_nchw for CHANNELS channels, starting at c0: sums the samples of `column` into its corners and

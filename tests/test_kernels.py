@@ -275,6 +275,37 @@ def test_tiles(device: torch.device, dtype: torch.dtype, monkeypatch: pytest.Mon
         assert launched[0][1][0] > 1 or h * w < 200
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_of_tiles(device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from lists, whether or not a region fits into shared memory."""
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype]
+    for kind, n, c, h, w, k in (
+        ("small", 2, 19, 9, 12, (4, 4)),
+        ("far", 1, 5, 30, 23, (3, 4)),
+        ("nan", 1, 11, 21, 2, (2, 2)),
+        ("infinite", 2, 8, 2, 8, (5, 1)),
+        ("one-point", 1, 3, 5, 6, (4, 4)),
+    ):
+        case = make(kind, n, c, h, w, k, 1, c, np.float64 if dtype == torch.float64 else np.float32)
+        u, g = (torch.tensor(a, device=device).to(dtype) for a in (case.u, case.grad))
+        d = torch.tensor(case.offset, device=device)
+        wanted = _cupy_upsample.backward(g, u, d, *k, False, True, True, deterministic=True)
+        launched: list[str] = []
+        launch = _cupy_upsample.launch
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                _cupy_upsample, "launch", lambda *a, to=launched, do=launch, **b: (to.append(a[2]), do(*a, **b))
+            )
+            for capacity in (256, 10):
+                patch.setattr(_cupy_upsample, "_CAPACITY", capacity)
+                for needed in ((True, True), (True, False), (False, True)):
+                    actual = _cupy_upsample.backward(g, u, d, *k, False, *needed, deterministic=False)
+                    for a, b in zip(actual, wanted, strict=True):
+                        limit = tolerance * float(b.abs().max()) if a.numel() else 0
+                        assert not a.numel() or float((a - b).abs().max()) <= limit, (kind, capacity, needed)
+        assert launched and all(name.startswith("gather_tiled") for name in launched)
+
+
 def test_images_of_a_block(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("small", 5, 6, 5, 7, (2, 2), 1, 4, np.float32)
     u = torch.tensor(case.u, device=device).contiguous(memory_format=torch.channels_last)
@@ -335,6 +366,11 @@ def test_any_number_of_channels_is_launchable(monkeypatch: pytest.MonkeyPatch) -
 
 Fault = emulator.Fault
 NHWC, NCHW = "gather_nhwc<float, 1, 16, 1>", "gather_nchw<float, 16>"
+TILED, FORWARD, PADDED = (
+    "gather_tiled<float, 2>",
+    "lau_forward_tiled<float, 4, 2>",
+    "lau_forward_padded<bfloat16, 4, 4, 1, true>",
+)
 FAULTS = [  # none that lets a kernel read or write anywhere: these run in this process
     Fault("swapped fractions", "scatter_cells<float>", "= {y.t, x.t, pixel, slopes};", "= {x.t, y.t, pixel, slopes};"),
     Fault("short chunk", "list_cells", "to - from};", "to - from - (i > 0)};"),
@@ -346,13 +382,31 @@ FAULTS = [  # none that lets a kernel read or write anywhere: these run in this 
     Fault("next sample", NHWC, "from + samples[i + k].first", "from + samples[i].first"),
     Fault("added to another corner", NHWC, "(corner % 2 ? to_right : 0) +", "(corner / 2 ? to_right : 0) +"),
     Fault("lost channel", NCHW, "    if (c < C)\n", "    if (false)\n"),
+    Fault("no right neighbour", TILED, "cell & RIGHT ? CHUNK : 0", "0"),
+    Fault(
+        "lost barrier",
+        TILED,
+        "Vec<A, WIDE>{});\n            }\n            __syncthreads();",
+        "Vec<A, WIDE>{});\n            }",
+    ),
+    Fault("one cell's pixels for all", TILED, "turns[first + group]", "turns[0]"),
+    Fault("other tile", FORWARD, "tile_row * across) * columns", "tile_row) * columns"),
+    Fault("unshifted rows", PADDED, "store_words<true>", "store_words<false>"),
+    Fault(
+        "lost barrier of a region",
+        FORWARD,
+        "put<VEC>(to, read);\n                }\n            }\n            __syncthreads();",
+        "put<VEC>(to, read);\n                }\n            }",
+    ),
     Fault("other corner", "combine<float, true>", "(size_t)chunk * 4 + corner", "(size_t)chunk * 4 + 3 - corner"),
 ]
 
 
 @functools.cache
-def faulty() -> dict[str, emulator.Kernel]:
-    return emulator.faulty("lau_backward", FAULTS)
+def faulty(source: str) -> dict[str, emulator.Kernel]:
+    return emulator.faulty(
+        source, [f for f in FAULTS if f.expression.startswith("lau_forward") == (source == "lau_forward")]
+    )
 
 
 @pytest.mark.cxx
@@ -364,14 +418,19 @@ def test_a_wrong_kernel_is_caught(fault: emulator.Fault, monkeypatch: pytest.Mon
         if expression != fault.expression:
             return fixtures.LOADER(source, expression)
         used.append(expression)
-        return faulty()[fault.name]
+        return faulty(source)[fault.name]
 
     monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
     monkeypatch.setattr(_cupy, "_kernels", {})
-    layout = torch.contiguous_format if fault.expression == NCHW else torch.channels_last
-    case = make("one-point" if "chunk" in fault.name else "small", 2, 5, 4, 4, (3, 3), 1, 3, np.float32)
-    torch.use_deterministic_algorithms("combine" in fault.expression)  # or nothing is combined
+    layout = torch.contiguous_format if fault.expression in (NCHW, TILED, FORWARD) else torch.channels_last
+    case = make("one-point" if "chunk" in fault.name else "small", 2, 5, 4, 4, (4, 3), 1, 3, np.float32)
+    # Only then chunks are combined, and are lists read in NCHW order.
+    torch.use_deterministic_algorithms("combine" in fault.expression or fault.expression == NCHW)
     with pytest.raises((AssertionError, emulator.EmulationError)):
+        if fault.expression == PADDED:
+            u, d = torch.tensor(case.u).bfloat16().contiguous(memory_format=layout), torch.tensor(case.offset)
+            value, wanted = (_cupy_upsample.forward(v, d, 4, 3, False) for v in (u, u.float()))
+            assert torch.equal(value, wanted.bfloat16())
         check(case, torch.device("cpu"), layout, "right")
     assert used
 

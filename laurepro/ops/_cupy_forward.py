@@ -84,7 +84,7 @@ def _forward_tiled(input: Tensor, offset: Tensor | None, output: Tensor, s: Shap
     wide = accumulator(input.dtype)
     lanes, groups = _TILED[input.dtype.itemsize]
     pixels, chunk = _cupy_tiles.pixels_of(input.dtype), lanes * 16 // input.dtype.itemsize
-    tiling = _cupy_tiles.tiling(s.h * s.k_h, s.w * s.k_w, pixels, groups / lanes)
+    tiling = _cupy_tiles.tiling(s.h * s.k_h, s.w * s.k_w, pixels, groups / lanes, _cupy_tiles.FORWARD_THREADS)
     images, chunks = min(s.n, MAX_GRID), blocks_of(s.c, chunk)
     # The taps are found once per block: it takes all channels, unless too few blocks would be left.
     parts = min(chunks, max(1, 512 // (tiling.tiles * images)))

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from ._cupy_layout import Shape, blocks_of, divisor, sizes
+from . import _cupy_layout
+from ._cupy_layout import Shape, blocks_of, divisor
 
+FORWARD_THREADS = (128, 192, 256)
 MAX_SIDE = 2**15 - 1  # of a map: rows and columns share a word
 
 
@@ -24,7 +26,7 @@ class Tiling(NamedTuple):
     @property
     def arguments(self) -> tuple[object, ...]:
         """What the kernels take."""
-        numbers = sizes(self.columns, self.rows, self.across)
+        numbers = _cupy_layout.sizes(self.columns, self.rows, self.across)
         return (*numbers, divisor(self.columns), divisor(self.across))
 
 
@@ -33,14 +35,14 @@ def pixels_of(dtype: torch.dtype) -> int:
     return min(4, 16 // dtype.itemsize)
 
 
-def takes(s: Shape, dtype: torch.dtype) -> bool:
-    """Whether an image of this shape can be divided into tiles."""
-    whole = s.w * s.k_w % pixels_of(dtype) == 0
+def takes(s: Shape, dtype: torch.dtype, address: int = 0) -> bool:
+    """Whether images of this shape, whose pixels begin at an address, can be divided into tiles."""
+    whole = s.w * s.k_w % pixels_of(dtype) == 0 and address % (pixels_of(dtype) * dtype.itemsize) == 0
     return s.m == 1 and 1 < s.h <= MAX_SIDE and 1 < s.w <= MAX_SIDE and whole
 
 
 @functools.lru_cache(maxsize=256)
-def tiling(height: int, width: int, pixels: int, groups_of_thread: float) -> Tiling:
+def tiling(height: int, width: int, pixels: int, groups_of_thread: float, sizes: tuple[int, ...]) -> Tiling:
     """The division that leaves the fewest threads idle; of nearly equal ones, that with the squarest tiles.
 
     Args:
@@ -48,10 +50,11 @@ def tiling(height: int, width: int, pixels: int, groups_of_thread: float) -> Til
         width: pixels.
         pixels: of a group.
         groups_of_thread: groups of a block, per thread.
+        sizes: numbers of threads that a block may have.
     """
     groups_across = width // pixels
     best, lowest = None, float("inf")
-    for threads in (128, 192, 256):
+    for threads in sizes:
         held = int(threads * groups_of_thread)
         for columns in range(1, min(held, groups_across) + 1):
             rows = min(held // columns, height)

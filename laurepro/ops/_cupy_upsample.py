@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import _cupy_tiles
 from ._cupy import CTYPES, launch
 from ._cupy_forward import forward as forward
 from ._cupy_forward import forward_instances
@@ -65,14 +66,17 @@ def backward(
     offset = None if offset is None else offset.contiguous()
     wide = accumulator(input.dtype)
     # Sums are added up in memory, in any order; or chunks of lists write theirs, and a kernel combines them.
-    adds = last and not deterministic and need_input
+    tiled = not last and not deterministic and _cupy_tiles.takes(s, input.dtype, grad.data_ptr())
+    adds = (last or tiled) and not deterministic and need_input
     kind = wide if adds else input.dtype
     grad_input = torch.empty(input.shape, dtype=kind, device=input.device, memory_format=layout)
     grad_input = grad_input.zero_() if adds else grad_input
     grad_offset = torch.empty_like(offset) if need_offset and offset is not None else input.new_empty(0)
     if s.n and (need_input or need_offset):
         target = grad_offset if need_offset else None
-        for first, maps in slabs(s):
+        if tiled:
+            _backward_tiled(grad, input, offset, grad_input if need_input else None, target, s)
+        for first, maps in () if tiled else slabs(s):
             _backward_maps(
                 grad, input, offset, grad_input if need_input else None, target, s, first, maps, last, deterministic
             )
@@ -85,6 +89,35 @@ def backward(
             launch(input.device, "lau_backward", kernel, grid, 256, (*pointers, *numbers, np.int32(last)))
     grad_input = grad_input.to(input.dtype).contiguous(memory_format=wanted) if need_input else input.new_empty(0)
     return grad_input, grad_offset
+
+
+# Lanes per group of pixels of gather_tiled, by the bytes of a channel: 8 channels at a time.
+_TILED = {2: 1, 4: 2, 8: 4}
+_CAPACITY = 256  # cells of a region that a block can hold
+
+
+def _backward_tiled(
+    grad: Tensor, input: Tensor, offset: Tensor | None, grad_input: Tensor | None, grad_offset: Tensor | None, s: Shape
+) -> None:
+    """Adds to `grad_input`, of the type of the arithmetic, and sets `grad_offset`; all tensors are contiguous."""
+    dtype, wide = input.dtype, accumulator(input.dtype)
+    lanes, pixels = _TILED[dtype.itemsize], _cupy_tiles.pixels_of(dtype)
+    tiling = _cupy_tiles.tiling(s.h * s.k_h, s.w * s.k_w, pixels, 1 / lanes, (min(256, 128 * lanes),))
+    capacity = _CAPACITY * 4 // max(4, wide.itemsize)
+    held = tiling.threads // lanes * pixels
+    shared = capacity * (8 * (wide.itemsize + dtype.itemsize) + 10) + held * (
+        8 * dtype.itemsize + 4 * wide.itemsize + 8
+    )
+    args = (grad.data_ptr(), input.data_ptr(), pointer(offset), pointer(grad_input), pointer(grad_offset))
+    numbers = (
+        *sizes(s.n, s.c, s.h, s.w, s.k_h, s.k_w),
+        *reciprocals(s.k_h, s.k_w, wide),
+        divisor(s.k_h),
+        divisor(s.k_w),
+    )
+    numbers = (*numbers, *tiling.arguments, *sizes(capacity))
+    kernel, grid = f"gather_tiled<{CTYPES[dtype]}, {lanes}>", (tiling.tiles, 1, min(s.n, MAX_GRID))
+    launch(input.device, "lau_backward", kernel, grid, tiling.threads, (*args, *numbers), shared_mem=shared)
 
 
 def _backward_maps(
@@ -158,7 +191,8 @@ def backward_instances(dtype: torch.dtype) -> list[str]:
     nhwc = [
         f"gather_nhwc<{ctype}, {v}, {n}, {q}>" for v, n, q in sorted({gather_lanes(c, dtype) for c in range(1, 513)})
     ]
-    return [*shared, *nhwc, f"gather_nchw<{ctype}, {THREAD_CHUNK}>"]
+    nchw = [f"gather_nchw<{ctype}, {THREAD_CHUNK}>", f"gather_tiled<{ctype}, {_TILED[dtype.itemsize]}>"]
+    return [*shared, *nhwc, *nchw]
 
 
 # Per source file, a function that lists every instance for a dtype of the input; the tests compile them all.

@@ -23,6 +23,7 @@ from laurepro.bench.sass.spread import spread, spread_of_tiles
 from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
 from laurepro.ops._cupy_layout import blocks_of
 from laurepro.ops._cupy_lists import THREAD_CHUNK, WARP_CHUNK
+from laurepro.ops._cupy_tiles import FORWARD_THREADS
 
 OPERATIONS = ("forward", "backward", "loss-forward", "loss-backward")
 
@@ -161,7 +162,7 @@ def scopes(source: str, expression: str, problem: Problem, grid: Grid = (1, 1, 1
         ]
     if name == "lau_forward_tiled":
         lanes, groups = numbers
-        tiles = spread_of_tiles(problem.h, problem.w, problem.k, itemsize, lanes, groups)
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, itemsize, lanes, groups, FORWARD_THREADS)
         chunk, warps = lanes * 16 // itemsize, -(-tiles.threads // 32)
         return [
             scope("for (int image = blockIdx.z", problem.n / grid[2]),
@@ -219,6 +220,29 @@ def scopes(source: str, expression: str, problem: Problem, grid: Grid = (1, 1, 1
             Scope(_around(file, end), longest, "LDS.128", 1),
         ]
         return [*around, *outer, *inner]
+    if name == "gather_tiled":
+        (lanes,) = numbers
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, itemsize, lanes, 1, (128 * lanes,))
+        warps = tiles.threads // 32
+        of_thread = -(-tiles.cells // 32) / warps  # cells, on average
+        rows = -(-tiles.cells // (tiles.threads // lanes))
+        return [
+            scope("for (int image = blockIdx.z", problem.n / grid[2]),
+            scope("for (int i = threadIdx.x; i < capacity", 256 / tiles.threads, "STS", 1),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, "LDG", 2),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, "ATOMS", 1, after="if (fits) {"),
+            scope("for (int first = 0; first < size; first += 32", -(-tiles.cells // 32) / warps),
+            scope("for (int cell = threadIdx.x", of_thread, after="if (fits) {"),
+            scope("for (int cell = threadIdx.x", of_thread, after="The lanes of a warp take cells"),
+            scope("for (int other = 0", tiles.cells, "LDS", 1),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, after="before += __shfl"),
+            scope("for (int remaining = C", -(-c // 8)),
+            scope("if (!fits) {", 0),
+            scope("for (int cell = threadIdx.x", of_thread, after="if (!fits) {"),
+            scope("for (int first = 0; first < size; first += groups", rows),
+            scope("for (int at = cell ?", tiles.longest / warps / rows, "LDS.128", 2),
+            scope("for (int cell = threadIdx.x", of_thread, after="for (int at = cell ?"),
+        ]
     if name == "combine":
         capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
         chunks = spread(problem.h, problem.w, problem.k, itemsize, capacity).chunks
@@ -289,7 +313,7 @@ def traffic(expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> Traffi
         return Traffic(small + 8 * pixels, large, scattered=loads, lines=kept.lines)
     if name == "lau_forward_tiled":
         of_group, groups = (int(n) for n in re.findall(r"\b\d+\b", expression))
-        tiles = spread_of_tiles(problem.h, problem.w, problem.k, size, of_group, groups)
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, size, of_group, groups, FORWARD_THREADS)
         blocks, chunks_of_block = grid[0] * grid[1] * grid[2], blocks_of(blocks_of(c, of_group * 16 // size), grid[1])
         vectors = 4 * groups * min(4, 16 // size) * chunks_of_block
         again = tiles.bytes * c * problem.n - small
@@ -313,6 +337,18 @@ def traffic(expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> Traffi
         lanes = 32 * len(kept.lengths) and pixels / chunks / kept.longest * 32  # that have a sample, of 32
         again = large / size / lanes * kept.grad_sectors * 32 - large
         return moved._replace(again=again, warps=chunks / 32, scattered=c * kept.longest, lines=kept.grad_lines)
+    if name == "gather_tiled":
+        (of_group,) = (int(n) for n in re.findall(r"\b\d+\b", expression))
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, size, of_group, 1, (128 * of_group,))
+        summed = cells * c * 4
+        again = tiles.bytes * c * problem.n * (1 + 4 / size)  # regions that are read, and whose sums are added
+        # Of vectors of 16 bytes: taps, and of cells in order of their pixels, which lie at random, what belongs to
+        # these pixels, and the sums of corners.
+        listed = tiles.longest / (tiles.threads // 32) * (1.7 if of_group == 2 else 3.2)
+        corners = 8 * 1.1 if of_group == 2 else 16 * 2.1
+        conflicts = -(-c // 8) * 4 * (16 * (tiles.conflicts - 1) + listed + corners)
+        warps = grid[0] * grid[2] * tiles.threads // 32
+        return Traffic(large + small + 8 * pixels + summed, summed + 8 * pixels, again, warps, conflicts, 2)
     if name == "combine":
         return Traffic(parts + 8 * cells, small)
     if name == "log_sums_nhwc":

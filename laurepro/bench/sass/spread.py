@@ -66,37 +66,44 @@ class TileSpread(NamedTuple):
     cells: float  # of a region, on average
     bytes: float  # of a plane that the regions together read, in sectors of 32 bytes
     conflicts: float  # cells that the lanes of a quarter of a warp read from one bank of shared memory, on average
+    longest: float  # pixels of the fullest of a warp's cells, in order, summed over the warps of a block, on average
 
 
 @functools.cache
-def spread_of_tiles(h: int, w: int, k: int, itemsize: int, lanes: int, groups: int) -> TileSpread:
-    """Of `lanes` lanes per group of pixels and `groups` such groups per thread."""
+def spread_of_tiles(
+    h: int, w: int, k: int, itemsize: int, lanes: int, groups: int, sizes: tuple[int, ...]
+) -> TileSpread:
+    """Of `lanes` lanes per group of pixels, `groups` such groups per thread, and one of `sizes` threads of a block."""
     pixels = min(4, 16 // itemsize)
-    tiling = _cupy_tiles.tiling(h * k, w * k, pixels, groups / lanes)
+    tiling = _cupy_tiles.tiling(h * k, w * k, pixels, groups / lanes, sizes)
     y, x = (at.clamp(0, n - 2).long() for at, n in zip(_positions(h, w, k), (h, w), strict=True))
-    boxes = []
+    boxes, lists, of_warp = [], 0.0, 32 // lanes
     for Y in range(0, h * k, tiling.rows):
         for X in range(0, w * k, tiling.columns * pixels):
             tile = (slice(Y, Y + tiling.rows), slice(X, X + tiling.columns * pixels))
             boxes.append([int(a[tile].max() - a[tile].min()) + 2 for a in (y, x)])
+            at = (y[tile] - y[tile].min()) * boxes[-1][1] + x[tile] - x[tile].min()
+            counts = torch.bincount(at.flatten(), minlength=-(-boxes[-1][0] * boxes[-1][1] // of_warp) * of_warp)
+            lists += float(counts.sort(descending=True).values.view(-1, of_warp).max(1).values.sum())
     box = torch.tensor(boxes, dtype=torch.float64)
     # The lanes of a group of pixels read one cell; 8 of these lanes of 16 bytes are served at a time.
     beside = max(1, 8 // lanes)
     cells, banks = ((a[:, ::pixels].flatten()) for a in (y * w + x, y * 0 + x))
     whole = len(cells) // beside * beside
     cells, banks = cells[:whole].view(-1, beside), banks[:whole].view(-1, beside) % beside
-    most = torch.zeros(len(cells))
+    worst = torch.zeros(len(cells))
     for bank in range(beside):
         rows = torch.where(banks == bank, cells, -1).sort(1).values
         new = torch.cat((rows[:, :1] >= 0, (rows[:, 1:] != rows[:, :-1]) & (rows[:, 1:] >= 0)), 1)
-        most = torch.maximum(most, new.sum(1).float())
+        worst = torch.maximum(worst, new.sum(1).float())
     return TileSpread(
         tiling.threads,
         int(tiling.threads * groups / lanes) * pixels,
         tiling.tiles,
         float(box.prod(1).mean()),
         float((box[:, 0] * (box[:, 1] * itemsize + 32 - itemsize)).sum()),
-        float(most.mean()),
+        float(worst.mean()),
+        lists / len(boxes),
     )
 
 
