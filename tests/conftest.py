@@ -6,10 +6,12 @@ import functools
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from laurepro.spec import Job
 
 ROOT = Path(__file__).parents[1]
 ROW = "table3a/encnet-os8-lau4x-off"  # the row that is trained, where one is
-STEPS = 160  # of a training at scale tiny: some seconds, enough to be interrupted and to learn several classes
+STEPS = 100  # of a training at scale tiny: seconds, enough to be interrupted and to learn several classes
 
 
 SHORT = ("--set", "train.iterations=60")  # for several processes, whose every sum is slow
@@ -179,9 +181,45 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> Ran:
     return Ran(process.returncode, out, err)
 
 
-def run_cli(*args: object, cwd: Path, timeout: float = 240, **extra: str | Path) -> Ran:
-    """Run `laurepro ARGS` to its end."""
-    return finish(start(*args, cwd=cwd, **extra), timeout)
+def run_cli(*args: object, cwd: Path, timeout: float = 240, fresh: bool = False, **extra: str | Path) -> Ran:
+    """Run `laurepro ARGS` to its end.
+
+    Importing torch and pandas takes longer than most commands. So each command runs in a new interpreter once, and from
+    then on in a process forked from one that has imported them (`cli_server.py`), unless its environment is special or
+    the test wants it `fresh`.
+    """
+    command = str(args[0]) if args else ""
+    if fresh or command not in _RUN_BEFORE or not all(name.startswith("LAUREPRO_") for name in extra):
+        _RUN_BEFORE.add(command)
+        return finish(start(*args, cwd=cwd, **extra), timeout)
+    server = _cli_server()
+    assert server.stdin is not None and server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        request = {"arguments": list(map(str, args)), "folder": str(cwd), "environment": environment(**extra)}
+        for name, file in (("out", out), ("err", err)):
+            file.touch()
+            request[name] = str(file)
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        pid = int(server.stdout.readline())
+        if not select.select([server.stdout], [], [], timeout)[0]:
+            os.killpg(pid, signal.SIGKILL)
+            server.stdout.readline()
+            pytest.fail(f"laurepro {args} did not end in {timeout} s:\n{out.read_text()}{err.read_text()}")
+        return Ran(int(server.stdout.readline()), out.read_text(), err.read_text())
+
+
+_RUN_BEFORE: set[str] = set()
+
+
+@functools.cache
+def _cli_server() -> subprocess.Popen[str]:
+    """It ends with this process: its stdin is closed then."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("cli_server.py")], env=environment(), text=True, **pipes
+    )
 
 
 def planned(*args: object, cwd: Path, **extra: str | Path) -> list[dict[str, Any]]:

@@ -34,6 +34,14 @@ class Upsampler(nn.Module):
         return F.interpolate(self.mix(input), scale_factor=self.k, mode="nearest")
 """
 
+IMAGE_GUIDED = (
+    UPSAMPLER.replace("= ()", "= ('image_guided',)")
+    .replace("feature_channels, *", "feature_channels, guide_channels, *")
+    .replace("self.k = ", "self.scale_factor = ")
+    .replace("feature):", "feature, guide):")
+    .replace("scale_factor=self.k", "guide.shape[2:]")
+)
+
 HEAD = """
 from torch import nn
 
@@ -190,6 +198,10 @@ RETURN = 'return F.interpolate(self.mix(input), scale_factor=self.k, mode="neare
         ("upsamplers", UPSAMPLER.replace("self.k = scale_factor", "self.k, self.bias = scale_factor, torch.rand(())")
          .replace("self.mix(input)", "self.mix(input) + self.bias"), "state_dict", "state outside"),
         ("upsamplers", UPSAMPLER.replace(RETURN, "assert input.shape[2] < 8\n        " + RETURN), "network", "AssertionError"),
+        ("upsamplers", IMAGE_GUIDED.replace("('image", "('guided', 'image"), "FEATURES are known", "one guide, not two"),
+        ("upsamplers", IMAGE_GUIDED.replace("guide.shape[2:]", "(20, 20)"), "shapes", "expected the guide's size (20, 27)"),
+        ("upsamplers", IMAGE_GUIDED.replace("self.scale_factor = ", "self.k = "), "network", "'scale_factor'"),
+        ("upsamplers", IMAGE_GUIDED.replace("        return", "        assert input.shape[1] == 5\n        return"), "network", "AssertionError"),
         ("heads", HEAD, "shapes", "FEATURES lack 'se'"),
         ("heads", HEAD.replace("= ()", "= ('decoder', 'se')").replace("features):", "features, upsample):"), "shapes", "never called"),
         ("backbones", BACKBONE.replace("(4, 8, 8, 8)", "(4, 8, 16, 16)"), "strides", "got [(2, 4, 17, 25)"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laurepro import spec
 from laurepro.errors import LaureproError
-from laurepro.evaluation.counting import within_reach
+from laurepro.evaluation.counting import unrelated, within_reach
 from laurepro.network.model import Output
 from laurepro.spec import Loss, Train
 from laurepro.training import losses
@@ -186,6 +186,13 @@ def test_the_ceiling_against_a_loop_over_pixels(h: int, w: int, classes: int, ra
     assert ((found == tensors[0]) <= (further == tensors[0])).all(), "monotone in the radius"
 
 
+@given(images=st.integers(2, 300), seed=st.integers(0, 2**31))
+def test_each_image_gets_the_labels_of_another(images: int, seed: int) -> None:
+    others = unrelated(images, seed)
+    assert sorted(others) == list(range(images)) and all(index != other for index, other in enumerate(others))
+    assert others == unrelated(images, seed)
+
+
 def test_a_control_of_the_table_differs_from_another_in_one_thing() -> None:
     table, scale = spec.tables()["tablec"], spec.scale("camvid-cpu")
     resolved = {row.id: spec.resolve(table, row, scale) for row in table.rows}
@@ -201,6 +208,8 @@ def test_a_control_of_the_table_differs_from_another_in_one_thing() -> None:
         ("lau8x-half-pixel", "grid8x-half-pixel", "model"),
         ("lau8x-half-pixel", "lau8x", "model"),
         ("bilinear-oracle-4px", "bilinear", "eval"),
+        ("bilinear-unrelated", "bilinear", "eval"),
+        ("bilinear-unrelated-4px", "bilinear-oracle-4px", "eval"),
     ):
         one, two = resolved[row].model_dump(), resolved[other].model_dump()
         assert [key for key in one if one[key] != two[key]] == [section], row
@@ -212,5 +221,5 @@ def test_nothing_of_the_paper_changed() -> None:
         for row in table.rows:
             if row.set is not None and table.source.paper.startswith("arXiv:"):
                 experiment = spec.resolve(table, row, spec.scale("paper"))
-                assert experiment.eval.oracle_radius is None and experiment.train.lr_multiplier == 1.0
+                assert experiment.eval.is_score and experiment.train.lr_multiplier == 1.0
                 assert experiment.loss.normalize == "all"

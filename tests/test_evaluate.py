@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from laurepro import spec
 from laurepro.datasets import open_split
+from laurepro.errors import LaureproError
 from laurepro.evaluation import counting, inference, unfinished
 from laurepro.evaluation.scores import scores
 from laurepro.network import checkpoint, model
@@ -299,6 +300,30 @@ def test_one_checkpoint_under_every_protocol(trained: Path, protocol: dict[str, 
     assert result.weights_sha256 == checkpoint.weights_sha256(checkpoint.load_weights(trained / "train"))
     with pytest.raises(Stopped):
         evaluate.run(job, make_context(trained / "stopped", trained / "train", stop=lambda: True))
+
+
+@pytest.mark.parametrize("radius", [None, 2])
+def test_the_control_of_the_ceiling_takes_the_labels_of_other_images(trained: Path, radius: int | None) -> None:
+    job = make_job("evaluate", seed=3, eval={"split": "test", "labels": "unrelated", "oracle_radius": radius})
+    folder = trained / f"unrelated-{radius}"
+    result = evaluate.run(job, make_context(folder, weights=trained / "train"))
+    _, images = open_split(job.experiment.data, trained / "data", "test")
+    expected = np.zeros((8, 8), dtype=np.int64)
+    for index, other in enumerate(counting.unrelated(5, 3)):
+        label = images[other][1].astype(np.int64)
+        kept = np.array(PIL.Image.open(folder / "predictions" / f"test-{index:05d}.png"), np.int64)
+        predicted = torch.from_numpy(kept - 1)  # in the values of the label files
+        if radius is not None:
+            predicted = counting.within_reach(torch.from_numpy(label[None]), predicted[None], radius, 8)[0]
+        np.add.at(expected, (label[label >= 0], predicted.numpy()[label >= 0]), 1)
+    assert np.array_equal(result.confusion, expected)
+
+
+def test_one_image_has_no_other(trained: Path) -> None:
+    one = {"options": {"train_images": 18, "val_images": 1}}
+    job = make_job("evaluate", data=one, eval={"labels": "unrelated"})
+    with pytest.raises(LaureproError, match=r"eval\.labels unrelated: split val has one image, and needs two"):
+        evaluate.run(job, make_context(trained / "one", weights=trained / "train"))
 
 
 def test_in_bfloat16_only_near_ties_change(trained: Path) -> None:

@@ -60,7 +60,7 @@ def narrow(folder: str, kind: str, **options: Any) -> spec.Part:
     file = parts.path(folder, kind)
     assert file is not None
     fields = parts.options(folder, file).model_fields
-    small = {"channels": 8, "codewords": 4, "low_channels": 4, "bottleneck_channels": 4}
+    small = {"channels": 8, "codewords": 4, "low_channels": 4, "bottleneck_channels": 4, "encoder_channels": 16}
     return part(kind, **{k: v for k, v in small.items() if k in fields}, **options)
 
 

@@ -33,6 +33,8 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes only: every option that selects a 
         "dupsampling": {"bottleneck_channels": 4},
         "fade": {"bottleneck_channels": 4},
         "flowalign": {"bottleneck_channels": 4},
+        "featup": {"bottleneck_channels": 4},
+        "naf": {"encoder_channels": 16},
         "sapa": {"bottleneck_channels": 4},
     },
 }
@@ -55,8 +57,7 @@ def small(folder: str, name: str, dtype: torch.dtype) -> nn.Module:
     elif folder == "heads":
         part = module.Head((6, 8, 10, 12), 3, **options)
     else:
-        guide = (4,) if "guided" in parts.features_of(folder, name) else ()
-        part = module.Upsampler(5, 8, *guide, **options)
+        part = module.Upsampler(5, 8, *guide_channels(name), **options)
     part.to(dtype).train()
     for phase, value in enumerate((*part.parameters(), *part.buffers())):
         if value.is_floating_point():
@@ -68,6 +69,12 @@ def small(folder: str, name: str, dtype: torch.dtype) -> nn.Module:
         if isinstance(child, nn.Dropout | nn.Dropout2d):
             child.p = 0.0
     return part
+
+
+def guide_channels(upsampler: str) -> tuple[int, ...]:
+    """Channels of its guide, if it has one: of an encoder's map, or the image's."""
+    features = parts.features_of("upsamplers", upsampler)
+    return (4,) if "guided" in features else (3,) if "image_guided" in features else ()
 
 
 def forward(folder: str, name: str, part: nn.Module, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
@@ -84,8 +91,7 @@ def forward(folder: str, name: str, part: nn.Module, dtype: torch.dtype) -> tupl
         return inputs, [feature] if se_logits is None else [feature, se_logits]
     channels = 8 if getattr(part, "replaces_classifier", False) else 5
     inputs = [filled((2, c, 6, 7), 0.1 * c, dtype).requires_grad_() for c in (channels, 8)]
-    if "guided" in parts.features_of(folder, name):
-        inputs.append(filled((2, 4, 12, 14), 0.9, dtype).requires_grad_())
+    inputs += [filled((2, c, 12, 14), 0.9, dtype).requires_grad_() for c in guide_channels(name)]
     out = part(*inputs)
     return inputs, [out.materialize() if isinstance(out, PointSampling) else out]
 

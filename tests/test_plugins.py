@@ -219,12 +219,12 @@ def test_a_job_that_fails_takes_only_those_that_need_it(plugins: Path, tmp_path:
 
 def test_a_new_launcher_is_called(plugins: Path, tmp_path: Path) -> None:
     command = ["run", "table90/first", "--scale", "three", "--launcher", "shout", "--nproc-per-node", "2"]
-    ran = run_cli(*command, cwd=tmp_path, **around(plugins))
+    ran = run_cli(*command, cwd=tmp_path, fresh=True, **around(plugins))  # it looks whether torch was imported
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
     assert [line.split("-")[0] for line in lines] == ["asked to run train", "asked to run evaluate"]
     assert all(line.endswith(" 2") for line in lines) and list(tmp_path.iterdir()) == []
-    failed = run_cli(*command, "--jobs-per-gpu", "7", cwd=tmp_path, **around(plugins))
+    failed = run_cli(*command, "--jobs-per-gpu", "7", cwd=tmp_path, fresh=True, **around(plugins))
     assert failed.code == 1 and "no machine" in failed.err
 
 
@@ -346,6 +346,7 @@ def test_every_shipped_part_says_what_it_is() -> None:
                 "location_aware",
                 "cascade",
                 "guided",
+                "image_guided",
                 "se",
                 "decoder",
                 "guide",

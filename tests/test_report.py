@@ -386,11 +386,11 @@ def test_every_format_begins_with_the_finding(compared: Planted, form: str) -> N
     words = " ".join(text.replace("\N{MINUS SIGN}", "-").split())
     run = "2 of 12 rows of Table 3a at scale camvid-cpu, on camvid test, over 3 seeds, on cpu."
     assert f"{run} No number may be compared with a published one." in words
-    decided = "none of the paper's 16 claims, for or against, and none of our own 5 controls, for or against."
+    decided = "none of the paper's 16 claims, for or against, and none of our own 5 questions, for or against."
     first = words.index(run)
     assert first < words.index(decided)
     assert form in ("checklist", "artefact") or words.index(decided) < words.index("EncNet, LaU 4x, offset-guided")
-    assert "1 claim and no controls; 1 comparison of fewer than 5 seeds cannot say how many would" in words
+    assert "1 claim and no questions; 1 comparison of fewer than 5 seeds cannot say how many would" in words
     if form in ("terminal", "markdown"):
         assert first < 120, "nothing but the title stands before it"
     if form == "json":

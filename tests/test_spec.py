@@ -498,6 +498,7 @@ def test_pinned_defaults() -> None:
             "crop_size": 480,
             "align_corners": True,
             "oracle_radius": None,
+            "labels": "own",
             "precision": "float32",
             "tf32": False,
         },

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Fuzz, run_cli
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from laurepro import spec
@@ -21,7 +24,8 @@ from laurepro.upsamplers import PointSampling, point_sampling
 
 torch.set_num_threads(1)
 
-GUIDED = ("fade", "flowalign", "indexnet", "sapa")
+GUIDED = ("a2u", "fade", "flowalign", "indexnet", "sapa")
+IMAGE_GUIDED = ("featup", "naf")
 OTHERS = ("carafe", "deconvolution", "dupsampling", "dysample", "lau", "lau_cascade", "nearest", "pixelshuffle")
 
 
@@ -29,7 +33,7 @@ def make(kind: str, channels: int = 3, feature: int = 4, guide: int = 5, **optio
     """An upsampler in float64, from one seed."""
     torch.manual_seed(0)
     module = parts.load("upsamplers", kind)
-    extra = (guide,) if "guided" in module.FEATURES else ()
+    extra = (guide,) if "guided" in module.FEATURES else (3,) if "image_guided" in module.FEATURES else ()
     made: nn.Module = module.Upsampler(channels, feature, *extra, **options)
     return made.double()
 
@@ -58,19 +62,23 @@ def dense(output: Tensor | PointSampling) -> Tensor:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
+        ("a2u", {"scale_factor": 2}),
         ("carafe", {"scale_factor": 2, "bottleneck_channels": 2, "kernel_size": 3}),
         ("deconvolution", {"scale_factor": 2}),
         ("dupsampling", {"scale_factor": 2, "bottleneck_channels": 2}),
         ("dysample", {"scale_factor": 2, "groups": 2}),
         ("dysample", {"scale_factor": 2, "groups": 1, "scope": "dynamic"}),
         ("fade", {"bottleneck_channels": 2, "kernel_size": 3}),
+        ("featup", {"scale_factor": 2, "bottleneck_channels": 2, "radius": 1}),
         ("flowalign", {"bottleneck_channels": 2}),
         ("indexnet", {"scale_factor": 2}),
         ("lau", {"scale_factor": 2, "bottleneck_channels": 2, "groups": 2}),
         ("lau", {"scale_factor": 2, "bottleneck_channels": 2, "groups": "channels", "bound": 0.5}),
+        ("naf", {"encoder_channels": 16, "heads": 2, "kernel_size": 2}),
         ("nearest", {"scale_factor": 2}),
         ("pixelshuffle", {"factors": (2,)}),
         ("sapa", {"bottleneck_channels": 2, "kernel_size": 3}),
+        ("sapa", {"similarity": "gated", "bottleneck_channels": 2, "kernel_size": 3}),
         ("sapa", {"similarity": "inner", "kernel_size": 3, "guide": 3}),
     ],
 )
@@ -82,13 +90,16 @@ def test_gradients(kind: str, options: dict[str, Any]) -> None:
     replaces = getattr(upsampler, "replaces_classifier", False)
     feature = drawn(1, 4, 2, 3).requires_grad_()
     inputs = [drawn(1, 4 if replaces else 3, 2, 3).requires_grad_(), feature]
-    if kind in GUIDED:
-        inputs.append(drawn(1, options.get("guide", 5), 4, 5).requires_grad_())
+    if kind in GUIDED + IMAGE_GUIDED:
+        inputs.append(drawn(1, options.get("guide", 5) if kind in GUIDED else 3, 4, 5).requires_grad_())
     parameters = list(upsampler.parameters())
 
     def run(*tensors: Tensor) -> Tensor:
         return dense(upsampler(*tensors[: len(inputs)]))
 
+    if kind in ("a2u", "featup", "naf"):  # so many parameters that one random direction has to do for them
+        assert torch.autograd.gradcheck(run, (*inputs, *parameters), fast_mode=True)
+        parameters = []
     assert torch.autograd.gradcheck(run, (*inputs, *parameters))
 
 
@@ -163,12 +174,12 @@ def test_sapa_and_fade_are_nearest_where_the_window_is_one_pixel(size: tuple[int
     assert torch.equal(fade(x, x, guide), fade.project(guide))
 
 
-def test_sapa_is_its_equation() -> None:
+@pytest.mark.parametrize("similarity", ["bilinear", "gated"])
+def test_sapa_is_its_equation(similarity: str) -> None:
     """Pixel by pixel: similarities of normalised and embedded points, 0 to what lies beyond the border."""
-    sapa, x, guide = make("sapa", kernel_size=3), drawn(1, 3, 3, 4), drawn(1, 5, 6, 8)
-    for conv in (sapa.query, sapa.key):
-        nn.init.normal_(conv.weight)
-        nn.init.normal_(conv.bias)
+    sapa, x, guide = make("sapa", kernel_size=3, similarity=similarity), drawn(1, 3, 3, 4), drawn(1, 5, 6, 8)
+    for parameter in sapa.parameters():
+        nn.init.normal_(parameter)
 
     def embedded(conv: nn.Module, point: Tensor) -> Tensor:
         normal = (point - point.mean()) / (point.var(unbiased=False) + 1e-5).sqrt()
@@ -178,6 +189,10 @@ def test_sapa_is_its_equation() -> None:
     for i in range(6):
         for j in range(8):
             query, weights, values = embedded(sapa.query, guide[0, :, i, j]), [], []
+            if similarity == "gated":
+                centre = x[0, :, i // 2, j // 2]
+                gate = 1 / (1 + (-embedded(sapa.gate, centre)).exp())
+                query = gate * query + (1 - gate) * embedded(sapa.key, centre)
             for row in range(i // 2 - 1, i // 2 + 2):
                 for column in range(j // 2 - 1, j // 2 + 2):
                     inside = 0 <= row < 3 and 0 <= column < 4
@@ -197,6 +212,153 @@ def test_sapa_follows_the_guide() -> None:
     near, far = sapa(x, x, guide)[0, 1, 2, 3], sapa(x, x, guide.flip(1))[0, 1, 2, 3]
     assert near > 0.6 and far < 0.34
     assert count(sapa) == 0
+
+
+def test_an_open_gate_of_sapa_is_sapa_without_a_gate_and_a_shut_one_needs_no_guide() -> None:
+    gated, plain = make("sapa", similarity="gated"), make("sapa")
+    plain.load_state_dict({name: value for name, value in gated.state_dict().items() if "gate" not in name})
+    x, guide = drawn(2, 3, 4, 5), drawn(2, 5, 13, 17)
+    zero(gated.gate)
+    nn.init.constant_(gated.gate.bias, 1000.0)
+    assert torch.equal(gated(x, x, guide), plain(x, x, guide))
+    nn.init.constant_(gated.gate.bias, -1000.0)
+    assert torch.equal(gated(x, x, guide), gated(x, x, drawn(2, 5, 13, 17)))
+
+
+@pytest.mark.parametrize("size", [(16, 20), (13, 17)])
+def test_a2u_without_an_affinity_is_an_average_and_with_a_window_of_one_pixel_is_nearest(size: tuple[int, int]) -> None:
+    x, guide = drawn(2, 3, 4, 5), drawn(2, 5, *size)
+    upsampler = make("a2u")
+    zero(upsampler.mix)
+    expected = F.interpolate(F.avg_pool2d(x, 3, 1, 1), scale_factor=4, mode="nearest")[:, :, : size[0], : size[1]]
+    torch.testing.assert_close(upsampler(x, x, guide), expected, rtol=0, atol=1e-14)
+    expected = F.interpolate(x, scale_factor=4, mode="nearest")[:, :, : size[0], : size[1]]
+    assert torch.equal(make("a2u", kernel_size=1)(x, x, guide), expected)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_a2u_is_its_equation(k: int) -> None:
+    """Image by image, pixel by pixel; 32 channels of the guide, so that each is normalised on its own."""
+    a2u, x, guide = make("a2u", guide=32, scale_factor=k), drawn(2, 3, 4, 5), drawn(2, 32, 4 * k, 5 * k)
+    for norm in (a2u.normal_left, a2u.normal_right):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    out = a2u(x, x, guide)
+    for image in range(2):
+        maps = []
+        for conv, norm in ((a2u.left, a2u.normal_left), (a2u.right, a2u.normal_right)):
+            pooled = F.interpolate(guide[image : image + 1], (3 * k, 3 * k), mode="area")[0]
+            window = (conv.weight[0] * pooled).sum(0) + conv.bias
+            around = F.pad(guide[image], (k, k, k, k))
+            rows = [
+                [(around[:, k * i :, k * j :][:, : 3 * k, : 3 * k] * window).sum((1, 2)) for j in range(5)]
+                for i in range(4)
+            ]
+            y = torch.stack([torch.stack(row, 1) for row in rows], 1)  # [32, 4, 5]
+            mean, variance = y.mean((1, 2), keepdim=True), y.var((1, 2), keepdim=True, unbiased=False)
+            y = (y - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+            maps.append(torch.where(y > 0, y, 0.01 * y))
+        affinity = (maps[0] * maps[1]).sum(0) / 32**0.5
+        mix = (a2u.mix.weight[:, :, 0, 0] @ guide[image].mean((1, 2)) + a2u.mix.bias).view(9, k, k)
+        padded = F.pad(x[image], (1, 1, 1, 1))
+        for i in range(4 * k):
+            for j in range(5 * k):
+                kernel = (1 / (1 + (-affinity[i // k, j // k] * mix[:, i % k, j % k]).exp())).softmax(0)
+                around = padded[:, i // k : i // k + 3, j // k : j // k + 3].flatten(1)
+                torch.testing.assert_close(out[image, :, i, j], around @ kernel)
+
+
+@pytest.mark.parametrize("size", [(16, 20), (13, 17)])
+def test_featup_with_a_narrow_kernel_is_bicubic_stage_by_stage(size: tuple[int, int]) -> None:
+    upsampler = make("featup").eval()
+    zero(upsampler.project, *(stage.correct for stage in upsampler.stages))
+    for stage in upsampler.stages:
+        nn.init.constant_(stage.sigma, 1e-3)
+    x = drawn(2, 3, 4, 5)
+    once = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=False)
+    expected = F.interpolate(once, size, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(upsampler(x, x, drawn(2, 3, *size)), expected, rtol=0, atol=1e-14)
+
+
+def test_featup_is_its_equation() -> None:
+    """One stage, pixel by pixel, and the projection of what it gives."""
+    featup = make("featup", scale_factor=2, bottleneck_channels=4, radius=2).eval()
+    (stage,), x, guide = featup.stages, drawn(1, 3, 3, 4), drawn(1, 3, 6, 8)
+    nn.init.constant_(stage.temperature, 0.7)
+    nn.init.constant_(stage.sigma, 0.6)
+
+    def mlp(layers: nn.Sequential, point: Tensor) -> Tensor:
+        hidden = F.gelu(layers[0].weight[:, :, 0, 0] @ point + layers[0].bias)
+        return layers[3].weight[:, :, 0, 0] @ hidden + layers[3].bias
+
+    def mirrored(at: int, n: int) -> int:
+        return abs(at) if at < n else 2 * (n - 1) - at
+
+    wide = F.interpolate(x, (6, 8), mode="bicubic", align_corners=False)
+    out, offsets = featup(x, x, guide), [(a, b) for a in range(-2, 3) for b in range(-2, 3)]
+    for i in range(6):
+        for j in range(8):
+            around = [(mirrored(i + a, 6), mirrored(j + b, 8)) for a, b in offsets]
+            query = mlp(stage.embed, guide[0, :, i, j])
+            products = torch.stack([query @ mlp(stage.embed, guide[0, :, r, c]) for r, c in around])
+            spatial = torch.tensor([-((a / 2) ** 2 + (b / 2) ** 2) / (2 * 0.36) for a, b in offsets]).double().exp()
+            kernel = (products * torch.tensor(0.7).double().exp()).softmax(0) * spatial
+            kernel = kernel / kernel.sum()
+            kernel = kernel + 0.1 * mlp(stage.correct, torch.cat([kernel, guide[0, :, i, j]]))
+            mixed = torch.stack([wide[0, :, r, c] for r, c in around], 1) @ kernel
+            project = featup.project[1]
+            expected = mixed + 0.1 * (project.weight[:, :, 0, 0] @ mixed + project.bias)
+            torch.testing.assert_close(out[0, :, i, j], expected, rtol=1e-6, atol=1e-7)  # 0.7 in float32
+
+
+def _inner(at: int, size: int, n: int) -> range:
+    """Where the window around a pixel lies that stays inside."""
+    start = min(max(at - size // 2, 0), max(n - size, 0))
+    return range(start, min(start + size, n))
+
+
+def test_naf_is_nearest_with_a_window_of_one_pixel_and_an_average_without_queries(fuzz: Fuzz) -> None:
+    """Of the window that stays inside the map, at any size."""
+
+    def check(h: int, w: int, k: int, size: int, cut: int) -> None:
+        x, guide = drawn(1, 5, h, w), drawn(1, 3, max(h * k - cut, 2), max(w * k - cut, 2))
+        naf = make("naf", channels=5, encoder_channels=16, heads=2, kernel_size=size)
+        zero(naf.pixel[-1], naf.context[-1])
+        out, factor = naf(x, x, guide), max(-(-guide.shape[2] // h), -(-guide.shape[3] // w))
+        expected = torch.empty_like(out)
+        for i in range(guide.shape[2]):
+            for j in range(guide.shape[3]):
+                rows, columns = _inner(i // factor, size, h), _inner(j // factor, size, w)
+                expected[0, :, i, j] = x[0][:, rows][:, :, columns].mean((1, 2))
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
+        if size == 1:
+            nearest = F.interpolate(x, scale_factor=factor, mode="nearest")[:, :, : guide.shape[2], : guide.shape[3]]
+            torch.testing.assert_close(out, nearest, rtol=0, atol=1e-15)
+
+    fuzz(check, st.integers(1, 5), st.integers(1, 5), st.integers(2, 3), st.sampled_from([1, 3, 5]), st.integers(0, 2))
+
+
+def test_naf_is_its_equation() -> None:
+    """Pixel by pixel, with pairs of channels as complex numbers that positions turn; heads of 2, 2 and 1 channels."""
+    k, heads, d = 2, 3, 16
+    naf = make("naf", channels=5, encoder_channels=48, heads=heads, kernel_size=3)
+    x, guide = drawn(1, 5, 4, 5), drawn(1, 3, 4 * k, 5 * k)
+    encoded = torch.cat([naf.pixel(guide), naf.context(guide)], 1)[0].view(heads, 2, d // 2, 4 * k, 5 * k)
+    periods = torch.tensor([100.0 ** (4 * i / d) for i in range(d // 4)], dtype=torch.float64)
+    y, z = ((2 * torch.arange(n, dtype=torch.float64) + 1) / n - 1 for n in (4 * k, 5 * k))
+    rows = (y / periods[:, None])[:, :, None].expand(-1, -1, 5 * k)
+    columns = (z / periods[:, None])[:, None].expand(-1, 4 * k, -1)
+    turned = torch.complex(encoded[:, 0], encoded[:, 1]) * torch.exp(2j * torch.pi * torch.cat([rows, columns]))
+    keys = turned.unflatten(3, (5, k)).unflatten(2, (4, k)).mean((3, 5))
+    out, head_of = naf(x, x, guide), [0, 0, 1, 1, 2]
+    for i in range(4 * k):
+        for j in range(5 * k):
+            taps = [(r, c) for r in _inner(i // k, 3, 4) for c in _inner(j // k, 3, 5)]
+            for channel, head in enumerate(head_of):
+                query = turned[head, :, i, j].conj()
+                weights = torch.stack([(query * keys[head, :, r, c]).real.sum() / d**0.5 for r, c in taps]).softmax(0)
+                expected = weights @ torch.stack([x[0, channel, r, c] for r, c in taps])
+                torch.testing.assert_close(out[0, channel, i, j], expected)
 
 
 def test_fade_is_its_equation() -> None:
@@ -385,6 +547,8 @@ def test_counts_that_were_printed() -> None:
         "carafe": (count(make("carafe", 256, 256, scale_factor=2)), 0.44, 0.22, 0.07),
         "indexnet": (count(make("indexnet", 256, 256, 256, scale_factor=2)), 12.60, 6.30, 2.10),
         "sapa": (count(make("sapa", 256, 256, 256)), 0.10, 0.05, 0.02),
+        "sapa, gated": (count(make("sapa", 256, 256, 256, similarity="gated")), 0.10, 0.05, 0.02),
+        "a2u": (count(make("a2u", 256, 256, 256, scale_factor=2)), 0.06, 0.03, 0.01),
         "fade": (count(make("fade", 256, 256, 256)), 0.29, None, None),
     }
     for kind, (own, six, three, one) in counts.items():
@@ -404,9 +568,16 @@ def test_counts_of_dysample() -> None:
     assert [int(4 * n / 100) / 10 for n in (static, dynamic)] == [32.7, 65.5]
 
 
+def test_counts_of_featup_and_naf() -> None:
+    """To the parameter, as NAF's authors print them: 384 channels, 16x for FeatUp, which normalises its map first."""
+    assert count(make("featup", 384, 384, scale_factor=16)) + 2 * 384 == 173_540
+    assert count(make("naf", 384, 384)) == 662_528
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "expected"),
     [
+        ("a2u", {}, 2 * (48 + 1) + 2 * 2 * 48 + (48 + 1) * 9 * 16),
         ("deconvolution", {}, 59 * 59 * 8 * 8),
         ("dupsampling", {}, 512 * 64 + 64 + 64 * 59 * 64 + 1),
         ("flowalign", {}, 59 * 128 + 48 * 128 + 9 * 256 * 2),
@@ -451,5 +622,56 @@ def test_a_guided_upsampler_needs_a_head_with_a_guide(kind: str, experiments: An
         build(spec.Model(**raw["model"]), spec.Op(), 5)
 
 
+def test_the_command_refuses_a_guide_that_a_slot_does_not_have_before_any_work(tmp_path: Path) -> None:
+    ran = run_cli(
+        *("run", "table3a/encnet-os8-bilinear", "--scale", "smoke", "--set", "model.upsampler.kind=a2u"), cwd=tmp_path
+    )
+    assert ran.code == 2 and not any(tmp_path.iterdir())
+    assert "upsampler 'a2u' is guided by finer features, which head 'encnet' does not give" in ran.err
+    assert "use head deeplabv3plus, or an upsampler that is guided by the image or by nothing" in ran.err
+
+
+@pytest.mark.parametrize("kind", IMAGE_GUIDED)
+@pytest.mark.parametrize(("head", "size"), [("encnet", (36, 52)), ("deeplabv3plus", (17, 25))])
+def test_the_guide_is_the_image_at_the_size_that_the_slot_asks_for(kind: str, head: str, size: tuple[int, int]) -> None:
+    """Four times the map of stride 8; the size of the decoder's map of stride 4, for a map of stride 16."""
+    network, image = image_guided(kind, head), torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    network.upsampler.register_forward_hook(lambda module, inputs, out: seen.extend((inputs[2], out)))
+    with torch.no_grad():
+        whole = network.predict(image)
+        network.predict(image[:, :, :64, :96])
+    (guide, out, divided, _) = seen
+    assert guide.shape == (2, 3, *size) and out.shape[2:] == size and whole.shape == (2, 5, 65, 97)
+    side = 2 if head == "encnet" else 4
+    torch.testing.assert_close(divided, F.avg_pool2d(image[:, :, :64, :96], side))
+
+
+@pytest.mark.parametrize("kind", IMAGE_GUIDED)
+@pytest.mark.parametrize("head", ["encnet", "deeplabv3plus"])
+def test_the_image_decides_what_is_upsampled_where(kind: str, head: str) -> None:
+    """The same features with another image in the guide's place give another map."""
+    network, image = image_guided(kind, head), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = network.predict(image)
+        network.upsampler.register_forward_pre_hook(lambda module, inputs: (*inputs[:2], inputs[2].flip(3)))
+        assert not torch.equal(network.predict(image), plain)
+
+
+def image_guided(kind: str, head: str) -> Any:
+    """A small network in evaluation; of output stride 8, or with a decoder 16."""
+    small = {"encnet": {"channels": 8, "codewords": 4}, "deeplabv3plus": {"channels": 8, "low_channels": 4}}[head]
+    width = {"encoder_channels": 16} if kind == "naf" else {"bottleneck_channels": 4}
+    model = spec.Model(
+        backbone={"kind": "resnet50", "width": 4, "blocks": (1, 1, 1, 1)},
+        output_stride=8 if head == "encnet" else 16,
+        head={"kind": head, **small},
+        upsampler={"kind": kind, **width},
+        aux=False,
+    )
+    torch.manual_seed(0)
+    return build(model, spec.Op(), 5).eval()
+
+
 def test_all_upsamplers_are_tested_here() -> None:
-    assert set(parts.names("upsamplers")) == {*GUIDED, *OTHERS, "bilinear", "deformable", "grid"}
+    assert set(parts.names("upsamplers")) == {*GUIDED, *IMAGE_GUIDED, *OTHERS, "bilinear", "deformable", "grid"}

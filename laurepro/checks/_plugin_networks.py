@@ -38,9 +38,13 @@ def _made(part: Part, seed: int = 0, dtype: Any = None) -> Any:
     elif part.folder == "heads":
         module = made(CHANNELS, CLASSES, **part.options)
     else:
-        guide = (6,) if "guided" in part.features else ()
-        module = made(CLASSES, 8, *guide, **part.options)
+        module = made(CLASSES, 8, *_guide_channels(part), **part.options)
     return module.to(dtype or torch.float32)
+
+
+def _guide_channels(part: Part) -> tuple[int, ...]:
+    """Channels of the guide of an upsampler, if it has one."""
+    return (6,) if "guided" in part.features else (3,) if "image_guided" in part.features else ()
 
 
 def _output_stride(part: Part) -> int:
@@ -65,7 +69,7 @@ def _inputs(part: Part, module: Any, dtype: Any = None) -> list[Any]:
     else:
         replaces = getattr(module, "replaces_classifier", False)
         tensors = [_drawn(2, 8 if replaces else CLASSES, 5, 7, dtype=dtype), _drawn(2, 8, 5, 7, dtype=dtype)]
-        tensors += [_drawn(2, 6, 20, 27, dtype=dtype)] if "guided" in part.features else []
+        tensors += [_drawn(2, channels, 20, 27, dtype=dtype) for channels in _guide_channels(part)]
     return [tensor.requires_grad_() for tensor in tensors]
 
 
@@ -177,7 +181,7 @@ def upsampler_shapes(part: Part) -> str:
     expect(
         out.ndim == 4 and tuple(out.shape[:2]) == (2, CLASSES), f"expected [2, {CLASSES}, H, W], got {tuple(out.shape)}"
     )
-    if "guided" in part.features:
+    if len(inputs) == 3:
         expect(
             out.shape[2:] == inputs[2].shape[2:],
             f"expected the guide's size {tuple(inputs[2].shape[2:])}, got {tuple(out.shape[2:])}",
@@ -188,7 +192,7 @@ def upsampler_shapes(part: Part) -> str:
 KNOWN_FEATURES = {
     "backbones": set(),
     "heads": {"se", "decoder", "guide"},
-    "upsamplers": {"location_aware", "cascade", "guided"},
+    "upsamplers": {"location_aware", "cascade", "guided", "image_guided"},
 }
 
 
@@ -198,6 +202,7 @@ def known_features(part: Part) -> str:
         not more,
         f"unknown: {', '.join(sorted(more))}; known: {', '.join(sorted(KNOWN_FEATURES[part.folder])) or 'none'}",
     )
+    expect(not {"guided", "image_guided"} <= part.features, "'guided' and 'image_guided': one guide, not two")
     return ", ".join(sorted(part.features)) or "none"
 
 
@@ -254,7 +259,18 @@ def state(part: Part) -> str:
 
 
 def in_a_network(part: Part) -> str:
-    """A training step of a small network with the part, and one prediction, at a size that no stride divides."""
+    """A training step of a small network with the part, and one prediction, at a size that no stride divides.
+
+    In EncNet, or where the part reads an encoder's map in DeepLabv3+; guided by the image, in both.
+    """
+    encnet: dict[str, Any] = {"kind": "encnet", "channels": 8, "codewords": 4}
+    deeplab: dict[str, Any] = {"kind": "deeplabv3plus", "channels": 8, "low_channels": 4}
+    both = "image_guided" in part.features
+    heads = [encnet, deeplab] if both else [deeplab] if "guided" in part.features else [encnet]
+    return ", ".join(f"loss {_trained(part, head):.3f}" for head in heads)
+
+
+def _trained(part: Part, head: dict[str, Any]) -> float:
     import torch
 
     from laurepro import spec
@@ -262,10 +278,7 @@ def in_a_network(part: Part) -> str:
     from laurepro.training.losses import segmentation_loss
 
     small: dict[str, Any] = {"kind": "resnet50", "width": 4, "blocks": (1, 1, 1, 1)}
-    head: dict[str, Any] = {"kind": "encnet", "channels": 8, "codewords": 4}
     chosen: dict[str, Any] = {"backbone": small, "head": head, "aux_channels": 4}
-    if "guided" in part.features:
-        chosen["head"] = {"kind": "deeplabv3plus", "channels": 8, "low_channels": 4}
     chosen[part.folder.removesuffix("s")] = {"kind": part.name}
     torch.manual_seed(0)
     network = build(spec.Model(**chosen), spec.Op(), CLASSES)
@@ -276,4 +289,4 @@ def in_a_network(part: Part) -> str:
     with torch.no_grad():
         scores = network.eval().predict(_drawn(1, 3, HEIGHT, WIDTH))
     expect(tuple(scores.shape) == (1, CLASSES, HEIGHT, WIDTH), f"predict: got {tuple(scores.shape)}")
-    return f"loss {loss.item():.3f}"
+    return float(loss.item())

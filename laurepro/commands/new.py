@@ -21,7 +21,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEATURES = ()  # ("location_aware",) if forward returns a PointSampling, ("guided",) if it also takes a guide
+# ("location_aware",) if forward returns a PointSampling; if it also takes a guide, ("guided",) for the encoder's map,
+# ("image_guided",) for the image.
+FEATURES = ()
 
 
 class Upsampler(nn.Module):

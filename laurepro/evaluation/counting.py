@@ -131,6 +131,13 @@ def within_reach(labels: Tensor, predicted: Tensor, radius: int, classes: int) -
     return torch.where(reached, labels, predicted)
 
 
+def unrelated(images: int, seed: int) -> list[int]:
+    """For each of so many images (at least two) the index of another, and each image once: drawn from the seed."""
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
+    others = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [others[index] for index in range(images)]
+
+
 def boundary_width(height: int, width: int) -> int:
     """The width of `boundary_iou` in pixels: 2% of the diagonal, at least 1."""
     return max(1, round(BOUNDARY_SHARE * math.hypot(height, width)))

@@ -25,6 +25,7 @@ from laurepro.errors import LaureproError
 from laurepro.failures import BAD_INPUT, BUSY, STOP, Failure, diagnose, die_with_parent, first_code, holder, text_from
 from laurepro.launchers import LaunchContext, TimeIsUp, command, cores, job_threads
 from laurepro.launchers._display import Lines, display
+from laurepro.launchers._forked import Forked, Server
 from laurepro.launchers._schedule import Demand, Seats, core_seats, demand, starts
 from laurepro.plan import Plan
 from laurepro.spec import Job
@@ -121,6 +122,9 @@ def variables(threads: int) -> dict[str, str]:
     """What a job's environment has beside that of the launcher."""
     return {
         "OMP_NUM_THREADS": str(threads),
+        # Threads that spin while they wait for each other take the core that the awaited one needs: beside other work
+        # a step of two threads took ten times as long.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "LAUREPRO_COMMAND": shlex.join(["laurepro", *sys.argv[1:]]),  # what a user types to repeat it
         "PYTHONSAFEPATH": "1",  # a file profile.py in the current folder is not the module of that name
         "PYTHONPATH": os.pathsep.join(p for p in [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")] if p),
@@ -146,7 +150,37 @@ def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process
         )
 
 
-def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Failure]:
+@contextlib.contextmanager
+def forking(plan: Plan) -> Iterator[Start]:
+    """As `start`, but where several jobs compute with one thread on the CPU, they are forked from one process.
+
+    That leaves out what is measured (a profile), what has a GPU or several processes, and what has several threads:
+    the number is fixed when torch is imported.
+    """
+    several = sum(_forkable(job) for job in plan.jobs) > 1
+    servers: list[Server] = []
+
+    def begin(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Started:
+        if not several or devices or context.nproc_per_node > 1 or not _forkable(job):
+            return start(job, context, devices)
+        log = prepare(job, context) / "log.txt"
+        log.touch()
+        if not servers:
+            servers.append(Server(os.environ | variables(1)))
+        return servers[0].fork(command(job, context), log, partial(start, job, context, devices))
+
+    try:
+        yield begin
+    finally:
+        for server in servers:
+            server.close()
+
+
+def _forkable(job: Job) -> bool:
+    return job.stage != "profile" and job.experiment.train.threads == 1
+
+
+def launch(plan: Plan, context: LaunchContext, start: Start | None = None) -> list[Failure]:
     """Run every job of the plan; a failure stops only the jobs that need it.
 
     Ctrl-C, SIGTERM or SIGHUP: the workers write a checkpoint and stop, and KeyboardInterrupt is raised when they have.
@@ -154,7 +188,7 @@ def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Fai
     Args:
         plan: What to run.
         context: Where and how.
-        start: Starts a job's process.
+        start: Starts a job's process (default: that of `forking`).
 
     Returns:
         The jobs that failed and are not retried.
@@ -163,8 +197,8 @@ def launch(plan: Plan, context: LaunchContext, start: Start = start) -> list[Fai
         LaureproError: A job needs more GPUs than there are, or more than one machine; raised before any work.
         TimeIsUp: The context's time limit was reached before the end.
     """
-    with interruptible(), display(len(plan.jobs)) as show:
-        return drain(Queue(plan, context, start, show, this_machine(plan, context, show)), _stop)
+    with interruptible(), display(len(plan.jobs)) as show, forking(plan) as default:
+        return drain(Queue(plan, context, start or default, show, this_machine(plan, context, show)), _stop)
 
 
 def drain(queue: Queue, stop: Callable[[list[Running]], None]) -> list[Failure]:
@@ -336,7 +370,7 @@ def _ignore_signals() -> None:
 
 
 def _stop(running: list[Running]) -> None:
-    processes = [run.process for run in running if isinstance(run.process, subprocess.Popen)]
+    processes = [run.process for run in running if isinstance(run.process, (subprocess.Popen, Forked))]
     for process in processes:
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS
@@ -348,6 +382,8 @@ def _stop(running: list[Running]) -> None:
             process.wait()
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
-    if process.poll() is None:
+def _signal(process: Process | Forked, number: signal.Signals) -> None:
+    if isinstance(process, Forked):
+        process.signal(number)
+    elif process.poll() is None:
         os.killpg(process.pid, number)

@@ -68,10 +68,11 @@ class Network(nn.Module):
                 "use upsampler lau, or aux_lau false",
             )
         self.guided: bool = "guided" in getattr(upsampler, "FEATURES", ())
+        self.image_guided: bool = "image_guided" in getattr(upsampler, "FEATURES", ())
         if self.guided and "guide" not in getattr(head, "FEATURES", ()):
             raise LaureproError(
                 f"upsampler {model.upsampler.kind!r} is guided, and head {model.head.kind!r} has no guide",
-                "use head deeplabv3plus, or another upsampler",
+                "use head deeplabv3plus, or an upsampler that is guided by the image or by nothing",
             )
         self.op = op
         self.autocast: torch.dtype | None = None  # of `predict`
@@ -89,7 +90,7 @@ class Network(nn.Module):
         self.classifier: nn.Conv2d | None = nn.Conv2d(feature_channels, num_classes, 1)
         up_channels = feature_channels if self.decoder else num_classes
         options = model.upsampler.options
-        guide = (self.head.guide_channels,) if self.guided else ()
+        guide = (self.head.guide_channels,) if self.guided else (3,) if self.image_guided else ()
         self.upsampler: nn.Module = upsampler.Upsampler(up_channels, feature_channels, *guide, **options)
         self._set_op(self.upsampler)
         if getattr(self.upsampler, "replaces_classifier", False) and not self.decoder:
@@ -107,14 +108,22 @@ class Network(nn.Module):
         """[N, 3, H, W] to an Output."""
         features = self.backbone(image)
         if self.decoder:
-            feature, se_logits = self.head(features, self._upsample)
+
+            def upsample(input: Tensor, feature: Tensor, size: tuple[int, int], guide: Tensor | None = None) -> Tensor:
+                return self._upsample(input, feature, size, _averaged(image, size) if self.image_guided else guide)
+
+            feature, se_logits = self.head(features, upsample)
         else:
             feature, se_logits = self.head(features)
         scores: Tensor | PointSampling = self.dropout(feature)
         if self.classifier is not None:
             scores = self.classifier(scores)
         if not self.decoder:
-            scores = self._with_op(self.upsampler(scores, feature))
+            guides: tuple[Tensor, ...] = ()
+            if self.image_guided:
+                k: Any = self.upsampler.scale_factor
+                guides = (_averaged(image, (k * feature.shape[2], k * feature.shape[3])),)
+            scores = self._with_op(self.upsampler(scores, feature, *guides))
         aux: Tensor | PointSampling | None = None
         if self.training and self.aux is not None:
             aux, aux_feature = self.aux(features[-2:][0])
@@ -155,7 +164,7 @@ class Network(nn.Module):
         A sampled map has k*ceil(H/k) rows where the low-level map has H. Row i lies at i/k in both, so the first H are
         the right ones, and resizing would shift them. Any other size is resized.
         """
-        out = self._with_op(self.upsampler(input, feature, *((guide,) if self.guided else ())))
+        out = self._with_op(self.upsampler(input, feature, *((guide,) if self.guided or self.image_guided else ())))
         if isinstance(out, PointSampling):
             k = math.prod(stage.scale_factor for stage in (*out.earlier, out))
             out = out.materialize()
@@ -166,6 +175,11 @@ class Network(nn.Module):
                     return out
                 return out[:, :, : size[0], : size[1]]
         return F.interpolate(out, size, mode="bilinear", align_corners=True)
+
+
+def _averaged(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The image [N, 3, H, W] at another size, each pixel the mean of those that it covers."""
+    return F.interpolate(image, size, mode="area")
 
 
 def single_precision(output: Output) -> Output:

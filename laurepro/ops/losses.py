@@ -286,7 +286,10 @@ def _check(
 
 def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
     """Raise IndexError for a label that is neither a class nor `ignore_index`, unless reading labels stalls a GPU."""
-    if not readable(target):
+    if not readable(target) or not target.numel():
+        return
+    least, largest = (int(label) for label in target.aminmax())
+    if (least >= 0 or least == ignore_index == -1) and largest < classes:  # as a rule; what follows takes longer
         return
     wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
     if wrong.numel():

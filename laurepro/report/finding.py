@@ -146,7 +146,7 @@ def _families(verdicts: list[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
     """The paper's claims, and the questions of this suite (its other files of claims), where there are any."""
     paper = [v for v in verdicts if v.claim.family == "paper"]
     own = [v for v in verdicts if v.claim.family != "paper"]
-    both = (("the paper's", "claim", paper), ("our own", "control", own))
+    both = (("the paper's", "claim", paper), ("our own", "question", own))
     return [family for family in both if family[2]]
 
 

@@ -103,7 +103,7 @@ def _seeds(rows: Sequence[RowResult], plan: Plan | None) -> list[str]:
         if plan is not None and plan.may_diverge(r.address):
             continue
         jobs = tuple(sorted(rec.job for rec in r.records if rec.stage == "evaluate"))
-        if jobs and all(rec.experiment.eval.oracle_radius is None for rec in r.records):
+        if jobs and all(rec.experiment.eval.is_score for rec in r.records):
             scored.setdefault(jobs, r.column("miou60"))
     seeds = Counter(tuple(sorted(by_seed)) for by_seed in scored.values() if len(by_seed) > 1)
     common = seeds.most_common(1)[0][0] if seeds else ()

@@ -28,7 +28,7 @@ def canonical(experiment: Experiment, where: str = "experiment") -> Experiment:
     if "guided" in parts.features_of("upsamplers", up.kind) and "guide" not in parts.features_of("heads", head.kind):
         raise LaureproError(
             f"{where}: upsampler {up.kind!r} is guided by finer features, which head {head.kind!r} does not give",
-            "use head deeplabv3plus, or another upsampler",
+            "use head deeplabv3plus, or an upsampler that is guided by the image or by nothing",
         )
     point_sampling = "location_aware" in parts.features_of("upsamplers", up.kind)
     if loss.kind != "cross_entropy" and not point_sampling:

@@ -261,6 +261,8 @@ class Eval(Strict):
 
     `oracle_radius`: not a network's score but a ceiling for moving samples: a pixel counts as right where its label is
     predicted anywhere within this many pixels (the larger coordinate). None: predictions as they are.
+    `labels`: with `unrelated` each image is scored against the labels of another, drawn from the seed. What a radius
+    gains there, it gains because the label chooses: the control of `oracle_radius`.
     `precision`: with bfloat16 the network runs under autocast, and classes with nearly equal scores can swap.
     `tf32`: on a GPU, convolutions of float32 round their factors to TF32; False evaluates in float32, whatever the
     training did.
@@ -274,8 +276,14 @@ class Eval(Strict):
     crop_size: int = Field(480, ge=1)
     align_corners: bool = True
     oracle_radius: int | None = Field(None, ge=1)
+    labels: Literal["own", "unrelated"] = "own"
     precision: Literal["float32", "bfloat16"] = "float32"
     tf32: bool = False
+
+    @property
+    def is_score(self) -> bool:
+        """Whether it scores a network: its predictions as they are, against the labels of their images."""
+        return self.oracle_radius is None and self.labels == "own"
 
 
 class Profile(Strict):
@@ -343,7 +351,13 @@ class Experiment(Strict):
     @property
     def validation(self) -> Eval:
         """How a training scores `val`: as the experiment is evaluated, but at one scale and without an oracle."""
-        alone = {"split": VALIDATED, "multi_scale": False, "factors": Eval().factors, "oracle_radius": None}
+        alone = {
+            "split": VALIDATED,
+            "multi_scale": False,
+            "factors": Eval().factors,
+            "oracle_radius": None,
+            "labels": "own",
+        }
         return self.eval.model_copy(update=alone)
 
     @property

@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from laurepro import distributed, spec
 from laurepro.datasets import data_digest, num_classes, open_split
 from laurepro.distributed import device_name, prepare
+from laurepro.errors import LaureproError
 from laurepro.evaluation import counting, inference, submission, unfinished
 from laurepro.evaluation.images import ImageCounts, packed
 from laurepro.evaluation.inference import BLOCK, load_network, predictions
@@ -41,6 +43,7 @@ def run(job: spec.Job, context: Context) -> Result:
     device = prepare(experiment.train.threads)
     info, images = open_split(experiment.data, context.data_root, evaluation.split)
     classes = len(info.classes)
+    others = _others(job, len(images))
     if context.weights is None:
         raise RuntimeError("no weights were given to evaluate")
     weights = checkpoint.load_weights(context.weights)
@@ -70,6 +73,9 @@ def run(job: spec.Job, context: Context) -> Result:
         for index, label, predicted in predictions(network, images, indices, classes, evaluation, device):
             if kept is not None:
                 submission.write_label_map(kept / f"{names[index]}.png", predicted.cpu().numpy())
+            if others is not None:
+                other = torch.from_numpy(images[others[index]][1]).to(device)
+                label = F.interpolate(other[None, None].float(), predicted.shape, mode="nearest")[0, 0].long()
             if evaluation.oracle_radius is not None:
                 predicted = counting.within_reach(label[None], predicted[None], evaluation.oracle_radius, classes)[0]
             counts = counting.count(label[None], predicted[None], classes)
@@ -115,6 +121,20 @@ def run(job: spec.Job, context: Context) -> Result:
         threads=torch.get_num_threads(),
         images=packed(ImageCounts(tuple(names), table.numpy())),
     )
+
+
+def _others(job: spec.Job, images: int) -> list[int] | None:
+    """For each image that whose labels it is scored against; None: its own.
+
+    Raises:
+        LaureproError: There is no other.
+    """
+    evaluation = job.experiment.eval
+    if evaluation.labels == "own":
+        return None
+    if images < 2:
+        raise LaureproError(f"eval.labels {evaluation.labels}: split {evaluation.split} has one image, and needs two")
+    return counting.unrelated(images, job.seed)
 
 
 def _resume(

@@ -20,6 +20,10 @@ network sets it. "guided" declares that it also reads a map of higher resolution
 
     __init__(self, channels: int, feature_channels: int, guide_channels: int, *, <options>)
     forward(self, input, feature, guide) -> Tensor         of the guide's size
+
+"image_guided" declares the same two methods with the image as its guide [N, 3, H, W], which every slot has: normalised,
+averaged to the size of the output. That is the size that a decoder asks for; for class scores it is the map's size
+times the attribute `scale_factor`, which such an upsampler has.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""Runs commands, each in a process forked from this one, which has imported the libraries that they need.
+
+On stdin comes a line of JSON per command: `arguments` of laurepro, `folder`, `environment`, and the files `out` and
+`err`; on stdout go its pid and, when it has ended, its code. laurepro itself is imported by each command anew.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+
+PRELOADED = ("torch", "pandas", "pydantic", "click", "rich.console", "rich.progress", "yaml", "tabulate", "filelock")
+
+
+def main() -> None:
+    """Serve until stdin is closed."""
+    for module in PRELOADED:
+        importlib.import_module(module)
+    server = os.getpid()
+    for line in sys.stdin.buffer:
+        pid = os.fork()
+        if pid == 0:
+            _become(server, **json.loads(line))
+        os.write(1, f"{pid}\n".encode())
+        os.write(1, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+
+
+def _become(server: int, arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:
+    """Turn this process into `python -m laurepro ARGUMENTS`; does not return."""
+    code = 1
+    try:
+        os.setsid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != server:
+            os._exit(1)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for target, path in ((0, os.devnull), (1, out), (2, err)):
+            opened = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND)
+            os.dup2(opened, target)
+            os.close(opened)
+        sys.path.insert(0, folder)  # as -m does
+        sys.argv[1:] = arguments
+        runpy.run_module("laurepro", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
