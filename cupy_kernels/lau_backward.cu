@@ -1,11 +1,12 @@
 // LaU, backward, as a gather: every sample (a pixel of a map) reads one cell of the input, so samples sorted by cell can be
-// summed in registers. No float atomics; only the order within a cell may vary, and only where `rank` comes from
-// `count_cells` instead of a stable sort.
+// summed in registers. In deterministic mode no float is added atomically, and the order within a cell is that of a stable
+// sort instead of the ranks of `count_cells`.
 //
 //   count_cells    the number of samples per cell, and each sample's rank within its cell
 //   list_cells     the start of each cell's list, and its division into chunks of at most `capacity` samples
 //   scatter_cells  the lists: per sample its pixel, its fractions and the derivatives that exist
 //   gather_*       per chunk: its part of the gradients of the cell's four corners, and the offset gradients of its samples
+//   gather_tiled   all of this for tiles of an image in NCHW order, in shared memory and without lists in memory
 //   combine        per input value: the sum of the parts of the cells, up to four, of which it is a corner
 //   integer_rule   overwrites offset gradients at integers by the released code's rule, if requested
 //
