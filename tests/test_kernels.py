@@ -227,8 +227,9 @@ def test_widths_are_all_there_is() -> None:
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_float32_rounded(
-    device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype
+    device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_cupy_forward, "_PADDED_VALUES", 0)
     # Images of several blocks, pixels whose number no vector divides, rows that begin anywhere, maps of one pixel.
     for n, c, h, w, k in (
         (5, 59, 5, 9, (2, 4)),
@@ -307,6 +308,7 @@ def test_gradients_of_tiles(device: torch.device, dtype: torch.dtype, monkeypatc
 
 
 def test_images_of_a_block(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cupy_forward, "_PADDED_VALUES", 0)
     case = make("small", 5, 6, 5, 7, (2, 2), 1, 4, np.float32)
     u = torch.tensor(case.u, device=device).contiguous(memory_format=torch.channels_last)
     d = torch.tensor(case.offset, device=device)
@@ -422,6 +424,7 @@ def test_a_wrong_kernel_is_caught(fault: emulator.Fault, monkeypatch: pytest.Mon
 
     monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
     monkeypatch.setattr(_cupy, "_kernels", {})
+    monkeypatch.setattr(_cupy_forward, "_PADDED_VALUES", 0)
     layout = torch.contiguous_format if fault.expression in (NCHW, TILED, FORWARD) else torch.channels_last
     case = make("one-point" if "chunk" in fault.name else "small", 2, 5, 4, 4, (4, 3), 1, 3, np.float32)
     # Only then chunks are combined, and are lists read in NCHW order.

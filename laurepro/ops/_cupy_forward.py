@@ -108,7 +108,7 @@ def _forward_last(input: Tensor, offset: Tensor | None, output: Tensor, s: Shape
     numbers += (divisor(s.w * s.k_w), divisor(s.k_h), divisor(s.k_w))
     blocks = blocks_of(s.pixels, 256)
     grid = (blocks, blocks_of(images, images_per_block(s.n, blocks)))
-    width = padded_width(s.c, input.dtype, s.k_h * s.k_w)
+    width = padded_width(s.c, input.dtype, s.k_h * s.k_w) if s.n * s.c * s.pixels >= _PADDED_VALUES else 0
     if width:
         per_pixel = blocks_of(s.c, width)
         lanes, vectors = forward_lanes(per_pixel)
@@ -147,6 +147,9 @@ def _access_width(channels: int, dtype: torch.dtype, *addresses: int) -> int:
 
 # (lanes per pixel, vectors per lane) of lau_forward_nhwc. All lanes have all vectors but the last.
 _DIVISIONS = (*((4, vectors) for vectors in range(1, 6)), (8, 3), *((16, vectors) for vectors in range(2, 6)))
+
+
+_PADDED_VALUES = 2**19  # of an output: for fewer, the launch of the copy costs more than it saves
 
 
 def padded_width(channels: int, dtype: torch.dtype, samples: int) -> int:
