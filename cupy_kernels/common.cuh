@@ -14,6 +14,9 @@ template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
 template <typename T> using Acc = typename Accumulator<T>::type;
 
+template <typename T> constexpr bool is_bfloat16 = false;
+template <> constexpr bool is_bfloat16<bfloat16> = true;
+
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ double widen(double v) { return v; }
 __device__ __forceinline__ float widen(bfloat16 v) { return __uint_as_float((unsigned)v.bits << 16); }
@@ -29,10 +32,23 @@ __device__ __forceinline__ float widen(float16 v) {
 
 // Rounds to nearest, ties to even, as torch does.
 template <typename T> __device__ __forceinline__ T narrow(Acc<T> v) { return (T)v; }
+// Two bfloat16 in a word, `low` in the lower half. A NaN becomes 0x7fff, as torch has it on a GPU.
+__device__ __forceinline__ unsigned narrow_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    const auto rounded = [](float v) {
+        const unsigned u = __float_as_uint(v);
+        if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;  // rounding could turn it into an infinity
+        return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    };
+    return rounded(low) | rounded(high) << 16;
+#endif
+}
 template <> __device__ __forceinline__ bfloat16 narrow<bfloat16>(float v) {
-    unsigned u = __float_as_uint(v);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return bfloat16{0x7fc0};  // NaN: rounding could turn it into an infinity
-    return bfloat16{(unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+    return bfloat16{(unsigned short)narrow_pair(v, 0.f)};
 }
 template <> __device__ __forceinline__ float16 narrow<float16>(float v) {
     float16 out;
@@ -47,6 +63,14 @@ template <> __device__ __forceinline__ float16 narrow<float16>(float v) {
 #ifndef LAU_CHECK_ALIGNED  // the emulator checks; a GPU would abort the process
 #define LAU_CHECK_ALIGNED(p, bytes)
 #endif
+
+// An address that the compiler keeps as it is in registers, rather than computing it anew wherever it is used.
+template <typename T> __device__ __forceinline__ T* kept(T* p) {
+#ifndef LAU_EMULATED
+    asm("" : "+l"(p));
+#endif
+    return p;
+}
 
 // N values that are loaded and stored in one instruction. The address must be a multiple of the size.
 template <typename T, int N> struct alignas(sizeof(T) * N) Vec { T v[N]; };
@@ -69,16 +93,77 @@ template <int N, typename T> __device__ __forceinline__ Vec<T, N> load(const T* 
     bits.word = *reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p);
     return bits.value;
 }
+// From global memory that no thread writes meanwhile.
+template <int N, typename T> __device__ __forceinline__ Vec<T, N> fetch(const T* p) {
+    LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+    Bits<N, T> bits;
+    bits.word = __ldg(reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p));
+    return bits.value;
+}
+// The same if `exists`, else zeros.
+template <int N, typename T> __device__ __forceinline__ Vec<T, N> fetch_if(bool exists, const T* p) {
+    Bits<N, T> bits;
+    bits.word = typename Word<sizeof(T) * N>::type();
+    if (exists) {
+        LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+        bits.word = __ldg(reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(p));
+    }
+    return bits.value;
+}
 template <int N, typename T> __device__ __forceinline__ void store(T* p, const Vec<T, N>& v) {
     LAU_CHECK_ALIGNED(p, sizeof(T) * N);
     Bits<N, T> bits = {v};
     __stcg(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);  // an assignment may be split
+}
+// To shared memory.
+template <int N, typename T> __device__ __forceinline__ void put(T* p, const Vec<T, N>& v) {
+    LAU_CHECK_ALIGNED(p, sizeof(T) * N);
+    Bits<N, T> bits = {v};
+    *reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p) = bits.word;
 }
 // For values that this kernel does not read again, so that the cache keeps its input, which it reads often.
 template <int N, typename T> __device__ __forceinline__ void stream(T* p, const Vec<T, N>& v) {
     LAU_CHECK_ALIGNED(p, sizeof(T) * N);
     Bits<N, T> bits = {v};
     __stcs(reinterpret_cast<typename Word<sizeof(T) * N>::type*>(p), bits.word);
+}
+
+// An integer as a type.
+template <int N> struct Number { static constexpr int value = N; };
+
+// N values in the type of the arithmetic.
+template <typename A, int N> struct Wide { A v[N]; };
+
+// bfloat16 by words of two: one instruction widens one of them, or narrows both.
+template <int N> union Pairs {
+    Vec<bfloat16, N> value;
+    unsigned word[N / 2];
+};
+template <typename T, int N> __device__ __forceinline__ Wide<Acc<T>, N> widen_all(const Vec<T, N>& v) {
+    Wide<Acc<T>, N> wide;
+    if constexpr (is_bfloat16<T> && N % 2 == 0) {
+        const Pairs<N> pairs = {v};
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+            wide.v[j] = __uint_as_float(j % 2 ? pairs.word[j / 2] & 0xffff0000u : pairs.word[j / 2] << 16);
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) wide.v[j] = widen(v.v[j]);
+    }
+    return wide;
+}
+template <typename T, int N> __device__ __forceinline__ Vec<T, N> narrow_all(const Wide<Acc<T>, N>& wide) {
+    if constexpr (is_bfloat16<T> && N % 2 == 0) {
+        Pairs<N> pairs;
+#pragma unroll
+        for (int j = 0; j < N; j += 2) pairs.word[j / 2] = narrow_pair(wide.v[j], wide.v[j + 1]);
+        return pairs.value;
+    } else {
+        Vec<T, N> v;
+#pragma unroll
+        for (int j = 0; j < N; ++j) v.v[j] = narrow<T>(wide.v[j]);
+        return v;
+    }
 }
 
 // The compiler may contract a * b + c in one place and not in another; where two branches must agree to the last bit, the
@@ -148,6 +233,22 @@ template <typename A> __device__ __forceinline__ Axis<A> locate_pair(A position,
     return axis;
 }
 
+// What a scale factor divides by: the width of the output, and the factors.
+struct Scale { Divisor W, kh, kw; };
+
+// `position_of` for M = 1, without divisions.
+template <typename A> __device__ __forceinline__ Position<A> position_of(
+    const A* __restrict__ offset, int image, int pixel, int HW, int W, int kh, int kw, A rkh, A rkw, const Scale& scale) {
+    const int Y = quotient(pixel, scale.W), X = pixel - Y * W, i = quotient(Y, scale.kh), j = quotient(X, scale.kw);
+    Position<A> p = {base_position<A>(i, Y - i * kh, kh, rkh), base_position<A>(j, X - j * kw, kw, rkw)};
+    if (offset != nullptr) {
+        const A* rows = offset + (size_t)image * 2 * HW + pixel;
+        p.y += rows[0];
+        p.x += rows[HW];
+    }
+    return p;
+}
+
 // Whether the derivative with respect to the position exists: not outside of [0, n - 1], and not to the right at n - 1.
 template <typename A> __device__ __forceinline__ bool has_slope(A position, int n) {
     return position >= (A)0 && position < (A)(n - 1);
@@ -204,3 +305,24 @@ template <int LANES, typename A> __device__ __forceinline__ void group_sum(A& a,
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \
     T* const name = reinterpret_cast<T*>(name##_bytes)
 #endif
+
+// Adds a vector to memory that other threads add to as well. The sum depends on their order in its last bits.
+template <int N> __device__ __forceinline__ void add_to(float* p, const Vec<float, N>& v) {
+    LAU_CHECK_ALIGNED(p, 4 * N);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (N == 4) {
+        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+                     :: "l"(p), "f"(v.v[0]), "f"(v.v[1]), "f"(v.v[2]), "f"(v.v[3]) : "memory");
+        return;
+    } else if constexpr (N == 2) {
+        asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" :: "l"(p), "f"(v.v[0]), "f"(v.v[1]) : "memory");
+        return;
+    }
+#endif
+#pragma unroll
+    for (int j = 0; j < N; ++j) atomicAdd(p + j, v.v[j]);
+}
+template <int N> __device__ __forceinline__ void add_to(double* p, const Vec<double, N>& v) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) atomicAdd(p + j, v.v[j]);
+}

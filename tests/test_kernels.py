@@ -34,6 +34,7 @@ import cupy_kernels
 from laurepro.nn import LocationAwareUpsample
 from laurepro.ops import (
     _cupy,
+    _cupy_forward,
     _cupy_layout,
     _cupy_lists,
     _cupy_loss_launch,
@@ -58,7 +59,7 @@ SHAPES = [  # n, c, h, w, (k_h, k_w), m
     pytest.param(1, 1, 9, 2, (1, 1), 1, id="k1"),
     pytest.param(0, 3, 4, 4, (2, 2), 1, id="empty"),
 ]
-WIDTHS = [6, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which gather_nhwc divides channels
+WIDTHS = [6, 11, 13, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which the kernels divide channels
 
 
 # ----------------------------------------------------------------------------------------------------- the cases
@@ -217,6 +218,114 @@ def test_widths_are_all_there_is() -> None:
     for dtype in (torch.float32, torch.float64):
         reached = {_cupy_upsample.gather_lanes(c, dtype) for c in (1, 2, 3, 5, *WIDTHS)}
         assert reached == {_cupy_upsample.gather_lanes(c, dtype) for c in range(1, 2049)}
+    for channels in ((1, 2, 3, 5, *WIDTHS), range(1, 2049)):
+        widths = {c: _cupy_forward._access_width(c, torch.float32) for c in channels}
+        ways = {_cupy_forward.forward_lanes(c // width) for c, width in widths.items()}
+        assert ways == {*_cupy_forward._DIVISIONS, (32, 1)}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_float32_rounded(
+    device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cupy_forward, "_PADDED_VALUES", 0)
+    # Images of several blocks, pixels whose number no vector divides, rows that begin anywhere, maps of one pixel.
+    for n, c, h, w, k in (
+        (5, 59, 5, 9, (2, 4)),
+        (2, 21, 4, 5, (3, 3)),
+        (1, 11, 3, 4, (2, 5)),
+        (2, 70, 3, 1, (2, 3)),
+        (1, 150, 2, 3, (4, 2)),
+        (1, 6, 2, 2, (3, 1)),
+        (3, 5, 1, 1, (2, 2)),
+        (2, 40, 2, 3, (1, 2)),
+        (2, 9, 3, 3, (1, 1)),
+    ):
+        case = make("nan", n, c, h, w, k, 1, c, np.float32)
+        u = torch.tensor(case.u, device=device).to(dtype).contiguous(memory_format=memory_format)
+        d = torch.tensor(case.offset, device=device)
+        value = _cupy_upsample.forward(u, d, *k, False)
+        wide = _cupy_upsample.forward(u.float(), d, *k, False).to(dtype)
+        assert value.dtype == dtype and value.stride() == wide.stride() and not value.isnan().all()
+        torch.testing.assert_close(value, wide, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tiles(device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of several blocks, of regions that fit into shared memory and of others: the same bits as channels last."""
+    launched: list[tuple[str, tuple[int, ...]]] = []
+    launch = _cupy_forward.launch
+    for kind, n, c, h, w, k in (
+        ("small", 2, 37, 9, 12, (4, 4)),
+        ("far", 1, 5, 40, 33, (3, 4)),
+        ("nan", 1, 70, 21, 2, (2, 2)),
+        ("infinite", 2, 21, 2, 8, (5, 1)),
+    ):
+        case = make(kind, n, c, h, w, k, 1, c, np.float64 if dtype == torch.float64 else np.float32)
+        u, d = torch.tensor(case.u, device=device).to(dtype), torch.tensor(case.offset, device=device)
+        last = _cupy_upsample.forward(u.contiguous(memory_format=torch.channels_last), d, *k, False)
+        launched.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(_cupy_forward, "launch", lambda *a, **b: (launched.append(a[2:4]), launch(*a, **b)))
+            for capacity in (512, 20):
+                patch.setattr(_cupy_forward, "_CAPACITY", capacity)
+                value = _cupy_upsample.forward(u, d, *k, False)
+                torch.testing.assert_close(value, last.contiguous(), rtol=0, atol=0, equal_nan=True)
+        assert all(name.startswith("lau_forward_tiled") for name, _ in launched)
+        assert launched[0][1][0] > 1 or h * w < 200
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_of_tiles(device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from lists, whether or not a region fits into shared memory."""
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype]
+    for kind, n, c, h, w, k in (
+        ("small", 2, 19, 9, 12, (4, 4)),
+        ("far", 1, 5, 30, 23, (3, 4)),
+        ("nan", 1, 11, 21, 2, (2, 2)),
+        ("infinite", 2, 8, 2, 8, (5, 1)),
+        ("one-point", 1, 3, 5, 6, (4, 4)),
+    ):
+        case = make(kind, n, c, h, w, k, 1, c, np.float64 if dtype == torch.float64 else np.float32)
+        u, g = (torch.tensor(a, device=device).to(dtype) for a in (case.u, case.grad))
+        d = torch.tensor(case.offset, device=device)
+        wanted = _cupy_upsample.backward(g, u, d, *k, False, True, True, deterministic=True)
+        launched: list[str] = []
+        launch = _cupy_upsample.launch
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                _cupy_upsample, "launch", lambda *a, to=launched, do=launch, **b: (to.append(a[2]), do(*a, **b))
+            )
+            for capacity in (256, 10):
+                patch.setattr(_cupy_upsample, "_CAPACITY", capacity)
+                for needed in ((True, True), (True, False), (False, True)):
+                    actual = _cupy_upsample.backward(g, u, d, *k, False, *needed, deterministic=False)
+                    for a, b in zip(actual, wanted, strict=True):
+                        limit = tolerance * float(b.abs().max()) if a.numel() else 0
+                        assert not a.numel() or float((a - b).abs().max()) <= limit, (kind, capacity, needed)
+        assert launched and all(name.startswith("gather_tiled") for name in launched)
+
+
+def test_images_of_a_block(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cupy_forward, "_PADDED_VALUES", 0)
+    case = make("small", 5, 6, 5, 7, (2, 2), 1, 4, np.float32)
+    u = torch.tensor(case.u, device=device).contiguous(memory_format=torch.channels_last)
+    d = torch.tensor(case.offset, device=device)
+    for tensor in (u, u.bfloat16()):
+        alone = _cupy_upsample.forward(tensor, d, 2, 2, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(_cupy_forward, "images_per_block", lambda *_: 3)
+            assert torch.equal(_cupy_upsample.forward(tensor, d, 2, 2, False), alone)
+    assert [_cupy_forward.images_per_block(n, 225) for n in (1, 4, 16, 64)] == [1, 1, 3, 4]
+
+
+def test_quotients_without_a_division() -> None:
+    for d in (1, 2, 3, 4, 5, 7, 60, 239, 240, 2**20 + 1, 2**28, 2**31 - 1):
+        magic, shift = int(_cupy_layout.divisor(d)) & 0xFFFFFFFF, int(_cupy_layout.divisor(d)) >> 32
+        numbers = {n for q in (0, 1, 2, 3, 1000, (2**31 - 1) // d) for n in (q * d - 1, q * d, q * d + d - 1)}
+        for n in (n for n in (*numbers, 2**31 - 1) if 0 <= n < 2**31):
+            assert ((2 * n * magic) >> 32) >> shift == n // d, (n, d)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -251,7 +360,7 @@ def test_combine_of_more_values_than_32_bits_count(device: torch.device) -> None
 
 def test_any_number_of_channels_is_launchable(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(_cupy_upsample, "launch", lambda *args: launched.append(args))
+    monkeypatch.setattr(_cupy_forward, "launch", lambda *args: launched.append(args))
     _cupy_upsample.forward(torch.zeros(1, 2_200_000, 1, 2), None, 1, 1, False)
     ((_, _, _, grid, _, args),) = launched
     assert grid[1] <= 65535 and grid[1] * int(args[-1]) >= 2_200_000
@@ -259,21 +368,47 @@ def test_any_number_of_channels_is_launchable(monkeypatch: pytest.MonkeyPatch) -
 
 Fault = emulator.Fault
 NHWC, NCHW = "gather_nhwc<float, 1, 16, 1>", "gather_nchw<float, 16>"
+TILED, FORWARD, PADDED = (
+    "gather_tiled<float, 2>",
+    "lau_forward_tiled<float, 4, 2>",
+    "lau_forward_padded<bfloat16, 4, 4, 1, true>",
+)
 FAULTS = [  # none that lets a kernel read or write anywhere: these run in this process
     Fault("swapped fractions", "scatter_cells<float>", "= {y.t, x.t, pixel, slopes};", "= {x.t, y.t, pixel, slopes};"),
     Fault("short chunk", "list_cells", "to - from};", "to - from - (i > 0)};"),
-    Fault("lost shuffle", NHWC, "group_sum<LANES>(along_y, along_x, lane);"),
-    Fault("lost shuffle of a sample", NHWC, "__shfl_sync(ALL_LANES, entry.ty, i, LANES)", "entry.ty"),
-    Fault("lost sum", NHWC, "o10.v[j] = across_groups<LANES>(s10[q][j]);", "o10.v[j] = s10[q][j];"),
-    Fault("next sample", NHWC, "fetch(i + 1);", "fetch(i);"),
+    Fault("lost shuffle", NHWC, "for (; half > 0; half /= 2) v[0] +=", "if (false) v[0] +="),
+    Fault(
+        "sample of another", NHWC, "const Sample<A> sample = samples[i + k];", "const Sample<A> sample = samples[i];"
+    ),
+    Fault("lost sum", NHWC, "corners[2][q].v[j] = across_groups<LANES>(s10[q][j]);", "corners[2][q].v[j] = s10[q][j];"),
+    Fault("next sample", NHWC, "from + samples[i + k].first", "from + samples[i].first"),
+    Fault("added to another corner", NHWC, "(corner % 2 ? to_right : 0) +", "(corner / 2 ? to_right : 0) +"),
     Fault("lost channel", NCHW, "    if (c < C)\n", "    if (false)\n"),
+    Fault("no right neighbour", TILED, "cell & RIGHT ? CHUNK : 0", "0"),
+    Fault(
+        "lost barrier",
+        TILED,
+        "Vec<A, WIDE>{});\n            }\n            __syncthreads();",
+        "Vec<A, WIDE>{});\n            }",
+    ),
+    Fault("one cell's pixels for all", TILED, "turns[first + group]", "turns[0]"),
+    Fault("other tile", FORWARD, "tile_row * across) * columns", "tile_row) * columns"),
+    Fault("unshifted rows", PADDED, "store_words<true>", "store_words<false>"),
+    Fault(
+        "lost barrier of a region",
+        FORWARD,
+        "put<VEC>(to, read);\n                }\n            }\n            __syncthreads();",
+        "put<VEC>(to, read);\n                }\n            }",
+    ),
     Fault("other corner", "combine<float, true>", "(size_t)chunk * 4 + corner", "(size_t)chunk * 4 + 3 - corner"),
 ]
 
 
 @functools.cache
-def faulty() -> dict[str, emulator.Kernel]:
-    return emulator.faulty("lau_backward", FAULTS)
+def faulty(source: str) -> dict[str, emulator.Kernel]:
+    return emulator.faulty(
+        source, [f for f in FAULTS if f.expression.startswith("lau_forward") == (source == "lau_forward")]
+    )
 
 
 @pytest.mark.cxx
@@ -285,13 +420,20 @@ def test_a_wrong_kernel_is_caught(fault: emulator.Fault, monkeypatch: pytest.Mon
         if expression != fault.expression:
             return fixtures.LOADER(source, expression)
         used.append(expression)
-        return faulty()[fault.name]
+        return faulty(source)[fault.name]
 
     monkeypatch.setitem(_cupy.LOADERS, "cpu", load)
     monkeypatch.setattr(_cupy, "_kernels", {})
-    layout = torch.contiguous_format if fault.expression == NCHW else torch.channels_last
-    case = make("one-point" if "chunk" in fault.name else "small", 2, 5, 4, 4, (3, 3), 1, 3, np.float32)
+    monkeypatch.setattr(_cupy_forward, "_PADDED_VALUES", 0)
+    layout = torch.contiguous_format if fault.expression in (NCHW, TILED, FORWARD) else torch.channels_last
+    case = make("one-point" if "chunk" in fault.name else "small", 2, 5, 4, 4, (4, 3), 1, 3, np.float32)
+    # Only then chunks are combined, and are lists read in NCHW order.
+    torch.use_deterministic_algorithms("combine" in fault.expression or fault.expression == NCHW)
     with pytest.raises((AssertionError, emulator.EmulationError)):
+        if fault.expression == PADDED:
+            u, d = torch.tensor(case.u).bfloat16().contiguous(memory_format=layout), torch.tensor(case.offset)
+            value, wanted = (_cupy_upsample.forward(v, d, 4, 3, False) for v in (u, u.float()))
+            assert torch.equal(value, wanted.bfloat16())
         check(case, torch.device("cpu"), layout, "right")
     assert used
 
@@ -621,7 +763,7 @@ def test_flops(device: torch.device) -> None:
 
 
 def test_errors_before_a_launch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_cupy_lists, _cupy_upsample):
+    for module in (_cupy_lists, _cupy_forward, _cupy_upsample):
         monkeypatch.setattr(module, "launch", lambda *a, **k: pytest.fail("launched"))
     u, d = torch.zeros(2, 3, 4, 5, device=device), torch.zeros(2, 2, 8, 10, device=device)
     with pytest.raises(ValueError, match=r"\(2, 2, 12, 15\).*\(2, 3, 4, 5\).*got \(2, 2, 8, 10\)"):
@@ -845,7 +987,7 @@ def test_all_kernels_of_a_pass_are_compiled_at_once(
 ) -> None:
     loaded: set[tuple[str, str]] = set()
     launched: list[tuple[str, str]] = []
-    for module in (_cupy_upsample, _cupy_loss_launch, _cupy_lists):
+    for module in (_cupy_forward, _cupy_upsample, _cupy_loss_launch, _cupy_lists):
         launch = module.launch
 
         def spy(*args: Any, launch: Any = launch, **kwargs: Any) -> None:

@@ -101,9 +101,9 @@ def having(source: str, *parts: str) -> list[str]:
 
 
 def test_accesses_are_wide() -> None:
-    # Mangled: lau_forward_nchw<float, 4, 1>, lau_forward_nhwc<float, 4, 8>, gather_nhwc<float, 4, 16, 1>.
+    # Mangled: lau_forward_nchw<float, 4, 1>, lau_forward_nhwc<float, 4, 16, 4>, gather_nhwc<float, 4, 16, 1>.
     assert any(re.match(r"STG.*\.128", i) for i in having("lau_forward", "nchw", "IfLi4E"))
-    nhwc = having("lau_forward", "nhwc", "IfLi4E")
+    nhwc = having("lau_forward", "nhwc", "IfLi4ELi16ELi4E")
     assert any(re.match(r"LDG.*\.128", i) for i in nhwc) and any(re.match(r"STG.*\.128", i) for i in nhwc)
     gather = having("lau_backward", "gather_nhwc", "IfLi4ELi16E")
     assert any(re.match(r"LDG.*\.128", i) for i in gather)
@@ -111,10 +111,26 @@ def test_accesses_are_wide() -> None:
     assert len([i for i in stores if ".128" in i]) == 4 and len(stores) == 4 + 2  # four corners, two offsets
 
 
-def test_backward_has_no_float_atomics() -> None:
-    atomics = {i for code in machine_code("lau_backward").values() for i in code if re.match(r"RED[G.]|ATOM", i)}
-    assert atomics  # the counters
-    assert not [i for i in atomics if re.search(r"\.F(16|32|64)|\.BF16", i)]
+@pytest.mark.parametrize("odd", [0, 1])
+def test_bfloat16_is_converted_by_twos(odd: int) -> None:
+    # Mangled: lau_forward_padded<bfloat16, 8, 4, 2, odd>, two vectors of each of two pixels.
+    code = having("lau_forward", "padded", f"I8bfloat16Li8ELi4ELi2ELb{odd}E")
+    narrowed = [i for i in code if i.startswith("F2FP.BF16")]
+    assert all("PACK_AB" in i for i in narrowed) and len(narrowed) == 2 * 2 * 4
+    assert any(re.match(r"LDG.*\.128", i) for i in code) and any(re.match(r"STG.*\.128", i) for i in code)
+
+
+def test_lists_are_counted_by_integers_and_sums_are_added_by_vectors() -> None:
+    atomics = {
+        name: [i for i in code if re.match(r"RED[G.]|ATOM", i)] for name, code in machine_code("lau_backward").items()
+    }
+    floats = {name for name, some in atomics.items() if any(re.search(r"\.F(16|32|64)|\.BF16", i) for i in some)}
+    assert any(some for name, some in atomics.items() if name not in floats)  # the counters
+    assert floats and all("gather_nhwc" in name or "gather_tiled" in name for name in floats)
+    # Mangled: gather_nhwc<float, 4, 16, 2>: two vectors of each of four corners.
+    (wide,) = [some for name, some in atomics.items() if "gather_nhwcIfLi4ELi16ELi2E" in name]
+    assert len([i for i in wide if re.match(r"RED.*\.F32x4", i)]) == 8
+    assert not [i for some in atomics.values() for i in some if "CAS" in i]
 
 
 def test_loss_gradients_are_added_in_memory() -> None:

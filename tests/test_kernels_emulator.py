@@ -234,6 +234,8 @@ import emulator
 import numpy as np
 from emulator import Fault, sanitize
 
+from laurepro.ops import _cupy_layout
+
 COMBINE, GATHERS = "combine<float, true>", ("gather_nchw<float, 16>", "gather_nhwc<float, 1, 16, 1>")
 kernels = emulator.faulty(
     "lau_backward",
@@ -264,7 +266,9 @@ else:
     pointers = tuple(a.ctypes.data for a in (grad, u, chunks, totals, entries, parts, doffset))
     numbers, bytes = map(np.int32, (0, 1, 1, 20, 20, 4000, 256)), 48 * 1024 - 64 * ("shared" in fault)
     kernels[GATHERS[0]]((2,), (128,), (*pointers, *numbers), shared_mem=bytes)
-    kernels[GATHERS[1]]((32,), (256,), (*pointers, *map(np.int32, (0, 1, 20, 20, 4000))))
+    sizes = (*map(np.int32, (0, 1, 20, 20, 4000)), _cupy_layout.divisor(400), _cupy_layout.divisor(20))
+    for targets in ((pointers[5], 0), (0, pointers[1])):
+        kernels[GATHERS[1]]((32,), (256,), (*pointers[:5], *targets, pointers[6], *sizes))
 """
 BOUNDS = r"heap-buffer-overflow.*lau_backward\.cu:\d+"
 

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import _cupy_tiles
 from ._cupy import CTYPES, launch
+from ._cupy_forward import forward as forward
+from ._cupy_forward import forward_instances
 from ._cupy_layout import (
     MAX_GRID,
     Shape,
     accumulator,
     blocks_of,
+    divisor,
     memory_format_of,
     pointer,
     reciprocals,
@@ -26,62 +30,6 @@ from ._cupy_layout import (
     vector_width,
 )
 from ._cupy_lists import THREAD_CHUNK, WARP_CHUNK, combine, entry_bytes, list_samples, load_gather, slabs
-
-_NHWC_LANES = 8  # lanes that share a pixel in lau_forward_nhwc
-_NCHW_CHANNELS = 32  # channels per block of lau_forward_nchw: the taps, found once per block, cost a tenth of these
-
-
-def forward(input: Tensor, offset: Tensor | None, k_h: int, k_w: int, code: bool) -> Tensor:
-    """V, (N, C, h k_h, w k_w), in the dtype and memory format of `input`; see `laurepro.ops.location_aware_upsample`.
-
-    Args:
-        input: (N, C, h, w), float32, float64, bfloat16 or float16.
-        offset: (N, 2M, h k_h, w k_w), float32, or float64 with such an input; None is all zeros.
-        k_h: rows per row of the input.
-        k_w: columns per column of the input.
-        code: the rule for the gradient on integers; not used here.
-    """
-    s = shape_of(input, offset, k_h, k_w)
-    size = (s.n, s.c, s.h * k_h, s.w * k_w)
-    wanted = memory_format_of(input)
-    # With one offset per channel each element is a sample: channels share nothing, so NCHW is best.
-    last = wanted == torch.channels_last and s.m == 1
-    layout = torch.channels_last if last else torch.contiguous_format
-    input = input.contiguous(memory_format=layout)
-    offset = None if offset is None else offset.contiguous()
-    output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=layout)
-    if s.n == 0:
-        return output
-    ctype = CTYPES[input.dtype]
-    pointers = (input.data_ptr(), pointer(offset), output.data_ptr())
-    scale = reciprocals(k_h, k_w, accumulator(input.dtype))
-    if last:
-        kernel = f"lau_forward_nhwc<{ctype}, {vector_width(s.c, input.dtype, input.data_ptr())}, {_NHWC_LANES}>"
-        args = (*pointers, *sizes(s.n, s.c, s.h, s.w, k_h, k_w), *scale)
-        launch(input.device, "lau_forward", kernel, (blocks_of(s.pixels, 256), min(s.n, MAX_GRID)), 256, args)
-        return output
-    width = _pixel_width(s.pixels, s.w, input.dtype)
-    maps, channels = s.n * s.m, s.c // s.m
-    channel_blocks = min(blocks_of(channels, _NCHW_CHANNELS), MAX_GRID)
-    per_block = blocks_of(channels, channel_blocks)
-    grid = (blocks_of(s.pixels, 256 * width), channel_blocks, min(maps, MAX_GRID))
-    args = (*pointers, *sizes(maps, s.m, channels, s.h, s.w, k_h, k_w), *scale, np.int32(per_block))
-    launch(input.device, "lau_forward", f"lau_forward_nchw<{ctype}, {width}, {int(s.w > 1)}>", grid, 256, args)
-    return output.contiguous(memory_format=wanted)
-
-
-def _pixel_width(pixels: int, w: int, dtype: torch.dtype) -> int:
-    """Pixels per thread of the NCHW forward kernel: one store of at most 16 bytes, or one pixel."""
-    width = min(4, 16 // dtype.itemsize)
-    return width if pixels % width == 0 and w > 1 else 1
-
-
-def forward_instances(dtype: torch.dtype) -> list[str]:
-    """Every instance that `forward` can launch for inputs of this dtype."""
-    ctype, widest = CTYPES[dtype], min(4, 16 // dtype.itemsize)
-    nchw = [f"lau_forward_nchw<{ctype}, {which}>" for which in ("1, 0", "1, 1", f"{widest}, 1")]
-    widths = [v for v in (1, 2, 4) if v <= widest]
-    return nchw + [f"lau_forward_nhwc<{ctype}, {v}, {_NHWC_LANES}>" for v in widths]
 
 
 def backward(
@@ -116,11 +64,19 @@ def backward(
     layout = torch.channels_last if last else torch.contiguous_format
     grad, input = grad.contiguous(memory_format=layout), input.contiguous(memory_format=layout)
     offset = None if offset is None else offset.contiguous()
-    grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=layout)
+    wide = accumulator(input.dtype)
+    # Sums are added up in memory, in any order; or chunks of lists write theirs, and a kernel combines them.
+    tiled = not last and not deterministic and _cupy_tiles.takes(s, input.dtype, grad.data_ptr())
+    adds = (last or tiled) and not deterministic and need_input
+    kind = wide if adds else input.dtype
+    grad_input = torch.empty(input.shape, dtype=kind, device=input.device, memory_format=layout)
+    grad_input = grad_input.zero_() if adds else grad_input
     grad_offset = torch.empty_like(offset) if need_offset and offset is not None else input.new_empty(0)
     if s.n and (need_input or need_offset):
         target = grad_offset if need_offset else None
-        for first, maps in slabs(s):
+        if tiled:
+            _backward_tiled(grad, input, offset, grad_input if need_input else None, target, s)
+        for first, maps in () if tiled else slabs(s):
             _backward_maps(
                 grad, input, offset, grad_input if need_input else None, target, s, first, maps, last, deterministic
             )
@@ -131,7 +87,37 @@ def backward(
             grid = (blocks_of(s.pixels, 256), min(maps, MAX_GRID))
             kernel = f"integer_rule<{CTYPES[input.dtype]}>"
             launch(input.device, "lau_backward", kernel, grid, 256, (*pointers, *numbers, np.int32(last)))
-    return (grad_input.contiguous(memory_format=wanted) if need_input else input.new_empty(0)), grad_offset
+    grad_input = grad_input.to(input.dtype).contiguous(memory_format=wanted) if need_input else input.new_empty(0)
+    return grad_input, grad_offset
+
+
+# Lanes per group of pixels of gather_tiled, by the bytes of a channel: 8 channels at a time.
+_TILED = {2: 1, 4: 2, 8: 4}
+_CAPACITY = 256  # cells of a region that a block can hold
+
+
+def _backward_tiled(
+    grad: Tensor, input: Tensor, offset: Tensor | None, grad_input: Tensor | None, grad_offset: Tensor | None, s: Shape
+) -> None:
+    """Adds to `grad_input`, of the type of the arithmetic, and sets `grad_offset`; all tensors are contiguous."""
+    dtype, wide = input.dtype, accumulator(input.dtype)
+    lanes, pixels = _TILED[dtype.itemsize], _cupy_tiles.pixels_of(dtype)
+    tiling = _cupy_tiles.tiling(s.h * s.k_h, s.w * s.k_w, pixels, 1 / lanes, (min(256, 128 * lanes),))
+    capacity = _CAPACITY * 4 // max(4, wide.itemsize)
+    held = tiling.threads // lanes * pixels
+    shared = capacity * (8 * (wide.itemsize + dtype.itemsize) + 10) + held * (
+        8 * dtype.itemsize + 4 * wide.itemsize + 8
+    )
+    args = (grad.data_ptr(), input.data_ptr(), pointer(offset), pointer(grad_input), pointer(grad_offset))
+    numbers = (
+        *sizes(s.n, s.c, s.h, s.w, s.k_h, s.k_w),
+        *reciprocals(s.k_h, s.k_w, wide),
+        divisor(s.k_h),
+        divisor(s.k_w),
+    )
+    numbers = (*numbers, *tiling.arguments, *sizes(capacity))
+    kernel, grid = f"gather_tiled<{CTYPES[dtype]}, {lanes}>", (tiling.tiles, 1, min(s.n, MAX_GRID))
+    launch(input.device, "lau_backward", kernel, grid, tiling.threads, (*args, *numbers), shared_mem=shared)
 
 
 def _backward_maps(
@@ -154,18 +140,24 @@ def _backward_maps(
     kernel = f"gather_nchw<{ctype}, {THREAD_CHUNK}>"
     if last:
         kernel = f"gather_nhwc<{ctype}, {', '.join(map(str, gather_lanes(channels, dtype, *tensors)))}>"
-    load_gather(input.device, ("lau_backward", kernel), dtype, last, deterministic, grad_input is not None)
+    combines = grad_input is not None and (deterministic or not last)
+    load_gather(input.device, ("lau_backward", kernel), dtype, last, deterministic, combines)
 
     capacity = WARP_CHUNK if last else THREAD_CHUNK
     lists = list_samples(offset, grad_offset, s, first, maps, capacity, deterministic, input)
     parts = None
-    if grad_input is not None:
+    if combines:
         parts = torch.empty(lists.max_chunks * 4 * channels, dtype=wide, device=input.device)
     listed = (lists.chunks.data_ptr(), lists.totals, lists.entries.data_ptr())
-    pointers = (*tensors, *listed, pointer(parts), pointer(grad_offset))
+    pointers: tuple[int, ...] = (*tensors, *listed, pointer(parts), pointer(grad_offset))
+    numbers: tuple[Any, ...]
     if last:
+        sums = 0
+        if grad_input is not None and not combines:
+            sums = grad_input.data_ptr() + first * channels * s.h * s.w * wide.itemsize
         blocks, block, shared = blocks_of(lists.max_chunks, 8), 256, 0
-        numbers = sizes(first, channels, s.h, s.w, s.pixels)
+        pointers = (*tensors, *listed, pointer(parts), sums, pointer(grad_offset))
+        numbers = (*sizes(first, channels, s.h, s.w, s.pixels), divisor(s.h * s.w), divisor(s.w))
     else:
         block = 128 if wide == torch.float32 else 64
         blocks = blocks_of(lists.max_chunks, block)
@@ -182,11 +174,11 @@ def gather_lanes(channels: int, dtype: torch.dtype, *addresses: int) -> tuple[in
     # float64 is for tests: few instances.
     width = 1 if dtype == torch.float64 else vector_width(channels, dtype, *addresses)
     vectors = channels // width
-    if vectors <= 16:
-        return width, 16, 1
+    # As many as fit into the registers.
+    if vectors <= (32 if width == 4 else 64 if dtype == torch.float64 else 80):
+        return width, 16, blocks_of(vectors, 16)
     per_lane = blocks_of(vectors, 32)
-    limit = 2 if width == 4 else 3  # what fits into the registers
-    return width, 32, blocks_of(per_lane, blocks_of(per_lane, limit))
+    return width, 32, max(v for v in range(1, 3 if width == 4 else 4) if per_lane % v == 0)
 
 
 def backward_instances(dtype: torch.dtype) -> list[str]:
@@ -199,7 +191,8 @@ def backward_instances(dtype: torch.dtype) -> list[str]:
     nhwc = [
         f"gather_nhwc<{ctype}, {v}, {n}, {q}>" for v, n, q in sorted({gather_lanes(c, dtype) for c in range(1, 513)})
     ]
-    return [*shared, *nhwc, f"gather_nchw<{ctype}, {THREAD_CHUNK}>"]
+    nchw = [f"gather_nchw<{ctype}, {THREAD_CHUNK}>", f"gather_tiled<{ctype}, {_TILED[dtype.itemsize]}>"]
+    return [*shared, *nhwc, *nchw]
 
 
 # Per source file, a function that lists every instance for a dtype of the input; the tests compile them all.

@@ -468,6 +468,11 @@ template <typename T, typename Test> inline unsigned vote(unsigned mask, T v, in
 }  // namespace emulator
 inline unsigned __ballot_sync(unsigned mask, int v) { return emulator::vote(mask, v, 6, [](int o) { return o != 0; }); }
 inline int __any_sync(unsigned mask, int v) { return emulator::vote(mask, v, 7, [](int o) { return o != 0; }) != 0; }
+inline int __reduce_max_sync(unsigned mask, int v) {
+    int most = v;
+    emulator::vote(mask, v, 10, [&most](int o) { return most = o > most ? o : most, false; });
+    return most;
+}
 inline int __all_sync(unsigned mask, int v) { return emulator::vote(mask, v, 8, [](int o) { return o == 0; }) == 0; }
 template <typename T> inline unsigned __match_any_sync(unsigned mask, T v) {
     return emulator::vote(mask, v, 9, [v](T o) { return memcmp(&o, &v, sizeof(T)) == 0; });

@@ -58,7 +58,7 @@ def main(sanitizer: str) -> None:
     shared = [name for name in _cupy_upsample.backward_instances(torch.float32) if "gather" not in name]
     groups = [
         ("lau_forward", tuple(_cupy_upsample.forward_instances(torch.float32))),
-        ("lau_backward", (*shared, *gathers, "gather_nhwc<float, 1, 32, 3>")),
+        ("lau_backward", (*shared, *gathers, "gather_nhwc<float, 1, 16, 5>")),
     ]
     divisions = {_cupy_loss_launch.lanes_of(shape[1], torch.float32) for shape in SHAPES[sanitizer]}
     for source, instances in _cupy_loss.INSTANCES.items():

@@ -30,7 +30,7 @@ from laurepro.bench import SCHEMA
 from laurepro.bench._problems import SHAPES, Problem
 from laurepro.bench.sass import launches, listing, model
 from laurepro.bench.sass.compilers import Compiler, Usage, mangled
-from laurepro.bench.sass.launches import Recorded
+from laurepro.bench.sass.launches import Grid, Recorded
 from laurepro.errors import LaureproError
 
 BATCHES = (16, 4, 1)
@@ -116,19 +116,11 @@ def run(
 class _Code(NamedTuple):
     usage: Usage
     rows: list[listing.Instruction]
-    counted: dict[tuple[Problem, int], listing.Counts]  # by problem, whatever its batch, and blocks of channels
-
-
-def _blocks_of_channels(launched: Recorded, problem: Problem) -> int:
-    """The second axis of the grid of lau_forward_nchw."""
-    if not launched.expression.startswith("lau_forward_nchw"):
-        return 1
-    per_block = launched.threads * int(launched.expression.split(",")[1])
-    return launched.blocks // (-(-problem.h * problem.w * problem.k**2 // per_block) * problem.n)
+    counted: dict[tuple[Problem, Grid], listing.Counts]
 
 
 def _counts(code: _Code, launched: Recorded, problem: Problem) -> listing.Counts:
-    key = (problem._replace(n=1), _blocks_of_channels(launched, problem))
+    key = (problem, launched.grid)
     if key not in code.counted:
         scopes = launches.scopes(launched.source, launched.expression, *key)
         code.counted[key] = listing.count(code.rows, scopes)
@@ -137,7 +129,7 @@ def _counts(code: _Code, launched: Recorded, problem: Problem) -> listing.Counts
 
 def _launch(code: _Code, launched: Recorded, problem: Problem) -> tuple[listing.Counts, model.Launch]:
     counts = _counts(code, launched, problem)
-    moved = launches.traffic(launched.expression, problem, _blocks_of_channels(launched, problem))
+    moved = launches.traffic(launched.expression, problem, launched.grid)
     warps = launched.blocks * launched.threads / 32 if moved.warps is None else moved.warps
     loaded = counts.load_bytes * 32 * warps
     return counts, model.Launch(

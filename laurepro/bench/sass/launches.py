@@ -1,7 +1,7 @@
 """What a training launches, by the functions of `laurepro.ops` themselves on shapes alone, and what each kernel does.
 
 `SCOPES` states how often the loops of the sources turn, and `_traffic` which bytes a launch moves. Offsets are white
-noise of half an input pixel, as in `laurepro bench ops`: how its samples spread over cells and cache lines is counted.
+noise of half an input pixel; how its samples spread over cells and cache lines is counted (`spread`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from laurepro.bench._problems import Problem, make_offsets
+from laurepro.bench._problems import Problem
 from laurepro.bench.sass.listing import Line, Scope
+from laurepro.bench.sass.spread import spread, spread_of_tiles
 from laurepro.ops import _cupy, _cupy_loss, _cupy_loss_launch, _cupy_upsample
-from laurepro.ops._cupy_layout import Shape
+from laurepro.ops._cupy_layout import Shape, blocks_of
 from laurepro.ops._cupy_lists import THREAD_CHUNK, WARP_CHUNK, slabs
+from laurepro.ops._cupy_tiles import FORWARD_THREADS
 
 OPERATIONS = ("forward", "backward", "loss-forward", "loss-gradients", "loss-backward")
+
+
+Grid = tuple[int, int, int]
 
 
 class Recorded(NamedTuple):
@@ -31,10 +36,15 @@ class Recorded(NamedTuple):
 
     source: str
     expression: str
-    blocks: int
+    grid: Grid
     threads: int
     shared: int  # bytes of dynamic shared memory
     memory_bytes: int = 0  # of torch's own
+
+    @property
+    def blocks(self) -> int:
+        """Of the whole grid."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
 
 def record(problem: Problem, operation: str) -> list[Recorded]:
@@ -74,9 +84,9 @@ class _TorchKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if isinstance(output, Tensor) and not re.match(r"(new_)?empty|detach|alias|view|slice|select", name):
-            read = () if name.startswith("zeros") else args[1:] if name == "copy_" else args
+            read = () if name.startswith("zero") else args[1:] if name == "copy_" else args
             size = sum(t.nbytes for t in (*read, output) if isinstance(t, Tensor))
-            self.launched.append(Recorded("", f"torch.{name}", 0, 0, 0, size))
+            self.launched.append(Recorded("", f"torch.{name}", (0, 0, 0), 0, 0, size))
         return output
 
 
@@ -87,8 +97,7 @@ def _recording() -> Iterator[list[Recorded]]:
 
     def load(source: str, expression: str) -> _cupy.Kernel:
         def kernel(grid: Any, block: Any, args: Any, *, shared_mem: int, stream: Any) -> None:
-            blocks = functools.reduce(int.__mul__, grid)
-            launched.append(Recorded(source, expression, blocks, block[0], shared_mem))
+            launched.append(Recorded(source, expression, (*grid, 1, 1)[:3], block[0], shared_mem))
 
         return kernel
 
@@ -100,63 +109,6 @@ def _recording() -> Iterator[list[Recorded]]:
         del _cupy.LOADERS["meta"]
         for key in [key for key in _cupy._kernels if key[0].type == "meta"]:
             del _cupy._kernels[key]
-
-
-# ---------------------------------------------------------------------------------------- where samples come to lie
-
-
-class Spread(NamedTuple):
-    """How the samples of one image spread over its cells, with chunks as the kernels divide them."""
-
-    chunks: float  # per cell
-    lengths: tuple[int, ...]  # samples of each chunk
-    longest: float  # of 32 neighbouring chunks, on average
-    lines: float  # cache lines per load of lau_forward_nchw
-    grad_lines: float  # and per load of the gradient in gather_nchw
-    grad_sectors: float  # sectors of 32 bytes, likewise
-    pixel_lines: float  # of numbers of four bytes per pixel, per load of a warp with a sample per lane
-    pixel_sectors: float  # likewise
-
-
-@functools.cache
-def spread(h: int, w: int, k: int, itemsize: int, capacity: int) -> Spread:
-    """Of white offsets. `itemsize`: bytes of a channel; `capacity`: samples of a chunk, at most."""
-    offset = make_offsets(Problem("", 1, 1, h, w, k), torch.Generator().manual_seed(0))[0]
-    rows, columns = torch.meshgrid(torch.arange(h * k) / k, torch.arange(w * k) / k, indexing="ij")
-    cells = (rows + offset[0]).clamp(0, h - 1).long() * w + (columns + offset[1]).clamp(0, w - 1).long()
-    cells = cells.flatten()
-    counts = torch.bincount(cells, minlength=h * w)
-    parts = -(-counts // capacity)
-    order = torch.sort(cells, stable=True).indices
-    # Of the parts of a cell's list, the first `longer` have one sample more than the others.
-    cell, starts, firsts = cells[order], counts.cumsum(0) - counts, parts.cumsum(0) - parts
-    rank, length, number = torch.arange(len(cell)) - starts[cell], counts[cell], parts[cell]
-    least, longer = length // number, length % number
-    before = longer * (least + 1)
-    part = torch.where(rank < before, rank // (least + 1), longer + (rank - before) // least)
-    at = torch.full((int(parts.sum()), capacity), -1)
-    at[firsts[cell] + part, rank - part * least - part.minimum(longer)] = order
-    lengths = (at >= 0).sum(1)
-    whole = len(at) // 32 * 32
-    loads = at[:whole].view(-1, 32, capacity).transpose(1, 2).reshape(-1, 32)
-    taps = cells[: len(cells) // 128 * 128].view(-1, 32, 4).transpose(1, 2).reshape(-1, 32)
-    return Spread(
-        len(at) / (h * w),
-        tuple(lengths.tolist()),
-        float(lengths[:whole].view(-1, 32).max(1).values.float().mean()),
-        _distinct(taps * itemsize // 128),
-        _distinct(torch.where(loads < 0, -1, loads * itemsize // 128)),
-        _distinct(torch.where(loads < 0, -1, loads * itemsize // 32)),
-        _distinct(torch.where(at < 0, -1, at // 32)),
-        _distinct(torch.where(at < 0, -1, at // 8)),
-    )
-
-
-def _distinct(rows: Tensor) -> float:
-    """Different numbers that are not negative per row that has any, on average."""
-    rows = rows.sort(1).values
-    new = torch.cat((torch.ones_like(rows[:, :1], dtype=torch.bool), rows[:, 1:] != rows[:, :-1]), 1) & (rows >= 0)
-    return float(new.sum()) / max(1, int((rows >= 0).any(1).sum()))
 
 
 # ---------------------------------------------------------------------------------------------- loops of the sources
@@ -188,7 +140,7 @@ def _lines(file: str, after: str, snippet: str) -> frozenset[Line]:
     return frozenset((file, i + 1) for i in range(start, end + 1))
 
 
-def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: int = 1) -> list[Scope]:
+def scopes(source: str, expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> list[Scope]:
     """The loops of an instance, outer ones first, with the turns that a warp takes on average."""
     name, _, arguments = expression.partition("<")
     numbers = [int(a) for a in re.findall(r"\b\d+\b", arguments)]
@@ -205,14 +157,38 @@ def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: i
     if name == "lau_forward_nchw":
         return [
             scope("for (int map = blockIdx.z", 1),
-            scope("for (int c = first; c < last", c / blocks_of_channels, "STG", 1),
+            scope("for (int c = first; c < last", c / grid[1], "STG", 1),
         ]
-    if name == "lau_forward_nhwc":
-        vec, lanes = numbers
+    if name == "lau_forward_tiled":
+        lanes, groups = numbers
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, itemsize, lanes, groups, FORWARD_THREADS)
+        chunk, warps = lanes * 16 // itemsize, -(-tiles.threads // 32)
         return [
-            scope("for (int image = blockIdx.y", 1),
-            scope("for (int i = 0; i < LANES", lanes, "SHFL.IDX", 5),
-            scope("for (int c = lane * VEC", -(-c // (lanes * vec)), "STG", 1),
+            scope("for (int image = blockIdx.z", problem.n / grid[2]),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, "LDG", 2),
+            scope("for (int cell = threadIdx.x", tiles.cells / tiles.threads, "STS", 1),
+            scope("for (int left_over = last", blocks_of(blocks_of(c, chunk), grid[1])),
+            scope("if (!fits) {", 0),
+            scope("for (int cell = threadIdx.x", -(-tiles.cells // 32) / warps, after="if (!fits) {"),
+            scope("for (int c = 0; c < CHUNK", lanes, "STS.128", 1),
+        ]
+    if name == "pad_channels":
+        return [scope("for (int image = blockIdx.y", problem.n / grid[1])]
+    if name == "lau_forward_nhwc":
+        vec, lanes, vectors = numbers
+        return [
+            scope("for (int image = blockIdx.y", problem.n / grid[1]),
+            scope("for (int c = lane * VEC", -(-c // (lanes * vec * vectors))),
+            scope("for (int i = group", lanes, "STG", vectors),
+        ]
+    if name == "lau_forward_padded":
+        vec, lanes, vectors = numbers
+        values = 64 // lanes * c
+        return [
+            scope("for (int image = blockIdx.y", problem.n / grid[1]),
+            scope("for (int i = 0; i < pixels", lanes / 2, "LDG", 8 * vectors),
+            scope("for (int j = own * VEC", -(-values // (32 * vec)), "STG", 1),
+            scope("for (int j = own; j < values", 0),
         ]
     if name == "list_cells":
         capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
@@ -224,8 +200,9 @@ def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: i
     if name == "gather_nhwc":
         vec, lanes, vectors = numbers
         return [
-            scope("for (int block = 0", -(-c // (lanes * vec * vectors))),
-            scope("for (int i = 0; i * GROUPS", turns_of(32 // lanes, WARP_CHUNK), "SHFL.IDX", 3),
+            scope("for (int c0 = lane * VEC", -(-c // (lanes * vec * vectors))),
+            scope("for (int i = 0; i * GROUPS", turns_of(4, WARP_CHUNK), "SHFL.IDX", 2),
+            scope("if (parts != nullptr) {", 0),
         ]
     if name == "gather_nchw":
         longest = spread(problem.h, problem.w, problem.k, itemsize, THREAD_CHUNK).longest
@@ -245,6 +222,29 @@ def scopes(source: str, expression: str, problem: Problem, blocks_of_channels: i
             Scope(_around(file, end), longest, "LDS.128", 1),
         ]
         return [*around, *outer, *inner]
+    if name == "gather_tiled":
+        (lanes,) = numbers
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, itemsize, lanes, 1, (128 * lanes,))
+        warps = tiles.threads // 32
+        of_thread = -(-tiles.cells // 32) / warps  # cells, on average
+        rows = -(-tiles.cells // (tiles.threads // lanes))
+        return [
+            scope("for (int image = blockIdx.z", problem.n / grid[2]),
+            scope("for (int i = threadIdx.x; i < capacity", 256 / tiles.threads, "STS", 1),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, "LDG", 2),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, "ATOMS", 1, after="if (fits) {"),
+            scope("for (int first = 0; first < size; first += 32", -(-tiles.cells // 32) / warps),
+            scope("for (int cell = threadIdx.x", of_thread, after="if (fits) {"),
+            scope("for (int cell = threadIdx.x", of_thread, after="The lanes of a warp take cells"),
+            scope("for (int other = 0", tiles.cells, "LDS", 1),
+            scope("for (int p = threadIdx.x", tiles.held / tiles.threads, after="before += __shfl"),
+            scope("for (int remaining = C", -(-c // 8)),
+            scope("if (!fits) {", 0),
+            scope("for (int cell = threadIdx.x", of_thread, after="if (!fits) {"),
+            scope("for (int first = 0; first < size; first += groups", rows),
+            scope("for (int at = cell ?", tiles.longest / warps / rows, "LDS.128", 2),
+            scope("for (int cell = threadIdx.x", of_thread, after="for (int at = cell ?"),
+        ]
     if name == "combine":
         capacity = WARP_CHUNK if problem.channels_last else THREAD_CHUNK
         chunks = spread(problem.h, problem.w, problem.k, itemsize, capacity).chunks
@@ -299,7 +299,7 @@ class Traffic(NamedTuple):
     lines: float = 1  # in so many
 
 
-def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> Traffic:
+def traffic(expression: str, problem: Problem, grid: Grid = (1, 1, 1)) -> Traffic:
     """Of a launch with this problem."""
     name, size = expression.split("<")[0], problem.dtype.itemsize
     cells = problem.n * problem.h * problem.w
@@ -308,12 +308,23 @@ def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> T
     kept = spread(problem.h, problem.w, problem.k, size, capacity)
     chunks = cells * kept.chunks
     small, large = cells * c * size, pixels * c * size  # the input, and what has the size of the output
+    padded = small / c * (-(-c // 8) * 8 if c > 12 else -(-c // 4) * 4)
     parts = chunks * 4 * c * 4
     if name == "lau_forward_nchw":
-        loads = 4 * int(expression.split(",")[1]) * c / blocks_of_channels
+        loads = 4 * int(expression.split(",")[1]) * c / grid[1]
         return Traffic(small + 8 * pixels, large, scattered=loads, lines=kept.lines)
-    if name == "lau_forward_nhwc":
-        return Traffic(small + 8 * pixels, large)
+    if name == "lau_forward_tiled":
+        of_group, groups = (int(n) for n in re.findall(r"\b\d+\b", expression))
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, size, of_group, groups, FORWARD_THREADS)
+        blocks, chunks_of_block = grid[0] * grid[1] * grid[2], blocks_of(blocks_of(c, of_group * 16 // size), grid[1])
+        vectors = 4 * groups * min(4, 16 // size) * chunks_of_block
+        again = tiles.bytes * c * problem.n - small
+        lines = 1 + 4 * (tiles.conflicts - 1)  # a vector per lane is four lines without conflicts
+        return Traffic(small + 8 * pixels, large, again, blocks * tiles.threads // 32, vectors, lines)
+    if name == "pad_channels":
+        return Traffic(small, padded)
+    if name in ("lau_forward_nhwc", "lau_forward_padded"):
+        return Traffic((padded if name == "lau_forward_padded" else small) + 8 * pixels, large)
     if name == "count_cells":
         return Traffic(8 * pixels, 4 * cells)
     if name == "list_cells":
@@ -322,11 +333,24 @@ def traffic(expression: str, problem: Problem, blocks_of_channels: int = 1) -> T
         return Traffic(8 * pixels + 4 * cells, 16 * pixels, 16 * pixels, scattered=1, lines=32)
     if name in ("gather_nhwc", "gather_nchw"):
         moved = Traffic(large + small + 12 * chunks + 16 * pixels, parts + 8 * pixels, warps=chunks)
-        if name == "gather_nhwc":
-            return moved
+        if name == "gather_nhwc":  # sums are read and written once in memory; what chunks add passes the cache
+            summed = cells * c * 4
+            return moved._replace(read=moved.read + summed, written=summed + 8 * pixels, again=parts)
         lanes = 32 * len(kept.lengths) and pixels / chunks / kept.longest * 32  # that have a sample, of 32
         again = large / size / lanes * kept.grad_sectors * 32 - large
         return moved._replace(again=again, warps=chunks / 32, scattered=c * kept.longest, lines=kept.grad_lines)
+    if name == "gather_tiled":
+        (of_group,) = (int(n) for n in re.findall(r"\b\d+\b", expression))
+        tiles = spread_of_tiles(problem.h, problem.w, problem.k, size, of_group, 1, (128 * of_group,))
+        summed = cells * c * 4
+        again = tiles.bytes * c * problem.n * (1 + 4 / size)  # regions that are read, and whose sums are added
+        # Of vectors of 16 bytes: taps, and of cells in order of their pixels, which lie at random, what belongs to
+        # these pixels, and the sums of corners.
+        listed = tiles.longest / (tiles.threads // 32) * (1.7 if of_group == 2 else 3.2)
+        corners = 8 * 1.1 if of_group == 2 else 16 * 2.1
+        conflicts = -(-c // 8) * 4 * (16 * (tiles.conflicts - 1) + listed + corners)
+        warps = grid[0] * grid[2] * tiles.threads // 32
+        return Traffic(large + small + 8 * pixels + summed, summed + 8 * pixels, again, warps, conflicts, 2)
     if name == "combine":
         return Traffic(parts + 8 * cells, small)
     if name == "input_peaks":
