@@ -18,25 +18,32 @@ from laurepro.claims.samples import Rows
 from laurepro.report.comparison import interval
 from laurepro.report.rows import RowResult
 
-SCALE = "camvid-cpu"
+SCALE = "camvid-cpu"  # of the conclusions from three seeds
 PAGE = (ROOT / "docs" / "evidence.md").read_text()
 ROW = r"`([a-z0-9]+/[a-z0-9.\-]+)`"
-ROWS = re.findall(rf"^\| {ROW} \| .*$", PAGE, re.M)
-PAIRS = re.findall(rf"^\| {ROW} − {ROW} \| .*$", PAGE, re.M)
+TEXT = " ".join(PAGE.split())
+LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
+PARTS = dict(re.findall(r"^## Measured at `([a-z-]+)`\n(.*?)^## ", PAGE, re.M | re.S))
+MEASURED = [(scale, row) for scale, part in PARTS.items() for row in re.findall(rf"^\| {ROW} \| .*$", part, re.M)]
+DIFFERENCES = [
+    (scale, *pair) for scale, part in PARTS.items() for pair in re.findall(rf"^\| {ROW} − {ROW} \| .*$", part, re.M)
+]
+ROWS = [row for scale, row in MEASURED if scale == SCALE]
+PAIRS = [(one, other) for scale, one, other in DIFFERENCES if scale == SCALE]
 
 
 @cache
-def results(table: str) -> dict[str, RowResult]:
-    measured = report.measure(spec.tables()[table], spec.scale(SCALE), ROOT / "results", None, None)
+def results(table: str, scale: str) -> dict[str, RowResult]:
+    measured = report.measure(spec.tables()[table], spec.scale(scale), ROOT / "results", None, None)
     return {r.row.id: r for r in measured}
 
 
-def values(address: str, metric: str) -> dict[int, float]:
+def values(address: str, metric: str, scale: str = SCALE) -> dict[int, float]:
     table, _, row = address.partition("/")
-    return results(table)[row].values.get(metric, {})
+    return results(table, scale)[row].values.get(metric, {})
 
 
-def row_line(address: str) -> str:
+def row_line(address: str, scale: str) -> str:
     """The line of a row: mean ± standard deviation of four scores, seeds, seconds of training from least to most."""
 
     def shown(found: list[float]) -> str:
@@ -45,16 +52,17 @@ def row_line(address: str) -> str:
 
     table, _, row = address.partition("/")
     metrics = ("miou", "pixacc", "boundary_miou", "boundary_iou")
-    cells = [shown(list(values(address, metric).values())) for metric in metrics]
-    seconds = sorted(round(r.seconds) for r in results(table)[row].trainings)
-    return f"| `{address}` | {' | '.join(cells)} | {len(values(address, 'miou'))} | {seconds[0]} … {seconds[-1]} |"
+    cells = [shown(list(values(address, metric, scale).values())) for metric in metrics]
+    seconds = sorted(round(r.seconds) for r in results(table, scale)[row].trainings)
+    seeds = len(values(address, "miou", scale))
+    return f"| `{address}` | {' | '.join(cells)} | {seeds} | {seconds[0]} … {seconds[-1]} |"
 
 
-def difference_line(one: str, other: str) -> str:
+def difference_line(one: str, other: str, scale: str) -> str:
     """The line of a difference, paired by seed: mean, 95 % t-interval and how many seeds are above 0, of two scores."""
     cells = []
     for metric in ("miou", "boundary_miou"):
-        a, b = values(one, metric), values(other, metric)
+        a, b = values(one, metric, scale), values(other, metric, scale)
         found = [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
         ends = interval(found)
         around = f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else "—"
@@ -63,23 +71,95 @@ def difference_line(one: str, other: str) -> str:
 
 
 def test_there_are_tables() -> None:
-    assert len(ROWS) >= 8 and len(PAIRS) >= 6
+    assert len(ROWS) >= 8 and len(PAIRS) >= 6 and set(PARTS) == {"camvid-imagenet", "camvid-cpu"}
 
 
-@pytest.mark.parametrize("address", ROWS)
-def test_a_row_is_what_its_records_say(address: str) -> None:
-    assert row_line(address) in PAGE.splitlines(), f"make it\n{row_line(address)}"
+@pytest.mark.parametrize(("scale", "address"), MEASURED)
+def test_a_row_is_what_its_records_say(scale: str, address: str) -> None:
+    assert row_line(address, scale) in PARTS[scale].splitlines(), f"make it\n{row_line(address, scale)}"
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_a_difference_is_what_the_records_say(one: str, other: str) -> None:
-    assert difference_line(one, other) in PAGE.splitlines(), f"make it\n{difference_line(one, other)}"
+@pytest.mark.parametrize(("scale", "one", "other"), DIFFERENCES)
+def test_a_difference_is_what_the_records_say(scale: str, one: str, other: str) -> None:
+    line = difference_line(one, other, scale)
+    assert line in PARTS[scale].splitlines(), f"make it\n{line}"
+
+
+# ------------------------------------------------------------------------- the findings, and what ten seeds can show
+
+
+@cache
+def at_ten_seeds() -> dict[str, claims.Verdict]:
+    records, _ = record.read_all(ROOT / "results")
+    return {v.claim.id: v for v in claims.judge(spec.scale("camvid-imagenet"), records)}
+
+
+def numbers(name: str) -> str:
+    v = at_ten_seeds()[name]
+    assert v.estimate is not None and v.interval is not None and v.n == 10
+    return f"{v.estimate:+.2f} [{v.interval[0]:+.2f}, {v.interval[1]:+.2f}]"
+
+
+def needed(name: str) -> str:
+    v = at_ten_seeds()[name]
+    assert v.verdict == "undecided" and v.needed_range is not None
+    return f"{v.needed_range[0]} to {v.needed_range[1]}"
+
+
+def test_the_findings_are_the_verdicts() -> None:
+    verdicts = at_ten_seeds()
+    for name, sentence in {
+        "C8.enc8": "LaU 4x with its loss is above bilinear upsampling",
+        "K2.grid": "LaU's grid at 4x without any offset is above bilinear upsampling too",
+        "C7.enc8": "What the offset-guided loss adds is smaller than the margin of 0.5",
+    }.items():
+        assert f"- {sentence}: {numbers(name)}, {verdicts[name].verdict}." in TEXT
+    assert {verdicts[n].verdict for n in ("C8.enc8", "K2.grid")} == {"supported at this scale"}
+    assert verdicts["C7.enc8"].verdict == "equivalent at this scale"
+    undecided = f"{numbers('K1.off')} with the loss and {numbers('K1.no-loss')} without;"
+    assert f"What the offsets add to that grid is undecided: {undecided}" in TEXT
+    assert f"{needed('K1.off')} and {needed('K1.no-loss')} seeds would decide." in TEXT
+    second = {
+        (*v.records, v.claim.metric) for v in verdicts.values() if v.decision and v.decision.family == "secondary"
+    }
+    (planned,) = {v.decision.comparisons for v in verdicts.values() if v.decision and v.decision.family == "secondary"}
+    assert f"{len(second)} of the {planned} planned secondary comparisons have records" in TEXT
+    assert {r.scale for r in record.read_all(ROOT / "results")[0].values()} == set(PARTS)  # nothing of the tuned scale
+
+
+def test_what_ten_seeds_can_show() -> None:
+    table = np.array([[values(a, "miou", s)[n] for n in range(10)] for s, a in MEASURED if s == "camvid-imagenet"])
+    deviation, freedom, icc = of_table(table)
+    words = f"makes {100 * icc:.0f} % of a row's variance (ICC), and a difference has a pooled deviation of"
+    assert f"{words} {deviation:.2f} points over {freedom} degrees of freedom; at `camvid-cpu` it is" in TEXT
+    assert f"at `camvid-cpu` it is {pooled('miou')[0]:.2f}." in TEXT
+    for name in ("K1.off", "K1.no-loss"):
+        decision = at_ten_seeds()[name].decision
+        assert decision is not None and decision.bounds[1] > 0.5 and decision.interval[0] < 0 < decision.interval[1]
+
+
+def test_the_gain_in_each_sequence() -> None:
+    lines = (ROOT / "results" / "REPORT.md").read_text().splitlines()
+    part = lines[lines.index("### Seeds and images at scale camvid-imagenet") :]
+    lau = next(line for line in part if "offset-guided loss, OS 8 over EncNet, bilinear" in line)
+    grid = next(line for line in part if "zero offsets, OS 8 over EncNet, bilinear" in line)
+    (a, b), (c, d) = (line.strip("| ").split(" | ")[-2:] for line in (lau, grid))
+    assert f"LaU with its loss gains {a} and {b} in 0001TP and Seq05VD, the grid alone {c} and {d}." in TEXT
+    assert all("\\[+" in line for line in (lau, grid))  # intervals over seeds and images
+
+
+def test_what_both_regimes_agree_on() -> None:
+    grid, without = "table3a/encnet-os8-grid4x", "table4/encnet-os8-lau4x"
+    means = {
+        scale: {a: statistics.fmean(values(a, "miou", scale).values()) for a in (BILINEAR, grid, without, LAU)}
+        for scale in PARTS
+    }
+    assert all(of[BILINEAR] < of[grid] < of[LAU] for of in means.values())
+    assert means["camvid-cpu"][without] < means["camvid-cpu"][grid]
+    assert means["camvid-imagenet"][without] > means["camvid-imagenet"][grid]
 
 
 # -------------------------------------------------------------------------------- how much three seeds can show
-
-TEXT = " ".join(PAGE.split())
-LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
 
 
 @cache
@@ -91,7 +171,11 @@ def scored(metric: str) -> dict[str, npt.NDArray[np.float64]]:
 
 def pooled(metric: str) -> tuple[float, int, float]:
     """Standard deviation of a paired difference over rows and seeds, its degrees of freedom, and the seeds' ICC."""
-    table = np.array(list(scored(metric).values()))
+    return of_table(np.array(list(scored(metric).values())))
+
+
+def of_table(table: npt.NDArray[np.float64]) -> tuple[float, int, float]:
+    """The same of a table of rows by seeds."""
     rows, seeds = table.shape
     residual = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
     freedom = (rows - 1) * (seeds - 1)
