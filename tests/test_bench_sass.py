@@ -249,3 +249,67 @@ def test_command_with_either_compiler(name: str, tmp_path: Path) -> None:
     for row in (row for row in document["rows"] if "case" in row):
         assert 0 < row["share"] <= 1 and row["floor"] < row["microseconds"]
         assert set(row["sensitivity"]) == set(model.CONSTANTS._fields)
+
+
+# ------------------------------------------------------------------------------------------- the tables of docs/speed.md
+
+GPU_NAMES = {"sm_80": "A100", "sm_90": "H200", "sm_100": "B200", "sm_120": "RTX 5090"}
+LAYOUTS = ("float32-nhwc", "float32-nchw", "bfloat16-nhwc", "bfloat16-nchw")
+SHAPES, BATCHES = ("P", "A", "V", "C", "D"), (16, 4, 1)
+
+
+@functools.cache
+def predicted() -> dict[tuple[str, str], dict[str, Any]]:
+    rows = json.loads(RECORD.read_text())["rows"]
+    return {(row["architecture"], row["case"]): row for row in rows if "case" in row}
+
+
+def numbers(architecture: str, case: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+    of = predicted()
+    forward, backward = (of[architecture, f"{case}/{what}"] for what in ("forward", "backward"))
+    return forward, backward, of.get((architecture, f"{case}/loss"))
+
+
+def goal_line(shape: str, layout: str) -> str:
+    forward, backward, loss = numbers("sm_90", f"{shape}/16/{layout}")
+    least, most = "90" if "float32" in layout else "80", "1.7" if "nhwc" in layout else "2.5"
+    goal = "≤ 250" if shape == "P" else "none stated"
+    assert loss is not None
+    cells = (
+        f"{100 * forward['share']:.0f}% (≥ {least} %), {forward['microseconds']:.0f} µs",
+        f"{1 / backward['share']:.1f} (≤ {most}), {backward['microseconds']:.0f} µs",
+        f"{loss['microseconds']:.0f} µs ({goal})",
+    )
+    return f"| {shape} {layout} | {' | '.join(cells)} |"
+
+
+def case_line(architecture: str, shape: str, layout: str) -> str:
+    cells = []
+    for batch in BATCHES:
+        forward, backward, loss = numbers(architecture, f"{shape}/{batch}/{layout}")
+        shown = f"{loss['microseconds']:.0f}" if loss else "-"
+        cells.append(f"{100 * forward['share']:.0f} / {1 / backward['share']:.1f} / {shown}")
+    return f"| {shape} {layout} | {' | '.join(cells)} |"
+
+
+def sensitivity_line(shape: str, layout: str, what: str) -> str:
+    row = predicted()["sm_90", f"{shape}/16/{layout}/{what}"]
+    ends = [f"{100 * low:.3g} … {100 * high:.3g}" for low, high in row["sensitivity"].values()]
+    return f"| {shape} {layout} {what} | {100 * row['share']:.3g} | {' | '.join(ends)} |"
+
+
+def page_tables() -> list[list[str]]:
+    """The goals; every case on each GPU; how the shares depend on the constants of the model."""
+    goals = [goal_line(shape, layout) for shape in ("P", "A") for layout in LAYOUTS]
+    cases = [
+        [case_line(architecture, shape, layout) for shape in SHAPES for layout in LAYOUTS] for architecture in GPU_NAMES
+    ]
+    whats = ("forward", "backward", "loss")
+    return [goals, *cases, [sensitivity_line(s, la, w) for s in ("P", "A") for la in LAYOUTS for w in whats]]
+
+
+def test_the_tables_of_the_page_are_those_of_the_record() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text()
+    for table in page_tables():
+        assert "\n".join(table) in page, "make it\n" + "\n".join(table)
+    assert all(f"| {name}, batch 16 | 4 | 1 |" in page for name in GPU_NAMES.values())

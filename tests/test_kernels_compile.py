@@ -105,7 +105,7 @@ def test_accesses_are_wide() -> None:
     assert any(re.match(r"STG.*\.128", i) for i in having("lau_forward", "nchw", "IfLi4E"))
     nhwc = having("lau_forward", "nhwc", "IfLi4ELi16ELi4E")
     assert any(re.match(r"LDG.*\.128", i) for i in nhwc) and any(re.match(r"STG.*\.128", i) for i in nhwc)
-    gather = having("lau_backward", "gather_nhwc", "IfLi4ELi16E")
+    gather = having("lau_backward", "gather_nhwc", "IfLi4ELi16ELi1E")
     assert any(re.match(r"LDG.*\.128", i) for i in gather)
     stores = [i for i in gather if i.startswith("STG")]
     assert len([i for i in stores if ".128" in i]) == 4 and len(stores) == 4 + 2  # four corners, two offsets
