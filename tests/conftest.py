@@ -27,7 +27,7 @@ from laurepro.spec import Job
 
 ROOT = Path(__file__).parents[1]
 ROW = "table3a/encnet-os8-lau4x-off"  # the row that is trained, where one is
-STEPS = 100  # of a training at scale tiny: seconds, enough to be interrupted and to learn several classes
+STEPS = 160  # of a training at scale tiny: some seconds, enough to be interrupted and to learn several classes
 
 
 SHORT = ("--set", "train.iterations=60")  # for several processes, whose every sum is slow

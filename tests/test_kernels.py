@@ -59,7 +59,8 @@ SHAPES = [  # n, c, h, w, (k_h, k_w), m
     pytest.param(1, 1, 9, 2, (1, 1), 1, id="k1"),
     pytest.param(0, 3, 4, 4, (2, 2), 1, id="empty"),
 ]
-WIDTHS = [6, 11, 13, 21, 34, 59, 60, 70, 75, 100, 150, 203, 260]  # every way in which the kernels divide channels
+# Every way in which the kernels divide channels.
+WIDTHS = [6, 11, 13, 17, 21, 25, 33, 34, 59, 60, 65, 68, 70, 75, 81, 97, 98, 100, 132, 150, 162, 194, 203, 258, 260]
 
 
 # ----------------------------------------------------------------------------------------------------- the cases

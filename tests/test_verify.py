@@ -206,7 +206,7 @@ def test_a_metric_that_is_added_later_breaks_no_committed_record(monkeypatch: py
     scores._names.cache_clear()
     records, _ = record.read_all(ROOT / "results")
     evaluated = [r for r in records.values() if r.stage == "evaluate"]
-    assert len(evaluated) == 61
+    assert len(evaluated) >= 61
     for stored in evaluated:
         assert verify.verify(record.records_dir(ROOT / "results") / f"{stored.job}.json").problems == ()
         added = scores.metrics_of(stored)
