@@ -20,7 +20,7 @@ from laurepro.ops import _cupy, _cupy_loss, _cupy_upsample
 pytestmark = pytest.mark.cxx
 
 MODULES = (_cupy_upsample, _cupy_loss)
-ARCHITECTURES = ["sm_80", "sm_90"]
+ARCHITECTURES = [pytest.param("sm_80", marks=pytest.mark.acceptance), "sm_90"]  # the first one takes a minute
 SOURCES = sorted({source for module in MODULES for source in module.INSTANCES})
 
 
