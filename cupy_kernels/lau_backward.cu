@@ -154,8 +154,9 @@ template <int LANES, int N, typename A> __device__ __forceinline__ A group_sums(
 }
 
 // NHWC, M = 1. One warp per chunk of at most 32 samples, which the groups of lanes share out; a lane holds VECTORS vectors
-// of VEC channels (all but the last lanes' last one exist): the cell's slopes, and the sums for its four corners. The sums are written to `parts`, for `combine`, or
-// added to `sums`, which is as the input but of the type of the arithmetic; both may be null.
+// of VEC channels (all but the last lanes' last one exist): the cell's slopes, and the sums for its four corners. The sums are
+// written to `parts`, for `combine`, or added to `sums`, which is as the input but of the type of the arithmetic; both may be
+// null.
 template <typename T, int VEC, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256, 2) gather_nhwc(
     const T* __restrict__ grad, const T* __restrict__ input, const Chunk* __restrict__ chunks, const int* __restrict__ totals,

@@ -117,10 +117,15 @@ def test_without_torch_a_job_starts_by_itself(folder: Path, tmp_path: Path) -> N
 def test_a_stop_while_torch_is_imported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import time; time.sleep(60)")
     server = started_server(tmp_path)
-    job, log = fork(server, folder, "0")
+    jobs = [fork(server, folder, "0") for _ in range(2)]
     began = time.monotonic()
-    job.signal(signal.SIGTERM)
-    assert job.wait(10) == -signal.SIGTERM and time.monotonic() - began < 10 and log.read_text() == "before\n"
+    jobs[0][0].signal(signal.SIGTERM)
+    server.process.wait(10)
+    for job, log in jobs:  # the second one is not started because the server has ended
+        assert job.poll() == -signal.SIGTERM
+        job.signal(signal.SIGTERM)
+        assert job.wait(10) == -signal.SIGTERM and job.spawned is None and log.read_text() == "before\n"
+    assert time.monotonic() - began < 10
     server.close()
 
 

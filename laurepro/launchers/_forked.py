@@ -104,8 +104,9 @@ class Forked:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the job's process group."""
         while not self.pid and self.poll() is None:
-            if not self.server.ready:  # it imports torch, and no job has begun
-                self.stopped = -number
+            if not self.server.ready:  # it imports torch, and no job has begun: none of those asked for may
+                for job in self.server.asked:
+                    job.stopped = -number
                 self.server.process.kill()
                 return
             time.sleep(0.02)
