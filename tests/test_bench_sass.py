@@ -243,8 +243,8 @@ def test_command_with_either_compiler(name: str, tmp_path: Path) -> None:
     document = json.loads(file.read_text())
     assert document["environment"]["compiler"].startswith(name) and "A prediction" in ran.output
     kernels = {row["kernel"]: row for row in document["rows"] if "kernel" in row}
-    assert set(kernels) == {"lau_forward_nhwc<float, 1, 16, 4>", "lau_forward_nchw<float, 4, 1>"}
-    assert kernels["lau_forward_nchw<float, 4, 1>"]["store_bytes"] == [16]
+    assert set(kernels) == {"lau_forward_nhwc<float, 1, 16, 4>", "lau_forward_tiled<float, 4, 2>"}
+    assert kernels["lau_forward_tiled<float, 4, 2>"]["store_bytes"] == [16]
     assert kernels["lau_forward_nhwc<float, 1, 16, 4>"]["load_bytes"] == [4]
     for row in (row for row in document["rows"] if "case" in row):
         assert 0 < row["share"] <= 1 and row["floor"] < row["microseconds"]

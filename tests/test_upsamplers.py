@@ -280,6 +280,15 @@ def test_featup_with_a_narrow_kernel_is_bicubic_stage_by_stage(size: tuple[int, 
     torch.testing.assert_close(upsampler(x, x, drawn(2, 3, *size)), expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("kind", IMAGE_GUIDED)
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 1)])
+def test_a_map_smaller_than_the_window_is_upsampled(kind: str, size: tuple[int, int]) -> None:
+    """The scores of a small image at output stride 32."""
+    x, guide = drawn(2, 3, *size), drawn(2, 3, 4 * size[0], 4 * size[1])
+    out = make(kind).eval()(x, x, guide)
+    assert out.shape == (2, 3, 4 * size[0], 4 * size[1]) and out.isfinite().all()
+
+
 def test_featup_is_its_equation() -> None:
     """One stage, pixel by pixel, and the projection of what it gives."""
     featup = make("featup", scale_factor=2, bottleneck_channels=4, radius=2).eval()
