@@ -106,8 +106,8 @@ class _Stage(nn.Module):
 def _neighbours(input: Tensor, radius: int) -> Iterator[Tensor]:
     """The map moved to each place of the window, row by row, mirrored at the border: views of [N, C, H, W].
 
-    One at a time: all of them at once would be the window's size times the map. A map of no more than `radius` lines has
-    none to mirror: its border is repeated.
+    One at a time: all of them at once would be the window's size times the map. A map of no more than `radius` lines
+    has none to mirror: its border is repeated.
     """
     height, width = input.shape[2:]
     padded = F.pad(input, (radius,) * 4, mode="reflect" if min(height, width) > radius else "replicate")
