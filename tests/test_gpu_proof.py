@@ -120,6 +120,30 @@ def test_interrupted_it_leaves_no_step_behind(tmp_path: Path, number: signal.Sig
     assert not [pid for pid in steps if Path(f"/proc/{pid}").exists()]
 
 
+def test_interrupted_while_a_step_starts_it_leaves_no_step_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "logs").mkdir()
+    started = []
+
+    def interrupted(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(*words, **options)
+        started.append(process.pid)
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    group = (proof.python("first", 99.0, "-c", "import time; time.sleep(99)"),) * 2
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            proof.run(group, time.monotonic() + 99, dict(os.environ), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(started) == 1 and not proof.lives(started[0])
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,30 +182,29 @@ def run(group: tuple[Step, ...], end: float, environment: dict[str, str], work: 
     """Run the steps of a group side by side, each until its limit or the end of all."""
     running: list[tuple[Step, float, subprocess.Popen[bytes]]] = []
     ended: list[Ended] = []
-    for step in group:
-        if end - time.monotonic() < LEAST:
-            ended.append(Ended(step.name, 0.0, None, "no time was left"))
-            continue
-        if not step.needs.is_dir():
-            ended.append(Ended(step.name, 0.0, None, f"{step.needs} is not there"))
-            continue
-        print(f"== {time.strftime('%H:%M:%S')} {step.name}: {' '.join(step.words)}", flush=True)
-        try:
-            with (work / "logs" / f"{step.name}.txt").open("wb") as log:
-                process = subprocess.Popen(
-                    step.words,
-                    cwd=ROOT,
-                    env=environment | dict(step.environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            ended.append(Ended(step.name, 0.0, None, f"{error.filename or step.words[0]}: {error.strerror}"))
-        else:
-            running.append((step, time.monotonic(), process))
     try:
+        for step in group:
+            if end - time.monotonic() < LEAST:
+                ended.append(Ended(step.name, 0.0, None, "no time was left"))
+                continue
+            if not step.needs.is_dir():
+                ended.append(Ended(step.name, 0.0, None, f"{step.needs} is not there"))
+                continue
+            print(f"== {time.strftime('%H:%M:%S')} {step.name}: {' '.join(step.words)}", flush=True)
+            try:
+                with (work / "logs" / f"{step.name}.txt").open("wb") as log, uninterrupted():
+                    process = subprocess.Popen(
+                        step.words,
+                        cwd=ROOT,
+                        env=environment | dict(step.environment),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                    running.append((step, time.monotonic(), process))
+            except OSError as error:
+                ended.append(Ended(step.name, 0.0, None, f"{error.filename or step.words[0]}: {error.strerror}"))
         for step, began, process in running:
             why = ""
             try:
@@ -232,6 +232,33 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
+    late = time.monotonic() + GRACE
+    while lives(process.pid) and time.monotonic() < late:  # SIGKILL is sent, but memory takes a while to be released
+        time.sleep(0.02)
+
+
+def lives(group: int) -> bool:
+    """Whether a process of this group runs. One that has ended and waits for its parent to notice does not."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of, *_ = entry.read_bytes().rpartition(b")")[2].split()
+            if int(of) == group and state not in (b"Z", b"X"):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block: raised within Popen, they would leave a process to nobody."""
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def keep(output: Path, work: Path, given: argparse.Namespace, ended: list[Ended]) -> None:
