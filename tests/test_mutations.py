@@ -585,7 +585,7 @@ def no_clamp(b: Broken) -> None:
         result = _sampler._empty_grid(offset, m)
         for axis, base in enumerate((at.rows, at.columns)):
             position = (offset[:, axis * m : (axis + 1) * m] + base).clamp(0, frame.spans[axis])
-            frame.normalise(position, axis, result[..., 1 - axis])
+            result[..., 1 - axis] = frame.normalise(position, axis)
         return result
 
     b.patch.setattr(_sampler, "_exact_grid", grid)

@@ -59,29 +59,33 @@ class Frame(NamedTuple):
         missing = (self.spans[0] + 1 - input.shape[2], self.spans[1] + 1 - input.shape[3])
         return torch.nn.functional.pad(input, (0, missing[1], 0, missing[0])) if any(missing) else input
 
-    def normalise(self, position: Tensor, axis: int, out: Tensor | None = None) -> Tensor:
+    def normalise(self, position: Tensor, axis: int) -> Tensor:
         """The sampler's coordinates. 2 p / span - 1: the product is exact, so this rounds once however it is fused."""
         if self.spans is None:
             return (2 * position + 1) / self.sizes[axis] - 1
-        return torch.add(position.new_full((), -1.0), position, alpha=2 / self.spans[axis], out=out)
+        return torch.add(position.new_full((), -1.0), position, alpha=2 / self.spans[axis])
 
-    def move_inside(self, position: Tensor, axis: int, out: Tensor) -> Tensor:
-        """For the gradient: coordinates inside the cell, in `out`; returns 1, or 0 where the derivative is 0.
+    def normalise_(self, position: Tensor, axis: int) -> None:
+        """`normalise` in place, with its bits."""
+        if self.spans is None:
+            position.copy_(self.normalise(position, axis))
+        else:
+            position.mul_(2 / self.spans[axis]).sub_(1)
 
-        Overwrites `position`.
+    def move_inside(self, position: Tensor, axis: int, out: Tensor) -> None:
+        """For the gradient: coordinates inside the cell, in `out`.
+
+        `position` becomes 1, or 0 where the derivative is 0.
         """
         size, eps = self.sizes[axis], torch.finfo(position.dtype).eps
         # Up to the last number below size - 1, because no cell starts at size - 1.
-        clamped = position.clamp(0, (size - 1) * (1 - eps / 2))
-        # As floating point: a boolean result takes several times as long.
-        moves = torch.eq(position, clamped, out=position)
+        torch.clamp(position, 0, (size - 1) * (1 - eps / 2), out=out)
+        position.eq_(out)  # as floating point: a boolean result takes several times as long
         if self.spans is None:
-            cell, margin = clamped.floor(), 4 * eps * size
-            out.copy_(self.normalise(cell + (clamped - cell).clamp(margin, 1 - margin), axis))
+            cell, margin = out.floor(), 4 * eps * size
+            out.copy_(self.normalise(cell + (out - cell).clamp(margin, 1 - margin), axis))
         else:  # to the middle of a step of eps span: inside the same cell, and recovered exactly by the sampler
-            step = clamped.mul_(1 / (eps * self.spans[axis])).floor_()
-            torch.add(step.new_full((), eps - 1), step, alpha=2 * eps, out=out)
-        return moves
+            out.mul_(1 / (eps * self.spans[axis])).floor_().mul_(2 * eps).add_(eps - 1)
 
     def slope(self, axis: int) -> float:
         """The derivative of the sampler's coordinate with respect to the position."""
@@ -173,12 +177,15 @@ def backward(
     if nan is not None:
         grad = _by_group(grad, m).masked_fill(nan[:, :, None], 0.0).flatten(1, 2)
 
-    grid, moves = exact_grid, []
+    grid, grad_offset = exact_grid, None
     if need_offset and offset is not None:
+        # Memory that is new costs more than what is computed in it: positions, then whether they move, then gradients.
+        grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
         grid = _empty_grid(offset, m)
         for axis, base in enumerate((at.rows, at.columns)):
-            position = offset[:, axis * m : (axis + 1) * m] + base
-            moves.append(frame.move_inside(position, axis, grid[..., 1 - axis]))
+            channels = slice(axis * m, (axis + 1) * m)
+            position = grad_offset[:, channels].copy_(offset[:, channels]).add_(base)
+            frame.move_inside(position, axis, grid[..., 1 - axis])
         if nan is not None:
             grid.masked_fill_(nan[..., None], 0.0)
 
@@ -194,15 +201,13 @@ def backward(
     )
     h, w = size
     grad_input = grad_padded.view(n, c, *padded.shape[2:])[..., :h, :w] if need_input else None
-    if not need_offset or offset is None:
+    if offset is None or grad_offset is None:
         return grad_input, None
 
     grad_grid = grad_grid.view(exact_grid.shape)
-    grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
-    zero = grad_offset.new_zeros(())
     for axis in (0, 1):
         part = grad_offset[:, axis * m : (axis + 1) * m]
-        part.copy_(torch.addcmul(zero, grad_grid[..., 1 - axis], moves[axis], value=frame.slope(axis)))
+        part.mul_(grad_grid[..., 1 - axis]).mul_(frame.slope(axis))
         if at.sizes[axis] == 1:
             part.zero_()
         if nan is not None:
@@ -220,15 +225,13 @@ def backward(
 def _exact_grid(offset: Tensor, at: Grid, frame: Frame) -> Tensor:
     """Normalised sample positions, (N, M, H, W, 2), column first as the sampler has it; NaN where the offset is."""
     m = offset.shape[1] // 2
-    positions = [
-        (offset[:, axis * m : (axis + 1) * m] + base).clamp_(0, at.sizes[axis] - 1)
-        for axis, base in enumerate((at.rows, at.columns))
-    ]
+    parts = [(offset[:, axis * m : (axis + 1) * m], base) for axis, base in enumerate((at.rows, at.columns))]
     if traced():  # torch.export cannot differentiate an operator with `out`
+        positions = [(part + base).clamp_(0, at.sizes[axis] - 1) for axis, (part, base) in enumerate(parts)]
         return torch.stack([frame.normalise(positions[axis], axis) for axis in (1, 0)], -1)
     grid = _empty_grid(offset, m)
-    for axis, position in enumerate(positions):
-        frame.normalise(position, axis, grid[..., 1 - axis])
+    for axis, (part, base) in enumerate(parts):
+        frame.normalise_(torch.add(part, base, out=grid[..., 1 - axis]).clamp_(0, at.sizes[axis] - 1), axis)
     return grid
 
 
