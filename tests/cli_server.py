@@ -1,7 +1,8 @@
 """Runs commands, each in a process forked from this one, which has imported the libraries that they need.
 
 On stdin comes a line of JSON per command: `arguments` of laurepro, `folder`, `environment`, and the files `out` and
-`err`; on stdout go its pid and, when it has ended, its code. laurepro itself is imported by each command anew.
+`err`; on stdout go its pid and, when it has ended, its code. laurepro itself is imported by each command anew. The
+process from which `laurepro run` forks its jobs (`launchers/_fork_server.py`) is forked from this one too.
 """
 
 from __future__ import annotations
@@ -9,13 +10,27 @@ from __future__ import annotations
 import atexit
 import ctypes
 import importlib
+import io
 import json
 import os
 import runpy
 import signal
 import sys
+from typing import Any
 
-PRELOADED = ("torch", "pandas", "pydantic", "click", "rich.console", "rich.progress", "yaml", "tabulate", "filelock")
+PRELOADED = (
+    "torch",
+    "torch._dynamo",
+    "pandas",
+    "PIL.Image",
+    "pydantic",
+    "click",
+    "rich.console",
+    "rich.progress",
+    "yaml",
+    "tabulate",
+    "filelock",
+)
 
 
 def main() -> None:
@@ -46,6 +61,8 @@ def _become(server: int, arguments: list[str], folder: str, environment: dict[st
             opened = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND)
             os.dup2(opened, target)
             os.close(opened)
+        if arguments[:1] == ["run"]:
+            _prepare_jobs()
         sys.path.insert(0, folder)  # as -m does
         sys.argv[1:] = arguments
         runpy.run_module("laurepro", run_name="__main__", alter_sys=True)
@@ -61,6 +78,53 @@ def _become(server: int, arguments: list[str], folder: str, environment: dict[st
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+class ForkingProcess:
+    """What `_forked.Server` uses of the Popen of its process, which waits for the environment of the jobs."""
+
+    def __init__(self, script: str) -> None:
+        requests, self.requests = os.pipe()
+        self.answers, answers = os.pipe()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() != parent:
+                os._exit(1)
+            os.dup2(requests, 0)
+            os.dup2(answers, 1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os.closerange(3, 64)
+            if line := io.FileIO(0, closefd=False).readline():  # empty: no job was forked
+                os.environ.clear()
+                os.environ.update(json.loads(line))
+                del sys.path[0], sys.argv[1:]  # the folder of this file: jobs are started with -P
+                runpy.run_path(script, run_name="__main__")
+            os._exit(0)
+        os.close(requests)
+        os.close(answers)
+
+    def given(self, environment: dict[str, str]) -> ForkingProcess:
+        """This process, with the environment of its jobs."""
+        self.stdin, self.stdout = os.fdopen(self.requests, "wb"), os.fdopen(self.answers, "rb")
+        self.stdin.write(json.dumps(environment).encode() + b"\n")
+        self.stdin.flush()
+        return self
+
+    def kill(self) -> None:
+        """As that of Popen."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """As that of Popen."""
+        os.waitpid(self.pid, 0)
+
+
+def _prepare_jobs() -> None:
+    module: Any = importlib.import_module("laurepro.launchers._forked")
+    module.forking_process = ForkingProcess(module._fork_server.__file__).given
 
 
 if __name__ == "__main__":

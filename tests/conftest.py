@@ -22,6 +22,7 @@ import hypothesis.strategies
 import pytest
 
 from laurepro import record
+from laurepro.launchers._fork_server import ROOM
 from laurepro.record import Environment, Record
 from laurepro.spec import Job
 
@@ -40,7 +41,7 @@ for _name in [n for n in os.environ if n.startswith("LAUREPRO_") and n != "LAURE
 # Nor may a test write to a developer's MLflow store, and the variables of an outer `make` and of colours change outputs.
 for _name in [n for n in os.environ if n.startswith(("MLFLOW_", "MAKE"))]:
     del os.environ[_name]
-for _name in ("MFLAGS", "OFFLINE", "FORCE_COLOR", "NO_COLOR"):
+for _name in ("MFLAGS", "OFFLINE", "FORCE_COLOR", "NO_COLOR", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)
 # Two tests run at a time, often on two cores. Where each has two threads that wait for one another, a step takes four
 # times as long as with one. Commands that are started have this too, unless a job states its own number.
@@ -217,9 +218,8 @@ _RUN_BEFORE: set[str] = set()
 def _cli_server() -> subprocess.Popen[str]:
     """It ends with this process: its stdin is closed then."""
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("cli_server.py")], env=environment(), text=True, **pipes
-    )
+    words = [sys.executable, Path(__file__).with_name("cli_server.py"), " " * ROOM]  # where jobs' command lines stand
+    return subprocess.Popen(words, env=environment(), text=True, **pipes)
 
 
 def planned(*args: object, cwd: Path, **extra: str | Path) -> list[dict[str, Any]]:

@@ -279,6 +279,7 @@ def test_a_training_begun_by_edited_code_is_dirty_and_lists_its_legs(tmp_path: P
         pytest.skip("no git")
     tree = tmp_path / "tree"
     shutil.copytree(ROOT / "laurepro", tree / "laurepro", ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / ".gitignore").write_text("__pycache__/\n")
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
 
     def git(*args: str) -> None:

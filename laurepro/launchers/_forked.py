@@ -19,19 +19,24 @@ from laurepro.launchers import _fork_server
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
+def forking_process(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that forks. It dies with this one, and its jobs with it."""
+    return subprocess.Popen(
+        [sys.executable, "-P", _fork_server.__file__, " " * _fork_server.ROOM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),
+    )
+
+
 class Server:
-    """The process that forks. It dies with this one, and its jobs with it."""
+    """The process that forks, as the launcher sees it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", _fork_server.__file__, " " * _fork_server.ROOM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=partial(die_with_parent, os.getpid()),
-        )
+        self.process = forking_process(environment)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.requests, self.answers = self.process.stdin, self.process.stdout
         os.set_blocking(self.answers.fileno(), False)
