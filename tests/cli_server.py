@@ -55,8 +55,7 @@ def _become(server: int, arguments: list[str], folder: str, environment: dict[st
         if os.getppid() != server:
             os._exit(1)
         os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
+        _set(environment)
         for target, path in ((0, os.devnull), (1, out), (2, err)):
             opened = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND)
             os.dup2(opened, target)
@@ -98,9 +97,8 @@ class ForkingProcess:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.closerange(3, 64)
             if line := io.FileIO(0, closefd=False).readline():  # empty: no job was forked
-                os.environ.clear()
-                os.environ.update(json.loads(line))
                 del sys.path[0], sys.argv[1:]  # the folder of this file: jobs are started with -P
+                _set(json.loads(line))
                 runpy.run_path(script, run_name="__main__")
             os._exit(0)
         os.close(requests)
@@ -120,6 +118,12 @@ class ForkingProcess:
     def wait(self) -> None:
         """As that of Popen."""
         os.waitpid(self.pid, 0)
+
+
+def _set(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and p not in sys.path]
 
 
 def _prepare_jobs() -> None:

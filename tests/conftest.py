@@ -186,12 +186,11 @@ def run_cli(*args: object, cwd: Path, timeout: float = 240, fresh: bool = False,
     """Run `laurepro ARGS` to its end.
 
     Importing torch and pandas takes longer than most commands. So each command runs in a new interpreter once, and from
-    then on in a process forked from one that has imported them (`cli_server.py`), unless its environment is special or
-    the test wants it `fresh`.
+    then on, in every worker, in a process forked from one that has imported them (`cli_server.py`), unless its
+    environment is special or the test wants it `fresh`.
     """
     command = str(args[0]) if args else ""
-    if fresh or command not in _RUN_BEFORE or not all(name.startswith("LAUREPRO_") for name in extra):
-        _RUN_BEFORE.add(command)
+    if fresh or any(map(_is_special, extra, extra.values())) or _is_first(command):
         return finish(start(*args, cwd=cwd, **extra), timeout)
     server = _cli_server()
     assert server.stdin is not None and server.stdout is not None
@@ -211,7 +210,30 @@ def run_cli(*args: object, cwd: Path, timeout: float = 240, fresh: bool = False,
         return Ran(int(server.stdout.readline()), out.read_text(), err.read_text())
 
 
-_RUN_BEFORE: set[str] = set()
+@pytest.fixture(scope="session", autouse=True)
+def _first_runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """The folder in which all workers note which commands have run."""
+    base = tmp_path_factory.getbasetemp()
+    _NOTES.append((base if worker_id == "master" else base.parent) / "commands")
+    _NOTES[0].mkdir(exist_ok=True)
+
+
+_NOTES: list[Path] = []
+
+
+def _is_special(name: str, value: str | Path) -> bool:
+    """Whether this variable changes more of an interpreter than a forked one can change."""
+    if name == "PYTHONPATH":
+        return any(Path(folder, "sitecustomize.py").exists() for folder in str(value).split(os.pathsep))
+    return not name.startswith("LAUREPRO_")
+
+
+def _is_first(command: str) -> bool:
+    try:
+        (_NOTES[0] / f"_{command.replace('/', '_')}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @functools.cache

@@ -96,18 +96,18 @@ FIGURES: dict[str, Kind] = {
     "fig7": Kind("panels.before_and_after", "Figure 7: before and after LaU", ("table3a/encnet-os8-lau4x-off",)),
     "fig8": Kind(
         "panels.side_by_side",
-        "Figure 8: PixelShuffle's checkerboard under two heads",
+        "Figure 8: PixelShuffle",
         ("table3a/aspp-os8-pixelshuffle2x", "table3a/encnet-os8-pixelshuffle2x"),
     ),
     "fig9": Kind("panels.side_by_side", "Figure 9: deformable upsampling", ("table4/encnet-os8-deformable",)),
     "fig10": Kind(
         "panels.side_by_side",
-        "Figure 10: bilinear upsampling and LaU, ResNet-101 on ADE20K",
+        "Figure 10: bilinear upsampling and LaU, ResNet-101",
         ("table5/encnet-r101-bilinear", "table5/encnet-r101-lau4x-off"),
     ),
     "fig11": Kind(
         "panels.side_by_side",
-        "Figure 11: offset-guided and regression loss on ADE20K",
+        "Figure 11: offset-guided and regression loss",
         ("table5/encnet-r101-lau4x-off", "table5/encnet-r101-lau4x-reg"),
     ),
     "offsets": Kind("panels.offsets", "The offsets of LaU, and what they change", ("table3a/encnet-os8-lau4x-off",)),
