@@ -35,6 +35,7 @@ PRELOADED = (
 
 def main() -> None:
     """Serve until stdin is closed."""
+    del sys.path[0], sys.argv[1:]  # the folder of this file, which no command has, and room for jobs' command lines
     for module in PRELOADED:
         importlib.import_module(module)
     server = os.getpid()
@@ -97,7 +98,6 @@ class ForkingProcess:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.closerange(3, 64)
             if line := io.FileIO(0, closefd=False).readline():  # empty: no job was forked
-                del sys.path[0], sys.argv[1:]  # the folder of this file: jobs are started with -P
                 _set(json.loads(line))
                 runpy.run_path(script, run_name="__main__")
             os._exit(0)
@@ -123,7 +123,8 @@ class ForkingProcess:
 def _set(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and p not in sys.path]
+    first = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[:] = [*first, *(folder for folder in sys.path if folder not in first)]
 
 
 def _prepare_jobs() -> None:

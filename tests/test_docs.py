@@ -141,7 +141,7 @@ def test_the_status_in_the_readme_is_that_of_the_records() -> None:
     gain, grid = (by_id[name] for name in ("C8.enc8", "K2.grid"))
     assert gain.estimate and grid.estimate and gain.verdict == "supported at this scale"
     assert f"LaU with its loss scores {gain.estimate:.2f} points of mIoU above bilinear upsampling" in status
-    assert f"LaU's grid adds without any offset ({grid.estimate:.2f}) and what the offsets add is undecided" in status
+    assert f"LaU's grid adds without any offset ({grid.estimate:.2f}) and what the offsets add are undecided" in status
     assert by_id["C7.enc8"].verdict == "equivalent at this scale" and "smaller than the margin of 0.5" in status
     assert {by_id[name].verdict for name in ("K1.off", "K1.no-loss", "K2.grid")} == {"undecided"}
 
