@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections import Counter
 from functools import cache
@@ -11,12 +13,14 @@ from typing import Any, cast
 from unittest import mock
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
-from laurepro import spec
+from laurepro import plan, spec
 from laurepro.cost import estimate
 from laurepro.cost.estimator import Span
 from laurepro.cost.machines import GPUS, Machine
+from laurepro.cost.work import longest_first
 from laurepro.launchers import LaunchContext, local
 from laurepro.launchers._schedule import Demand, Seats, demand, ends, starts
 from laurepro.plan import Plan
@@ -196,3 +200,57 @@ def test_the_simulated_finish_is_that_of_the_local_launcher(
         spans = [(job, Span(1, 1, 2).times(seconds[job.name])) for job in jobs]
         finish = estimate.finish_seconds(spans, machine)
         assert math.isclose(finish.low, clock.now) and math.isclose(finish.high, 2 * clock.now)
+
+
+# ------------------------------------------------------------------------------------------------- what starts first
+
+
+def smoke_plan(*targets: str, scale: str = "smoke") -> Plan:
+    chosen = spec.scale(scale)
+    rows = [plan.row_plan(t, r, chosen, 2) for t, r in plan.select(targets, chosen) if r.set is not None]
+    return plan.build(rows, set(), lambda job: False)
+
+
+def test_the_longest_trainings_start_first_and_their_evaluations_follow() -> None:
+    jobs = longest_first(smoke_plan("table3a").jobs)
+    trained = [j for j in jobs if j.stage == "train"]
+    assert jobs[0].seed == 999 and [j.seed for j in trained[1:]] == [0] * 12 + [1] * 12  # what all start from is first
+    kinds = [f"{j.experiment.model.head.kind} {j.experiment.model.output_stride}" for j in trained[1:]]
+    assert kinds == [*["aspp 8"] * 3, *["encnet 8"] * 6, *["encnet 32"] * 3] * 2
+    for before, after in itertools.pairwise(jobs):
+        assert after.stage == "train" or (after.needs is not None and after.needs.name == before.name)
+    table = [j for j in smoke_plan("table3a").jobs if j.stage == "train" and j.experiment.model.head.kind == "aspp"]
+    assert trained[1:4] == table[:3]  # what takes as long keeps the table's order
+
+
+def test_a_queue_ends_sooner_by_that() -> None:
+    """With the seconds of `bench table`, one thread a training."""
+    bench = json.loads((Path(__file__).parents[1] / "results" / "bench" / "table-cpu.json").read_text())
+    seconds = bench["rows"][0]["details"]["seconds_of_jobs"]
+    jobs = tuple(job for job in smoke_plan("table3a").jobs if job.name in seconds)
+    assert len(jobs) == 25
+
+    def end(order: tuple[Job, ...]) -> float:
+        return max(ends([(demand(j, CONTEXT, 2, 2), seconds[j.name]) for j in order], 2, 1).values())
+
+    least = sum(seconds.values()) / 2
+    assert end(longest_first(jobs)) < 0.96 * end(jobs) and end(longest_first(jobs)) >= least
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper", "camvid-cpu", "camvid-imagenet"])
+def test_what_a_job_needs_still_stands_before_it(scale: str) -> None:
+    jobs = smoke_plan("table3a", "table1", "table8", scale=scale).jobs
+    ordered = longest_first(jobs)
+    assert sorted(j.name for j in ordered) == sorted(j.name for j in jobs)
+    seen: set[str] = set()
+    for job in ordered:
+        assert job.needs is None or job.needs.name in seen
+        seen.add(job.name)
+
+
+def test_without_the_cost_of_one_network_the_order_stays() -> None:
+    own = smoke_plan("table3a").jobs[3]
+    model = own.experiment.model.model_copy(update={"head": spec.Part(kind="encnet", channels=48, codewords=7)})
+    experiment = own.experiment.model_copy(update={"model": model})
+    jobs = (*smoke_plan("table3a").jobs, own.model_copy(update={"experiment": experiment, "seed": 5}))
+    assert longest_first(jobs) == jobs

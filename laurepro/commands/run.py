@@ -34,6 +34,7 @@ def command(targets: tuple[str, ...], everything: bool, **options: Any) -> None:
 def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     """Plan, check, launch. Raises click.exceptions.Exit, with code 1 when a job failed."""
     from laurepro import plan, record, trackers
+    from laurepro.cost.work import longest_first
     from laurepro.launchers import LaunchContext
     from laurepro.network import batch_norm, buildable, initial_weights
     from laurepro.spec import parts
@@ -71,6 +72,7 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
         closing=_closing(targets, chosen.name, given),
         trackers=tuple(tracked),
     )
+    planned = planned._replace(jobs=longest_first(planned.jobs))
     context = context._replace(estimate=partial(_estimate, planned, records, context))
     failures = _launch(given.launcher, planned, context)
     for failure in failures:

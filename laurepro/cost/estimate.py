@@ -12,6 +12,7 @@ from laurepro.cost.estimator import ACTIVATIONS, PROBE, RECORDS, UTILISATION, Es
 from laurepro.cost.machines import GPUS, Machine
 from laurepro.cost.probe import Probe
 from laurepro.cost.probe import read as read_probe
+from laurepro.cost.work import longest_first
 from laurepro.launchers import LaunchContext, job_threads
 from laurepro.launchers._schedule import demand, ends
 from laurepro.plan import Plan
@@ -53,7 +54,7 @@ def estimate(planned: Plan, estimator: Estimator, probe: Probe | None = None) ->
     missing: dict[str, list[str]] = defaultdict(list)
     hours = NOTHING
     timed: list[tuple[Job, Span]] = []
-    for job in planned.jobs:
+    for job in longest_first(planned.jobs):  # as `laurepro run` starts them
         seconds = jobs[job.name].seconds
         if seconds is None:
             missing[jobs[job.name].basis].append(job.name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from laurepro.network import costs
 from laurepro.spec import Data, Eval, Experiment, Job, parts
 from laurepro.spec.metrics import Cost
 
@@ -91,6 +93,36 @@ def work(job: Job, cost: Cost, images: int | None = None) -> float | None:
         pixels = _evaluated_pixels(e.data, e.eval, images)
         return None if pixels is None else per_pixel * pixels
     return None
+
+
+def longest_first(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """The order in which a queue ends soonest: what takes long does not start last, when nothing runs beside it.
+
+    Seed by seed, as in the plan. A training counts with what starts from it, and an evaluation stands behind its
+    training. Jobs whose work differs by less than a fifth keep their order. So do all, where the cost of one network is
+    not in `costs.yaml`.
+    """
+    counted = costs.read()
+    places: dict[str, tuple[int, float]] = {}  # of trainings: the first seed that needs them, and their work
+    for job in (j for j in jobs if j.stage == "train"):
+        cost = counted.get(costs.network_name(job.experiment))
+        amount = None if cost is None else work(job, cost)
+        if not amount:
+            return tuple(jobs)
+        places[job.name] = (job.seed, amount)
+    for job in reversed(jobs):  # what is needed stands before what needs it
+        if job.name in places and job.needs is not None and job.needs.name in places:
+            (seed, amount), (first, own) = places[job.name], places[job.needs.name]
+            places[job.needs.name] = (min(first, seed), own + amount)
+    for job in jobs:
+        if job.name not in places:
+            places[job.name] = places.get(job.needs.name if job.needs else "", (job.seed, 1.0))
+
+    def key(job: Job) -> tuple[int, int]:
+        seed, amount = places[job.name]
+        return seed, -round(4 * math.log2(amount))
+
+    return tuple(sorted(jobs, key=key))
 
 
 def _evaluated_pixels(data: Data, evaluation: Eval, images: int | None = None) -> int | None:

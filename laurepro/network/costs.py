@@ -19,8 +19,9 @@ from laurepro.spec import parts
 from laurepro.spec.metrics import Cost
 
 FILE = "costs.yaml"
+SCALES = ("paper", "smoke")
 HEADER = """\
-# What each network of the tables costs, at scale paper. Do not edit: `python -m laurepro.network.costs` writes it.
+# What each network of the tables costs, at scales paper and smoke. `python -m laurepro.network.costs` writes it.
 # Network: head, backbone, output stride, upsampler, classes, size of the image (height x width).
 #   params: learnable parameters, without the auxiliary head and without ImageNet's classification layer
 #   macs: multiply-accumulates of convolutions and linear layers for one image
@@ -81,19 +82,19 @@ def read() -> dict[str, Cost]:
 
 
 def count() -> dict[str, Cost]:
-    """Count every network of a table's row at scale paper, once, by `network_name`."""
+    """Count every network of a table's row at the scales of `SCALES`, once, by `network_name`."""
     from laurepro.network.counted import counts
 
-    scale = spec.scale("paper")
     counted: dict[str, Cost] = {}
-    for table in spec.tables().values():
-        for row in table.rows:
-            if row.set is None or row.file is not None:
-                continue
-            e = spec.resolve(table, row, scale)
-            name = network_name(e)
-            if name not in counted:
-                counted[name] = counts(e.model, e.op, num_classes(e.data), e.profile.height, e.profile.width)
+    for scale in map(spec.scale, SCALES):
+        for table in spec.tables().values():
+            for row in table.rows:
+                if row.set is None or row.file is not None:
+                    continue
+                e = spec.resolve(table, row, scale)
+                name = network_name(e)
+                if name not in counted:
+                    counted[name] = counts(e.model, e.op, num_classes(e.data), e.profile.height, e.profile.width)
     return dict(sorted(counted.items()))
 
 
