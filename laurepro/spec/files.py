@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,14 @@ def _extent(value: Any, known: dict[int, tuple[float, float]]) -> tuple[float, f
 
 def read_yaml(file: Path, loader: type[Loader] = Loader) -> Any:
     """Read one YAML file. Raises LaureproError with file and line."""
+    return load_yaml(_text(file), str(file), loader)
+
+
+def _text(file: Path) -> str:
     try:
         if file.exists() and not file.is_file():  # reading a named pipe would wait for ever
             raise LaureproError(f"{file}: cannot be read: not a regular file")
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except OSError as error:
         raise LaureproError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -124,7 +129,6 @@ def read_yaml(file: Path, loader: type[Loader] = Loader) -> Any:
         raise LaureproError(
             f"{file}, line {line}: not valid YAML: byte 0x{error.object[error.start]:02x} is not UTF-8"
         ) from None
-    return load_yaml(text, str(file), loader)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> Raw:
@@ -159,7 +163,21 @@ def stated_overrides(overrides: Raw | None, prefix: str = "") -> tuple[str, ...]
 
 def read_mapping(file: Path, keys: str) -> Raw:
     """Read a YAML file that must hold a mapping; `keys` names its keys for the error."""
-    raw = read_yaml(file)
+    return _mapping_of(_text(file), file, keys)
+
+
+def read_recipe(file: Path) -> Raw:
+    """Read a recipe. All rows that have it get the same mapping, which is not to be changed."""
+    return _recipe(_text(file), file)
+
+
+@cache
+def _recipe(text: str, file: Path) -> Raw:
+    return _mapping_of(text, file, "data, train, eval, model")
+
+
+def _mapping_of(text: str, file: Path, keys: str) -> Raw:
+    raw = load_yaml(text, str(file))
     if not isinstance(raw, dict):
         raise LaureproError(f"{file}: expected a mapping with {keys}; got {raw!r:.60}")
     return raw

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from laurepro.errors import LaureproError, unknown
 from laurepro.spec.canonical_form import canonical
 from laurepro.spec.fields import Experiment, InitFrom, Raw
-from laurepro.spec.files import experiment_files, invalid, read_mapping
+from laurepro.spec.files import experiment_files, invalid, read_recipe
 from laurepro.spec.layers import Layer, adapt, merge, plain, sourced
 from laurepro.spec.protocols import expanded
 from laurepro.spec.table import Row, Scale, Table, table_ids, tables
@@ -52,7 +52,7 @@ def layered(table: Table, row: Row, scale: Scale, overrides: Raw | None = None) 
         if recipe not in recipes:
             raise unknown("recipe", recipe, recipes, str(table.file))
         file = recipes[recipe]
-        base = sourced(expanded(read_mapping(file, "data, train, eval, model"), where), Layer("recipe", file))
+        base = sourced(expanded(read_recipe(file), where), Layer("recipe", file))
     for section, value in layers.items():  # reported here, since the scale's own mapping would hide it
         if section != "version" and not isinstance(value, dict):
             raise LaureproError(f"{where}: {section}: expected a mapping, got {plain(value)!r}")
