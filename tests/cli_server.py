@@ -1,21 +1,25 @@
 """Runs commands, each in a process forked from this one, which has imported the libraries that they need.
 
-On stdin comes a line of JSON per command: `arguments` of laurepro, `folder`, `environment`, and the files `out` and
-`err`; on stdout go its pid and, when it has ended, its code. laurepro itself is imported by each command anew. The
+On stdin comes a line of JSON per command: `arguments` of laurepro, `folder`, `environment`, the files `out` and `err`,
+and `before`, Python code that this command alone, and none of its jobs, runs first; on stdout go lines with the `pid` of each and, when it has ended, its `code`. laurepro itself is imported by each command anew. The
 process from which `laurepro run` forks its jobs (`launchers/_fork_server.py`) is forked from this one too.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
+import gc
 import importlib
 import io
 import json
 import os
 import runpy
+import select
 import signal
 import sys
+import weakref
 from typing import Any
 
 PRELOADED = (
@@ -23,8 +27,11 @@ PRELOADED = (
     "torch._dynamo",
     "pandas",
     "PIL.Image",
-    "pydantic",
-    "click",
+    "pydantic.fields",  # `pydantic` itself imports what is used when it is used
+    "pydantic.functional_serializers",
+    "pydantic.type_adapter",
+    "pydantic.types",
+    "click.shell_completion",
     "rich.console",
     "rich.progress",
     "yaml",
@@ -36,18 +43,48 @@ PRELOADED = (
 def main() -> None:
     """Serve until stdin is closed."""
     del sys.path[0], sys.argv[1:]  # the folder of this file, which no command has, and room for jobs' command lines
+    gc.disable()
     for module in PRELOADED:
         importlib.import_module(module)
+    importlib.import_module("pydantic").create_model("First", number=(int, 0))  # it looks for plug-ins once
+    for finalizer in list(vars(weakref.finalize)["_registry"]):
+        finalizer.atexit = False  # torch's hundreds, for its operators: a command would run them all at its end
+    gc.freeze()
+    gc.enable()
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
     server = os.getpid()
-    for line in sys.stdin.buffer:
-        pid = os.fork()
-        if pid == 0:
-            _become(server, **json.loads(line))
-        os.write(1, f"{pid}\n".encode())
-        os.write(1, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+    requests = io.FileIO(0)  # unbuffered: what a buffer holds, select does not see
+    while True:
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            with contextlib.suppress(ChildProcessError):
+                while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                    _say(pid=ended[0], code=os.waitstatus_to_exitcode(ended[1]))
+        if 0 in ready:
+            line = requests.readline()
+            if not line:
+                return
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in the background of a script
+                os.closerange(3, 64)
+                _become(server, **json.loads(line))
+            _say(pid=pid)
 
 
-def _become(server: int, arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:
+def _say(**answer: int) -> None:
+    os.write(1, json.dumps(answer).encode() + b"\n")
+
+
+def _become(
+    server: int, arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str, before: str
+) -> None:
     """Turn this process into `python -m laurepro ARGUMENTS`; does not return."""
     code = 1
     try:
@@ -65,6 +102,7 @@ def _become(server: int, arguments: list[str], folder: str, environment: dict[st
             _prepare_jobs()
         sys.path.insert(0, folder)  # as -m does
         sys.argv[1:] = arguments
+        exec(before, {})
         runpy.run_module("laurepro", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:

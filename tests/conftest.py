@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import hypothesis
 import hypothesis.strategies
 import pytest
+from filelock import FileLock
 
 from laurepro import record
 from laurepro.launchers._fork_server import ROOM
@@ -182,39 +183,63 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> Ran:
     return Ran(process.returncode, out, err)
 
 
-def run_cli(*args: object, cwd: Path, timeout: float = 240, fresh: bool = False, **extra: str | Path) -> Ran:
-    """Run `laurepro ARGS` to its end.
+def run_cli(
+    *args: object, cwd: Path, timeout: float = 240, fresh: bool = False, before: str = "", **extra: str | Path
+) -> Ran:
+    """Run `laurepro ARGS` to its end; `before`: code that its process runs first.
 
     Importing torch and pandas takes longer than most commands. So each command runs in a new interpreter once, and from
     then on, in every worker, in a process forked from one that has imported them (`cli_server.py`), unless its
     environment is special or the test wants it `fresh`.
     """
     command = str(args[0]) if args else ""
-    if fresh or any(map(_is_special, extra, extra.values())) or _is_first(command):
+    if not before and (fresh or any(map(_is_special, extra, extra.values())) or _is_first(command)):
         return finish(start(*args, cwd=cwd, **extra), timeout)
-    server = _cli_server()
-    assert server.stdin is not None and server.stdout is not None
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        request = {"arguments": list(map(str, args)), "folder": str(cwd), "environment": environment(**extra)}
-        for name, file in (("out", out), ("err", err)):
+    return fork(*args, cwd=cwd, before=before, **extra).finish(timeout)
+
+
+class Forked:
+    """A command in a process forked from one that has imported torch and pandas, in a session of its own."""
+
+    def __init__(self, args: list[str], cwd: Path, env: dict[str, str], before: str) -> None:
+        self.args, self.folder = args, tempfile.TemporaryDirectory()
+        self.out, self.err = (Path(self.folder.name, name) for name in ("out", "err"))
+        for file in (self.out, self.err):
             file.touch()
-            request[name] = str(file)
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        pid = int(server.stdout.readline())
-        if not select.select([server.stdout], [], [], timeout)[0]:
-            os.killpg(pid, signal.SIGKILL)
-            server.stdout.readline()
-            pytest.fail(f"laurepro {args} did not end in {timeout} s:\n{out.read_text()}{err.read_text()}")
-        return Ran(int(server.stdout.readline()), out.read_text(), err.read_text())
+        request = {"arguments": args, "folder": str(cwd), "environment": env, "before": before}
+        self.pid = _cli_server().fork({**request, "out": str(self.out), "err": str(self.err)})
+
+    def finish(self, timeout: float = 240) -> Ran:
+        """Wait for its end."""
+        code = _cli_server().code(self.pid, timeout)
+        if code is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            _cli_server().code(self.pid, timeout)
+        ran = Ran(-signal.SIGKILL if code is None else code, self.out.read_text(), self.err.read_text())
+        self.folder.cleanup()
+        if code is None:
+            pytest.fail(f"laurepro {self.args} did not end in {timeout} s:\n{ran.out}{ran.err}")
+        return ran
+
+
+def fork(*args: object, cwd: Path, before: str = "", **extra: str | Path) -> Forked:
+    """`laurepro ARGS` as `run_cli` runs it, without waiting for its end."""
+    return Forked(list(map(str, args)), cwd, environment(**extra), before)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers have."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _first_runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+def _first_runs(shared: Path) -> None:
     """The folder in which all workers note which commands have run."""
-    base = tmp_path_factory.getbasetemp()
-    _NOTES.append((base if worker_id == "master" else base.parent) / "commands")
+    _NOTES.append(shared / "commands")
     _NOTES[0].mkdir(exist_ok=True)
 
 
@@ -236,12 +261,45 @@ def _is_first(command: str) -> bool:
     return True
 
 
+class _CliServer:
+    """The process of `cli_server.py`. It ends with this one: its stdin is closed then."""
+
+    def __init__(self) -> None:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        words = [sys.executable, Path(__file__).with_name("cli_server.py"), " " * ROOM]  # room for jobs' command lines
+        self.process = subprocess.Popen(words, env=environment(), bufsize=0, **pipes)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.requests, self.answers = self.process.stdin, self.process.stdout
+        self.codes: dict[int, int] = {}
+
+    def fork(self, request: dict[str, Any]) -> int:
+        """Start a command; returns its pid."""
+        self.requests.write(json.dumps(request).encode() + b"\n")
+        while (pid := self._answer()) is None:
+            pass
+        return pid
+
+    def code(self, pid: int, timeout: float) -> int | None:
+        """The exit code of a command, for which it waits; None: it has not ended in time."""
+        end = time.monotonic() + timeout
+        while pid not in self.codes:
+            if not select.select([self.answers], [], [], max(0.0, end - time.monotonic()))[0]:
+                return None
+            self._answer()
+        return self.codes.pop(pid)
+
+    def _answer(self) -> int | None:
+        """Read an answer: the pid of a command that has started, or the code of one that has ended."""
+        answer = json.loads(self.answers.readline())
+        if "code" not in answer:
+            return int(answer["pid"])
+        self.codes[answer["pid"]] = answer["code"]
+        return None
+
+
 @functools.cache
-def _cli_server() -> subprocess.Popen[str]:
-    """It ends with this process: its stdin is closed then."""
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    words = [sys.executable, Path(__file__).with_name("cli_server.py"), " " * ROOM]  # where jobs' command lines stand
-    return subprocess.Popen(words, env=environment(), text=True, **pipes)
+def _cli_server() -> _CliServer:
+    return _CliServer()
 
 
 def planned(*args: object, cwd: Path, **extra: str | Path) -> list[dict[str, Any]]:
@@ -354,25 +412,35 @@ class Finished(NamedTuple):
     evaluate: Record
 
 
-def _finish(folder: Path, tiny: Path, *options: object) -> Finished:
-    ran = run_cli("run", ROW, "--scale", "tiny", *options, cwd=folder, LAUREPRO_EXPERIMENTS=tiny)
-    assert ran.code == 0, ran.err
+def _finish(origin: Path, folder: Path, tiny: Path, *options: object) -> Finished:
+    """A copy, in `folder`, of what the first worker that asks for it makes in `origin`."""
+    origin.mkdir(exist_ok=True)
+    said = origin / "ran.json"
+    with FileLock(origin / "lock"):
+        if not said.exists():
+            shutil.rmtree(origin / "run", ignore_errors=True)  # what a failure left
+            (origin / "run").mkdir()
+            ran = run_cli("run", ROW, "--scale", "tiny", *options, cwd=origin / "run", LAUREPRO_EXPERIMENTS=tiny)
+            assert ran.code == 0, ran.err
+            said.write_text(json.dumps(ran))
+    shutil.copytree(origin / "run", folder)
     records, problems = record.read_all(folder / "results")
     assert not problems
     by_stage = {r.stage: r for r in records.values()}
-    return Finished(folder, ran, by_stage["train"], by_stage["evaluate"])
+    return Finished(folder, Ran(*json.loads(said.read_text())), by_stage["train"], by_stage["evaluate"])
 
 
 @pytest.fixture(scope="session")
-def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tiny: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """ROW, trained and evaluated once for all tests. Not to be changed."""
-    return _finish(tmp_path_factory.mktemp("finished"), tiny)
+    return _finish(shared / "finished", tmp_path_factory.mktemp("finished") / "run", tiny)
 
 
 @pytest.fixture(scope="session")
-def finished_by_two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished_by_two(tiny: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The same by two processes a job, and shorter. Not to be changed."""
-    return _finish(tmp_path_factory.mktemp("finished_by_two"), tiny, "--nproc-per-node", 2, *SHORT)
+    folder = tmp_path_factory.mktemp("finished_by_two") / "run"
+    return _finish(shared / "finished_by_two", folder, tiny, "--nproc-per-node", 2, *SHORT)
 
 
 def make_record(job: Job, metrics: dict[str, float | None], **changes: Any) -> Record:

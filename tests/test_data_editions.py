@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import ROOT, run_cli
+from conftest import run_cli
 from test_data_originals import detail
 
 from laurepro.datasets import pascal_context
@@ -23,19 +22,16 @@ pascal_context.LAYOUT = pascal_context.LAYOUT._replace(editions=editions)
 
 
 def test_the_edition_is_checked_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(PATCH)
-    where = {"PYTHONPATH": os.pathsep.join((str(tmp_path / "patch"), str(ROOT)))}
     detail(tmp_path / "source")
-    ran = run_cli("data", "prepare", "pascal_context", "--source", "source", cwd=tmp_path, **where)
+    ran = run_cli("data", "prepare", "pascal_context", "--source", "source", cwd=tmp_path, before=PATCH)
     assert ran.code == 0, ran.err
     for targets in (("table3a/encnet-os8-bilinear",), ("--all",)):
-        ran = run_cli("run", *targets, cwd=tmp_path, **where)
+        ran = run_cli("run", *targets, cwd=tmp_path, before=PATCH)
         assert ran.code == 2 and "Traceback" not in ran.err
         assert "train.txt: lists 2 images, which is edition detail; expected 3, edition stanford" in ran.err
         assert f"--set {DETAIL}" in ran.err and not (tmp_path / "runs").exists()
         assert ran.err.count("val.txt") == 0  # both editions of this tree have one
-    ran = run_cli("run", "table3a/encnet-os8-bilinear", "--set", DETAIL, cwd=tmp_path, **where)
+    ran = run_cli("run", "table3a/encnet-os8-bilinear", "--set", DETAIL, cwd=tmp_path, before=PATCH)
     assert (
         ran.code == 2 and "train.txt" not in ran.err and "pretrained" in ran.err
     )  # nothing but the weights is missing

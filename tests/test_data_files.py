@@ -6,8 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,7 @@ import filelock
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import ROW, environment
+from conftest import ROW, Ran, run_cli
 
 from laurepro import spec
 from laurepro.datasets import _decoded, _files, _image, _manifest, _prepare, _verify, camvid, open_split
@@ -28,8 +26,7 @@ WIDTH, HEIGHT = 480, 360
 # What a command in a process of its own does first: the numbers of the small tree, and no published label maps.
 SMALL = (
     "from laurepro.datasets import camvid;"
-    f"camvid.LAYOUT = camvid.LAYOUT._replace(editions={{'': {COUNTS}}}, published={{}});"
-    "from laurepro.cli import main; main()"
+    f"camvid.LAYOUT = camvid.LAYOUT._replace(editions={{'': {COUNTS}}}, published={{}})"
 )
 
 
@@ -38,9 +35,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camvid, "LAYOUT", camvid.LAYOUT._replace(editions={"": COUNTS}, published={}))
 
 
-def cli(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", SMALL, *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+def cli(*args: object, cwd: Path) -> Ran:
+    return run_cli(*args, cwd=cwd, before=SMALL)
 
 
 def drawn(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +78,7 @@ def _prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("camvid")
     source = camvid_tree(folder / "source")
     ran = cli("data", "prepare", "camvid", "--source", source, "--root", folder / "root", cwd=folder)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.code == 0, ran.err
     return folder
 
 
@@ -395,17 +391,17 @@ def test_verify_names_all_faults_at_once_and_exits_with_2(tree: Path) -> None:
     repaint(folder / M0, 200)
     shutil.copy(folder / T1, folder / "test" / "more.jpg")
     ran = cli("data", "verify", "camvid", "--root", tree / "root", cwd=tree)
-    assert ran.returncode == 2 and "Traceback" not in ran.stderr
+    assert ran.code == 2 and "Traceback" not in ran.err
     for text in (
         f"{T0}: is missing",
         f"{T1}, {folder / T2}: are swapped",
         f"{M0}: label 200 is",
         "more.jpg: is not part",
     ):
-        assert text in ran.stdout
-    assert "5 problems" in ran.stderr
+        assert text in ran.out
+    assert "5 problems" in ran.err
     ran = cli("run", ROW, "--scale", "camvid-cpu", "--data", tree / "root", cwd=tree)
-    assert ran.returncode == 2 and f"{T0}: is missing" in ran.stderr and "--scale smoke" in ran.stderr
+    assert ran.code == 2 and f"{T0}: is missing" in ran.err and "--scale smoke" in ran.err
     assert not list(tree.glob("runs/*/checkpoint*")) and not list(tree.glob("results/records/*"))
 
 
@@ -451,20 +447,18 @@ def test_a_class_that_never_occurs(tree: Path) -> None:
 
 def test_commands(tree: Path) -> None:
     ran = cli("data", "verify", "camvid", "--root", "root", cwd=tree)
-    assert ran.returncode == 0 and "train 4, val 2, test 3 images" in ran.stdout
-    shares = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in ran.stdout.splitlines()[2:]}
+    assert ran.code == 0 and "train 4, val 2, test 3 images" in ran.out
+    shares = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in ran.out.splitlines()[2:]}
     assert list(shares) == [*camvid.INFO.classes, "(ignored)"]
     masks = np.stack([drawn("train", i)[1] for i in range(4)])
     assert shares["car"][0] == pytest.approx(100 * (masks == 8).mean(), abs=1e-3)
     assert shares["(ignored)"][0] == pytest.approx(100 * (masks == 11).mean(), abs=1e-3)
 
     ran = cli("data", "list", "--root", "root", "--format", "json", cwd=tree)
-    listed = {d["name"]: d for d in json.loads(ran.stdout)["datasets"]}
+    listed = {d["name"]: d for d in json.loads(ran.out)["datasets"]}
     assert listed["camvid"]["problems"] == [] and listed["shapes"]["problems"] == []
     ran = cli("data", "list", "--root", "nowhere", cwd=tree)
-    assert (
-        ran.returncode == 0 and "train 4, val 2, test 3" in ran.stdout and "nowhere/camvid does not exist" in ran.stdout
-    )
+    assert ran.code == 0 and "train 4, val 2, test 3" in ran.out and "nowhere/camvid does not exist" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -478,18 +472,18 @@ def test_commands(tree: Path) -> None:
 )
 def test_usage_errors(tree: Path, args: tuple[str, ...], said: str) -> None:
     ran = cli("data", *args, cwd=tree)
-    assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr
+    assert ran.code == 2 and said in ran.err and "Traceback" not in ran.err
 
 
 def test_generated_scenes_need_nothing(tmp_path: Path) -> None:
     for action in ("prepare", "verify"):
         ran = cli("data", action, "shapes", cwd=tmp_path)
-        assert ran.returncode == 0 and "generated scenes" in ran.stdout and not list(tmp_path.iterdir())
+        assert ran.code == 0 and "generated scenes" in ran.out and not list(tmp_path.iterdir())
 
 
 def test_verify_of_what_is_not_there(tmp_path: Path) -> None:
     ran = cli("data", "verify", "camvid", cwd=tmp_path)
-    assert ran.returncode == 2 and "laurepro data prepare camvid --source DIR" in ran.stdout
+    assert ran.code == 2 and "laurepro data prepare camvid --source DIR" in ran.out
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -526,9 +520,9 @@ def test_a_decoded_split_is_the_same_and_its_files_are_not_read(prepared: Path) 
     """Whatever is asked of a data set is answered with the same bits, and from the one file that is mapped."""
     before = list(map(camvid.Dataset(prepared, "train").__getitem__, range(4)))
     ran = cli("data", "decode", "camvid", "--root", prepared, cwd=prepared)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.code == 0, ran.err
     size = 4 * HEIGHT * WIDTH * COUNTS["train"]
-    assert f"train decoded, {size / 1e9:.2f} GB" in ran.stdout and "test decoded" in ran.stdout
+    assert f"train decoded, {size / 1e9:.2f} GB" in ran.out and "test decoded" in ran.out
     assert (prepared / "camvid" / "decoded" / "train.pixels").stat().st_size == size
     assert verified(prepared) == [] and make(prepared / "camvid", prepared) == []
     for name in NAMES["train"]:

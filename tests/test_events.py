@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import ROW, STEPS, Finished, finish, run_cli, start, wait_until
+from conftest import ROW, STEPS, Finished, fork, run_cli, wait_until
 from test_launch import assert_same_bits, at_step, train_folder
 
 from laurepro.trackers.tensorboard import FOLDER
@@ -27,10 +27,10 @@ def test_without_the_package_nothing_starts(tiny: Path, tmp_path: Path) -> None:
 def test_events_of_an_interrupted_run_are_whole(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    process = start(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    process = fork(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     wait_until(at_step(tmp_path, STEPS // 4), "a quarter")
     os.killpg(process.pid, signal.SIGINT)
-    assert finish(process).code == 130
+    assert process.finish().code == 130
     ran = run_cli(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert ran.code == 0, ran.err
     assert_same_bits(tmp_path, finished)

@@ -20,6 +20,7 @@ from conftest import (
     Finished,
     environment,
     finish,
+    fork,
     make_record,
     planned,
     processes,
@@ -159,11 +160,11 @@ def test_a_stop_checkpoints_and_the_same_command_goes_on(
 
 
 def test_a_killed_worker_is_a_failure_and_is_gone_on_with(finished: Finished, tiny: Path, tmp_path: Path) -> None:
-    process = start(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    process = fork(*RUN, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     wait_until(lambda: list(tmp_path.glob("runs/train-*/checkpoint-*.ckpt")), "a checkpoint")
     (worker,) = alive(tmp_path)
     os.kill(worker, signal.SIGKILL)
-    ran = finish(process, 60)
+    ran = process.finish(60)
     assert ran.code == 1 and "Traceback" not in ran.err
     assert f"failed: {finished.train.job}: killed by signal 9" in ran.err and "not started" in ran.err
     failure = record.read_json(train_folder(tmp_path) / "failure.json")
@@ -208,8 +209,8 @@ def alive(folder: Path) -> list[int]:
 
 def test_two_launchers_share_the_work(tiny: Path, tmp_path: Path) -> None:
     options = ["--set", "train.iterations=60"]
-    first, second = (start(*RUN, *options, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny) for _ in range(2))
-    for ran in (finish(first), finish(second)):
+    first, second = (fork(*RUN, *options, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny) for _ in range(2))
+    for ran in (first.finish(), second.finish()):
         assert ran.code == 0 and "Traceback" not in ran.err, ran.err
     assert set(records(tmp_path)) == {"train", "evaluate"}
     log = (train_folder(tmp_path) / "log.txt").read_text()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROW, environment, finish, processes, start, wait_until
+from conftest import ROW, environment, finish, fork, processes, start, wait_until
 from test_launch import alive
 
 from laurepro import record
@@ -68,15 +68,15 @@ def test_a_worker_whose_agent_is_gone_ends_before_it_takes_the_lock(tmp_path: Pa
 def test_who_holds_a_lock_is_said_once(tiny: Path, tmp_path: Path) -> None:
     """And no process is started in vain while the lock is held."""
     command = ["run", ROW, "--scale", "tiny", "--retries", "0"]
-    first = start(*command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    first = fork(*command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     wait_until(lambda: list(tmp_path.glob("runs/train-*/holder.json")), "a worker", 120)
     (worker,) = alive(tmp_path)
     os.kill(worker, signal.SIGSTOP)
-    second = start(*command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    second = fork(*command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     time.sleep(5)
     os.killpg(second.pid, signal.SIGINT)
-    ran = finish(second)
+    ran = second.finish()
     os.kill(worker, signal.SIGKILL)
-    finish(first)
+    first.finish()
     assert ran.code == 130 and "started" not in ran.err, ran.err
     assert ran.err.count("waiting") == 1 and f"process {worker} on " in ran.err and " runs it" in ran.err, ran.err

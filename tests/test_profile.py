@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from conftest import make_record
+from conftest import make_record, run_cli
 from torch import nn
 
 from laurepro import plan, record, report, spec
@@ -310,8 +310,8 @@ def test_profiles_through_the_command_line(tmp_path: Path) -> None:
     folders = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "no")]
     rows = ["table8/encnet-os32-r50-bilinear", "table8/encnet-os32-r50-lau4x"]
     few = ["--set", "profile.iterations=6", "--set", "profile.groups=3"]
-    done = CliRunner().invoke(main, ["run", *rows, "--scale", "smoke", *few, *folders])
-    assert done.exit_code == 0, done.output
+    done = run_cli("run", *rows, "--scale", "smoke", *few, *folders, cwd=tmp_path)
+    assert done.code == 0, done.err
     assert not (tmp_path / "no").exists()
     shown = CliRunner().invoke(main, ["report", "table8", "--scale", "smoke", *few, *folders[:4], "--format", "json"])
     by_row = {r["row"]: r for r in json.loads(shown.stdout)["tables"][0]["rows"]}
