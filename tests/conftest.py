@@ -91,6 +91,29 @@ def pytest_collection() -> Iterator[Any]:
         gc.enable()
 
 
+# The files that take longest, the longest first: one of them at the end of a run would leave the other worker idle.
+LONGEST = (
+    *("test_gpu_proof", "test_launch", "test_layer", "test_cli", "test_report", "test_stages", "test_ops"),
+    *("test_claims", "test_plugins", "test_profile", "test_mutations", "test_submit", "test_bench", "test_figures"),
+    *("test_estimate", "test_model", "test_memory", "test_faults", "test_ray", "test_upsamplers", "test_events"),
+    *("test_training_step", "test_record", "test_data_files", "test_future", "test_report_page", "test_evaluate"),
+    *("test_ranks", "test_spec", "test_data_editions", "test_kills", "test_orphans", "test_data_run", "test_site"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the order of collection decide which files xdist hands out first, instead of their numbers of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first, where there are several workers."""
+    if hasattr(config, "workerinput"):
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 # ------------------------------------------------------------------------------------- tools that a test needs
 
 
