@@ -1,7 +1,8 @@
 """Runs commands, each in a process forked from this one, which has imported the libraries that they need.
 
 On stdin comes a line of JSON per command: `arguments` of laurepro, `folder`, `environment`, the files `out` and `err`,
-and `before`, Python code that this command alone, and none of its jobs, runs first; on stdout go lines with the `pid` of each and, when it has ended, its `code`. laurepro itself is imported by each command anew. The
+and `before`, Python code that this command alone, and none of its jobs, runs first; where `arguments` is null, there is
+no command beside that code. On stdout go lines with the `pid` of each and, when it has ended, its `code`. laurepro itself is imported by each command anew. The
 process from which `laurepro run` forks its jobs (`launchers/_fork_server.py`) is forked from this one too.
 """
 
@@ -83,9 +84,9 @@ def _say(**answer: int) -> None:
 
 
 def _become(
-    server: int, arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str, before: str
+    server: int, arguments: list[str] | None, folder: str, environment: dict[str, str], out: str, err: str, before: str
 ) -> None:
-    """Turn this process into `python -m laurepro ARGUMENTS`; does not return."""
+    """Turn this process into `python -m laurepro ARGUMENTS`, or `python -c BEFORE`; does not return."""
     code = 1
     try:
         os.setsid()
@@ -98,12 +99,13 @@ def _become(
             opened = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND)
             os.dup2(opened, target)
             os.close(opened)
-        if arguments[:1] == ["run"]:
+        if arguments and arguments[0] == "run":
             _prepare_jobs()
         sys.path.insert(0, folder)  # as -m does
-        sys.argv[1:] = arguments
+        sys.argv[1:] = arguments or []
         exec(before, {})
-        runpy.run_module("laurepro", run_name="__main__", alter_sys=True)
+        if arguments is not None:
+            runpy.run_module("laurepro", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

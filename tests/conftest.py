@@ -238,9 +238,9 @@ def run_cli(
 
 
 class Forked:
-    """A command in a process forked from one that has imported torch and pandas, in a session of its own."""
+    """A command, or code, in a process forked from one that has torch and pandas, in a session of its own."""
 
-    def __init__(self, args: list[str], cwd: Path, env: dict[str, str], before: str) -> None:
+    def __init__(self, args: list[str] | None, cwd: Path, env: dict[str, str], before: str) -> None:
         self.args, self.folder = args, tempfile.TemporaryDirectory()
         self.out, self.err = (Path(self.folder.name, name) for name in ("out", "err"))
         for file in (self.out, self.err):
@@ -257,13 +257,18 @@ class Forked:
         ran = Ran(-signal.SIGKILL if code is None else code, self.out.read_text(), self.err.read_text())
         self.folder.cleanup()
         if code is None:
-            pytest.fail(f"laurepro {self.args} did not end in {timeout} s:\n{ran.out}{ran.err}")
+            pytest.fail(f"laurepro {self.args or ''} did not end in {timeout} s:\n{ran.out}{ran.err}")
         return ran
 
 
 def fork(*args: object, cwd: Path, before: str = "", **extra: str | Path) -> Forked:
     """`laurepro ARGS` as `run_cli` runs it, without waiting for its end."""
     return Forked(list(map(str, args)), cwd, environment(**extra), before)
+
+
+def fork_python(code: str, *, cwd: Path, **extra: str | Path) -> Forked:
+    """`python -c CODE` with torch and pandas imported; laurepro is imported anew."""
+    return Forked(None, cwd, environment(**extra), code)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROW, environment
+from conftest import ROW, fork_python
 
 from laurepro import plan, record, spec
 from laurepro.network import checkpoint
@@ -51,20 +48,18 @@ def job(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 def two(tmp_path: Path, commands: list[list[str]], damaged: str = "") -> list[tuple[int, str]]:
     """Run a command in each of two ranks that meet on loopback. Returns exit codes and outputs."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(DAMAGED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DAMAGED": damaged}
     ranks = []
-    for rank, command in enumerate(commands):
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        env = environment(RANK=str(rank), LOCAL_RANK=str(rank), DAMAGED=damaged, **meeting)
-        env["PYTHONPATH"] = f"{tmp_path / 'site'}{os.pathsep}{env['PYTHONPATH']}"
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        ranks.append(subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=env, **pipes))  # type: ignore[call-overload]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    return [(rank.returncode, out) for rank, out in zip(ranks, outputs, strict=True)]
+    for rank, (first, *words) in enumerate(commands):
+        what, words = (f"module({words[0]!r}", words[1:]) if first == "-m" else (f"path({first!r}", words)
+        lines = "import runpy, sys", f"sys.argv[1:] = {words!r}", f"runpy.run_{what}, run_name='__main__')"
+        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), **meeting}
+        ranks.append(fork_python(DAMAGED + "\n".join(lines), cwd=tmp_path, **env))
+    ended = [rank.finish(120) for rank in ranks]
+    return [(ran.code, ran.err + ran.out) for ran in ended]
 
 
 def worker(job: Job, runs: str) -> list[str]:

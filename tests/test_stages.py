@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, fork_python
 from torch import Tensor, nn
 
 from laurepro import distributed, spec
@@ -457,7 +458,11 @@ def test_two_processes_do_what_one_does(tmp_path: Path, caplog: pytest.LogCaptur
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, tmp_path), nprocs=2)
+    code = f"import pathlib, test_stages; test_stages.two_processes({{}}, {port}, pathlib.Path({str(tmp_path)!r}))"
+    paths = os.pathsep.join((str(Path(__file__).parent), str(ROOT)))
+    both = [fork_python(code.format(rank), cwd=tmp_path, PYTHONPATH=paths) for rank in range(2)]
+    for ran in [process.finish(100) for process in both]:
+        assert ran.code == 0, ran.err
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
     caplog.set_level(logging.WARNING)
