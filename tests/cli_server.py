@@ -2,8 +2,9 @@
 
 On stdin comes a line of JSON per command: `arguments` of laurepro, `folder`, `environment`, the files `out` and `err`,
 and `before`, Python code that this command alone, and none of its jobs, runs first; where `arguments` is null, there is
-no command beside that code. On stdout go lines with the `pid` of each and, when it has ended, its `code`. laurepro itself is imported by each command anew. The
-process from which `laurepro run` forks its jobs (`launchers/_fork_server.py`) is forked from this one too.
+no command beside that code. On stdout go lines with the `pid` of each and, when it has ended, its `code`. laurepro
+itself is imported by each command anew. The process from which `laurepro run` forks its jobs
+(`launchers/_fork_server.py`) is forked from this one too.
 """
 
 from __future__ import annotations
