@@ -721,7 +721,7 @@ def test_report_needs_no_torch(planted: Planted) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("show", "table3a"), ("report", "--format", "markdown"), ("explain", f"table3a/{LAU}")]
+    "args", [("show", "table3a"), ("report", "table3a", "--format", "markdown"), ("explain", f"table3a/{LAU}")]
 )
 def test_commands_write_in_the_c_locale(planted: Planted, tmp_path: Path, args: tuple[str, ...]) -> None:
     """Dashes and ± have no ASCII: what is written is UTF-8, as with Python's own UTF-8 mode."""

@@ -79,13 +79,19 @@ def on_meta(row: spec.Model, op: spec.Op, classes: int) -> model.Network:
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Skip initialisation and normalisation: of tensors without values they only take time, and most of it."""
+    """Skip what only takes time of tensors without values, and most of it: their shapes are known beforehand."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
             return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init passes its own arguments by name
         if func is nn.functional.batch_norm:
             return torch.empty_like(args[0])
+        if func in (Tensor.add, torch.add) and isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
+            return torch.empty_like(args[0])
+        if func is nn.functional.interpolate and (kwargs or {}).get("size") is not None:
+            return args[0].new_empty(*args[0].shape[:2], *kwargs["size"])
+        if func in (torch.grid_sampler, torch.grid_sampler_2d):
+            return args[0].new_empty(*args[0].shape[:2], *args[1].shape[1:3])
         return func(*args, **(kwargs or {}))
 
 
