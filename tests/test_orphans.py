@@ -14,6 +14,7 @@ from conftest import ROW, environment, finish, fork, processes, start, wait_unti
 from test_launch import alive
 
 from laurepro import record
+from laurepro.launchers.local import BUSY_SECONDS
 
 RUN = ["run", ROW, "--scale", "tiny", "--retries", "0", "--nproc-per-node", "2", "--set", "train.iterations=20"]
 
@@ -73,7 +74,7 @@ def test_who_holds_a_lock_is_said_once(tiny: Path, tmp_path: Path) -> None:
     (worker,) = alive(tmp_path)
     os.kill(worker, signal.SIGSTOP)
     second = fork(*command, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-    time.sleep(5)
+    time.sleep(BUSY_SECONDS + 1.5)  # the lock is looked at again in that time
     os.killpg(second.pid, signal.SIGINT)
     ran = second.finish()
     os.kill(worker, signal.SIGKILL)
