@@ -124,15 +124,22 @@ def test_the_findings_are_the_verdicts() -> None:
         assert f"- {sentence}: {numbers(name)}, {verdicts[name].verdict}." in TEXT
     assert verdicts["C8.enc8"].verdict == verdicts["K3.enc8"].verdict == "supported at this scale"
     assert verdicts["C7.enc8"].verdict == "equivalent at this scale"
-    grid = f"{numbers('K2.grid')} over bilinear upsampling; {needed('K2.grid')} seeds would decide."
-    assert f"What LaU's grid at 4x adds without any offset is undecided: {grid}" in TEXT
+    grid, (bound, _) = verdicts["K2.grid"].verdict, verdicts["K2.grid"].interval or (1.0, 1.0)
+    assert grid == "supported at this scale" and 0 < bound < 0.01 and f"once more, by a bound of {bound:.3f}" in TEXT
+    words = f"{numbers('K2.grid')}, {grid} by the narrowest of margins."
+    assert f"LaU's grid at 4x is above bilinear upsampling without any offset: {words}" in TEXT
     undecided = f"{numbers('K1.off')} with the loss and {numbers('K1.no-loss')} without;"
-    assert f"What the offsets add to that grid is undecided too: {undecided}" in TEXT
+    assert f"What the offsets add to that grid is undecided: {undecided}" in TEXT
     assert f"{needed('K1.off')} and {needed('K1.no-loss')} seeds would decide." in TEXT
     low, high = verdicts["C6.enc8"].interval or (1.0, 1.0)
     assert low < 0 < high and f"the interval of the comparison contains 0 ({numbers('C6.enc8')})" in TEXT
     for name in ("C1.4x-over-2x", "C1.4x-over-3x", "C2.2x-over-bilinear", "C2.3x-over-bilinear"):
         assert verdicts[name].verdict == "undecided" and numbers(name) in TEXT
+    weights = {name: verdicts[f"C5.miou60-0.3-over-{name}"].verdict for name in ("0.0", "0.1", "0.2")}
+    assert weights == {"0.0": "equivalent at this scale", "0.1": "undecided", "0.2": "equivalent at this scale"}
+    assert all(numbers(f"C5.miou60-0.3-over-{name}") in TEXT for name in weights)
+    accuracy = {verdicts[f"C5.pixacc-0.3-over-{name}"].verdict for name in weights}
+    assert accuracy == {"equivalent at this scale"} and "In pixel accuracy all three are equivalent." in TEXT
     second = {
         (*v.records, v.claim.metric) for v in verdicts.values() if v.decision and v.decision.family == "secondary"
     }
