@@ -101,6 +101,24 @@ def test_jobs_share_the_cores_where_torch_sees_no_gpu(
 
 
 @pytest.mark.acceptance
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": local.SPINS}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {}),  # the launcher's own environment, which a job inherits, says it all
+    ],
+)
+def test_how_threads_wait_is_left_to_a_user(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: dict[str, str]
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert {k: v for k, v in local.variables(2).items() if k in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} == seen
+
+
 def test_gpus_that_torch_cannot_use(tiny: Path, tmp_path: Path) -> None:
     """One warning before any work, the cores are shared, and doctor is not fine. This torch sees no GPU anyway."""
     env = environment(LAUREPRO_EXPERIMENTS=tiny, PATH=nvidia_smi(tmp_path / "bin"))

@@ -136,7 +136,9 @@ def _waiting() -> dict[str, str]:
     Threads that spin on take the core that the awaited one needs: beside other work a step of two threads took ten
     times as long. Without any spinning, waking up costs what the second thread gains.
     """
-    return {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": SPINS}
+    if "OMP_WAIT_POLICY" in os.environ:
+        return {}
+    return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS)}
 
 
 def start(job: Job, context: LaunchContext, devices: tuple[str, ...]) -> Process:
