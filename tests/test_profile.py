@@ -233,6 +233,34 @@ def test_costs_are_read_without_torch(tmp_path: Path, monkeypatch: pytest.Monkey
         costs.read()
 
 
+class Unusual(nn.Module):
+    """What a plug-in may write, and no network of the tables does."""
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        grid, volume = image.new_zeros(2, 5, 7, 2), image.new_zeros(2, 3, 4, 5, 6)
+        return [
+            nn.functional.interpolate(image, size=9),
+            nn.functional.interpolate(image, (9, 11), mode="bilinear"),
+            nn.functional.interpolate(image, size=[9, 11]),
+            nn.functional.interpolate(image[0], size=9),
+            nn.functional.interpolate(volume, size=(2, 3, 4)),
+            torch.add(input=image, other=image),
+            torch.add(image, image, alpha=2),
+            image + image[:, :1],
+            image + 1,
+            image.half() + image.half(),
+            nn.functional.grid_sample(image, grid, align_corners=True),
+            nn.functional.grid_sample(volume, volume.new_zeros(2, 7, 8, 9, 3), align_corners=True),
+        ]
+
+
+def test_shapes_alone_are_those_of_the_arithmetic() -> None:
+    real = Unusual()(torch.zeros(2, 3, 8, 10))
+    with counted._ShapesAlone():
+        found = Unusual()(torch.zeros(2, 3, 8, 10, device="meta"))
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in real]
+
+
 def test_costs_file_is_fresh() -> None:
     text = (spec.experiments_dir() / "costs.yaml").read_text()
     assert text == costs.render(), "python -m laurepro.network.costs writes it anew"

@@ -86,12 +86,15 @@ class _ShapesAlone(TorchFunctionMode):
             return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init passes its own arguments by name
         if func is nn.functional.batch_norm:
             return torch.empty_like(args[0])
-        if func in (Tensor.add, torch.add) and isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
+        # Only as the networks call them; whatever a plug-in does otherwise is left to torch.
+        tensors = len(args) >= 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
+        if func in (Tensor.add, torch.add) and tensors and args[0].shape == args[1].shape and not kwargs:
             return torch.empty_like(args[0])
-        if func is nn.functional.interpolate and (kwargs or {}).get("size") is not None:
-            return args[0].new_empty(*args[0].shape[:2], *kwargs["size"])
-        if func in (torch.grid_sampler, torch.grid_sampler_2d):
-            return args[0].new_empty(*args[0].shape[:2], *args[1].shape[1:3])
+        if func in (torch.grid_sampler, torch.grid_sampler_2d) and tensors and args[0].shape[0] == args[1].shape[0]:
+            return args[0].new_empty(*args[0].shape[:2], *args[1].shape[1:-1])
+        size = (kwargs or {}).get("size")
+        if func is nn.functional.interpolate and isinstance(size, tuple | list) and args and args[0].ndim == 4:
+            return args[0].new_empty(*args[0].shape[:2], *size)
         return func(*args, **(kwargs or {}))
 
 
