@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from laurepro import claims, record, report, spec
+from laurepro import claims, figures, record, report, spec
 from laurepro.claims.samples import Rows
 from laurepro.report.comparison import interval
 from laurepro.report.rows import RowResult
@@ -215,7 +215,21 @@ def test_the_rows_that_diverge() -> None:
     assert f"{words} {min(others):.1f} to {max(others):.1f}, and is not changed" in TEXT
 
 
-@pytest.mark.parametrize("file", [f.name for f in (ROOT / "docs").glob("evidence-*.png")])
+DRAWN = {"evidence.png": "camvid-cpu", "evidence-differences.png": "camvid-imagenet"}
+
+
+@pytest.mark.parametrize("file", DRAWN)
+def test_the_drawn_differences_are_those_of_the_records(file: str) -> None:
+    places = {"results": ROOT / "results", "runs": ROOT / "runs", "data": ROOT / "data"}
+    drawing = figures.draw("differences", figures.Request(scale=spec.scale(DRAWN[file]), **places))
+    with PIL.Image.open(ROOT / "docs" / file) as image:
+        words, jobs = image.info["Description"], image.info["Source"]
+    again = f"laurepro figure differences --scale {DRAWN[file]} --output docs/{file}"
+    assert (words, jobs) == (drawing.description, " ".join(drawing.jobs)), again
+    assert f"]({file})" in PAGE
+
+
+@pytest.mark.parametrize("file", sorted({f.name for f in (ROOT / "docs").glob("evidence-*.png")} - set(DRAWN)))
 def test_figures_are_of_the_committed_records(file: str) -> None:
     with PIL.Image.open(ROOT / "docs" / file) as image:
         words = image.info["Description"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import ROW, STEPS, Finished, make_record, run_cli
+from conftest import ROOT, ROW, STEPS, Finished, make_record, run_cli
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -319,6 +319,26 @@ def test_a_difference_is_blue_above_zero_and_orange_below(tmp_path: Path, monkey
     assert seen["table9/higher"] == (colours["supported"], True, False)
     assert seen["table9/lower"] == (colours["contradicted"], False, True)
     assert seen["table9/unclear"] == (colours["undecided"], False, False)
+
+
+def test_an_equivalent_difference_is_green_and_the_margin_is_shaded() -> None:
+    """The committed records of a scale of the plan: each colour is that of a verdict, of the four that can be."""
+    records, _ = record.read_all(ROOT / "results")
+    verdicts = claims.judge(spec.scale("camvid-imagenet"), records)
+    of = {(round(v.interval[0], 9), round(v.interval[1], 9)): v.verdict for v in verdicts if v.interval}
+    (axes,) = figures.draw("differences", request_of(ROOT, "camvid-imagenet")).figure.axes
+    seen: dict[str, set[str]] = {}
+    for line in axes.lines:
+        if line.get_linewidth() == 4:
+            low, high = (round(float(x), 9) for x in line.get_xdata())
+            seen.setdefault(str(line.get_color()), set()).add(of[low, high])
+    blue, green = style.LINES[1], style.LINES[3]
+    assert seen == {blue: {"supported at this scale"}, green: {"equivalent at this scale"}, "#9a9a9a": {"undecided"}}
+    (band,) = axes.patches
+    plan = claims.design()
+    assert plan is not None and band.get_extents().transformed(axes.transData.inverted()).intervalx == pytest.approx(
+        [-plan.margin, plan.margin]
+    )
 
 
 @pytest.mark.parametrize(("mean", "ends"), [(1.0, (-9.0, 3.0)), (8.0, (6.0, 10.0)), (-1.0, (-2.0, 0.5))])

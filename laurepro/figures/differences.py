@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from laurepro import claims, record
 from laurepro.claims.model import Ordering
-from laurepro.claims.verdict import BAD, GOOD
+from laurepro.claims.verdict import BAD, GOOD, SAME
 from laurepro.errors import LaureproError
 from laurepro.figures import Drawing, Request, style
 from laurepro.report.finding import metric_title
@@ -22,7 +22,8 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     """Mean differences over paired seeds with both intervals, one line per comparison.
 
     A comparison that several statements make is drawn once. Its colour is that of the verdict, which is read from the
-    corrected interval. `tables`: only comparisons whose row is in one of them; empty: all.
+    corrected interval; at a scale of the plan its margin is shaded. `tables`: only comparisons whose row is in one of
+    them; empty: all.
 
     Raises:
         LaureproError: no comparison was measured over at least two seeds.
@@ -44,10 +45,12 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
     seeds = sorted({v.n for v in verdicts})
     over = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     lengths = sorted({records[name].experiment.train.length for v in verdicts for name in v.records})
+    plan = claims.design() if any(v.decision for v in verdicts) else None
+    same = f"green: equivalent, smaller than the margin of {plan.margin:g} (shaded); " if plan else ""
     below = (
         f"Mean difference over {over} paired seeds, {' or '.join(lengths)}, in points. Wide bar: the interval with "
         "the correction from which the verdict is read (Holm's, or the plan's). Blue: it lies right of 0; orange: left "
-        "of 0; grey: undecided or equivalent. Thin line: the 95 % interval, not corrected. Arrowhead: the corrected "
+        f"of 0; {same}grey: undecided. Thin line: the 95 % interval, not corrected. Arrowhead: the corrected "
         "interval extends beyond the axis; a hollow dot there: so does the mean. "
     )
     if any(v.dirty for v in verdicts):
@@ -60,6 +63,8 @@ def intervals(title: str, request: Request, tables: tuple[str, ...]) -> Drawing:
         axes = style.place(made, left, style.HEAD + 0.1, width - left - 0.2, tall)
         reach = _reach([end for v in verdicts if v.interval for end in v.interval])
         axes.set_xlim(-reach, reach)
+        if plan:
+            axes.axvspan(-plan.margin, plan.margin, color=style.RULE, alpha=0.4, lw=0, zorder=-1)
         axes.axvline(0, color=style.SOFT, lw=0.6, zorder=0)
         words = []
         for y, verdict in enumerate(verdicts):
@@ -105,6 +110,8 @@ def _colour(verdict: claims.Verdict) -> str:
         return style.LINES[1]
     if verdict.verdict in BAD:
         return style.LINES[2]
+    if verdict.verdict in SAME:
+        return style.LINES[3]
     return "#9a9a9a"
 
 
