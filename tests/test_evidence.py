@@ -202,8 +202,10 @@ def test_the_longer_step() -> None:
     assert f"the comparison of the plan, {numbers('K4.rates')}, is undecided." in TEXT
     for other in (without, loss):
         assert (interval([a - b for a, b in zip(longer, other, strict=True)]) or (-1,))[0] > 0
-    valid = at_ten_seeds()["K8.loss"]
-    assert f"the loss adds {numbers('K8.loss')} to LaU without it, {valid.verdict}." in TEXT
+    offsets, loss = (f"K8.{name}" for name in ("offsets", "loss"))
+    assert {at_ten_seeds()[name].verdict for name in (offsets, loss)} == {"undecided"}
+    words = f"the offsets add {numbers(offsets)} to the grid, and the loss adds {numbers(loss)} to LaU without it."
+    assert f"neither is decided: {words}" in TEXT
     picked = at_ten_seeds()["K4.weighted-mean"]
     assert f"it is {numbers('K4.weighted-mean')} from its control, {picked.verdict}." in TEXT
     assert picked.verdict == "equivalent at this scale"
