@@ -10,10 +10,10 @@ import pytest
 import scipy.stats
 from conftest import ROOT
 
-from laurepro import record, report
+from laurepro import claims, record, report
 from laurepro.claims import resampling
 from laurepro.evaluation import images
-from laurepro.report import class_differences
+from laurepro.report import class_differences, frames
 from laurepro.report.blocks import Fold, Table
 from laurepro.report.grid import MISSING
 
@@ -162,6 +162,24 @@ def test_the_page_has_both_sequences_and_names_what_is_missing(tmp_path: Path, m
     for file in (results / "records").glob("*.npz"):
         file.unlink()
     assert "Claims of the paper at scale field" in page()
+
+
+def test_undecided_comparisons_are_folded_where_the_plan_decides() -> None:
+    """Of the committed records: no comparison is lost, and all that a verdict or the plan's first family needs is seen."""
+    sources = report.gather(scales=["camvid-imagenet"], results=ROOT / "results")
+    ((scale, verdicts),) = sources.judgements
+    blocks = frames.images(scale, verdicts, sources)
+    (fold,) = (block for block in blocks if isinstance(block, Fold))
+    (shown,) = (block for block in blocks if isinstance(block, Table))
+    (hidden,) = fold.blocks
+    assert isinstance(hidden, Table)
+    words = {v.claim.id: v.verdict for v in verdicts}
+    seen, folded = ([words[line[0].summary] for line in table.grid.lines] for table in (shown, hidden))
+    plan = claims.design()
+    assert plan is not None and {line[0].summary for line in shown.grid.lines} >= set(plan.primary)
+    assert set(folded) == {"undecided"}
+    assert seen.count("undecided") == sum(words[name] == "undecided" for name in plan.primary)
+    assert len(seen) + len(folded) == len({v.records for v in verdicts if v.n > 1 and v.claim.metric == "miou60"})
 
 
 def test_the_classes_behind_a_difference_add_up_to_it() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from laurepro.errors import LaureproError
 from laurepro.record import Record, records_dir
-from laurepro.report.blocks import Block, Bullets, Heading, Table, Text
+from laurepro.report.blocks import Block, Bullets, Fold, Heading, Table, Text
 from laurepro.report.finding import comparison_name
 from laurepro.report.grid import MISSING, Cell, Column, Grid
 from laurepro.report.sources import Sources
@@ -30,7 +30,10 @@ _ABOUT = (
 
 
 def images(scale: Scale, verdicts: Sequence[Verdict], sources: Sources) -> list[Block]:
-    """A table of the comparisons whose records keep the counts of their images; nothing where none does."""
+    """A table of the comparisons whose records keep the counts of their images; nothing where none does.
+
+    At a scale of the plan, secondary comparisons that are undecided are folded: there is no verdict to qualify.
+    """
     measured = {v.records: v for v in verdicts if v.n > 1 and _of_images(v, sources.records)}
     if not measured or sources.results is None:
         return []
@@ -52,10 +55,19 @@ def images(scale: Scale, verdicts: Sequence[Verdict], sources: Sources) -> list[
     blocks: list[Block] = [Heading(title, f"images-{scale.name}", level=3), Text(_ABOUT.format(block=BLOCK))]
     if lines:
         labels = {r.address: r.row.label for rows in sources.sections for r in rows if r.scale.name == scale.name}
-        blocks.append(Table(title, _grid(lines, labels)))
+        folded = [line for line in lines if _nothing_to_qualify(line[0])]
+        if shown := [line for line in lines if line not in folded]:
+            blocks.append(Table(title, _grid(shown, labels)))
+        if folded:
+            rest = f"Undecided comparisons over seeds and images at scale {scale.name}"
+            blocks.append(Fold(rest, f"images-undecided-{scale.name}", (Table(rest, _grid(folded, labels)),)))
     if faults:
         blocks.append(Bullets(tuple(f"A comparison is left out: {fault}." for fault in faults)))
     return blocks if lines or faults else []
+
+
+def _nothing_to_qualify(verdict: Verdict) -> bool:
+    return verdict.decision is not None and verdict.decision.family != "primary" and verdict.verdict == "undecided"
 
 
 def _of_images(verdict: Verdict, records: dict[str, Record]) -> bool:
