@@ -221,7 +221,7 @@ def test_the_regression_loss() -> None:
     assert not [v for v in at_ten_seeds().values() if v.decision and "tablef/lau4x-reg" in str(v.claim)]
     step = values("tablec/lau4x-long-step", "miou", "camvid-imagenet")
     low, high = interval([regression[n] - step[n] for n in range(10)]) or (1.0, 1.0)
-    assert low < 0 < high and "the longer step alone cannot be told from it" in TEXT
+    assert low < 0 < high and "the longer step alone cannot be distinguished from it" in TEXT
 
 
 def test_the_rows_that_diverge() -> None:

@@ -100,7 +100,6 @@ def test_jobs_share_the_cores_where_torch_sees_no_gpu(
     assert "this machine has 4 GPU(s)" in first and "torch sees none" in first and "torch" not in "".join(others)
 
 
-@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("given", "seen"),
     [
@@ -119,6 +118,7 @@ def test_how_threads_wait_is_left_to_a_user(
     assert {k: v for k, v in local.variables(2).items() if k in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} == seen
 
 
+@pytest.mark.acceptance
 def test_gpus_that_torch_cannot_use(tiny: Path, tmp_path: Path) -> None:
     """One warning before any work, the cores are shared, and doctor is not fine. This torch sees no GPU anyway."""
     env = environment(LAUREPRO_EXPERIMENTS=tiny, PATH=nvidia_smi(tmp_path / "bin"))
