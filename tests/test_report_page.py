@@ -261,10 +261,20 @@ def test_of_many_classes_the_largest_confusions_are_listed(sources: Sources, mon
 
 def test_claims_that_rest_on_a_measurement_are_folded_into_its_line(sources: Sources) -> None:
     text = report.render_page(sources, "html", Path())
-    folded = (
-        '<details class="more"><summary>C1.higher</summary><small>C1.higher: The rows are above bilinear (section 1).'
-    )
+    folded = '<details class="more"><summary>C1.higher</summary><small>C1.higher: The rows are above bilinear. Printed:'
     assert text.count(folded) == 1
+
+
+def test_what_several_lines_share_stands_once(sources: Sources) -> None:
+    """A claim's place in the paper and a scale's description; a table of a scale that may not be compared says so."""
+    text = report.render_page(sources, "markdown", Path())
+    assert text.count("\n- C1: section 1.\n") == 1
+    assert not re.search(r"\(section 1\).*\| (supported|contradicted|undecided) \|", text)
+    for scale in ("field", "toy"):
+        assert text.count(f"Scale {scale}: {spec.scale(scale).sentence}") == 1
+        at_scale = sum(rows[0].scale.name == scale for rows in sources.sections)
+        said = f"- Scale {scale} is described above; no number may be compared with a published one."
+        assert text.count(said) == at_scale > 0
 
 
 def test_decided_is_coloured_only_where_a_claim_of_the_paper_is(sources: Sources) -> None:

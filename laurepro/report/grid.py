@@ -96,10 +96,18 @@ def not_run(rows: Section) -> str:
     return f"{left_out} of {len(rows)} rows were not run at this scale; laurepro show {table} lists them."
 
 
-def notes(rows: Section) -> list[str]:
-    """The lines below a table: what the scale is, what the marks mean, where the numbers come from."""
+def notes(rows: Section, described: bool = False) -> list[str]:
+    """The lines below a table: what the scale is, what the marks mean, where the numbers come from.
+
+    Args:
+        rows: The table's rows.
+        described: The scale's description stands above the table already.
+    """
     scale, settings = rows[0].scale, rows[0].settings
     lines = [f"Scale {scale.name}: {scale.sentence}"]
+    if described:
+        may_not = "" if scale.comparable else "; no number may be compared with a published one"
+        lines = [f"Scale {scale.name} is described above{may_not}."]
     if settings:
         pairs = " ".join(f"--set {pair}" for pair in settings)
         lines.append(f"The runs had {pairs}; this holds where it differs from the scale's description.")

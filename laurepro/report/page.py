@@ -37,8 +37,9 @@ def build(sources: Sources) -> Page:
         blocks += claims(scale, verdicts, sources.sections)
         blocks += images(scale, verdicts, sources)
         blocks += by_class(scale, verdicts, sources)
+    described = {s.name for s, verdicts in sources.judgements if any(v.claim.family == "paper" for v in verdicts)}
     for rows in sources.sections:
-        blocks += _table(rows, sources)
+        blocks += _table(rows, sources, described)
     if sources.unavailable:
         blocks += [
             Heading("Records whose source is not available", "unavailable"),
@@ -57,7 +58,8 @@ def anchor(rows: Section) -> str:
     return f"{rows[0].table.id}-{rows[0].scale.name}"
 
 
-def _table(rows: Section, sources: Sources) -> list[Block]:
+def _table(rows: Section, sources: Sources, described: set[str]) -> list[Block]:
+    """A table with what is folded below it. `described`: the scales whose description stands above."""
     key, heading, lines_of = anchor(rows), title(rows), shown(rows)
     grid = comparison_grid(rows, lines_of)
     lines = tuple(_linked(line, r) for r, line in zip(lines_of, grid.lines, strict=True))
@@ -65,7 +67,7 @@ def _table(rows: Section, sources: Sources) -> list[Block]:
         Heading(heading, key, short=f"{name(rows)} · {rows[0].scale.name}"),
         Text(about(rows)),
         Table(heading, grid._replace(lines=lines)),
-        Bullets(tuple(notes(rows))),
+        Bullets(tuple(notes(rows, rows[0].scale.name in described))),
     ]
     for part_title, part, content in (
         ("IoU of each class", "classes", class_iou(rows)),

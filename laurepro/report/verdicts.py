@@ -78,7 +78,8 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
             blocks.append(Table(title, Grid(heads, lines, marks)))
             used = [w for w in words if any(v.verdict == w for v in judged)]
             about = (_PLANNED, *between_scales(judged)) if by_plan else (_LEVELS,)
-            blocks.append(Bullets((*about, _SEEDS, *(f"{w}: {SENTENCES[w]}." for w in used), *_notes(judged))))
+            verdict_words = (f"{w}: {SENTENCES[w]}." for w in used)
+            blocks.append(Bullets((*about, _SEEDS, *verdict_words, *_places(judged), *_notes(judged))))
         for word in _NOT_JUDGED:
             if rest := [v for v in of_family if v.verdict == word]:
                 heads = (Column("claim", number=False), Column("why", number=False))
@@ -118,11 +119,19 @@ def _seeds(rows: Sequence[RowResult], plan: Plan | None) -> list[str]:
     ]
 
 
-def _about(v: Verdict) -> str:
+def _about(v: Verdict, where: bool = True) -> str:
     """A claim's id and sentence, its place in the paper, and what the paper's own cells say of it."""
     printed = "" if v.printed.verdict == "not printed" else f" Printed: {v.printed.found}."
     wrong = " The paper's own cells contradict it." * (v.printed.verdict == "self-contradiction")
-    return f"{v.claim.id}: {v.claim.what} ({v.claim.where}).{printed}{wrong}"
+    return f"{v.claim.id}: {v.claim.what}{f' ({v.claim.where})' if where else ''}.{printed}{wrong}"
+
+
+def _places(verdicts: Sequence[Verdict]) -> list[str]:
+    """Where in the paper each claim stands, once for all comparisons of the claim: lines of the table have its ids."""
+    ids: dict[str, dict[str, None]] = {}
+    for v in verdicts:
+        ids.setdefault(v.claim.where, {})[v.claim.id.partition(".")[0]] = None
+    return [f"{', '.join(of)}: {where}." for where, of in ids.items()]
 
 
 def _notes(verdicts: Sequence[Verdict]) -> list[str]:
@@ -138,7 +147,7 @@ def _named(group: Sequence[Verdict], labels: Mapping[str, str]) -> tuple[Cell, C
     return (
         Cell(
             comparison_name(v, labels),
-            detail=" ".join(map(_about, group)),
+            detail=" ".join(_about(v, where=False) for v in group),
             summary=", ".join(v.claim.id for v in group),
         ),
         Cell(f"{v.verdict}{also}{' †' * v.dirty}", mark=f"{v.verdict.replace(' ', '-')} verdict"),
