@@ -264,6 +264,16 @@ def test_the_regression_loss() -> None:
     assert f"is undecided**, {numbers('F4.radius3')}; {needed('F4.radius3')} seeds would decide." in TEXT
 
 
+def test_the_best_corner_as_reference() -> None:
+    best, step = "tablef/lau4x-off-best", "tablec/lau4x-long-step"
+    verdict = at_ten_seeds()["F5.best"].verdict
+    assert verdict == "supported at this scale" and min(differences(best, LAU)) > 0
+    assert f"(table f) it is above itself, {numbers('F5.best')}, {verdict}." in TEXT
+    assert f"gains over itself**: {numbers('F5.best')}, {verdict} and at all ten seeds above." in TEXT
+    low, high = interval(differences(best, step)) or (1.0, 1.0)
+    assert low < 0 < high and f"it cannot be distinguished, {single(best, step)} (a single comparison" in TEXT
+
+
 def test_the_cascade() -> None:
     two = "tablef/lau2x2x-off"
     words = f"{numbers('F1.4x')}; {needed('F1.4x')} seeds would decide."
