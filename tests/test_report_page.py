@@ -277,6 +277,13 @@ def test_what_several_lines_share_stands_once(sources: Sources) -> None:
         assert text.count(said) == at_scale > 0
 
 
+def test_a_table_that_no_claim_of_the_paper_is_about_describes_its_scale() -> None:
+    sources = report.gather(("tablec",), ["camvid-imagenet"], results=ROOT / "results")
+    assert {v.claim.family for _, verdicts in sources.judgements for v in verdicts} & {"paper"} == set()
+    text = report.render_page(sources, "markdown", Path())
+    assert text.count(spec.scale("camvid-imagenet").sentence) == 1 and "is described above" not in text
+
+
 def test_decided_is_coloured_only_where_a_claim_of_the_paper_is(sources: Sources) -> None:
     text = report.render_page(sources, "html", Path())
     assert text.count('<div class="decided some">') == 1, "at scale field, and not at toy, which is no evidence"

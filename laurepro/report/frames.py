@@ -55,10 +55,9 @@ def images(scale: Scale, verdicts: Sequence[Verdict], sources: Sources) -> list[
     blocks: list[Block] = [Heading(title, f"images-{scale.name}", level=3), Text(_ABOUT.format(block=BLOCK))]
     if lines:
         labels = {r.address: r.row.label for rows in sources.sections for r in rows if r.scale.name == scale.name}
-        folded = [line for line in lines if _nothing_to_qualify(line[0])]
-        if shown := [line for line in lines if line not in folded]:
+        if shown := [line for line in lines if not _nothing_to_qualify(line[0])]:
             blocks.append(Table(title, _grid(shown, labels)))
-        if folded:
+        if folded := [line for line in lines if _nothing_to_qualify(line[0])]:
             rest = f"Undecided comparisons over seeds and images at scale {scale.name}"
             blocks.append(Fold(rest, f"images-undecided-{scale.name}", (Table(rest, _grid(folded, labels)),)))
     if faults:
