@@ -125,7 +125,7 @@ EVIDENCE_camvid-imagenet = "$(OS8)-bilinear $(OS8)-grid4x $(OS8)-lau4x-off table
   "$(addprefix tablec/,lau4x-long-step grid4x-long-step lau4x-off-weighted-mean grid4x-valid lau4x-valid) --seeds 10" \
   "$(addprefix tablec/,lau4x-off-valid bilinear-norm-uniform lau4x-norm-uniform) --seeds 10" \
   "$(addprefix tablef/,lau2x2x-off lau2x2x2x-off lau4x-reg lau4x-reg-radius3 lau4x-off-best) --seeds 10" \
-  "tablef --seeds 10"
+  "tablef --seeds 10" "table3a table4 --seeds 5" "tablec --seeds 5" "table9 --seeds 5" "table7 --seeds 5"
 EVIDENCE_camvid-imagenet-tuned = "table3a table4 table9 --seeds 10"
 # A scale that tunes its rows: the trials first, then the choice, whose file is to be committed before a row is run with it.
 TUNED = $(filter %-tuned,$(EVIDENCE_SCALE))
