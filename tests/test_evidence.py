@@ -281,7 +281,9 @@ def test_the_best_corner_as_reference() -> None:
 
 def test_the_cascades() -> None:
     two, three, step = "tablef/lau2x2x-off", "tablef/lau2x2x2x-off", "tablec/lau4x-long-step"
-    words = f"two stages of 2x by {numbers('F1.4x')}, three stages, which reach the image's size, by {numbers('F2.three')}"
+    words = (
+        f"two stages of 2x by {numbers('F1.4x')}, three stages, which reach the image's size, by {numbers('F2.three')}"
+    )
     assert f"Whether cascades add to one LaU 4x is undecided**: {words};" in TEXT
     assert f"; {needed('F1.4x')} and {needed('F2.three')} seeds would decide." in TEXT
     above = f"{single(two, BILINEAR)} and {single(three, BILINEAR)} (single comparisons, not of the plan)"
