@@ -166,13 +166,19 @@ def check_overrides(rows: Iterable[tuple[Table, Row]], scale: Scale, overrides: 
         spec.resolve(table, row, scale, _without(overrides or {}, _fields(overrides or {}) - nowhere))
 
 
+def needs_tuning(scale: Scale, overrides: Raw | None) -> bool:
+    """Whether a row needs an entry in the scale's `rows`: the scale tunes its rows, and --set leaves out a field."""
+    return scale.tuning is not None and not set(scale.tuning.grid) <= _fields(overrides or {})
+
+
 def check_tuned(rows: Iterable[tuple[Table, Row]], scale: Scale, overrides: Raw | None) -> None:
     """Raise LaureproError for a row that would be trained with settings that nobody chose for it.
 
     At a scale with a tuning a row has an entry in the scale's `rows`, or --set gives every field of the grid.
     """
-    if scale.tuning is None or set(scale.tuning.grid) <= _fields(overrides or {}):
+    if not needs_tuning(scale, overrides):
         return
+    assert scale.tuning is not None
     for table, row in rows:
         address = f"{table.id}/{row.id}"
         if row.set is not None and address not in scale.rows:

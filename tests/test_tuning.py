@@ -184,3 +184,29 @@ def test_a_row_is_planned_with_settings_of_its_own_or_with_those_given(file: Pat
     code, out = command(*at)
     assert code == 0 and "1 row " in out, out
     assert command(*at, ROWS[1])[0] == 2
+
+
+def test_the_report_tells_trials_from_rows(file: Path, tmp_path: Path) -> None:
+    """Trials alone are no row of a table. What the rows were trained with stands below the table."""
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    report = ("report", "--format", "markdown", "--results", results, "--runs", runs, "--output", tmp_path / "page.md")
+    plant(results, ROWS[0], [(40.0, 41.0), (42.0, 43.0), (43.0, 41.0), (42.9, 41.0)])
+    plant(results, ROWS[1], [(40.0, 41.0), (39.0, 39.0), (41.0, 41.0), (42.0, 43.5)])
+    assert command(*report)[0] == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "- **Run:** no row at scale tuned; its records are of trials, from which laurepro tune tuned chooses" in page
+    assert "Table 3a" not in page and "Claims of the paper" not in page
+
+    assert command("tune", "tuned", "--write", "--results", results, "--runs", runs)[0] == 0
+    spec.table._scale.cache_clear()
+    scale = spec.scale("tuned")
+    for address in ROWS:
+        ((table, row),) = plan.select([address], scale)
+        (job,) = plan.row_plan(table, row, scale, (0,), None).jobs
+        assert job.needs is not None
+        record.write(results, make_record(job, {"miou": 40.0}))
+        record.write(results, make_record(job.needs, {}))
+    assert command(*report)[0] == 0
+    page = (tmp_path / "page.md").read_text()
+    said = "train.lr and train.head\\_lr\\_multiplier of each row: EncNet, bilinear 8x, OS 8 has 0.05 and 5; EncNet, LaU's "
+    assert f"{said}grid 4x with zero offsets, OS 8 has 0.1 and 5." in page

@@ -52,6 +52,14 @@ def finding(scale: Scale, sections: Iterable[Section], verdicts: Iterable[Verdic
     """
     at_scale = [rows for rows in sections if rows[0].scale.name == scale.name]
     rows = [r for section in at_scale for r in section]
+    if not rows and scale.tuning is not None:
+        return Finding(
+            scale.name,
+            f"no row at scale {scale.name}; its records are of trials, from which laurepro tune {scale.name} chooses "
+            "the settings of each row.",
+            "nothing.",
+            "everything; a row can be run when it has its settings.",
+        )
     if not any(r.values for r in rows):
         tables = " ".join(dict.fromkeys(s[0].table.id for s in at_scale)) if len(at_scale) < 4 else ""
         pairs = "".join(f" --set {shlex.quote(pair)}" for pair in (rows[0].settings if rows else ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import NamedTuple
 
 from laurepro.report.rows import Section, shown
@@ -96,6 +97,17 @@ def not_run(rows: Section) -> str:
     return f"{left_out} of {len(rows)} rows were not run at this scale; laurepro show {table} lists them."
 
 
+def _tuned(rows: Section) -> str:
+    """The settings of each row that was trained, where the scale chooses them row by row, or nothing."""
+    tuning = rows[0].scale.tuning
+    trained = [(r.row.label, r.trainings[0].experiment) for r in rows if r.trainings]
+    if tuning is None or not trained:
+        return ""
+    names = " and ".join(tuning.grid)
+    of_row = [f"{label} has {' and '.join(f'{attrgetter(f)(ran):g}' for f in tuning.grid)}" for label, ran in trained]
+    return f"{names} of each row: {'; '.join(of_row)}."
+
+
 def notes(rows: Section, described: bool = False) -> list[str]:
     """The lines below a table: what the scale is, what the marks mean, where the numbers come from.
 
@@ -111,7 +123,7 @@ def notes(rows: Section, described: bool = False) -> list[str]:
     if settings:
         pairs = " ".join(f"--set {pair}" for pair in settings)
         lines.append(f"The runs had {pairs}; this holds where it differs from the scale's description.")
-    lines += [line] if (line := not_run(rows)) else []
+    lines += [line for line in (_tuned(rows), not_run(rows)) if line]
     if tiny := sorted({r.tiny_map for r in rows if r.tiny_map and r.values}):
         lines.append(
             f"‡ the network's feature map is only {', '.join(tiny)} at this scale: how it is upsampled cannot be "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from laurepro import record, spec
+from laurepro import plan, record, spec
 from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import completed
 from laurepro.record import Record
@@ -75,7 +75,13 @@ def gather(
         begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
         sections = begun or sections
     shown_scales = tuple(spec.scale(n) for n in names)
-    judgements = _judged(shown_scales, records, overrides, checked, bool(apart))
+    if scales is None:  # before a scale has settings for its rows, its records are those of trials
+        untuned = {s.name for s in shown_scales if not s.rows and plan.needs_tuning(s, overrides)}
+        sections = [s for s in sections if s[0].scale.name not in untuned]
+    else:
+        untuned = set()
+    judged = tuple(s for s in shown_scales if s.name not in untuned)
+    judgements = _judged(judged, records, overrides, checked, bool(apart))
     by_scale = {scale.name: verdicts for scale, verdicts in judgements}
     with_verdicts = tuple(
         with_corrected(rows, judged_metric(rows), by_scale.get(rows[0].scale.name, ())) for rows in sections
