@@ -18,6 +18,8 @@ from scipy import stats
 
 from laurepro import claims, figures, record, report, spec
 from laurepro.claims.samples import Rows
+from laurepro.evaluation import tuning
+from laurepro.evaluation.tuning import Tuned
 from laurepro.report.comparison import interval
 from laurepro.report.rows import RowResult
 
@@ -150,7 +152,10 @@ def test_the_findings_are_the_verdicts() -> None:
     }
     (planned,) = {v.decision.comparisons for v in verdicts.values() if v.decision and v.decision.family == "secondary"}
     assert f"{len(second)} of the {planned} planned secondary comparisons have records" in TEXT
-    assert {r.scale for r in record.read_all(ROOT / "results")[0].values()} == set(PARTS)  # nothing of the tuned scale
+    records = record.read_all(ROOT / "results")[0].values()
+    assert {r.scale for r in records if r.stage == "evaluate" and r.split == "test"} == set(
+        PARTS
+    )  # of the tuned scale at most trials
 
 
 def test_what_is_left_has_no_record() -> None:
@@ -485,6 +490,47 @@ def test_the_scores_are_not_independent() -> None:
     assert np.corrcoef(both)[0, 1] == pytest.approx(0.9, abs=0.05)
 
 
+# ------------------------------------------------------------------------------------------------ the trials
+
+
+@cache
+def trials() -> tuple[Tuned, ...]:
+    records, _ = record.read_all(ROOT / "results")
+    return tuple(tuning.tuned(spec.scale("camvid-imagenet-tuned"), records, ROOT / "runs"))
+
+
+def trial_line(row: Tuned) -> str:
+    """A row's mean of both seeds at every setting, the chosen one in bold; – where a seed has no record."""
+    chosen = spec.scale("camvid-imagenet-tuned").rows.get(row.address)
+    cells = []
+    for trial in row.trials:
+        raw = spec.parse_overrides(tuple(f"{field}={value}" for field, value in trial.setting.items()))
+        bold = "**" if raw == chosen else ""
+        cells.append("–" if trial.mean is None else f"{bold}{trial.mean:.2f}{bold}")
+    return f"| `{row.address}` | {' | '.join(cells)} |"
+
+
+def with_trials(page: str) -> str:
+    """The page with the lines of the trials as the records have them."""
+    start = page.index("| mIoU on val |")
+    head, rule = page[start:].split("\n")[:2]
+    end = page.index("\n\n", start)
+    return page[:start] + "\n".join([head, rule, *map(trial_line, trials())]) + page[end:]
+
+
+def test_the_trials_and_the_choices_are_those_of_the_records() -> None:
+    assert with_trials(PAGE) == PAGE, "run: python tests/test_evidence.py"
+    settings = [" ×".join(f"{v:g}" for v in trial.setting.values()) for trial in trials()[0].trials]
+    assert f"| mIoU on val | {' | '.join(settings)} |" in PAGE
+    scored, planned_trials = (
+        sum(f(t) for row in trials() for t in row.trials) for f in (lambda t: len(t.scores), lambda t: 2)
+    )
+    assert f"Of the {planned_trials} trials {scored} have records" in TEXT
+    for row in trials():
+        if row.best is not None and (chosen := spec.scale("camvid-imagenet-tuned").rows):
+            assert tuning.entries(spec.scale("camvid-imagenet-tuned"), [row]).items() <= chosen.items()
+
+
 LINE = re.compile(rf"^\| {ROW}(?: − {ROW})? \|.*$", re.M)
 PLANNED = re.compile(r"([+-]\d+\.\d\d)(\s+)\[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]")
 
@@ -513,7 +559,7 @@ def refreshed(page: str) -> str:
 
 def test_the_tables_can_be_refreshed() -> None:
     emptied = LINE.sub(lambda found: found[0][: found[0].index(" |") + 2], PAGE)
-    assert emptied != PAGE and refreshed(emptied) == PAGE
+    assert emptied != PAGE and with_trials(refreshed(emptied)) == PAGE
 
 
 def test_planned_intervals_in_sentences_can_be_refreshed() -> None:
@@ -530,4 +576,4 @@ if __name__ == "__main__":  # after new records; sentences are written by hand, 
     lines = [(a, scale) for scale, part in PARTS.items() for line in LINE.findall(part) for a in line if a]
     if missing := [f"{a} has no record at scale {scale}" for a, scale in lines if not values(a, "miou", scale)]:
         raise SystemExit("docs/evidence.md: " + "; ".join(dict.fromkeys(missing)))
-    (ROOT / "docs" / "evidence.md").write_text(refreshed(PAGE))
+    (ROOT / "docs" / "evidence.md").write_text(with_trials(refreshed(PAGE)))
