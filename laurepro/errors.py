@@ -32,6 +32,10 @@ class LaureproError(Exception):
         super().__init__(printable(message if hint is None else f"{message}\n  {hint}"))
 
 
+class Diverged(RuntimeError):
+    """A training's loss is not finite: an outcome of its row and seed, so no launcher tries the job once more."""
+
+
 class UnknownField(LaureproError):
     """A key or an option that does not exist where it is given, which may be right elsewhere."""
 

@@ -24,7 +24,9 @@ from laurepro.spec import Strict
 LAST_LINES = 6
 FULL_BYTES = 16 * 1024  # less than a note, a log's line and their folder take
 LOG_BYTES = 64 * 1024  # of a log's end: a job may have written gigabytes
-BAD_INPUT, BUSY, STOPPED = 2, 75, 143  # exit codes of a worker; 0: a record was written, 1: the job failed
+BAD_INPUT, DIVERGED, BUSY, STOPPED = 2, 3, 75, 143  # exit codes of a worker; 0: it wrote a record, 1: the job failed
+FINAL = (BAD_INPUT, DIVERGED)  # no launcher retries these; torchrun, which always ends with 1, hides them from scripts
+NO_RETRY = "no-retry"  # so a worker that ends with one of them leaves this file in the job's folder
 _ENTRY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*: (-?\d+) ")
 
 
@@ -45,6 +47,8 @@ class Failure(NamedTuple):
             return self.remedy
         if self.code == BAD_INPUT:
             return "fix what the message names, then repeat the command"
+        if self.code == DIVERGED:
+            return "a seed that fails is replaced by the next one, see docs/claims.md; --retries does not apply"
         if self.code == -signal.SIGKILL:
             return "often the system, for lack of memory: run fewer jobs at a time; the same command resumes"
         return "the same command retries it, from its last checkpoint"

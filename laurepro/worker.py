@@ -2,8 +2,8 @@
 
     python -m laurepro.worker --job '{"stage": "train", ...}' --runs runs --results results --data data
 
-Exit codes: 0 a record was written (or was there), 1 the job failed, 2 bad input, 75 another process runs this job,
-143 stopped by a signal after a checkpoint: started again, it resumes.
+Exit codes: 0 a record was written (or was there), 1 the job failed, 2 bad input, 3 the loss is not finite, 75 another
+process runs this job, 143 stopped by a signal after a checkpoint: started again, it resumes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 
 from laurepro import failures, record
 from laurepro.atomic import write_atomic
-from laurepro.errors import LaureproError
-from laurepro.failures import BAD_INPUT, BUSY, STOP, STOPPED, die_with_parent, orphaned
+from laurepro.errors import Diverged, LaureproError
+from laurepro.failures import BAD_INPUT, BUSY, DIVERGED, FINAL, NO_RETRY, STOP, STOPPED, die_with_parent, orphaned
 from laurepro.spec import Job, parts, weights
 from laurepro.trackers import Trackers
 
@@ -116,7 +116,11 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except Exception as error:  # every error is reported by failure.json and the exit code
         _fail(folder, rank, error)
-        return BAD_INPUT if isinstance(error, LaureproError) else 1
+        code = BAD_INPUT if isinstance(error, LaureproError) else DIVERGED if isinstance(error, Diverged) else 1
+        if code in FINAL:
+            with contextlib.suppress(OSError):
+                (folder / NO_RETRY).touch()
+        return code
     finally:
         lock.release()
 
@@ -136,7 +140,7 @@ def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> 
     failures.write_holder(folder)
     if not args.fresh and not (folder / STARTED_OVER).exists() and _finished(args, job):
         return 0
-    for old in folder.glob("failure*.json"):
+    for old in [*folder.glob("failure*.json"), folder / NO_RETRY]:
         old.unlink(missing_ok=True)
     if args.fresh:
         for old in [*folder.glob("checkpoint*"), *folder.glob("weights.pt*"), *folder.glob("counts-*.json")]:

@@ -39,6 +39,19 @@ def half_written(folder: Path) -> list[str]:
     return [f.name for f in folder.rglob("*.tmp")]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loss_that_is_not_finite_is_not_tried_again(processes: int, tiny: Path, tmp_path: Path) -> None:
+    """A seed that diverges is an outcome. The same command runs it once more, since its user asks for that."""
+    words = [*RUN[:4], "--retries", 2, "--nproc-per-node", processes, "--set", "train.lr=1e30"]
+    for times in (1, 2):
+        ran = run_cli(*words, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+        assert ran.code == 1 and "Traceback (most" not in ran.err.split("failed:")[0], ran.err
+        assert "Diverged: the loss is not finite at step" in ran.err and "retry" not in ran.err, ran.err
+        assert "a seed that fails is replaced by the next one" in ran.err
+        assert (train_folder(tmp_path) / "log.txt").read_text().count("CPU cores: ") == times * processes
+    assert not list(tmp_path.glob("results/records/*"))
+
+
 # ---------------------------------------------------------------------------------------------- a full disk
 
 

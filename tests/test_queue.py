@@ -207,11 +207,14 @@ def test_a_failed_job_is_tried_again_as_told_and_no_more(machine: pytest.MonkeyP
     assert left is not None and left.reason == failure.reason
 
 
-def test_bad_input_is_not_tried_again(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("code", "advice"), [(2, "fix what"), (3, "--retries does not apply")])
+def test_bad_input_and_divergence_are_not_tried_again(
+    code: int, advice: str, machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     job = make_job("train", 0)
-    start = Stubs(codes={job.name: [2, 0]})
+    start = Stubs(codes={job.name: [code, 0]})
     (failure,) = local.launch(make_plan(job), context(tmp_path, retries=5), start)
-    assert failure.code == 2 and "fix" in failure.advice and len(start.started) == 1
+    assert failure.code == code and advice in failure.advice and len(start.started) == 1
 
 
 def test_a_job_that_another_laurepro_runs_is_waited_for(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ export OMP_NUM_THREADS=1
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 folder=/r/runs/{job}
-rm -f "$folder/STOP" "$folder/not-requeued.txt"
+rm -f "$folder/STOP" "$folder/no-retry" "$folder/not-requeued.txt"
 stopped=
 trap 'stopped=yes; touch "$folder/STOP"' USR1
 
@@ -91,7 +91,7 @@ bash -c 'PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@"' bash {python} -
 --max-restarts=0 -m laurepro.worker --job {json} --runs /r/runs --results /r/results --data /r/data ${{fresh}} &
   step=$!
   while true; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done  # a signal ends a wait
-  if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ -n "$stopped" ]; then break; fi
+  if [ "$code" -eq 0 ] || [ -e "$folder/no-retry" ] || [ -n "$stopped" ]; then break; fi
 done
 if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then
   if refused=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then sleep 60; else
@@ -308,6 +308,18 @@ def test_a_run_is_that_of_the_local_launcher(
     assert not list(tmp_path.glob("runs/code/*"))  # the last job has removed the snapshot
     again = run_cli(*RUN, cwd=tmp_path, **env)
     assert again.code == 0 and "0 jobs to run" in again.err
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_a_divergence_on_two_nodes_is_not_tried_again(
+    slurm_or_skip: PrivateSlurm, described: Path, tmp_path: Path
+) -> None:
+    """torchrun ends with 1 whatever the exit code of its ranks."""
+    words = (*RUN, "--nodes", "2", *SHORT, "--set", "train.lr=1e30", "--retries", "2")
+    ran = finish(start(*words, cwd=tmp_path, **environment(slurm_or_skip, described)), 500)
+    assert ran.code == 1 and "the loss is not finite at step" in ran.err, ran.err
+    assert (train_folder(tmp_path) / "log.txt").read_text().count("CPU cores: ") == 2  # once for each rank
 
 
 @pytest.mark.slurm

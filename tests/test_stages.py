@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from laurepro import distributed, spec
 from laurepro.datasets import open_split
-from laurepro.errors import LaureproError
+from laurepro.errors import Diverged, LaureproError
 from laurepro.network import checkpoint, model
 from laurepro.network.model import MEAN, STD, normalise
 from laurepro.stages import Context, Result, Stopped, evaluate, train
@@ -244,7 +244,7 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"not finite at step \d+, rank 0"):
+    with pytest.raises(Diverged, match=r"not finite at step \d+, rank 0"):
         train.run(make_job(train={"lr": 1e30}), make_context(tmp_path / "job"))
     assert not list((tmp_path / "job").iterdir())
 
@@ -401,7 +401,7 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
     out: dict[str, Any] = {"batch_norm": batch_norm_case(rank)}
     with pytest.raises(LaureproError, match="cannot be divided over 2"):
         train.run(make_job(train={"batch_size": 3}), make_context(folder / "odd"))
-    with pytest.raises(RuntimeError, match="not finite at step 4, rank 1"):
+    with pytest.raises(Diverged, match="not finite at step 4, rank 1"):
         agree(math.nan if rank == 1 else 1.0, False, False, 4)
     told: list[float] = []
     context = make_context(folder / "two", stop=after(5 if rank == 1 else 10**6))

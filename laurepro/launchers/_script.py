@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from laurepro import record
 from laurepro.errors import LaureproError
-from laurepro.failures import BAD_INPUT, STOP, typed_command
+from laurepro.failures import NO_RETRY, STOP, typed_command
 from laurepro.launchers import LaunchContext, command
 from laurepro.launchers._cluster import REPORT_TIME, Cluster, Resources, time_limit
 from laurepro.spec import Job
@@ -93,7 +93,8 @@ def script(
 
     Before the time limit, and on a pre-emption where the cluster is configured so, Slurm sends USR1 to this shell. The
     shell creates the file STOP, which the worker checks for after each step. The worker writes a checkpoint and ends,
-    and the job is requeued. Any other failure, except for bad input, is retried `--retries` times on the same nodes.
+    and the job is requeued. Any other failure is retried `--retries` times on the same nodes, except
+    for bad input and a loss that is not finite.
     """
     context = one_process(job, context)
     folder = record.run_folder(context.runs, job)
@@ -115,7 +116,7 @@ def script(
         f"export OMP_NUM_THREADS={job.experiment.train.threads or resources.cpus_per_process}",
         *_rendezvous(context),
         f"folder={shlex.quote(str(folder))}",
-        f'rm -f "$folder/{STOP}" "$folder/{NOT_REQUEUED}"',
+        f'rm -f "$folder/{STOP}" "$folder/{NO_RETRY}" "$folder/{NOT_REQUEUED}"',
         "stopped=",
         f"trap 'stopped=yes; touch \"$folder/{STOP}\"' USR1",
         *(_stage_in(job, context, cluster, srun) if staged else []),
@@ -127,7 +128,7 @@ def script(
         f"  {srun} {_worker(job, context, cluster, staged)} &",
         "  step=$!",
         '  while true; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done  # a signal ends a wait',
-        f'  if [ "$code" -eq 0 ] || [ "$code" -eq {BAD_INPUT} ] || [ -n "$stopped" ]; then break; fi',
+        f'  if [ "$code" -eq 0 ] || [ -e "$folder/{NO_RETRY}" ] || [ -n "$stopped" ]; then break; fi',
         "done",
         'if [ "$code" -ne 0 ] && [ -n "$stopped" ]; then',
         '  if refused=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then sleep 60; else',

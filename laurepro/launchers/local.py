@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from laurepro import record
 from laurepro.errors import LaureproError
-from laurepro.failures import BAD_INPUT, BUSY, STOP, Failure, diagnose, die_with_parent, first_code, holder, text_from
+from laurepro.failures import BUSY, FINAL, STOP, Failure, diagnose, die_with_parent, first_code, holder, text_from
 from laurepro.launchers import LaunchContext, TimeIsUp, command, cores, job_threads
 from laurepro.launchers._display import Lines, display
 from laurepro.launchers._forked import Forked, Server
@@ -345,7 +345,7 @@ class Queue:
             return
         failure = diagnose(name, folder, code, log)
         self.attempts[name] += 1
-        if self.attempts[name] <= self.context.retries and failure.code != BAD_INPUT:
+        if self.attempts[name] <= self.context.retries and failure.code not in FINAL:
             nth = f"retry {self.attempts[name]} of {self.context.retries}"
             self.show.line(f"FAILED   {name}: {failure.reason}; {nth}")
             self.waiting.insert(0, run.job)

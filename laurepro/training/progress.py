@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from laurepro import distributed
+from laurepro.errors import Diverged
 
 CURVE_POINTS = 50
 LOG_STEPS = 20
@@ -68,7 +69,7 @@ def agree(loss: float, stop: bool, save: bool, step: int) -> tuple[float, bool, 
     """The mean loss over ranks, and whether any rank was asked to stop, or to save, in one small sum.
 
     Raises:
-        RuntimeError: on every rank alike, if the loss of one is infinite or NaN.
+        Diverged: on every rank alike, if the loss of one is infinite or NaN.
     """
     rank, world = distributed.rank(), distributed.world_size()
     flags = torch.zeros(3 + world, dtype=torch.float64)
@@ -77,5 +78,5 @@ def agree(loss: float, stop: bool, save: bool, step: int) -> tuple[float, bool, 
     total = distributed.all_reduce_sum(flags).tolist()
     bad = [str(r) for r, flag in enumerate(total[3:]) if flag]
     if bad:
-        raise RuntimeError(f"the loss is not finite at step {step}, rank {', '.join(bad)}: try a smaller train.lr")
+        raise Diverged(f"the loss is not finite at step {step}, rank {', '.join(bad)}: try a smaller train.lr")
     return total[0] / world, total[1] > 0, total[2] > 0
