@@ -194,8 +194,10 @@ def test_the_report_tells_trials_from_rows(file: Path, tmp_path: Path) -> None:
     plant(results, ROWS[1], [(40.0, 41.0), (39.0, 39.0), (41.0, 41.0), (42.0, 43.5)])
     assert command(*report)[0] == 0
     page = (tmp_path / "page.md").read_text()
-    assert "- **Run:** no row at scale tuned; its records are of trials, from which laurepro tune tuned chooses" in page
-    assert "Table 3a" not in page and "Claims of the paper" not in page
+    sentence = "no row at scale tuned, but for trials, from which laurepro tune tuned chooses the settings of each row."
+    assert f"- **Run:** {sentence}" in page and "Table 3a" not in page and "Claims of the paper" not in page
+    code, out = command("report", "table3a", "--scale", "tuned", "--results", results, "--runs", runs)
+    assert code == 0 and sentence in " ".join(out.split()) and "missing" in out  # the table was asked for
 
     assert command("tune", "tuned", "--write", "--results", results, "--runs", runs)[0] == 0
     spec.table._scale.cache_clear()

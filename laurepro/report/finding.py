@@ -52,11 +52,11 @@ def finding(scale: Scale, sections: Iterable[Section], verdicts: Iterable[Verdic
     """
     at_scale = [rows for rows in sections if rows[0].scale.name == scale.name]
     rows = [r for section in at_scale for r in section]
-    if not rows and scale.tuning is not None:
+    if scale.tuning is not None and not any(r.trainings for r in rows):
         return Finding(
             scale.name,
-            f"no row at scale {scale.name}; its records are of trials, from which laurepro tune {scale.name} chooses "
-            "the settings of each row.",
+            f"no row at scale {scale.name}, but for trials, from which laurepro tune {scale.name} chooses the settings "
+            "of each row.",
             "nothing.",
             "everything; a row can be run when it has its settings.",
         )
