@@ -25,8 +25,13 @@ LAST_LINES = 6
 FULL_BYTES = 16 * 1024  # less than a note, a log's line and their folder take
 LOG_BYTES = 64 * 1024  # of a log's end: a job may have written gigabytes
 BAD_INPUT, DIVERGED, BUSY, STOPPED = 2, 3, 75, 143  # exit codes of a worker; 0: it wrote a record, 1: the job failed
-FINAL = (BAD_INPUT, DIVERGED)  # no launcher retries these; torchrun, which always ends with 1, hides them from scripts
-NO_RETRY = "no-retry"  # so a worker that ends with one of them leaves this file in the job's folder
+FINAL = {  # exit codes that no launcher retries, and what a user can do
+    BAD_INPUT: "fix what the message names, then repeat the command",
+    DIVERGED: "a seed that fails is replaced by the next one, see docs/claims.md; --retries does not apply",
+}
+NO_RETRY = (
+    "no-retry"  # the file that such a worker leaves in the job's folder: torchrun, which ends with 1, hides its code
+)
 _ENTRY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*: (-?\d+) ")
 
 
@@ -45,10 +50,8 @@ class Failure(NamedTuple):
         """What a user can do about it."""
         if self.remedy is not None:
             return self.remedy
-        if self.code == BAD_INPUT:
-            return "fix what the message names, then repeat the command"
-        if self.code == DIVERGED:
-            return "a seed that fails is replaced by the next one, see docs/claims.md; --retries does not apply"
+        if self.code in FINAL:
+            return FINAL[self.code]
         if self.code == -signal.SIGKILL:
             return "often the system, for lack of memory: run fewer jobs at a time; the same command resumes"
         return "the same command retries it, from its last checkpoint"
@@ -130,7 +133,7 @@ def diagnose(job: str, folder: Path, code: int, log: str, how: str | None = None
         now, typed = time.time(), typed_command()
         note = FailureNote(reason=reason, rank=rank, last_lines=last, time=now, command=typed)
     write(folder, note)
-    return Failure(job, code, note.reason, note.rank, note.last_lines)
+    return Failure(job, code, note.reason, note.rank, note.last_lines, note.remedy)
 
 
 def last_lines(log: str) -> tuple[str, ...]:

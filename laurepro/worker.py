@@ -115,11 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         distributed.leave()
         return code
     except Exception as error:  # every error is reported by failure.json and the exit code
-        _fail(folder, rank, error)
         code = BAD_INPUT if isinstance(error, LaureproError) else DIVERGED if isinstance(error, Diverged) else 1
-        if code in FINAL:
-            with contextlib.suppress(OSError):
-                (folder / NO_RETRY).touch()
+        _fail(folder, rank, error, code)
         return code
     finally:
         lock.release()
@@ -248,14 +245,19 @@ def _record(
     )
 
 
-def _fail(folder: Path, rank: int, error: Exception) -> None:
+def _fail(folder: Path, rank: int, error: Exception, code: int) -> None:
     """Write `failure.json`: reason, rank, and the last frames. `diagnose` takes the rank that failed first."""
+    if code in FINAL:
+        with contextlib.suppress(OSError):
+            (folder / NO_RETRY).touch()
     with contextlib.suppress(OSError):  # the log may be on a full disk
         traceback.print_exc()
     reason = str(error) if isinstance(error, LaureproError) else f"{type(error).__name__}: {error}"
     last = tuple(traceback.format_exc().splitlines()[-failures.LAST_LINES :])
-    typed = failures.typed_command()
-    note = failures.FailureNote(reason=reason, rank=rank, last_lines=last, time=time.time(), command=typed)
+    typed, remedy = failures.typed_command(), FINAL.get(code)
+    note = failures.FailureNote(
+        reason=reason, rank=rank, last_lines=last, time=time.time(), remedy=remedy, command=typed
+    )
     failures.write(folder, note, "failure.json" if rank == 0 else f"failure-rank{rank}.json")
 
 

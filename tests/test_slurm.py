@@ -319,6 +319,7 @@ def test_a_divergence_on_two_nodes_is_not_tried_again(
     words = (*RUN, "--nodes", "2", *SHORT, "--set", "train.lr=1e30", "--retries", "2")
     ran = finish(start(*words, cwd=tmp_path, **environment(slurm_or_skip, described)), 500)
     assert ran.code == 1 and "the loss is not finite at step" in ran.err, ran.err
+    assert "a seed that fails is replaced by the next one" in ran.err, ran.err
     assert (train_folder(tmp_path) / "log.txt").read_text().count("CPU cores: ") == 2  # once for each rank
 
 
