@@ -146,7 +146,7 @@ evidence: $(VENV)/.run ## Train on CamVid for at most TIME_LIMIT minutes, pack t
 	    --time-limit $$(( left / 60 )).$$(( left % 60 * 10 / 60 )) || { failed=$$?; [ $$failed -eq 1 ] || break; }; \
 	done; \
 	if [ -d results/records ]; then \
-	  mkdir -p runs && tar -czf runs/evidence-$(EVIDENCE_SCALE).tar.gz -C results records \
+	  mkdir -p runs && tar -czf runs/evidence-$(EVIDENCE_SCALE).tar.gz -C results records $$(cd results && ls -d diverged 2>/dev/null) \
 	    && echo "packed: runs/evidence-$(EVIDENCE_SCALE).tar.gz"; \
 	fi; exit $$failed
 

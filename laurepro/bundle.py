@@ -1,8 +1,8 @@
 """A results folder as one file for an archive: a zipped RO-Crate. `laurepro bundle`, and its half of `laurepro verify`.
 
-The zip is a results folder itself (`records/`, `figures/`), with the report, the specs and the environment beside it.
-`ro-crate-metadata.json` describes each file and states its sha256. The archive's comment, its last bytes, is the sha256
-of every byte before the digits: no byte of a bundle can change unnoticed, those between the files included.
+The zip is a results folder itself (`records/`, `diverged/`, `figures/`), with the report, the specs and the environment
+beside it. `ro-crate-metadata.json` describes each file and states its sha256. The archive's comment, its last bytes, is
+the sha256 of every byte before the digits: no byte of a bundle can change unnoticed, those between the files included.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ _TYPES = {
 _ABOUT = {  # what a file is, by the beginning or the end of its name
     ".npz": "Counts of each image of an evaluation, by class; numpy reads it",
     "records/": "Outcome of one job: specification, counts, metrics, commit, machine and versions",
+    "diverged/": "Outcome of a training whose loss was not finite: specification, steps, commit, machine and versions",
     "figures/": "Figure drawn from trained jobs",
     "experiments/": "Specification that rows of the tables are resolved from",
     "report.html": "Report on all records, a page that opens from disk",
@@ -79,6 +80,7 @@ _README = """\
 | `report.json` | its tables |
 | `records/` | one JSON file for each job: specification, counts, metrics, commit, machine, versions |
 | `records/*.npz` | the counts of each image of an evaluation |
+| `diverged/` | one JSON file for each training whose loss was not finite, if there are any |
 | `figures/` | the figures, if any were drawn |
 | `experiments/` | the specifications: tables, scales, recipes, claims |
 | `environment.txt` | where the bundle was made: Python and the installed packages |
@@ -127,7 +129,7 @@ def write(results: Path, output: Path, licence: str = LICENCE) -> int:
     crate.root_dataset["mentions"] = crate.add_jsonld(software)
     for name, content in files.items():
         about = {
-            "name": PurePosixPath(name).stem if name.startswith("records/") else name,
+            "name": PurePosixPath(name).stem if name.startswith(("records/", "diverged/")) else name,
             "description": next(
                 text for start, text in _ABOUT.items() if name.startswith(start) or name.endswith(start)
             ),
@@ -180,18 +182,24 @@ def _contents(results: Path) -> dict[str, bytes]:
     commits = sorted({r.environment.commit or "unknown" for r in sources.records.values()})
     installed = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name})
     system = f"# Python {platform.python_version()}, {platform.platform()}"
-    counts = {"records": len(certificates), "paper": PAPER, "metadata": METADATA, "commits": ", ".join(commits)}
+    counts = {
+        "records": sum(c.file.parent == record.records_dir(results) for c in certificates),
+        "paper": PAPER,
+        "metadata": METADATA,
+        "commits": ", ".join(commits),
+    }
     files = {
         "README.md": _README.format(**counts).encode(),
         "report.html": report.render_page(sources, "html", results).encode(),
         "report.json": report.render(list(sources.sections), "json", sources.unavailable).encode(),
         "environment.txt": "\n".join([system, *installed, ""]).encode(),
     }
-    counted = (c.file for c in certificates if sources.records[c.file.stem].image_counts_sha256)
+    counted = (c.file for c in certificates if (r := sources.records.get(c.file.stem)) and r.image_counts_sha256)
     files |= {f"records/{file.stem}.npz": images.beside(file).read_bytes() for file in counted}
     specs = spec.experiments_dir()
     for folder, pattern, name in (
         (record.records_dir(results), "*.json", "records"),
+        (record.diverged_dir(results), "*.json", "diverged"),
         (results / "figures", "*.png", "figures"),
         (specs, "**/*.yaml", "experiments"),
     ):

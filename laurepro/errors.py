@@ -33,7 +33,16 @@ class LaureproError(Exception):
 
 
 class Diverged(RuntimeError):
-    """A training's loss is not finite: an outcome of its row and seed, so no launcher tries the job once more."""
+    """A training's loss is not finite: an outcome of its row and seed, so no launcher tries the job once more.
+
+    Args:
+        step: Steps that were done before.
+        ranks: Whose loss it is, as `0, 3`.
+    """
+
+    def __init__(self, step: int, ranks: str) -> None:
+        super().__init__(f"the loss is not finite at step {step}, rank {ranks}: try a smaller train.lr")
+        self.step = step
 
 
 class UnknownField(LaureproError):

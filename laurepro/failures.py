@@ -13,12 +13,14 @@ import signal
 import socket
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError, field_validator
 
 from laurepro import record
+from laurepro.record import Record
 from laurepro.spec import Strict
 
 LAST_LINES = 6
@@ -27,7 +29,7 @@ LOG_BYTES = 64 * 1024  # of a log's end: a job may have written gigabytes
 BAD_INPUT, DIVERGED, BUSY, STOPPED = 2, 3, 75, 143  # exit codes of a worker; 0: it wrote a record, 1: the job failed
 FINAL = {  # exit codes that no launcher retries, and what a user can do
     BAD_INPUT: "fix what the message names, then repeat the command",
-    DIVERGED: "a seed that fails is replaced by the next one, see docs/claims.md; --retries does not apply",
+    DIVERGED: "only --force trains it again; a planned seed is replaced by the next one, see docs/claims.md",
 }
 NO_RETRY = (
     "no-retry"  # the file that such a worker leaves in the job's folder: torchrun, which ends with 1, hides its code
@@ -80,6 +82,13 @@ def write(folder: Path, note: FailureNote, name: str = "failure.json") -> None:
     """Write a note, if that is possible: the disk may be what failed."""
     with contextlib.suppress(OSError):
         record.write_atomic(folder / name, note.model_dump_json(indent=1))
+
+
+def of_diverged(stored: Record) -> FailureNote:
+    """The note that the record of a training that diverged stands for, where its folder of `runs/` is gone."""
+    reason, began = f"the loss is not finite at step {stored.diverged_at}", datetime.fromisoformat(stored.started)
+    remedy, command = FINAL[DIVERGED], stored.command
+    return FailureNote(reason=reason, rank=None, last_lines=(), time=began.timestamp(), remedy=remedy, command=command)
 
 
 def read(file: Path) -> FailureNote | None:

@@ -33,12 +33,14 @@ class RowPlan(NamedTuple):
 class Plan(NamedTuple):
     """`jobs` in an order that respects what each needs; `reused` already have a record.
 
-    `wanted_by`: the addresses of the rows that need a job, by its name."""
+    `wanted_by`: the addresses of the rows that need a job, by its name. `diverged`: trainings that are not run again;
+    nor is what needs them."""
 
     rows: tuple[RowPlan, ...]
     jobs: tuple[Job, ...]
     reused: tuple[Job, ...]
     wanted_by: dict[str, tuple[str, ...]]
+    diverged: tuple[Job, ...] = ()
 
 
 def tables_named(name: str, tables: Iterable[str]) -> list[str]:
@@ -267,6 +269,7 @@ def build(
     done: set[str],
     has_weights: Callable[[Job], bool],
     force: bool = False,
+    diverged: Collection[str] = (),
 ) -> Plan:
     """Deduplicate by key, add what each job needs, and leave out what has a record.
 
@@ -276,13 +279,16 @@ def build(
         has_weights: Whether a training's final weights are available: a record alone (one that was shipped)
             cannot be evaluated again.
         force: Run the rows' own jobs again although they have records.
+        diverged: Names of trainings that diverged.
     """
     rows = tuple(rows)
     ordered: dict[str, Job] = {}
     reused: dict[str, Job] = {}
     wanted: dict[str, list[str]] = {}
+    lost: dict[str, Job] = {}
 
-    def want(job: Job, address: str, depth: int = 0) -> None:
+    def want(job: Job, address: str, depth: int = 0) -> bool:
+        """Enter a job after what it needs; False if that, or the job itself, has diverged."""
         if depth > 8:
             raise LaureproError(f"{address}: init_from is circular")
         users = wanted.setdefault(job.name, [])
@@ -294,10 +300,14 @@ def build(
             reused[job.name] = job
             if need is not None and need.name in done:
                 _mark_reused(need, address)
-            return
-        if need is not None:
-            want(need, address, depth + 1)
+            return True
+        if not forced and job.name in diverged and job.name not in done:
+            lost[job.name] = job
+            return False
+        if need is not None and not want(need, address, depth + 1):
+            return False
         ordered.setdefault(job.name, job)
+        return True
 
     def _mark_reused(job: Job, address: str) -> None:
         users = wanted.setdefault(job.name, [])
@@ -311,4 +321,5 @@ def build(
     for name in ordered:
         reused.pop(name, None)
     # A job was entered after what it needs, so this order is valid.
-    return Plan(rows, tuple(ordered.values()), tuple(reused.values()), {k: tuple(v) for k, v in wanted.items()})
+    by_job = {name: tuple(addresses) for name, addresses in wanted.items()}
+    return Plan(rows, tuple(ordered.values()), tuple(reused.values()), by_job, tuple(lost.values()))

@@ -88,6 +88,7 @@ class Record(Strict):
     validation: dict[str, tuple[tuple[Whole, Number], ...]] = Field({})  # of a training, by metric: steps done, score
     kept_step: Whole | None = None  # steps after which `train.keep: best` took the weights; None: the last ones
     weights_sha256: str | None = None
+    diverged_at: Whole | None = None  # steps that a training had done when the loss of the next was not finite
     pretrained_sha256: str | None = None  # of the file that the backbone started from
     data_sha256: str | None = None  # `datasets.data_digest`; None: generated, or a record from before there was one
     data_source: str | None = None  # `datasets.data_source`: the form of the originals, where there are several
@@ -190,6 +191,11 @@ def records_dir(results: Path) -> Path:
     return results / "records"
 
 
+def diverged_dir(results: Path) -> Path:
+    """The folder of the trainings that diverged: apart, so that their rows have no score at those seeds."""
+    return results / "diverged"
+
+
 def writable(folder: Path, option: str) -> None:
     """Raise LaureproError, before any work, if a folder cannot be made. Nothing is created."""
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
@@ -201,7 +207,7 @@ def writable(folder: Path, option: str) -> None:
 
 def write(results: Path, record: Record) -> Path:
     """Write a record under its job's name."""
-    folder = records_dir(results)
+    folder = records_dir(results) if record.diverged_at is None else diverged_dir(results)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record.job}.json"
     remove_unfinished(file)
@@ -214,7 +220,8 @@ def dump(record: Record) -> str:
 
     The last line, `sha256`, is the digest of every byte above it: no byte of the file can change unnoticed.
     """
-    raw = record.model_dump(mode="json", exclude=None if record.image_counts_sha256 else {"image_counts_sha256"})
+    absent = {name for name in ("image_counts_sha256", "diverged_at") if getattr(record, name) is None}
+    raw = record.model_dump(mode="json", exclude=absent)  # records from before these fields keep their bytes
     body = "{\n" + ",\n".join(f"{json.dumps(k)}: {_value(raw[k])}" for k in sorted(raw)) + ","
     return f'{body}\n"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
@@ -264,11 +271,21 @@ def _built(content: bytes) -> Record:
 
 def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
     """All records by job name, and a line for each file that is not one."""
+    return _read_folder(records_dir(results))
+
+
+def read_diverged(results: Path) -> dict[str, Record]:
+    """The trainings that diverged, by job name. `laurepro verify` reports what is wrong with a file of them."""
+    found, _ = _read_folder(diverged_dir(results))
+    return {name: record for name, record in found.items() if record.diverged_at is not None}
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Record], list[str]]:
     records: dict[str, Record] = {}
     problems: list[str] = []
-    for name in sorted(names(results)):
+    for name in sorted(file.stem for file in folder.glob("*.json")):
         try:
-            record = sound(records_dir(results) / f"{name}.json")
+            record = sound(folder / f"{name}.json")
         except LaureproError as error:
             problems.append(str(error))
         else:

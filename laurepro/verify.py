@@ -61,15 +61,19 @@ class Certificate(NamedTuple):
 
 
 def files(results: Path, targets: tuple[str, ...]) -> list[Path]:
-    """The record files named by path, job or key; all of them for `all` or no name.
+    """The record files named by path, job or key, of trainings that diverged too; all of them for `all` or no name.
 
     Raises:
         LaureproError: a name that matches nothing, with the nearest ones; or no such folder.
     """
-    folder = record.records_dir(results)
-    if not folder.is_dir() and not (targets and all(Path(target).is_file() for target in targets)):
+    folder, apart = record.records_dir(results), record.diverged_dir(results)
+    if (
+        not folder.is_dir()
+        and not apart.is_dir()
+        and not (targets and all(Path(target).is_file() for target in targets))
+    ):
         raise LaureproError(f"--results {results}: there is no folder {folder}")
-    every = sorted(folder.glob("*.json"))
+    every = [*sorted(folder.glob("*.json")), *sorted(apart.glob("*.json"))]
     if not targets or "all" in targets:
         return every
     chosen = []
@@ -103,6 +107,8 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     except LaureproError as error:  # the key covers a source that is not there
         absent.append(f"its key was not checked: {error}")
     problems += _plausible(stored)
+    if (file.parent.name == record.diverged_dir(Path()).name) != (stored.diverged_at is not None):
+        problems.append(f"diverged_at is {stored.diverged_at}: it belongs into the other folder of records")
     try:
         metrics = _metrics(stored)
     except ValueError as error:
@@ -184,6 +190,10 @@ def _plausible(stored: Record) -> list[str]:
     for name, counts in stored.boundary_counts.items():
         if {len(part) for part in counts} != {n} or any(not 0 <= i <= u for i, u in zip(*counts, strict=False)):
             problems.append(f"boundary_counts of {name} are not intersections and unions of {n} classes")
+    if stored.diverged_at is not None and (
+        stored.stage != "train" or stored.weights_sha256 is not None or stored.metrics or stored.diverged_at < 0
+    ):
+        problems.append(f"diverged_at is {stored.diverged_at}: expected a training without weights and metrics")
     if stored.seconds < 0 or stored.world_size < 1 or stored.seed < 0:
         problems.append(f"seconds {stored.seconds}, world_size {stored.world_size}, seed {stored.seed}: not possible")
     for name, curve in (("curve", stored.curve), *((f"validation {m}", c) for m, c in stored.validation.items())):

@@ -160,7 +160,7 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
     from laurepro.datasets import data_digest, data_source
     from laurepro.evaluation import images
     from laurepro.spec.sources import check_sources
-    from laurepro.stages import Context, Stopped
+    from laurepro.stages import Context, Stopped, diverged
     from laurepro.stages._legs import Legs
 
     distributed.initialise()
@@ -189,6 +189,11 @@ def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:
         except Stopped:
             logging.info("stopped by a signal; the checkpoint is written")
             return STOPPED
+        except Diverged as error:
+            if progress is not None:
+                record.write(args.results, _record(job, diverged(error.step), progress, legs, copy, None, None))
+                (folder / STARTED_OVER).unlink(missing_ok=True)
+            raise
         if progress is not None:  # only rank 0 writes the record
             source = None if copy is None else data_source(job.experiment.data, args.data)
             counts = None if result.images is None else images.write(args.results, job.name, result.images)
@@ -231,6 +236,7 @@ def _record(
         curve=result.curve,
         validation=result.validation,
         kept_step=result.kept_step,
+        diverged_at=result.diverged_at,
         weights_sha256=result.weights_sha256,
         pretrained_sha256=result.pretrained_sha256,
         data_sha256=copy,

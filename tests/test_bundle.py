@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, environment
+from conftest import ROOT, environment, make_record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +28,7 @@ from laurepro import bundle, record
 from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.evaluation import images
+from laurepro.spec import Job
 
 VALIDATE = """
 import json, sys
@@ -66,13 +67,16 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four committed records and a figure."""
+    """Four committed records, the last of them as if it had diverged at another seed too, and a figure."""
     folder = tmp_path_factory.mktemp("bundle") / "results"
     (folder / "records").mkdir(parents=True)
     (folder / "figures").mkdir()
     for stage in ("profile", "test", "train"):
         for file in sorted((ROOT / "results" / "records").glob(f"{stage}-*carafe*"))[: 2 if stage == "test" else 1]:
             shutil.copy(file, folder / "records")
+    trained = record.read(file)
+    job = Job(stage="train", scale=trained.scale, seed=trained.seed + 1, experiment=trained.experiment)
+    record.write(folder, make_record(job, {}, split=trained.split, diverged_at=3))
     counted(folder)
     shutil.copy(ROOT / "docs" / "evidence.png", folder / "figures")
     return folder
@@ -112,6 +116,8 @@ def test_it_holds_what_an_archive_needs(bundled: Path, results: Path) -> None:
         page, system = archive.read("report.html").decode(), archive.read("environment.txt").decode()
         for file in (results / "records").iterdir():
             assert archive.read(f"records/{file.name}") == file.read_bytes()
+        (lost,) = (results / "diverged").iterdir()
+        assert archive.read(f"diverged/{lost.name}") == lost.read_bytes()
     described = {entity["@id"]: entity for entity in graph if entity["@type"] == "File"}
     assert names - {"ro-crate-metadata.json"} == set(described) >= {"README.md", "figures/evidence.png"}
     assert {"experiments/table9.yaml", "experiments/scales/camvid-cpu.yaml"} <= names
@@ -126,7 +132,8 @@ def test_verified_and_compared(bundled: Path, results: Path, tmp_path: Path) -> 
     """On another machine: there is no results folder."""
     code, out = command("verify", str(bundled), "--results", str(tmp_path / "none"))
     assert "bundles" not in out
-    assert code == 0 and out.splitlines()[-1] == "4 records: all as they should be", out
+    assert code == 0 and out.splitlines()[-1] == "5 records: all as they should be", out
+    assert f"ok   {bundled}/diverged/train-camvid" in out
     assert f"ok   {bundled}/records/test-camvid" in out
     code, out = command("diff", str(bundled), str(results), "--strict")
     assert code == 0 and "2 have equal numbers" in out, out

@@ -496,7 +496,8 @@ def test_the_scores_are_not_independent() -> None:
 @cache
 def trials() -> tuple[Tuned, ...]:
     records, _ = record.read_all(ROOT / "results")
-    return tuple(tuning.tuned(spec.scale("camvid-imagenet-tuned"), records, ROOT / "runs"))
+    diverged = record.read_diverged(ROOT / "results")
+    return tuple(tuning.tuned(spec.scale("camvid-imagenet-tuned"), records, diverged))
 
 
 def trial_line(row: Tuned) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 from conftest import ROW, Finished, Ran, environment, run_cli
 from test_launch import assert_same_bits, train_folder
 
-from laurepro import failures
+from laurepro import failures, record
 from laurepro.cli import main
 
 RUN = ["run", ROW, "--scale", "tiny", "--retries", "0"]
@@ -41,15 +42,34 @@ def half_written(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_loss_that_is_not_finite_is_not_tried_again(processes: int, tiny: Path, tmp_path: Path) -> None:
-    """A seed that diverges is an outcome. The same command runs it once more, since its user asks for that."""
-    words = [*RUN[:4], "--retries", 2, "--nproc-per-node", processes, "--set", "train.lr=1e30"]
-    for times in (1, 2):
-        ran = run_cli(*words, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
-        assert ran.code == 1 and "Traceback (most" not in ran.err.split("failed:")[0], ran.err
-        assert "Diverged: the loss is not finite at step" in ran.err and "retry" not in ran.err, ran.err
-        assert "a seed that fails is replaced by the next one" in ran.err
-        assert (train_folder(tmp_path) / "log.txt").read_text().count("CPU cores: ") == times * processes
+    """A seed that diverges is an outcome, which has a record of its own. Only --force gives it another chance."""
+    settings = ["--set", "train.lr=1e30"]
+    words = [*RUN[:4], "--retries", 2, "--nproc-per-node", processes, *settings]
+    ran = run_cli(*words, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 1 and "Traceback (most" not in ran.err.split("failed:")[0], ran.err
+    (said,) = set(re.findall(r"Diverged: the loss is not finite at step (\d+)", ran.err))
+    assert "retry" not in ran.err and "only --force trains it again" in ran.err, ran.err
+    log = train_folder(tmp_path) / "log.txt"
+    assert log.read_text().count("CPU cores: ") == processes
     assert not list(tmp_path.glob("results/records/*"))
+    (stored,) = record.read_diverged(tmp_path / "results").values()
+    assert (stored.job, stored.diverged_at, stored.world_size) == (log.parent.name, int(said), processes)
+    assert stored.stage == "train" and stored.weights_sha256 is None and stored.metrics == {}
+    ran = run_cli("verify", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 0 and f"results/diverged/{stored.job}.json" in ran.out, ran
+
+    for launching in (["--nproc-per-node", processes], ["--nproc-per-node", 3 - processes]):
+        ran = run_cli(*RUN[:4], *launching, *settings, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+        assert ran.code == 0 and "0 jobs to run (none), 0 reused" in ran.err, ran.err
+        assert f"{RUN[1]}: not trained again at seed 0, where its loss was not finite" in ran.err, ran.err
+    assert log.read_text().count("CPU cores: ") == processes
+    shutil.rmtree(tmp_path / "runs")  # the record alone tells all commands
+    status = run_cli("status", RUN[1], *RUN[2:4], *settings, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert f"failed   {stored.job}: the loss is not finite at step {said}" in status.out, status
+    page = run_cli("report", RUN[1], *RUN[2:4], *settings, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert f"the loss of seed 0 was not finite at step {said}." in page.out and "failed: diverged" in page.out, page
+    ran = run_cli(*words, "--force", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert ran.code == 1 and f"Diverged: the loss is not finite at step {said}" in ran.err, ran.err
 
 
 # ---------------------------------------------------------------------------------------------- a full disk
@@ -203,8 +223,8 @@ def test_a_clock_that_goes_back(finished: Finished, tiny: Path, tmp_path: Path) 
     state = json.loads((tmp_path / "runs" / folder.name / "progress.json").read_text())
     assert state["time"] < 1_000_000_000  # the clock was patched where it matters, in the worker
     assert_same_bits(tmp_path, finished)
-    for record in tmp_path.glob("results/records/*.json"):
-        assert json.loads(record.read_text())["seconds"] >= 0
+    for file in tmp_path.glob("results/records/*.json"):
+        assert json.loads(file.read_text())["seconds"] >= 0
 
 
 # ------------------------------------------------------------------------------------------- damaged files

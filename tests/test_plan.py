@@ -50,12 +50,13 @@ def make(
     done: Collection[str] = (),
     weights: Collection[str] | None = None,
     force: bool = False,
+    diverged: Collection[str] = (),
 ) -> Plan:
     """The plan of the targets; `weights`: whose weights are at hand (default: of all that are done)."""
     chosen = spec.scale(scale)
     rows = [plan.row_plan(t, r, chosen, seeds) for t, r in plan.select(targets, chosen)]
     at_hand = set(done if weights is None else weights)
-    return plan.build(rows, set(done), lambda job: job.name in at_hand, force)
+    return plan.build(rows, set(done), lambda job: job.name in at_hand, force, diverged)
 
 
 def names(jobs: Collection[Job], stage: str | None = None) -> list[str]:
@@ -311,6 +312,19 @@ def test_force_runs_the_rows_own_jobs_and_not_what_others_share() -> None:
     assert names(found.jobs) == [train, evaluate]
     assert names(found.reused) == [backbone]
     assert names(make(LAU, scale="smoke", done=trio(), weights=[], force=True).jobs) == [backbone, train, evaluate]
+
+
+def test_what_diverged_is_not_run_again_nor_what_needs_it() -> None:
+    backbone, train, evaluate = trio()
+    found = make(LAU, scale="smoke", done=[backbone], diverged=[train])
+    assert (found.jobs, names(found.diverged)) == ((), [train]) and found.wanted_by[train] == (LAU,)
+    found = make(LAU, scale="smoke", diverged=[backbone])
+    assert (found.jobs, names(found.diverged)) == ((), [backbone])
+    more = make(LAU, scale="smoke", seeds=2, done=[backbone], diverged=[train])
+    assert [(j.stage, j.seed) for j in more.jobs] == [("train", 1), ("evaluate", 1)]
+    assert names(make(LAU, scale="smoke", done=[backbone], diverged=[train], force=True).jobs) == [train, evaluate]
+    later = make(LAU, scale="smoke", done=[backbone, train], diverged=[train])  # --force had it trained after all
+    assert names(later.jobs) == [evaluate] and later.diverged == ()
 
 
 def test_a_row_with_nothing_to_run_asks_for_nothing() -> None:

@@ -207,7 +207,7 @@ def test_a_failed_job_is_tried_again_as_told_and_no_more(machine: pytest.MonkeyP
     assert left is not None and left.reason == failure.reason
 
 
-@pytest.mark.parametrize(("code", "advice"), [(2, "fix what"), (3, "--retries does not apply")])
+@pytest.mark.parametrize(("code", "advice"), [(2, "fix what"), (3, "only --force trains it again")])
 def test_bad_input_and_divergence_are_not_tried_again(
     code: int, advice: str, machine: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.report import RowResult, blocks, columns, comparison, latex, tables
 from laurepro.report.blocks import Page
+from laurepro.report.grid import notes
 from laurepro.report.rows import scales_of
 from laurepro.spec import Job, parts
 
@@ -254,6 +255,27 @@ def test_failed_says_why(planted: Planted) -> None:
     assert planted.rows()["encnet-os8-grid4x"].status == "missing"
     planted.add("encnet-os32-bilinear", "smoke", [{"miou": 3.0}])  # a record outweighs an old failure
     assert planted.rows()["encnet-os32-bilinear"].status == "done"
+
+
+def test_seeds_that_diverged_are_named_without_the_runs_folder(planted: Planted) -> None:
+    for job, at in zip(jobs_of(LAU, "smoke", 9)[7:], (12, 30), strict=True):
+        assert job.needs is not None
+        record.write(planted.results, make_record(job.needs, {}, diverged_at=at))
+    (lost,) = jobs_of("encnet-os32-bilinear", "smoke", 1)
+    assert lost.needs is not None
+    record.write(planted.results, make_record(lost.needs, {}, diverged_at=0))
+    rows = report.measure(spec.tables()["table3a"], spec.scale("smoke"), planted.results, None)
+    found = {r.row.id: (dict(r.diverged), r.status, r.remark) for r in rows if r.diverged}
+    assert found == {
+        LAU: ({7: 12, 8: 30}, "done", ""),
+        "encnet-os32-bilinear": ({0: 0}, "failed", "diverged, see below"),
+    }
+    lines = notes(rows)
+    assert f"{label('encnet-os32-bilinear')}: the loss of seed 0 was not finite at step 0." in lines
+    said = (
+        "the loss of seeds 7, 8 was not finite at steps 12 to 30. Its scores are of the other seeds, which favours it."
+    )
+    assert f"{label(LAU)}: {said}" in lines
 
 
 def test_a_shared_training_that_failed_fails_all_that_need_it(empty: Planted) -> None:

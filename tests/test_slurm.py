@@ -319,7 +319,11 @@ def test_a_divergence_on_two_nodes_is_not_tried_again(
     words = (*RUN, "--nodes", "2", *SHORT, "--set", "train.lr=1e30", "--retries", "2")
     ran = finish(start(*words, cwd=tmp_path, **environment(slurm_or_skip, described)), 500)
     assert ran.code == 1 and "the loss is not finite at step" in ran.err, ran.err
-    assert "a seed that fails is replaced by the next one" in ran.err, ran.err
+    assert "a planned seed is replaced by the next one" in ran.err, ran.err
+    (stored,) = record.read_diverged(tmp_path / "results").values()
+    assert stored.job == train_folder(tmp_path).name and stored.world_size == 2
+    again = finish(start(*words, cwd=tmp_path, **environment(slurm_or_skip, described)), 500)
+    assert again.code == 0 and "0 jobs to run" in again.err, again.err
     assert (train_folder(tmp_path) / "log.txt").read_text().count("CPU cores: ") == 2  # once for each rank
 
 

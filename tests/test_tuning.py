@@ -71,7 +71,7 @@ def test_the_commands_run_the_trials(file: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_the_best_mean_is_chosen_and_written(file: Path, tmp_path: Path) -> None:
-    """Equal means: the first of the grid. A setting of which one seed failed is left out, whatever the other scored."""
+    """Equal means: the first of the grid. A setting of which a seed diverged is left out, whatever the other scored."""
     results, runs = tmp_path / "results", tmp_path / "runs"
     folders = ("--results", results, "--runs", runs)
     plant(results, ROWS[0], [(40.0, 41.0), (42.0, 43.0), (43.0, 42.0), (42.9, 41.0)])
@@ -83,13 +83,16 @@ def test_the_best_mean_is_chosen_and_written(file: Path, tmp_path: Path) -> None
     code, out = command("tune", "tuned", "--write", *folders)
     assert code == 2 and f"not written, {ROWS[1]} has no choice yet" in out and file.read_text() == before
 
-    failed = trials(ROWS[1], 0.1, 1.0)[1]
-    assert failed.needs is not None
-    folder = record.run_folder(runs, failed.needs)
+    lost = trials(ROWS[1], 0.1, 1.0)[1].needs
+    assert lost is not None
+    folder = record.run_folder(runs, lost)
     folder.mkdir(parents=True)
-    (folder / "failure.json").write_text("{}")
+    (folder / "failure.json").write_text("{}")  # as a full disk leaves it: to be run again
     code, out = command("tune", "tuned", "--write", *folders)
-    assert code == 0 and "1 trial failed" in out and "**42.50**" in out and "**42.75**" in out, out
+    assert code == 2 and "1 trial missing" in out and file.read_text() == before
+    record.write(results, make_record(lost, {}, diverged_at=12))
+    code, out = command("tune", "tuned", "--write", *folders)
+    assert code == 0 and "1 trial diverged" in out and "**42.50**" in out and "**42.75**" in out, out
     assert file.read_text().startswith(before.removesuffix("rows: {}\n")), "comments and all else stay"
     stated = yaml.safe_load(file.read_text())["rows"]
     assert stated[ROWS[0]] == stated["tablec/bilinear"] == {"train": {"lr": 0.05, "head_lr_multiplier": 5.0}}

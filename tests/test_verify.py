@@ -446,6 +446,25 @@ def test_a_record_without_counts_of_images_does_not_name_them() -> None:
     assert '"image_counts_sha256": "0"' in record.dump(stored.model_copy(update={"image_counts_sha256": "0"}))
 
 
+def test_a_training_that_diverged_has_no_weights_and_lies_apart(finished: Finished, tmp_path: Path) -> None:
+    base = finished.train
+    assert "diverged_at" not in record.dump(base), "records from before there was one keep their bytes"
+    lost = base.model_copy(update={"diverged_at": 3, "weights_sha256": None})
+    file = record.write(tmp_path, lost)
+    assert file.parent == record.diverged_dir(tmp_path) and verify.verify(file).problems == ()
+    assert verify.files(tmp_path, ("all",)) == verify.files(tmp_path, (base.key,)) == [file]
+    assert record.read_all(tmp_path) == ({}, []) and record.read_diverged(tmp_path) == {base.job: lost}
+    for update in ({"weights_sha256": base.weights_sha256}, {"metrics": {"miou": 1.0}}, {"diverged_at": -1}):
+        (said,) = verify.verify(record.write(tmp_path, lost.model_copy(update=update))).problems
+        assert "expected a training without weights and metrics" in said
+    moved = record.records_dir(tmp_path) / file.name
+    moved.parent.mkdir()
+    moved.write_text(record.dump(lost))
+    file.write_text(record.dump(base))
+    assert ["other folder" in p for f in (moved, file) for p in verify.verify(f).problems] == [True, True]
+    assert record.read_diverged(tmp_path) == {}
+
+
 def test_without_the_weights(finished: Finished, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "results", tmp_path / "results")
     ran = run_cli("verify", "--rerun", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)

@@ -136,7 +136,7 @@ def launching(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --scale, --seeds and --set, how jobs run, and the folders."""
     for option in (
         paths,
-        click.option("--force", is_flag=True, help="Run again what has a record."),
+        click.option("--force", is_flag=True, help="Run again what has a record or diverged."),
         data_folder(),
         click.option(
             "--jobs-per-gpu",

@@ -47,7 +47,8 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     records, problems = record.read_all(results)
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
-    planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), given.force)
+    diverged = record.read_diverged(results)
+    planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), given.force, diverged)
     trainings = [job.experiment for job in planned.jobs if job.stage == "train"]
     buildable.check(trainings, given.pairs)
     initial_weights.check(trainings)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from laurepro.failures import FailureNote
     from laurepro.launchers import State as JobState
     from laurepro.plan import RowPlan
-    from laurepro.record import Progress
+    from laurepro.record import Progress, Record
 
 SECONDS = 1.0  # between two updates on a terminal
 LAUNCHER_SECONDS = 5.0  # between two questions to a launcher: many users ask a cluster's controller
@@ -95,7 +95,8 @@ def command(
     def look() -> list[State]:
         done = record.names(results) - broken
         jobs = submitted.states()
-        states = [_state(name, rows, done, runs, jobs, submitted.ended) for name, rows in plans.items()]
+        lost = record.read_diverged(results)
+        states = [_state(name, rows, done, lost, runs, jobs, submitted.ended) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 
     if form == "json":
@@ -146,6 +147,7 @@ def _state(
     scale: str,
     rows: list[RowPlan],
     done: set[str],
+    diverged: dict[str, Record],
     runs: Path,
     submitted: dict[str, JobState],
     ended: dict[str, FailureNote],
@@ -153,8 +155,11 @@ def _state(
     """The state of the jobs of some rows; `submitted` and `ended`: what the launchers report."""
     from laurepro import failures, plan, record
 
-    planned = plan.build(rows, done, lambda job: record.has_weights(runs, job))
-    running, queued, stopped, failed = [], [], [], []
+    planned = plan.build(rows, done, lambda job: record.has_weights(runs, job), diverged=diverged)
+    running, queued, stopped = [], [], []
+    failed: list[tuple[str, FailureNote | None]] = [
+        (job.name, failures.of_diverged(diverged[job.name])) for job in planned.diverged
+    ]
     for name in (job.name for job in planned.jobs):
         folder = runs / name
         if not (folder / "job.json").is_file():
@@ -170,7 +175,8 @@ def _state(
             failed.append((name, ended[name]))
         elif any(folder.glob("checkpoint*.ckpt")):
             stopped.append(name)
-    missing = len(planned.jobs) - len(running) - len(queued) - len(stopped) - len(failed)
+    missing = len(planned.jobs) + len(planned.diverged)
+    missing -= len(running) + len(queued) + len(stopped) + len(failed)
     return State(scale, len(planned.reused), missing, tuple(running), tuple(queued), tuple(stopped), tuple(failed))
 
 
@@ -263,7 +269,8 @@ def _lines(states: list[State], runs: Path) -> list[str]:
             rank = "" if why is None or why.rank is None else f" (rank {why.rank})"
             lines.append(f"  failed   {name}: {why.reason if why else 'the reason cannot be read'}{rank}")
             lines += [f"           | {line}" for line in (why.last_lines if why else ())]
-            lines.append(f"           log: {runs / name / 'log.txt'}")
+            if (log := runs / name / "log.txt").is_file():
+                lines.append(f"           log: {log}")
             if why and why.remedy:
                 lines.append(f"           {why.remedy}")
             if why and why.command:

@@ -38,11 +38,11 @@ def command(scale: str, commands: bool, write: bool, results: Path, runs: Path) 
     records, problems = record.read_all(results)
     for problem in problems:
         click.echo(f"warning: {problem}; it counts as missing", err=True)
-    rows = tuning.tuned(chosen_scale, records, runs)
+    rows = tuning.tuned(chosen_scale, records, record.read_diverged(results))
     click.echo(_table(tuning.tuning_of(chosen_scale), rows))
-    missing, failed = sum(row.missing for row in rows), sum(trial.failed for row in rows for trial in row.trials)
-    if failed:
-        click.echo(f"{plural(failed, 'trial')} failed: their settings are not chosen", err=True)
+    missing, lost = sum(row.missing for row in rows), sum(len(t.diverged) for row in rows for t in row.trials)
+    if lost:
+        click.echo(f"{plural(lost, 'trial')} diverged: their settings are not chosen", err=True)
     if missing:
         click.echo(
             f"{plural(missing, 'trial')} missing: `laurepro tune {scale} --commands` prints what to run", err=True

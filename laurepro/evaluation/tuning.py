@@ -1,20 +1,19 @@
 """Choosing the settings of single rows by their scores on another split: a scale's `tuning`. Imports no torch.
 
 A setting is one value for each field of the grid. The rule, for each row: the setting with the highest mean mIoU over
-the seeds of the tuning, on its split; of equal means, the first in the order of the grid. A setting that lacks the
-record of a seed, as one whose training diverged, is not chosen.
+the seeds of the tuning, on its split; of equal means, the first in the order of the grid. A setting at which the
+training of a seed diverged is not chosen; what failed otherwise is missing, and to be run again.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from laurepro import plan, record, spec
+from laurepro import plan, spec
 from laurepro.atomic import write_atomic
 from laurepro.errors import LaureproError
 from laurepro.evaluation.scores import by_seed
@@ -33,14 +32,14 @@ class Trial(NamedTuple):
     Attributes:
         setting: the values.
         scores: mIoU in percent, by seed.
-        absent: the evaluations without a record, of seeds that failed and of those that were not run.
-        failed: how many of them failed.
+        absent: the evaluations without a record, of seeds that diverged and of those that were not run.
+        diverged: steps after which the loss was not finite, by seed.
     """
 
     setting: Setting
     scores: dict[int, float]
     absent: tuple[Job, ...]
-    failed: int
+    diverged: dict[int, int]
 
     @property
     def mean(self) -> float | None:
@@ -57,7 +56,7 @@ class Tuned(NamedTuple):
     @property
     def missing(self) -> int:
         """How many evaluations are still to be run."""
-        return sum(len(trial.absent) - trial.failed for trial in self.trials)
+        return sum(len(trial.absent) - len(trial.diverged) for trial in self.trials)
 
     @property
     def best(self) -> Trial | None:
@@ -89,20 +88,20 @@ def commands(scale: Scale) -> list[str]:
     ]
 
 
-def tuned(scale: Scale, records: Mapping[str, Record], runs: Path) -> list[Tuned]:
+def tuned(scale: Scale, records: Mapping[str, Record], diverged: Mapping[str, Record]) -> list[Tuned]:
     """Every row of the tuning with what its records say.
 
     Args:
         scale: with a tuning.
         records: by job name.
-        runs: its folders tell seeds that failed from those that were not run.
+        diverged: the trainings that diverged, by job name.
     """
     tuning = tuning_of(scale)
     return [
         Tuned(
             f"{table.id}/{row.id}",
             tuple(
-                _trial(setting, _evaluations(table, row, scale, tuning, setting), records, runs)
+                _trial(setting, _evaluations(table, row, scale, tuning, setting), records, diverged)
                 for setting in settings(tuning)
             ),
         )
@@ -157,12 +156,9 @@ def _evaluations(table: spec.Table, row: spec.Row, scale: Scale, tuning: Tuning,
     return [job for job in jobs if job.stage == "evaluate"]
 
 
-def _trial(setting: Setting, jobs: list[Job], records: Mapping[str, Record], runs: Path) -> Trial:
+def _trial(setting: Setting, jobs: list[Job], records: Mapping[str, Record], diverged: Mapping[str, Record]) -> Trial:
     scores = {seed: value for seed, (value, _) in by_seed(COLUMN, jobs, records).items()}
     absent = tuple(job for job in jobs if job.seed not in scores)
-    failed = sum(_failed(job, runs) or (job.needs is not None and _failed(job.needs, runs)) for job in absent)
-    return Trial(setting, scores, absent, failed)
-
-
-def _failed(job: Job, runs: Path) -> bool:
-    return (record.run_folder(runs, job) / "failure.json").is_file()
+    trainings = {job.seed: diverged.get(job.needs.name) for job in absent if job.needs is not None}
+    ended = {seed: t.diverged_at for seed, t in trainings.items() if t is not None and t.diverged_at is not None}
+    return Trial(setting, scores, absent, ended)

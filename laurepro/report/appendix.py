@@ -148,7 +148,7 @@ def _computation(records: list[Record]) -> str:
         median = statistics.median(r.seconds for r in on_device) / 60
         jobs = f"{len(on_device)} jobs, {hours:.2f} device hours"
         parts.append(f"{device}: {jobs}, {median:.1f} minutes for the median job")
-    return "; ".join(parts) + ". Jobs that failed or were discarded leave no record and are not counted."
+    return "; ".join(parts) + ". Trainings that diverged, and jobs that failed otherwise, are not counted."
 
 
 def _licences(records: list[Record]) -> tuple[str, str]:

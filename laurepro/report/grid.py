@@ -97,6 +97,18 @@ def not_run(rows: Section) -> str:
     return f"{left_out} of {len(rows)} rows were not run at this scale; laurepro show {table} lists them."
 
 
+def _diverged(rows: Section) -> list[str]:
+    """A line for each row of which a seed has no score because its training diverged."""
+    lines = []
+    for r in (r for r in rows if r.diverged):
+        steps = sorted(set(r.diverged.values()))
+        span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+        seeds = f"seed{'s' * (len(r.diverged) > 1)} {', '.join(map(str, sorted(r.diverged)))}"
+        favours = " Its scores are of the other seeds, which favours it." if r.values else ""
+        lines.append(f"{r.row.label}: the loss of {seeds} was not finite at {span}.{favours}")
+    return lines
+
+
 def _tuned(rows: Section) -> str:
     """The settings of each row that was trained, where the scale chooses them row by row, or nothing."""
     tuning = rows[0].scale.tuning
@@ -123,7 +135,7 @@ def notes(rows: Section, described: bool = False) -> list[str]:
     if settings:
         pairs = " ".join(f"--set {pair}" for pair in settings)
         lines.append(f"The runs had {pairs}; this holds where it differs from the scale's description.")
-    lines += [line for line in (_tuned(rows), not_run(rows)) if line]
+    lines += [line for line in (_tuned(rows), *_diverged(rows), not_run(rows)) if line]
     if tiny := sorted({r.tiny_map for r in rows if r.tiny_map and r.values}):
         lines.append(
             f"‡ the network's feature map is only {', '.join(tiny)} at this scale: how it is upsampled cannot be "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,6 +45,7 @@ class RowResult(NamedTuple):
 
     `settings`: the --set of its runs, as `train.lr=0.05`. `tiny_map`: `3x3` where its feature map is so small that
     upsampling cannot be compared. `corrected`: only where claims compare it with its baseline (see `sources.gather`).
+    `diverged`: of seeds without a score, the steps after which the loss was not finite.
     """
 
     table: Table
@@ -61,6 +63,7 @@ class RowResult(NamedTuple):
     settings: tuple[str, ...] = ()
     tiny_map: str = ""
     corrected: Corrected | None = None
+    diverged: Mapping[int, int] = {}
 
     @property
     def address(self) -> str:
@@ -101,7 +104,7 @@ def shown(rows: Section) -> Section:
 def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overrides: Raw | None = None) -> Section:
     """The rows of a table at a scale with their records, in order. `runs` None: the state of jobs is not read."""
     records, _ = record.read_all(results)
-    return _measure(table, _stored(scale, records), runs, overrides)
+    return _measure(table, _stored(scale, records, record.read_diverged(results)), runs, overrides)
 
 
 def collect(
@@ -113,13 +116,14 @@ def collect(
         LaureproError: a table or scale that does not exist, with the nearest.
     """
     records, problems = record.read_all(results)
-    return sections_of(targets, scales, records, runs, overrides), problems
+    return sections_of(targets, scales, records, record.read_diverged(results), runs, overrides), problems
 
 
 def sections_of(
     targets: tuple[str, ...],
     scales: list[str],
     records: dict[str, Record],
+    diverged: dict[str, Record],
     runs: Path | None,
     overrides: Raw | None = None,
 ) -> list[Section]:
@@ -141,7 +145,7 @@ def sections_of(
         plan.check_overrides(((tables[t], row) for t in ids for row in tables[t].rows), spec.scale(name), overrides)
     whole = {target for target in targets if "/" not in target}
     named = {t: rows for t, rows in named.items() if not any(t in plan.tables_named(w, tables) for w in whole)}
-    stored = [_stored(scale, records) for scale in map(spec.scale, scales)]
+    stored = [_stored(scale, records, diverged) for scale in map(spec.scale, scales)]
     return [_with_baselines(_measure(tables[t], s, runs, overrides), named.get(t)) for t in ids for s in stored]
 
 
@@ -168,17 +172,19 @@ class _Stored(NamedTuple):
     scale: Scale
     seeds: set[int]
     records: dict[str, Record]
+    diverged: dict[str, Record]
     by_parts: dict[tuple[str, ...], list[Record]]
     absent: set[str]
 
 
-def _stored(scale: Scale, records: dict[str, Record]) -> _Stored:
-    seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds))
+def _stored(scale: Scale, records: dict[str, Record], diverged: dict[str, Record]) -> _Stored:
+    lost = {r.seed for r in diverged.values() if r.scale == scale.name}
+    seeds = record.measured_seeds(records, scale.name).union(range(scale.seeds), lost)
     at_scale = [r for r in records.values() if r.scale == scale.name]
     by_parts: dict[tuple[str, ...], list[Record]] = {}
     for r in at_scale:
         by_parts.setdefault(tuple(parts_of(r.experiment).values()), []).append(r)
-    return _Stored(scale, seeds, records, by_parts, without_source(at_scale))
+    return _Stored(scale, seeds, records, diverged, by_parts, without_source(at_scale))
 
 
 def _measure(table: Table, stored: _Stored, runs: Path | None, overrides: Raw | None) -> Section:
@@ -194,7 +200,7 @@ def _measure(table: Table, stored: _Stored, runs: Path | None, overrides: Raw | 
             remark = f"{', '.join(sorted(missing))} is not available"
             rows.append(RowResult(table, row, scale, "missing", remark, {}, (), False, ""))
         else:
-            rows.append(_row(planned, scale, stored.records, stored.by_parts, runs))
+            rows.append(_row(planned, stored, runs))
     return [r._replace(settings=settings) for r in rows]
 
 
@@ -207,14 +213,9 @@ def _parts_asked_for(table: Table, row: Row, scale: Scale, overrides: Raw | None
     return {f"{folder}/{kind}" for folder, kind in (*kinds.items(), ("datasets", data.get("name"))) if kind}
 
 
-def _row(
-    planned: RowPlan,
-    scale: Scale,
-    records: dict[str, Record],
-    by_parts: dict[tuple[str, ...], list[Record]],
-    runs: Path | None,
-) -> RowResult:
+def _row(planned: RowPlan, stored: _Stored, runs: Path | None) -> RowResult:
     table, row, experiment = planned.table, planned.row, planned.experiment
+    scale, records = stored.scale, stored.records
     if experiment is None:
         return RowResult(table, row, scale, "quoted", "", {}, (), False, "")
     shown, other_copies = _of_one_copy([records[job.name] for job in planned.jobs if job.name in records])
@@ -226,6 +227,10 @@ def _row(
     values = {m: {seed: value for seed, (value, _) in of.items()} for m, of in measured.items() if of}
     status: Status = "done" if not missing else "partial" if done else "missing"
     remark = ""
+    steps = {job.seed: _diverged_at(job, stored.diverged) for job in planned.jobs if job.name not in shown}
+    lost = {seed: at for seed, at in steps.items() if at is not None}
+    if lost and status == "missing":
+        status, remark = "failed", "diverged, see below"
     failed: dict[str, FailedJob] = {}
     if runs is not None:
         for job in missing:
@@ -235,14 +240,25 @@ def _row(
     m = experiment.model
     baseline = m.upsampler.kind == "bilinear" and experiment.loss.kind == "cross_entropy"
     group = f"{m.head.kind}-{model_of(m.backbone)}-os{m.output_stride}-{experiment.eval.multi_scale}"
-    others = _of_other_sources(planned, by_parts.get(tuple(parts_of(experiment).values()), []))
+    others = _of_other_sources(planned, stored.by_parts.get(tuple(parts_of(experiment).values()), []))
     result = RowResult(table, row, scale, status, remark, values, tuple(shown.values()), baseline, group)
     return result._replace(
         trainings=trainings,
         failed=tuple(failed.values()),
         other_sources=others + other_copies,
         tiny_map=experiment.tiny_map,
+        diverged=lost,
     )
+
+
+def _diverged_at(job: Job, diverged: Mapping[str, Record]) -> int | None:
+    """The steps after which the loss of a training that a job needs was not finite; None: of none."""
+    current = job.needs
+    while current is not None:
+        if current.name in diverged:
+            return diverged[current.name].diverged_at
+        current = current.needs
+    return None
 
 
 def _of_one_copy(row_records: list[Record]) -> tuple[dict[str, Record], int]:

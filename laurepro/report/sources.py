@@ -70,7 +70,7 @@ def gather(
     if any(e.scale in names and e.scale not in known for e in apart):  # its file is gone, its records are not
         names = [n for n in names if n in known]
     at_scale = {name: completed(r) for name, r in records.items() if r.scale in names}
-    sections = sections_of(targets, names, at_scale, runs, overrides)
+    sections = sections_of(targets, names, at_scale, record.read_diverged(results), runs, overrides)
     if not targets and scales is None:  # a table without records at a scale has nothing to show there
         begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
         sections = begun or sections

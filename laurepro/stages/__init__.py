@@ -44,3 +44,14 @@ class Result(NamedTuple):
     validation: Mapping[str, list[tuple[int, float]]] = {}  # by metric: (steps done, score of the split val)
     kept_step: int | None = None  # steps after which the weights were best, with `train.keep: best`
     images: bytes | None = None  # of an evaluation: `laurepro.evaluation.images.packed`
+    diverged_at: int | None = None  # steps that a training had done when the loss of the next was not finite
+
+
+def diverged(steps: int) -> Result:
+    """What a training leaves whose loss was not finite after so many steps."""
+    import torch
+
+    from laurepro import distributed
+
+    where = distributed.device_name(distributed.device()), torch.get_num_threads()
+    return Result({}, None, None, (), [], None, *where, diverged_at=steps)

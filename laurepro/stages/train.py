@@ -44,7 +44,7 @@ def run(job: spec.Job, context: Context) -> Result:
 
     Raises:
         LaureproError: The experiment cannot be trained as it is; raised before any work.
-        RuntimeError: The loss became infinite or NaN.
+        Diverged: The loss became infinite or NaN.
         Stopped: A stop was requested; the checkpoint is written.
     """
     experiment, train = job.experiment, job.experiment.train

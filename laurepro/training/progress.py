@@ -78,5 +78,5 @@ def agree(loss: float, stop: bool, save: bool, step: int) -> tuple[float, bool, 
     total = distributed.all_reduce_sum(flags).tolist()
     bad = [str(r) for r, flag in enumerate(total[3:]) if flag]
     if bad:
-        raise Diverged(f"the loss is not finite at step {step}, rank {', '.join(bad)}: try a smaller train.lr")
+        raise Diverged(step, ", ".join(bad))
     return total[0] / world, total[1] > 0, total[2] > 0
