@@ -256,12 +256,24 @@ def parse_seeds(text: str) -> int | tuple[int, ...]:
 
 def seeds_text(seeds: Iterable[int]) -> str:
     """What `--seeds` takes for these: `3` for 0 to 2, else ranges, as in `5-9` or `0-2,100-101`."""
+    spans = _spans(seeds)
+    if len(spans) == 1 and spans[0][0] == 0:
+        return str(spans[0][1] + 1)
+    return ",".join(f"{first}-{last}" for first, last in spans)
+
+
+def seeds_named(seeds: Iterable[int]) -> str:
+    """The same in a sentence: `seed 2`, `seeds 2, 9 to 13`."""
+    spans = _spans(seeds)
+    names = ", ".join(f"{first} to {last}" if first < last else str(first) for first, last in spans)
+    return f"seed {names}" if len(spans) == 1 and spans[0][0] == spans[0][1] else f"seeds {names}"
+
+
+def _spans(seeds: Iterable[int]) -> list[tuple[int, int]]:
     numbers = sorted(set(seeds))
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
-    if starts == [0]:
-        return str(len(numbers))
-    return ",".join(f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
+    return list(zip(starts, ends, strict=True))
 
 
 def build(

@@ -272,9 +272,7 @@ def test_seeds_that_diverged_are_named_without_the_runs_folder(planted: Planted)
     }
     lines = notes(rows)
     assert f"{label('encnet-os32-bilinear')}: the loss of seed 0 was not finite at step 0." in lines
-    said = (
-        "the loss of seeds 7, 8 was not finite at steps 12 to 30. Its scores are of the other seeds, which favours it."
-    )
+    said = "the loss of seeds 7 to 8 was not finite at steps 12 to 30. Its scores are of the other seeds, which favours it."
     assert f"{label(LAU)}: {said}" in lines
 
 

@@ -95,6 +95,13 @@ def test_what_a_command_prints_of_seeds_gives_the_same_seeds(seeds: set[int]) ->
     assert set(range(parsed) if isinstance(parsed, int) else parsed) == seeds
 
 
+@pytest.mark.parametrize(
+    ("seeds", "text"), [({2}, "seed 2"), ({0, 1}, "seeds 0 to 1"), ({17, 2, 9, 10, 11}, "seeds 2, 9 to 11, 17")]
+)
+def test_seeds_in_a_sentence(seeds: set[int], text: str) -> None:
+    assert plan.seeds_named(seeds) == text
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "5-", "9-5", "5,6", "1-2,", "1e3", "", "x", "１", "0-99999999", "1" * 40])
 def test_other_values_are_refused(text: str) -> None:
     with pytest.raises(LaureproError, match="expected a number of seeds, as 3, or ranges") as error:

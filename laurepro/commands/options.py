@@ -152,11 +152,6 @@ def _seeds(text: str) -> int | tuple[int, ...]:
     return parse_seeds(text)
 
 
-def seeds_named(seeds: list[str]) -> str:
-    """`seed 2`, `seeds 2, 9`."""
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
-
-
 def plural(count: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -187,7 +182,7 @@ def choose(
 
 def summary(rows: list[Any], planned: Any, scale: str) -> str:
     """How many jobs a plan runs, by stage, and reuses; what it leaves out, as rows without tuned settings."""
-    from laurepro import spec
+    from laurepro import plan, spec
 
     stages: dict[str, int] = {}
     for job in planned.jobs:
@@ -200,12 +195,12 @@ def summary(rows: list[Any], planned: Any, scale: str) -> str:
     )
     if not rows and spec.scale(scale).tuning is not None:
         text += f"\n  rows without tuned settings are left out: see laurepro tune {scale}"
-    diverged: dict[str, list[str]] = {}
+    diverged: dict[str, list[int]] = {}
     for job in planned.diverged:
         for address in planned.wanted_by[job.name]:
-            diverged.setdefault(address, []).append(str(job.seed))
+            diverged.setdefault(address, []).append(job.seed)
     for address, seeds in diverged.items():
-        text += f"\n  {address}: not trained again at {seeds_named(seeds)}, where its loss was not finite"
+        text += f"\n  {address}: not trained again at {plan.seeds_named(seeds)}, where its loss was not finite"
     if diverged:
         text += "\n  laurepro run --force trains them again"
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import NamedTuple
 
+from laurepro import plan
 from laurepro.report.rows import Section, shown
 from laurepro.spec.metrics import METRICS
 
@@ -103,7 +104,7 @@ def _diverged(rows: Section) -> list[str]:
     for r in (r for r in rows if r.diverged):
         steps = sorted(set(r.diverged.values()))
         span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-        seeds = f"seed{'s' * (len(r.diverged) > 1)} {', '.join(map(str, sorted(r.diverged)))}"
+        seeds = plan.seeds_named(r.diverged)
         favours = " Its scores are of the other seeds, which favours it." if r.values else ""
         lines.append(f"{r.row.label}: the loss of {seeds} was not finite at {span}.{favours}")
     return lines
