@@ -162,10 +162,10 @@ def test_the_tuned_scale_is_the_other_one_with_rates() -> None:
         assert list(entry) == ["train"] and (entry["train"]["lr"], entry["train"]["head_lr_multiplier"]) in allowed
 
 
-def test_a_plan_without_tuned_rows_says_why_it_is_empty(tmp_path: Path) -> None:
-    ran = run_cli("plan", "table2", "--scale", "camvid-imagenet-tuned", cwd=tmp_path)
+def test_a_plan_without_tuned_rows_says_why_it_is_empty(file: Path, tmp_path: Path) -> None:
+    ran = run_cli("plan", "table2", "--scale", "tuned", cwd=tmp_path, LAUREPRO_EXPERIMENTS=file.parent.parent)
     assert ran.code == 0 and "0 rows" in ran.out
-    assert "rows without tuned settings are left out: see laurepro tune camvid-imagenet-tuned" in ran.out
+    assert "rows without tuned settings are left out: see laurepro tune tuned" in ran.out
 
 
 @pytest.mark.parametrize("name", ["plan", "run", "status"])
