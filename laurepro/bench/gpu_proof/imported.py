@@ -95,15 +95,17 @@ def _gpu(file: Path, content: dict[str, Any]) -> str:
 
 
 def _records(archive: Path, results: Path) -> dict[Path, bytes]:
-    """The records in `logs.tgz`, each read as a record first, with the counts of their images."""
+    """The records in `logs.tgz`, and of what diverged, each read as one first; with counts of images."""
     if not archive.is_file():
         return {}
     contents: dict[str, bytes] = {}
+    folders = [place.name for place in (record.records_dir(results), record.diverged_dir(results))]
     try:
         with tarfile.open(archive) as packed:
             for member in packed:
-                name = Path(member.name).name
-                if member.isfile() and member.name == f"results/records/{name}" and member.size <= MOST_BYTES:
+                name = "/".join(Path(member.name).parts[-2:])
+                known = member.name == f"results/{name}" and name.split("/")[0] in folders
+                if member.isfile() and known and member.size <= MOST_BYTES:
                     stream = packed.extractfile(member)
                     contents[name] = stream.read() if stream else b""
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
@@ -111,15 +113,16 @@ def _records(archive: Path, results: Path) -> dict[Path, bytes]:
     wanted: dict[Path, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:  # a record is read as what its file's name says
         for name, content in contents.items():
+            Path(folder, name).parent.mkdir(exist_ok=True)
             Path(folder, name).write_bytes(content)
-        for file in sorted(Path(folder).glob("*.json")):
+        for file in sorted(Path(folder).glob("*/*.json")):
             try:
                 stored = record.sound(file)
             except LaureproError as error:
-                raise LaureproError(f"{archive}: results/records/{str(error).removeprefix(f'{folder}/')}") from None
+                raise LaureproError(f"{archive}: results/{str(error).removeprefix(f'{folder}/')}") from None
             if faults := images.problems(file, stored):
-                raise LaureproError(f"{archive}: results/records/{faults[0]}")
+                raise LaureproError(f"{archive}: results/{file.parent.name}/{faults[0]}")
             if stored.image_counts_sha256 is not None:  # first: a record never states what is not there
-                wanted[record.records_dir(results) / f"{file.stem}.npz"] = images.beside(file).read_bytes()
-            wanted[record.records_dir(results) / file.name] = file.read_bytes()
+                wanted[results / file.parent.name / f"{file.stem}.npz"] = images.beside(file).read_bytes()
+            wanted[results / file.parent.name / file.name] = file.read_bytes()
     return wanted
