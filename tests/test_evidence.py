@@ -521,13 +521,14 @@ def trials() -> tuple[Tuned, ...]:
 
 
 def trial_line(row: Tuned) -> str:
-    """A row's mean of both seeds at every setting, the chosen one in bold; – where a seed has no record."""
+    """A row's mean of both seeds at every setting, the chosen one in bold."""
     chosen = spec.scale("camvid-imagenet-tuned").rows.get(row.address)
     cells = []
     for trial in row.trials:
         raw = spec.parse_overrides(tuple(f"{field}={value}" for field, value in trial.setting.items()))
         bold = "**" if raw == chosen else ""
-        cells.append("–" if trial.mean is None else f"{bold}{trial.mean:.2f}{bold}")
+        absent = "diverged" if trial.diverged else "–"
+        cells.append(absent if trial.mean is None else f"{bold}{trial.mean:.2f}{bold}")
     return f"| `{row.address}` | {' | '.join(cells)} |"
 
 
@@ -550,9 +551,35 @@ def test_the_trials_and_the_choices_are_those_of_the_records() -> None:
     assert {address for address, _ in lost} == {"table3a/encnet-os8-pixelshuffle2x"}
     steps = [at for _, trial in lost for at in trial.diverged.values()]
     assert f"{len(steps)} diverged, all of PixelShuffle 2x, after {min(steps)} to {max(steps)} steps" in TEXT
+    assert scored + len(steps) == 2 * len(every), "none is missing"
+    tuned = spec.scale("camvid-imagenet-tuned")
+    assert tuning.entries(tuned, trials()) == tuned.rows
+
+
+def test_what_the_choices_are() -> None:
+    best = {row.address: row.best.setting for row in trials() if row.best is not None}
+    assert {setting["train.head_lr_multiplier"] for setting in best.values()} == {1.0} and len(best) == 7
+    by_rate = {
+        0.05: {"table3a/encnet-os8-pixelshuffle2x"},
+        0.1: {BILINEAR, LAU},
+        0.2: {STEADY[1], STEADY[2], "table9/encnet-dysample4x", "table9/encnet-carafe4x"},
+    }
+    assert by_rate == {rate: {a for a, s in best.items() if s["train.lr"] == rate} for rate in by_rate}
+    high = [
+        abs(first - second)
+        for row in trials()
+        for trial in row.trials
+        if trial.setting["train.lr"] >= 0.1 and trial.setting["train.head_lr_multiplier"] == 1 and not trial.absent
+        for first, second in [trial.scores.values()]
+    ]
+    assert f"the two seeds of a setting differ by {min(high):.2f} to {max(high):.2f} points" in TEXT
+    behind = {}
     for row in trials():
-        if row.best is not None and (chosen := spec.scale("camvid-imagenet-tuned").rows):
-            assert tuning.entries(spec.scale("camvid-imagenet-tuned"), [row]).items() <= chosen.items()
+        first, second = sorted((t.mean for t in row.trials if t.mean is not None), reverse=True)[:2]
+        behind[row.address] = first - second
+    two = [behind.pop(STEADY[1]), behind.pop(STEADY[2])]
+    assert "the second-best setting is {:.2f} and {:.2f} points behind.".format(*two) in TEXT
+    assert max(two) < min(behind.values())
 
 
 LINE = re.compile(rf"^\| {ROW}(?: − {ROW})? \|.*$", re.M)

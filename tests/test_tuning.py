@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,7 +94,9 @@ def test_the_best_mean_is_chosen_and_written(file: Path, tmp_path: Path) -> None
     record.write(results, make_record(lost, {}, diverged_at=12))
     code, out = command("tune", "tuned", "--write", *folders)
     assert code == 0 and "1 trial diverged" in out and "**42.50**" in out and "**42.75**" in out, out
+    assert " diverged " in out
     assert file.read_text().startswith(before.removesuffix("rows: {}\n")), "comments and all else stay"
+    assert not re.search("[&*]id", file.read_text()), "aliases are no way to write a file that people read"
     stated = yaml.safe_load(file.read_text())["rows"]
     assert stated[ROWS[0]] == stated["tablec/bilinear"] == {"train": {"lr": 0.05, "head_lr_multiplier": 5.0}}
     assert stated[ROWS[1]] == stated["tablec/grid4x"] == {"train": {"lr": 0.1, "head_lr_multiplier": 5.0}}

@@ -10,7 +10,7 @@ import click
 from laurepro.commands.options import check_results, paths, plural
 
 if TYPE_CHECKING:
-    from laurepro.evaluation.tuning import Tuned
+    from laurepro.evaluation.tuning import Trial, Tuned
     from laurepro.spec.table import Tuning
 
 
@@ -67,13 +67,13 @@ def _table(tuning: Tuning, rows: list[Tuned]) -> str:
     from tabulate import tabulate
 
     heads = [" ".join(f"{value:g}" for value in trial.setting.values()) for trial in rows[0].trials]
-    lines = [[row.address, *(_cell(trial.mean, trial is row.best) for trial in row.trials)] for row in rows]
+    lines = [[row.address, *(_cell(trial, trial is row.best) for trial in row.trials)] for row in rows]
     table = tabulate(lines, [", ".join(tuning.grid), *heads], tablefmt="github", disable_numparse=True)
     seeds = ", ".join(map(str, tuning.seeds))
     return f"mIoU on split {tuning.split}, mean over seeds {seeds}:\n\n{table}"
 
 
-def _cell(mean: float | None, best: bool) -> str:
-    if mean is None:
-        return "–"
-    return f"**{mean:.2f}**" if best else f"{mean:.2f}"
+def _cell(trial: Trial, best: bool) -> str:
+    if trial.mean is None:
+        return "diverged" if trial.diverged else "–"
+    return f"**{trial.mean:.2f}**" if best else f"{trial.mean:.2f}"

@@ -125,8 +125,9 @@ def entries(scale: Scale, rows: Iterable[Tuned]) -> dict[str, Raw]:
             continue
         table_id, _, row_id = of_row.address.partition("/")
         experiment = experiments[table_id, row_id]
-        raw = spec.parse_overrides(tuple(f"{field}={value}" for field, value in of_row.best.setting.items()))
-        chosen |= {f"{t}/{r}": raw for (t, r), other in experiments.items() if other == experiment}
+        pairs = tuple(f"{field}={value}" for field, value in of_row.best.setting.items())
+        same = [f"{t}/{r}" for (t, r), other in experiments.items() if other == experiment]
+        chosen |= {address: spec.parse_overrides(pairs) for address in same}  # one object would be an alias in YAML
     return dict(sorted(chosen.items()))
 
 
