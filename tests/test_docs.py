@@ -128,7 +128,7 @@ def test_the_status_in_the_readme_is_that_of_the_records() -> None:
     records, problems = record.read_all(ROOT / "results")
     assert not problems
     tested = [r for r in records.values() if r.stage == "evaluate" and r.split == "test"]
-    assert {r.scale for r in tested} == {"camvid-cpu", "camvid-imagenet"}
+    assert {r.scale for r in tested} == {"camvid-cpu", "camvid-imagenet", "camvid-imagenet-tuned"}
     assert {r.environment.device.split(" ")[0] for r in records.values()} == {"cpu"}
     verdicts = claims.judge(spec.scale("camvid-imagenet"), records)
     paper = [v for v in verdicts if v.claim.family == "paper"]

@@ -24,11 +24,13 @@ from laurepro.report.comparison import interval
 from laurepro.report.rows import RowResult
 
 SCALE = "camvid-cpu"  # of the conclusions from three seeds
+REGIMES = ("camvid-imagenet", SCALE)
+TUNED = "camvid-imagenet-tuned"
 PAGE = (ROOT / "docs" / "evidence.md").read_text()
 ROW = r"`([a-z0-9]+/[a-z0-9.\-]+)`"
 TEXT = " ".join(PAGE.split())
 LAU, BILINEAR = "table3a/encnet-os8-lau4x-off", "table3a/encnet-os8-bilinear"
-PART = re.compile(r"^## Measured at `([a-z-]+)`\n(.*?)^## ", re.M | re.S)
+PART = re.compile(r"^## Measured at `([a-z-]+)`\n(.*?)(?=^## )", re.M | re.S)
 PARTS = dict(PART.findall(PAGE))
 MEASURED = [(scale, row) for scale, part in PARTS.items() for row in re.findall(rf"^\| {ROW} \| .*$", part, re.M)]
 DIFFERENCES = [
@@ -83,7 +85,7 @@ def difference_line(one: str, other: str, scale: str) -> str:
 
 
 def test_there_are_tables() -> None:
-    assert len(ROWS) >= 8 and len(PAIRS) >= 6 and set(PARTS) == {"camvid-imagenet", "camvid-cpu"}
+    assert len(ROWS) >= 8 and len(PAIRS) >= 6 and set(PARTS) == {*REGIMES, TUNED}
 
 
 @pytest.mark.parametrize(("scale", "address"), MEASURED)
@@ -153,9 +155,17 @@ def test_the_findings_are_the_verdicts() -> None:
     (planned,) = {v.decision.comparisons for v in verdicts.values() if v.decision and v.decision.family == "secondary"}
     assert f"{len(second)} of the {planned} planned secondary comparisons have records" in TEXT
     records = record.read_all(ROOT / "results")[0].values()
-    assert {r.scale for r in records if r.stage == "evaluate" and r.split == "test"} == set(
-        PARTS
-    )  # of the tuned scale at most trials
+    assert {r.scale for r in records if r.stage == "evaluate" and r.split == "test"} == set(PARTS)
+
+
+def test_how_much_of_the_tuned_scale_there_is() -> None:
+    tuning_rows = spec.scale(TUNED).tuning
+    assert tuning_rows is not None
+    measured = {a: len(values(a, "miou", TUNED)) for a in tuning_rows.rows}
+    assert set(measured.values()) <= {0, 10}, "a row that is begun gets all its seeds"
+    count = ("no", "one", "two", "three", "four", "five", "six", "all")[sum(n > 0 for n in measured.values())]
+    assert f'without which no verdict is more than one "at this scale", has {count} of its seven rows.' in TEXT
+    assert {a for of, a in MEASURED if of == TUNED} == {a for a, n in measured.items() if n}
 
 
 def test_what_is_left_has_no_record() -> None:
@@ -315,7 +325,7 @@ def test_no_seed_is_missing_without_a_reason(scale: str) -> None:
     """Of the planned seeds, and of a row that diverges all up to its last one, each has a score or diverged."""
     for address in (a for of, a in MEASURED if of == scale):
         scored, lost = set(values(address, "miou", scale)), set(diverged(address, scale))
-        least = range(10 if scale == "camvid-imagenet" else 3)
+        least = range(3 if scale == SCALE else 10)
         assert scored | lost >= set(range(max(scored) + 1) if lost else least), address
         assert not scored & lost
 
@@ -405,14 +415,14 @@ def test_what_both_regimes_agree_on() -> None:
     worse = ["table3a/encnet-os8-pixelshuffle2x", "table3a/encnet-os8-pixelshuffle3x", "table4/encnet-os8-deformable"]
     ordered = [*worse, BILINEAR, grid, LAU]
     means_of_loss = [without, "tablec/lau4x-valid", "tablec/lau4x-off-weighted-mean"]
-    one, other = ({a for of, a in MEASURED if of == scale and "-oracle-" not in a} for scale in PARTS)
+    one, other = ({a for of, a in MEASURED if of == scale and "-oracle-" not in a} for scale in REGIMES)
     assert one & other == {*ordered, *means_of_loss, longer}
 
     def mean(address: str, scale: str) -> float:
         by_seed = values(address, "miou", scale)
         return statistics.fmean(by_seed[seed] for seed in planned(by_seed))
 
-    means = {scale: {a: mean(a, scale) for a in one & other} for scale in PARTS}
+    means = {scale: {a: mean(a, scale) for a in one & other} for scale in REGIMES}
     assert all([of[a] for a in ordered] == sorted(of[a] for a in ordered) for of in means.values())
     random, imagenet = means["camvid-cpu"], means["camvid-imagenet"]
     assert all(random[a] < random[grid] and imagenet[a] > imagenet[grid] for a in means_of_loss)
@@ -517,12 +527,12 @@ def test_the_scores_are_not_independent() -> None:
 def trials() -> tuple[Tuned, ...]:
     records, _ = record.read_all(ROOT / "results")
     diverged = record.read_diverged(ROOT / "results")
-    return tuple(tuning.tuned(spec.scale("camvid-imagenet-tuned"), records, diverged))
+    return tuple(tuning.tuned(spec.scale(TUNED), records, diverged))
 
 
 def trial_line(row: Tuned) -> str:
     """A row's mean of both seeds at every setting, the chosen one in bold."""
-    chosen = spec.scale("camvid-imagenet-tuned").rows.get(row.address)
+    chosen = spec.scale(TUNED).rows.get(row.address)
     cells = []
     for trial in row.trials:
         raw = spec.parse_overrides(tuple(f"{field}={value}" for field, value in trial.setting.items()))
@@ -552,7 +562,7 @@ def test_the_trials_and_the_choices_are_those_of_the_records() -> None:
     steps = [at for _, trial in lost for at in trial.diverged.values()]
     assert f"{len(steps)} diverged, all of PixelShuffle 2x, after {min(steps)} to {max(steps)} steps" in TEXT
     assert scored + len(steps) == 2 * len(every), "none is missing"
-    tuned = spec.scale("camvid-imagenet-tuned")
+    tuned = spec.scale(TUNED)
     assert tuning.entries(tuned, trials()) == tuned.rows
 
 
