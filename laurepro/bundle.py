@@ -179,7 +179,8 @@ def _contents(results: Path) -> dict[str, bytes]:
     if not certificates:
         raise LaureproError(f"{record.records_dir(results)}: there are no records to bundle")
     sources = report.gather(results=results)
-    commits = sorted({r.environment.commit or "unknown" for r in sources.records.values()})
+    every = [*sources.records.values(), *record.read_diverged(results)[0].values()]
+    commits = sorted({r.environment.commit or "unknown" for r in every})
     installed = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name})
     system = f"# Python {platform.python_version()}, {platform.platform()}"
     counts = {

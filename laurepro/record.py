@@ -274,10 +274,12 @@ def read_all(results: Path) -> tuple[dict[str, Record], list[str]]:
     return _read_folder(records_dir(results))
 
 
-def read_diverged(results: Path) -> dict[str, Record]:
-    """The trainings that diverged, by job name. `laurepro verify` reports what is wrong with a file of them."""
-    found, _ = _read_folder(diverged_dir(results))
-    return {name: record for name, record in found.items() if record.diverged_at is not None}
+def read_diverged(results: Path) -> tuple[dict[str, Record], list[str]]:
+    """The trainings that diverged, by job name, and a line for each file that is of none."""
+    found, problems = _read_folder(diverged_dir(results))
+    others = {name for name, record in found.items() if record.diverged_at is None}
+    problems += [f"{diverged_dir(results) / name}.json: not of a training that diverged" for name in sorted(others)]
+    return {name: record for name, record in found.items() if name not in others}, problems
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Record], list[str]]:

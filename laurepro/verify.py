@@ -67,11 +67,8 @@ def files(results: Path, targets: tuple[str, ...]) -> list[Path]:
         LaureproError: a name that matches nothing, with the nearest ones; or no such folder.
     """
     folder, apart = record.records_dir(results), record.diverged_dir(results)
-    if (
-        not folder.is_dir()
-        and not apart.is_dir()
-        and not (targets and all(Path(target).is_file() for target in targets))
-    ):
+    named_files = bool(targets) and all(Path(target).is_file() for target in targets)
+    if not (folder.is_dir() or apart.is_dir() or named_files):
         raise LaureproError(f"--results {results}: there is no folder {folder}")
     every = [*sorted(folder.glob("*.json")), *sorted(apart.glob("*.json"))]
     if not targets or "all" in targets:
@@ -107,8 +104,11 @@ def verify(file: Path, others: Mapping[str, Record] | None = None) -> Certificat
     except LaureproError as error:  # the key covers a source that is not there
         absent.append(f"its key was not checked: {error}")
     problems += _plausible(stored)
-    if (file.parent.name == record.diverged_dir(Path()).name) != (stored.diverged_at is not None):
-        problems.append(f"diverged_at is {stored.diverged_at}: it belongs into the other folder of records")
+    folder, other = record.records_dir(Path()).name, record.diverged_dir(Path()).name
+    if stored.diverged_at is not None:
+        folder, other = other, folder
+    if file.parent.name == other:
+        problems.append(f"diverged_at is {stored.diverged_at}: it belongs in the folder {folder}")
     try:
         metrics = _metrics(stored)
     except ValueError as error:

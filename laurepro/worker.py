@@ -135,8 +135,14 @@ def _claim(args: argparse.Namespace, job: Job, folder: Path, lock: FileLock) -> 
             "choose a --runs folder on a file system with locks; NFS needs lockd on the server and on this machine",
         ) from None
     failures.write_holder(folder)
-    if not args.fresh and not (folder / STARTED_OVER).exists() and _finished(args, job):
-        return 0
+    if not args.fresh and not (folder / STARTED_OVER).exists():
+        if _finished(args, job):
+            return 0
+        if (lost := _diverged(args, job)) is not None:
+            if not (folder / "failure.json").exists():
+                failures.write(folder, failures.of_diverged(lost))
+            (folder / NO_RETRY).touch()
+            return DIVERGED
     for old in [*folder.glob("failure*.json"), folder / NO_RETRY]:
         old.unlink(missing_ok=True)
     if args.fresh:
@@ -153,6 +159,15 @@ def _finished(args: argparse.Namespace, job: Job) -> bool:
     except LaureproError:  # none, or an unreadable one, which counts as missing
         return False
     return job.stage != "train" or record.has_weights(args.runs, job)
+
+
+def _diverged(args: argparse.Namespace, job: Job) -> record.Record | None:
+    """The record of the job's divergence, if one appeared while this process started."""
+    if job.name in record.names(args.results):
+        return None  # --force had it trained after all
+    with contextlib.suppress(LaureproError):
+        return record.read(record.diverged_dir(args.results) / f"{job.name}.json")
+    return None
 
 
 def _run(args: argparse.Namespace, job: Job, folder: Path, rank: int) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROW, Finished, Ran, environment, run_cli
+from conftest import ROW, Finished, Ran, environment, finish, run_cli, start
 from test_launch import assert_same_bits, train_folder
 
 from laurepro import failures, record
@@ -52,7 +52,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(processes: int, tiny: Path
     log = train_folder(tmp_path) / "log.txt"
     assert log.read_text().count("CPU cores: ") == processes
     assert not list(tmp_path.glob("results/records/*"))
-    (stored,) = record.read_diverged(tmp_path / "results").values()
+    (stored,) = record.read_diverged(tmp_path / "results")[0].values()
     assert (stored.job, stored.diverged_at, stored.world_size) == (log.parent.name, int(said), processes)
     assert stored.stage == "train" and stored.weights_sha256 is None and stored.metrics == {}
     ran = run_cli("verify", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(processes: int, tiny: Path
     for launching in (["--nproc-per-node", processes], ["--nproc-per-node", 3 - processes]):
         ran = run_cli(*RUN[:4], *launching, *settings, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
         assert ran.code == 0 and "0 jobs to run (none), 0 reused" in ran.err, ran.err
-        assert f"{RUN[1]}: not trained again at seed 0, where its loss was not finite" in ran.err, ran.err
+        assert f"{RUN[1]}: diverged at seed 0 and is left out there; --force --seeds 1 trains it again" in ran.err
     assert log.read_text().count("CPU cores: ") == processes
     shutil.rmtree(tmp_path / "runs")  # the record alone tells all commands
     status = run_cli("status", RUN[1], *RUN[2:4], *settings, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
@@ -70,6 +70,30 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(processes: int, tiny: Path
     assert f"the loss of seed 0 was not finite at step {said}." in page.out and "failed: diverged" in page.out, page
     ran = run_cli(*words, "--force", cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
     assert ran.code == 1 and f"Diverged: the loss is not finite at step {said}" in ran.err, ran.err
+
+
+def test_two_copies_train_a_seed_that_diverges_once(tiny: Path, tmp_path: Path) -> None:
+    """The one that waited for the other's job finds an outcome, as after a training that went well."""
+    words = [*RUN[:4], "--set", "train.lr=1e30"]
+    copies = [start(*words, cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny) for _ in range(2)]
+    ran = [finish(copy) for copy in copies]
+    assert {r.code for r in ran} <= {0, 1} and any(r.code == 1 for r in ran), ran  # 0: it was planned after the end
+    folder = train_folder(tmp_path)
+    assert (folder / "log.txt").read_text().count("errors.Diverged: the loss is not finite") == 1
+
+    job = (folder / "job.json").read_text()
+    shutil.rmtree(tmp_path / "runs")  # as another --runs with the same results
+    worker = [sys.executable, "-m", "laurepro.worker", "--job", job, "--runs", "runs", "--results", "results"]
+    env = environment(LAUREPRO_EXPERIMENTS=tiny)
+    done = subprocess.run([*worker, "--data", "data"], cwd=tmp_path, env=env, capture_output=True, check=False)
+    note = failures.read(folder / "failure.json")
+    assert done.returncode == failures.DIVERGED and (folder / failures.NO_RETRY).exists(), done.stderr
+    assert note is not None and "the loss is not finite at step" in note.reason
+
+    (file,) = tmp_path.glob("results/diverged/*.json")
+    file.write_bytes(file.read_bytes()[:-9])
+    status = run_cli("status", RUN[1], *RUN[2:4], *words[4:], cwd=tmp_path, LAUREPRO_EXPERIMENTS=tiny)
+    assert f"unreadable: results/diverged/{file.name}: not a readable record" in status.out, status
 
 
 # ---------------------------------------------------------------------------------------------- a full disk

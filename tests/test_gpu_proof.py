@@ -221,7 +221,7 @@ def test_what_a_gpu_measured_is_named_after_it(measured: Path, tmp_path: Path) -
     names = sorted(f.name for f in (tmp_path / "results" / "bench").iterdir())
     assert names == ["loss-h200.json", "ops-h200.json", "proof-h200.json"]
     assert (tmp_path / "results" / "bench" / "ops-h200.json").read_bytes() == (measured / "ops.json").read_bytes()
-    assert len(record.read_all(tmp_path / "results")[0]) == len(record.read_diverged(tmp_path / "results")) == 1
+    assert len(record.read_all(tmp_path / "results")[0]) == len(record.read_diverged(tmp_path / "results")[0]) == 1
     assert imported(measured, tmp_path / "results")[0] == 0  # again: all of it is there
 
 

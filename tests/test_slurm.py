@@ -320,7 +320,7 @@ def test_a_divergence_on_two_nodes_is_not_tried_again(
     ran = finish(start(*words, cwd=tmp_path, **environment(slurm_or_skip, described)), 500)
     assert ran.code == 1 and "the loss is not finite at step" in ran.err, ran.err
     assert "a planned seed is replaced by the next one" in ran.err, ran.err
-    (stored,) = record.read_diverged(tmp_path / "results").values()
+    (stored,) = record.read_diverged(tmp_path / "results")[0].values()
     assert stored.job == train_folder(tmp_path).name and stored.world_size == 2
     again = finish(start(*words, cwd=tmp_path, **environment(slurm_or_skip, described)), 500)
     assert again.code == 0 and "0 jobs to run" in again.err, again.err

@@ -453,7 +453,7 @@ def test_a_training_that_diverged_has_no_weights_and_lies_apart(finished: Finish
     file = record.write(tmp_path, lost)
     assert file.parent == record.diverged_dir(tmp_path) and verify.verify(file).problems == ()
     assert verify.files(tmp_path, ("all",)) == verify.files(tmp_path, (base.key,)) == [file]
-    assert record.read_all(tmp_path) == ({}, []) and record.read_diverged(tmp_path) == {base.job: lost}
+    assert record.read_all(tmp_path) == ({}, []) and record.read_diverged(tmp_path) == ({base.job: lost}, [])
     for update in ({"weights_sha256": base.weights_sha256}, {"metrics": {"miou": 1.0}}, {"diverged_at": -1}):
         (said,) = verify.verify(record.write(tmp_path, lost.model_copy(update=update))).problems
         assert "expected a training without weights and metrics" in said
@@ -461,8 +461,12 @@ def test_a_training_that_diverged_has_no_weights_and_lies_apart(finished: Finish
     moved.parent.mkdir()
     moved.write_text(record.dump(lost))
     file.write_text(record.dump(base))
-    assert ["other folder" in p for f in (moved, file) for p in verify.verify(f).problems] == [True, True]
-    assert record.read_diverged(tmp_path) == {}
+    said = [p.rpartition(" ")[2] for f in (moved, file) for p in verify.verify(f).problems if "belongs in" in p]
+    assert said == ["diverged", "records"]
+    assert record.read_diverged(tmp_path) == ({}, [f"{file}: not of a training that diverged"])
+    elsewhere = tmp_path / file.name
+    elsewhere.write_text(record.dump(lost))
+    assert verify.verify(elsewhere).problems == ()
 
 
 def test_without_the_weights(finished: Finished, tiny: Path, tmp_path: Path) -> None:

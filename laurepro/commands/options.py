@@ -200,9 +200,8 @@ def summary(rows: list[Any], planned: Any, scale: str) -> str:
         for address in planned.wanted_by[job.name]:
             diverged.setdefault(address, []).append(job.seed)
     for address, seeds in diverged.items():
-        text += f"\n  {address}: not trained again at {plan.seeds_named(seeds)}, where its loss was not finite"
-    if diverged:
-        text += "\n  laurepro run --force trains them again"
+        again = f"--force --seeds {plan.seeds_text(seeds)} trains it again"
+        text += f"\n  {address}: diverged at {plan.seeds_named(seeds)} and is left out there; {again}"
     return text
 
 

@@ -123,7 +123,7 @@ def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome
 
     scale, rows = choose(targets, everything or not targets, given.scale, given.seeds, given.pairs)
     records, _ = record.read_all(given.results)
-    diverged = record.read_diverged(given.results)
+    diverged, _ = record.read_diverged(given.results)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(given.runs, job), diverged=diverged)
     trainings = [job.experiment for job in planned.jobs if job.stage == "train"]
     buildable.check(trainings, given.pairs)

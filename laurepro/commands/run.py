@@ -45,9 +45,9 @@ def _run(targets: tuple[str, ...], everything: bool, given: Launching) -> None:
     record.writable(results, "--results")
     record.writable(runs, "--runs")
     records, problems = record.read_all(results)
-    for problem in problems:
+    diverged, others = record.read_diverged(results)
+    for problem in (*problems, *others):
         click.echo(f"warning: {problem}; it counts as missing", err=True)
-    diverged = record.read_diverged(results)
     planned = plan.build(rows, set(records), lambda job: record.has_weights(runs, job), given.force, diverged)
     trainings = [job.experiment for job in planned.jobs if job.stage == "train"]
     buildable.check(trainings, given.pairs)

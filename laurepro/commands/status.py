@@ -70,6 +70,7 @@ def command(
     check_results(results, runs)
     keep_all_that_is_read()
     records, problems = outline.read_all(results)
+    problems += record.read_diverged(results)[1]
     started = {f.parent.name for f in runs.glob("*/job.json")} if runs.is_dir() else set()
     if scale:
         names = [spec.scale(scale).name]
@@ -95,7 +96,7 @@ def command(
     def look() -> list[State]:
         done = record.names(results) - broken
         jobs = submitted.states()
-        lost = record.read_diverged(results)
+        lost, _ = record.read_diverged(results)
         states = [_state(name, rows, done, lost, runs, jobs, submitted.ended) for name, rows in plans.items()]
         return states if scale else [s for s in states if s.done or s.running or s.queued or s.stopped or s.failed]
 

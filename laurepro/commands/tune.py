@@ -36,9 +36,10 @@ def command(scale: str, commands: bool, write: bool, results: Path, runs: Path) 
         return
     check_results(results, runs)
     records, problems = record.read_all(results)
-    for problem in problems:
+    diverged, others = record.read_diverged(results)
+    for problem in (*problems, *others):
         click.echo(f"warning: {problem}; it counts as missing", err=True)
-    rows = tuning.tuned(chosen_scale, records, record.read_diverged(results))
+    rows = tuning.tuned(chosen_scale, records, diverged)
     click.echo(_table(tuning.tuning_of(chosen_scale), rows))
     missing, lost = sum(row.missing for row in rows), sum(len(t.diverged) for row in rows for t in row.trials)
     if lost:

@@ -104,7 +104,7 @@ def shown(rows: Section) -> Section:
 def measure(table: Table, scale: Scale, results: Path, runs: Path | None, overrides: Raw | None = None) -> Section:
     """The rows of a table at a scale with their records, in order. `runs` None: the state of jobs is not read."""
     records, _ = record.read_all(results)
-    return _measure(table, _stored(scale, records, record.read_diverged(results)), runs, overrides)
+    return _measure(table, _stored(scale, records, record.read_diverged(results)[0]), runs, overrides)
 
 
 def collect(
@@ -116,7 +116,8 @@ def collect(
         LaureproError: a table or scale that does not exist, with the nearest.
     """
     records, problems = record.read_all(results)
-    return sections_of(targets, scales, records, record.read_diverged(results), runs, overrides), problems
+    diverged, others = record.read_diverged(results)
+    return sections_of(targets, scales, records, diverged, runs, overrides), problems + others
 
 
 def sections_of(

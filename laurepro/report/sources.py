@@ -62,6 +62,7 @@ def gather(
         LaureproError: a table or scale that does not exist, with the nearest.
     """
     records, problems = record.read_all(results)
+    diverged, others = record.read_diverged(results)
     overrides = spec.parse_overrides(pairs)
     known = set(spec.scale_names())
     chosen = {s: r for s, r in records.items() if scales is None or r.scale in scales}
@@ -70,7 +71,7 @@ def gather(
     if any(e.scale in names and e.scale not in known for e in apart):  # its file is gone, its records are not
         names = [n for n in names if n in known]
     at_scale = {name: completed(r) for name, r in records.items() if r.scale in names}
-    sections = sections_of(targets, names, at_scale, record.read_diverged(results), runs, overrides)
+    sections = sections_of(targets, names, at_scale, diverged, runs, overrides)
     if not targets and scales is None:  # a table without records at a scale has nothing to show there
         begun = [s for s in sections if any(r.status not in ("missing", "quoted") for r in s)]
         sections = begun or sections
@@ -92,7 +93,7 @@ def gather(
     return Sources(
         sections=with_verdicts,
         records=at_scale,
-        problems=tuple(problems),
+        problems=(*problems, *others),
         scales=shown_scales,
         figures=figures(results),
         pairs=pairs,
