@@ -238,28 +238,32 @@ def _without(overrides: Raw, fields: Collection[str], path: str = "") -> Raw:
 
 
 def parse_seeds(text: str) -> int | tuple[int, ...]:
-    """What `--seeds` was given: a number of seeds, `3`, or the seeds of ranges, `5-9` or `0-2,100-101`.
+    """What `--seeds` was given: a number of seeds, `3`, or seeds themselves, `5-9`, `2,9-13` or `0-2,100-101`.
+
+    A number alone is the number of seeds; seed 2 alone is `2-2`.
 
     Raises:
         LaureproError: it is neither, or more than MOST_SEEDS.
     """
-    ranges = [re.fullmatch(r"(\d{1,9})-(\d{1,9})", part, re.ASCII) for part in text.split(",")]
-    spans = [range(int(m[1]), int(m[2]) + 1) for m in ranges if m]
-    count = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else sum(map(len, spans))
-    if not 1 <= count <= MOST_SEEDS or (spans and not all(ranges)) or not all(spans):
+    single = re.fullmatch(r"\d{1,9}", text, re.ASCII)
+    ranges = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII) for part in text.split(",")]
+    spans = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in ranges if m]
+    count = int(text) if single else sum(map(len, spans))
+    if not 1 <= count <= MOST_SEEDS or not all(ranges) or not all(spans):
         raise LaureproError(
-            f"--seeds {text!r}: expected a number of seeds, as 3, or ranges of them, as 5-9 or 0-2,100-101",
-            f"at least 1 and at most {MOST_SEEDS:,}, the lower end first",
+            f"--seeds {text!r}: expected a number of seeds, as 3, or the seeds, as 5-9 or 2,9-13",
+            f"at least 1 and at most {MOST_SEEDS:,}, the lower end of a range first",
         )
-    return tuple(sorted({seed for span in spans for seed in span})) if spans else count
+    return count if single else tuple(sorted({seed for span in spans for seed in span}))
 
 
 def seeds_text(seeds: Iterable[int]) -> str:
-    """What `--seeds` takes for these: `3` for 0 to 2, else ranges, as in `5-9` or `0-2,100-101`."""
+    """What `--seeds` takes for these: `3` for 0 to 2, else the seeds, as in `5-9`, `2-2` or `2,9-13`."""
     spans = _spans(seeds)
-    if len(spans) == 1 and spans[0][0] == 0:
-        return str(spans[0][1] + 1)
-    return ",".join(f"{first}-{last}" for first, last in spans)
+    if len(spans) == 1:
+        first, last = spans[0]
+        return str(last + 1) if first == 0 else f"{first}-{last}"
+    return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in spans)
 
 
 def seeds_named(seeds: Iterable[int]) -> str:

@@ -614,6 +614,16 @@ def test_no_claim_is_paid_for_with_one_seed() -> None:
     assert choice.seeds == {"table1/encnet-os8-bilinear": 2, "table1/encnet-os8-lau4x-off": 2}
 
 
+def test_a_seed_that_diverged_is_not_paid_for() -> None:
+    """`run` leaves it out, and so does the budget."""
+    lost = job_of("table1/encnet-os8-lau4x-off", "train", "paper", 1)
+    rows = ["table1/encnet-os8-bilinear", "table1/encnet-os8-lau4x-off"]
+    before, after = chosen(1e6, within=rows), chosen(1e6, within=rows, diverged={lost.name})
+    assert after.claims == before.claims and after.hours < before.hours
+    gone = set(before.jobs) - set(after.jobs)
+    assert gone == {lost.name, job_of("table1/encnet-os8-lau4x-off", "evaluate", "paper", 1).name}
+
+
 def test_shared_jobs_are_paid_once() -> None:
     """Where one order is the worse, the other is taken."""
 

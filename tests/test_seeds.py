@@ -79,9 +79,12 @@ def test_status_asks_for_no_seed_of_a_pretraining(high: Path, experiments: Path)
         ("7-7", (7,)),
         ("0-2,100-101", (0, 1, 2, 100, 101)),
         ("4-5,4-4", (4, 5)),
+        ("5,6", (5, 6)),
+        ("17,2,9-11", (2, 9, 10, 11, 17)),
+        ("3,3", (3,)),
     ],
 )
-def test_the_option_takes_a_number_or_ranges(text: str, seeds: tuple[int, ...]) -> None:
+def test_the_option_takes_a_number_or_seeds(text: str, seeds: tuple[int, ...]) -> None:
     parsed = plan.parse_seeds(text)
     table = spec.tables()["table3a"]
     row = plan.row_plan(table, table.row("encnet-os8-bilinear"), spec.scale("smoke"), parsed)
@@ -96,15 +99,25 @@ def test_what_a_command_prints_of_seeds_gives_the_same_seeds(seeds: set[int]) ->
 
 
 @pytest.mark.parametrize(
+    ("seeds", "text"),
+    [({0, 1}, "2"), ({2}, "2-2"), ({0, 2}, "0,2"), ({2, 9, 10, 11, 17}, "2,9-11,17"), ({5, 6}, "5-6")],
+)
+def test_seeds_as_the_option_takes_them(seeds: set[int], text: str) -> None:
+    assert plan.seeds_text(seeds) == text
+
+
+@pytest.mark.parametrize(
     ("seeds", "text"), [({2}, "seed 2"), ({0, 1}, "seeds 0 to 1"), ({17, 2, 9, 10, 11}, "seeds 2, 9 to 11, 17")]
 )
 def test_seeds_in_a_sentence(seeds: set[int], text: str) -> None:
     assert plan.seeds_named(seeds) == text
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "5-", "9-5", "5,6", "1-2,", "1e3", "", "x", "１", "0-99999999", "1" * 40])
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "5-", "9-5", ",5", "5,", "5,-6", "5, 6", "1-2,", "1e3", "", "x", "１", "0-99999999", "1" * 40]
+)
 def test_other_values_are_refused(text: str) -> None:
-    with pytest.raises(LaureproError, match="expected a number of seeds, as 3, or ranges") as error:
+    with pytest.raises(LaureproError, match="expected a number of seeds, as 3, or the seeds") as error:
         plan.parse_seeds(text)
     assert repr(text) in str(error.value)
 

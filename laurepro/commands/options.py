@@ -114,7 +114,7 @@ def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
             "--seeds",
             metavar="N|A-B",
             callback=lambda context, option, text: None if text is None else _seeds(text),
-            help="Seeds 0…N-1, or A to B, as in 5-9 (default: the scale's).",
+            help="Seeds 0…N-1, or those named, as in 5-9 or 2,9-13 (default: the scale's).",
         ),
         click.option(
             "--scale",

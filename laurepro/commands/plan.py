@@ -146,7 +146,7 @@ def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome
     cost = estimate.estimate(planned, estimator, probed)
     fits = _fits(planned, machine, given.nproc_per_node) if given.fitting else None
     within = [r.address for r in rows] if targets else None
-    chosen = None if given.budget is None else _choose(scale, records, estimator, given, within)
+    chosen = None if given.budget is None else _choose(scale, records, diverged, estimator, given, within)
     named = {row.address for row in rows}
     every = plan.select(targets, scale.model_copy(update={"controls": True})) if targets else []
     omitted = [address for t, r in every if (address := f"{t.id}/{r.id}") not in named]
@@ -154,7 +154,12 @@ def _plan(targets: tuple[str, ...], everything: bool, given: Options) -> Outcome
 
 
 def _choose(
-    scale: Scale, records: dict[str, Record], estimator: Estimator, given: Options, within: list[str] | None
+    scale: Scale,
+    records: dict[str, Record],
+    diverged: dict[str, Record],
+    estimator: Estimator,
+    given: Options,
+    within: list[str] | None,
 ) -> Choice:
     """What --budget buys."""
     from laurepro import plan, record, spec
@@ -175,6 +180,7 @@ def _choose(
         given.seeds,
         overrides,
         within,
+        diverged,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from laurepro import claims, plan
@@ -74,6 +74,7 @@ def choose(
     seeds: int | None = None,
     overrides: Raw | None = None,
     within: Iterable[str] | None = None,
+    diverged: Collection[str] = (),
 ) -> Choice:
     """Take claims while they fit into the hours, the cheapest first; jobs that claims share count once.
 
@@ -87,8 +88,9 @@ def choose(
             as many as its verdict states.
         overrides: The --set of the runs.
         within: Addresses of the rows that may be run (default: all).
+        diverged: Names of trainings that diverged, which `run` leaves out.
     """
-    open_claims, unknown = candidates(scale, records, has_weights, estimator, seeds, overrides, within)
+    open_claims, unknown = candidates(scale, records, has_weights, estimator, seeds, overrides, within, diverged)
     # Two orders, as neither is always better: by a claim's hours, and by its share of the hours of shared jobs.
     best = max((_greedy(open_claims, hours, shared) for shared in (False, True)), key=lambda c: (len(c[0]), -c[1]))
     taken, spent = best
@@ -116,6 +118,7 @@ def candidates(
     seeds: int | None,
     overrides: Raw | None,
     within: Iterable[str] | None,
+    diverged: Collection[str] = (),
 ) -> tuple[list[Candidate], int]:
     """The open claims whose rows can be run and estimated, and the number of those that cannot be estimated."""
     allowed = None if within is None else set(within)
@@ -132,7 +135,7 @@ def candidates(
                 plans[address, n] = plan.row_plan(table, row, scale, n, overrides, partial=True)
             if plans[address, n].jobs:
                 rows.append(plans[address, n])
-        return rows, plan.build(rows, set(records), has_weights).jobs
+        return rows, plan.build(rows, set(records), has_weights, diverged=diverged).jobs
 
     for claim, needed in _open(scale, records, overrides):
         assert claim.metric is not None
