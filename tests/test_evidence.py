@@ -131,6 +131,11 @@ def test_the_findings_are_the_verdicts() -> None:
     step = verdicts["K4.rates"]
     assert step.verdict == "undecided" and step.estimate is not None and step.estimate < 0
     assert f"more than a longer step is undecided, {numbers('K4.rates')}: the step alone scored higher." in TEXT
+    words = "With rates of their own it is"
+    assert f"{words} {numbers('K2.grid', TUNED)}, undecided." in TEXT
+    assert f"{words} {numbers('C7.enc8', TUNED)}, undecided." in TEXT
+    of_offsets = f"{numbers('K1.off', TUNED)} and {numbers('K1.no-loss', TUNED)}, undecided."
+    assert f"With rates of their own they add nothing on average: {of_offsets}" in TEXT
     grid, (bound, _) = verdicts["K2.grid"].verdict, verdicts["K2.grid"].interval or (1.0, 1.0)
     assert grid == "supported at this scale" and 0 < bound < 0.05 and f"once more, by a bound of {bound:.3f}" in TEXT
     words = f"{numbers('K2.grid')}, {grid}, narrowly."
@@ -146,8 +151,9 @@ def test_the_findings_are_the_verdicts() -> None:
     weights = {name: verdicts[f"C5.miou60-0.3-over-{name}"].verdict for name in ("0.0", "0.1", "0.2", "0.4")}
     assert weights == dict.fromkeys(weights, "equivalent at this scale") | {"0.1": "undecided"}
     assert all(numbers(f"C5.miou60-0.3-over-{name}") in TEXT for name in weights)
-    accuracy = {verdicts[f"C5.pixacc-0.3-over-{name}"].verdict for name in weights}
-    assert accuracy == {"equivalent at this scale"} and "In pixel accuracy all four are equivalent." in TEXT
+    accuracy = {name: verdicts[f"C5.pixacc-0.3-over-{name}"].verdict for name in weights}
+    assert accuracy == dict.fromkeys(weights, "equivalent at this scale") | {"0.0": "equivalent"}
+    assert "In pixel accuracy all four are equivalent, and 0 so at both scales." in TEXT
     second = {
         (*v.records, v.claim.metric) for v in verdicts.values() if v.decision and v.decision.family == "secondary"
     }
@@ -174,12 +180,31 @@ def test_rates_of_their_own() -> None:
     assert f"LaU with its loss is above bilinear upsampling here too**, {words}" in TEXT
     lifts = [
         statistics.fmean(values(a, "miou", TUNED)[n] - values(a, "miou", "camvid-imagenet")[n] for n in range(10))
-        for a in (LAU, BILINEAR)
+        for a in (BILINEAR, LAU, STEADY[2], STEADY[1])
     ]
-    words = "LaU by {:.2f} points over `camvid-imagenet`, bilinear upsampling by {:.2f}.".format(*lifts)
-    assert words in TEXT and gain.estimate is not None and min(lifts) > gain.estimate
-    others = [a for a in STEADY if a not in (LAU, BILINEAR)]
-    assert not any(values(a, "miou", TUNED) for a in others) and "LaU without its loss have not been run" in TEXT
+    words = (
+        "bilinear upsampling by {:.2f} points over `camvid-imagenet`, LaU with its loss by {:.2f}, without it by {:.2f}"
+    )
+    assert f"{words}, the grid by {{:.2f}}.".format(*lifts) in TEXT
+    assert gain.estimate is not None and min(lifts) > gain.estimate
+
+
+def test_what_the_gain_comes_from_at_rates_of_their_own() -> None:
+    """Of the offsets and of the loss no mean reaches a fifth of the grid's, and no comparison is decided."""
+    grid, *parts = (at_ten_seeds(TUNED)[name] for name in ("K2.grid", "K1.off", "K1.no-loss", "C7.enc8"))
+    assert {v.verdict for v in (grid, *parts)} == {"undecided"}
+    for v in parts:
+        assert v.estimate is not None and grid.estimate and abs(v.estimate) < grid.estimate / 5
+        assert v.decision is not None and -0.75 < v.decision.interval[0] < -0.4 and 0.4 < v.decision.interval[1] < 0.75
+    offsets = f"{numbers('K1.off', TUNED)} with the loss and {numbers('K1.no-loss', TUNED)} without"
+    words = f"To it the offsets add {offsets}, and the loss adds {numbers('C7.enc8', TUNED)} to LaU without it."
+    assert f"It is {numbers('K2.grid', TUNED)} above bilinear upsampling. {words}" in TEXT
+    deviations = [
+        of_table(np.array([[values(a, "miou", scale)[n] for n in range(10)] for a in STEADY]))[0]
+        for scale in (TUNED, "camvid-imagenet")
+    ]
+    assert "a pooled deviation of {:.2f} points, where it is {:.2f} at one rate.".format(*deviations) in TEXT
+    assert deviations[0] > deviations[1]
 
 
 def test_what_is_left_has_no_record() -> None:
