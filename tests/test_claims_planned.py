@@ -242,6 +242,21 @@ def test_words_of_one_scale_and_of_both(scales: Path) -> None:
     assert f"points more at {ONE} than at {TWO} (95 %, Welch)" in shown
 
 
+def test_what_is_undecided_shows_why(scales: Path) -> None:
+    """Its interval contains 0, and its bounds reach beyond the margin, also where those of all scales' level do not."""
+    other = scores(MEANS | {LAU: 45.0}, std=0.4, seed=1)
+    found, narrow = set(), set()
+    for mean in np.arange(44.2, 45.05, 0.05):
+        v = judge(scores(MEANS | {LAU: mean}, std=0.4), other)["C8.enc8"]
+        assert v.decision is not None and v.interval is not None
+        contrast, (low, high) = v.decision.contrast, v.decision.bounds
+        found.add(v.verdict)
+        if v.verdict == "undecided":
+            assert v.interval[0] <= 0 <= v.interval[1] and (low <= -0.5 or high >= 0.5)
+            narrow.add(bool(contrast.sign(0.05 / 4)) or bool(contrast.within(0.5, 0.05 / 4)))
+    assert {"undecided", "supported at this scale"} <= found and narrow == {False, True}
+
+
 def test_the_numbers_of_a_planned_verdict(scales: Path) -> None:
     """Against Smyth's moments of the six pairs of four rows, and scipy's t."""
     values = scores(MEANS)
@@ -336,3 +351,23 @@ def test_the_page_the_csv_and_the_json_show_it(scales: Path, tmp_path: Path) -> 
     assert item["plan"]["family"] == "primary" and item["plan"]["comparisons"] == 4
     assert set(item["plan"]["minus_other_scales"]) == {TWO}
     assert model.PLAN not in {c.family for c in claims.load()}
+
+
+def test_the_report_begins_with_planned_scales_and_with_the_primary_family(scales: Path, tmp_path: Path) -> None:
+    """A scale of three unplanned seeds comes last; one comparison is named once, with all of its claims."""
+    means = MEANS | {GRID: 46.2}
+    few = {row: values[:3] for row, values in scores(MEANS, seed=2).items()}
+    all_ten = planted(ONE, scores(means, std=0.4)) | planted(TWO, scores(means, std=0.4, seed=1))
+    for found in (all_ten | planted("camvid-cpu", few)).values():
+        record.write(tmp_path, found)
+    first, *others = report.gather(results=tmp_path).findings
+    assert [f.scale for f in (first, *others)] == [ONE, TWO, "camvid-cpu"]
+    words = ", ".join((first.decided, first.undecided))
+    assert ": C2.4x-over-bilinear and C8.enc8 supported (" in first.decided
+    assert words.count("C8.enc8") == words.count("C2.4x-over-bilinear") == 1
+    at_one = by_id(claims.judge(spec.scale(ONE), record.read_all(tmp_path)[0]))
+    both = sum(v.verdict == "supported" and v.claim.family == "paper" for v in at_one.values())
+    assert f" claims ({both} supported; " in first.decided
+    assert at_one["K1.off"].verdict == "undecided" and at_one["K1.off"].found in first.undecided
+    beside = [name for name in ("K3.grid", "C6.enc8", "K2.grid") if name in first.undecided]
+    assert all(first.undecided.index("K1.off") < first.undecided.index(name) for name in beside)

@@ -208,13 +208,15 @@ def _decision(
 def _word(
     test: Callable[[Contrast, float], int], everywhere: Iterable[Contrast], here: Contrast, alpha: float, one: float
 ) -> tuple[bool | None, float]:
-    """Whether a test has one result, other than 0, at every scale, else at this one; with the level it was read at."""
+    """Whether a test has one result, other than 0, at every scale, else at this one; with the level it was read at.
+
+    Without a result that is the level of this scale alone, at which the interval does contain 0: at the level of all
+    scales it may not, where another scale says otherwise.
+    """
     results = {test(c, alpha) for c in everywhere}
     if len(results) == 1 and 0 not in results:
         return True, alpha
-    if test(here, one):
-        return False, one
-    return None, alpha if results else one
+    return (False if test(here, one) else None), one
 
 
 def _between(here: Contrast, other: Contrast) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +22,8 @@ from laurepro.spec.metrics import METRICS, own_metric
 if TYPE_CHECKING:
     from laurepro.claims import Verdict
 
-_NAMED = 3  # decided claims that the sentence names
+_NAMED = 3  # decided comparisons that the sentence names
+_MANY = 100  # seeds; what needs more is not about to be run
 
 
 class Finding(NamedTuple):
@@ -84,7 +86,8 @@ def _run(scale: Scale, sections: list[Section], rows: list[RowResult]) -> str:
     to_run = sum(r.row.set is not None for r in rows)
     data = ", ".join(sorted({data_of(s) for s in sections if any(r.records for r in s)}))
     settings = "".join(f" --set {pair}" for pair in rows[0].settings)
-    seeds = sorted({r.n_seeds for r in measured})
+    evaluated = [r for r in measured if any(rec.stage == "evaluate" for rec in r.records)] or measured
+    seeds = sorted({r.n_seeds for r in evaluated})
     over = _count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     records = [rec for r in measured for rec in r.records]
     scored = [rec for rec in records if rec.stage == "evaluate"] or records
@@ -107,16 +110,19 @@ def _decided(scale: Scale, verdicts: list[Verdict], labels: Mapping[str, str]) -
     parts = []
     for whose, what, members in _families(verdicts):
         decided = [v for v in members if v.verdict in DECIDED]
+        of_word = Counter(v.verdict for v in decided)
+        of_each = ", ".join(f"{of_word[word]} {word}" for word in DECIDED if len(decided) > 1 and of_word[word])
         judged = sum(v.verdict != "not judged" for v in members)
         elsewhere = "amounts, speeds and other data are judged at scale paper"
-        at_scale = f" ({judged} can be judged at this scale; {elsewhere})" if judged < len(members) else ""
-        named = [f"{v.claim.id} {v.verdict} ({comparison_name(v, labels)}: {v.found})" for v in decided[:_NAMED]]
-        if len(decided) > _NAMED:
-            named.append(f"and {len(decided) - _NAMED} more")
-        colon = ": " if named else ""
+        at_scale = f"{judged} can be judged at this scale; {elsewhere}" if judged < len(members) else ""
+        about = "; ".join(filter(None, (of_each, at_scale)))
+        groups = _primary_first(decided)
+        named = [_named(group, labels) for group in groups[:_NAMED]]
+        if len(groups) > _NAMED:
+            named.append(f"and {_count(len(groups) - _NAMED, 'more comparison')}")
         parts.append(
             f"{len(decided) or 'none'} of {whose} {_count(len(members), what)}{'' if decided else ', for or against'}"
-            f"{at_scale}{colon}{'; '.join(named)}"
+            f"{f' ({about})' if about else ''}{': ' * bool(named)}{'; '.join(named)}"
         )
     return ", and ".join(parts) + "." if parts else "nothing: no claim is about these rows."
 
@@ -128,6 +134,8 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
         open_.append(_count(words.count("undecided"), what))
         missing.append(_count(words.count("not run"), what))
     of_one = [v for v in verdicts if v.verdict == "undecided" and v.records]
+    primary = [g for g in comparisons(of_one) if _is_primary(g[0])]
+    first_of_all = "".join(f"; {_named(g, labels, word='')}" for g in primary)
     waiting = [g for g in comparisons(of_one) if g[0].needed and not g[0].needed_range]  # for seeds that are planned
     enough = [g for g in comparisons(of_one) if g not in waiting and g[0].n >= LEAST_SEEDS]
     needed = sorted(g[0].needed or float("inf") for g in enough)
@@ -136,7 +144,7 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
         first = next(g[0] for g in enough if g[0].needed == needed[0])
         half = statistics.median_high(needed)
         several = len(needed) > 1 and half < float("inf")
-        rest = f", and {half:.0f} half of these comparisons" if several else ""
+        rest = f", and {half:.0f} would for half of these comparisons" if several and half <= _MANY else ""
         estimate, _, _ = first.found.partition(";")
         which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
         low, high = first.needed_range or (first.needed, first.needed)
@@ -147,7 +155,26 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
     how_many += f"; {_count(len(waiting), 'comparison')} without all planned seeds" if waiting else ""
     single = sum(g[0].n == 1 for g in comparisons(of_one) if g not in waiting)
     alone = f"; {_count(single, 'comparison')} of one seed need at least two" if single else ""
-    return f"{' and '.join(open_) or 'nothing'}{how_many}{alone}; {' and '.join(missing) or 'none'} not run."
+    return (
+        f"{' and '.join(open_) or 'nothing'}{first_of_all}{how_many}{alone}; {' and '.join(missing) or 'none'} not run."
+    )
+
+
+def _is_primary(v: Verdict) -> bool:
+    return v.decision is not None and v.decision.family == "primary"
+
+
+def _primary_first(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
+    """The comparisons, those of the plan's primary family before the others."""
+    return sorted(comparisons(verdicts), key=lambda group: not _is_primary(group[0]))
+
+
+def _named(group: list[Verdict], labels: Mapping[str, str], word: str | None = None) -> str:
+    """One comparison with all its claims: `C8.enc8 and C2.4x-over-bilinear supported (LaU over bilinear: +0.7 …)`."""
+    first = group[0]
+    names = " and ".join(v.claim.id for v in group)
+    words = first.verdict if word is None else word
+    return f"{' '.join(filter(None, (names, words)))} ({comparison_name(first, labels)}: {first.found})"
 
 
 def _families(verdicts: list[Verdict]) -> list[tuple[str, str, list[Verdict]]]:

@@ -52,7 +52,8 @@ def gather(
 
     Args:
         targets: Tables; none: all of them.
-        scales: Their scales; none: those that have records, and there only the tables that have any.
+        scales: Their scales; none: those that have records, and there only the tables that have any. `paper` comes
+            first, then those of the plan, whose seeds and comparisons were fixed before they were scored.
         results: The results folder.
         runs: The runs folder, for running and failed jobs. None: the page depends on the results folder alone.
         pairs: The --set that the runs were made with.
@@ -67,7 +68,7 @@ def gather(
     known = set(spec.scale_names())
     chosen = {s: r for s, r in records.items() if scales is None or r.scale in scales}
     apart = unavailable(chosen)
-    names = scales_of(records) or ["paper"] if scales is None else scales
+    names = _planned_first(scales_of(records)) or ["paper"] if scales is None else scales
     if any(e.scale in names and e.scale not in known for e in apart):  # its file is gone, its records are not
         names = [n for n in names if n in known]
     at_scale = {name: completed(r) for name, r in records.items() if r.scale in names}
@@ -102,6 +103,13 @@ def gather(
         findings=tuple(finding(s, with_verdicts, of_scale.get(s.name, ())) for s in shown_scales),
         results=results,
     )
+
+
+def _planned_first(names: list[str]) -> list[str]:
+    from laurepro import claims
+
+    plan = claims.design()
+    return sorted(names, key=lambda name: 0 if name == "paper" else 1 if plan and name in plan.scales else 2)
 
 
 def _about(verdict: Verdict, sections: list[Section]) -> bool:
