@@ -169,7 +169,11 @@ def test_how_much_of_the_tuned_scale_there_is() -> None:
     measured = {a: len(values(a, "miou", TUNED)) for a in tuning_rows.rows}
     assert set(measured.values()) <= {0, 10}, "a row that is begun gets all its seeds"
     count = ("no", "one", "two", "three", "four", "five", "six", "all")[sum(n > 0 for n in measured.values())]
-    assert f'without which no verdict is more than one "at this scale", has {count} of its seven rows.' in TEXT
+    assert f'without which no verdict is more than one "at this scale", has {count} of its seven rows;' in TEXT
+    same = [v for v in at_ten_seeds(TUNED).values() if v.verdict in ("supported", "contradicted", "equivalent")]
+    assert (
+        len({(v.records, v.claim.metric) for v in same}) == 3 and "three comparisons have the same word at both" in TEXT
+    )
     assert {a for of, a in MEASURED if of == TUNED} == {a for a, n in measured.items() if n}
 
 
@@ -207,6 +211,39 @@ def test_what_the_gain_comes_from_at_rates_of_their_own() -> None:
     assert f"a pooled deviation of {own:.2f} points, where it is {one:.2f} at one rate." in TEXT and own > one
     words = f"What they have in common is about as much as there, {100 * icc:.0f} % of a row's variance."
     assert words in TEXT and abs(icc - icc_of_one) < 0.05
+
+
+def test_later_upsamplers_at_rates_of_their_own() -> None:
+    dysample, carafe, grid = "table9/encnet-dysample4x", "table9/encnet-carafe4x", STEADY[1]
+    one, other = (
+        f"{single(a, BILINEAR, TUNED)} above the former"
+        if a == dysample
+        else f"{single(a, BILINEAR, TUNED)} and {single(a, grid, TUNED)}."
+        for a in (dysample, carafe)
+    )
+    assert f"DySample {one} and {single(dysample, grid, TUNED)} from the latter, CARAFE {other}" in TEXT
+    below = f"cannot be distinguished, {single(LAU, dysample, TUNED)} and {single(LAU, carafe, TUNED)}."
+    assert f"From them LaU with its loss {below}" in TEXT
+    for a in (dysample, carafe):
+        low, high = interval(differences(LAU, a, TUNED)) or (1.0, 1.0)
+        assert low < 0 < high
+        low, middle, high = (
+            statistics.fmean(values(of, "miou", TUNED)[n] for n in range(10)) for of in (BILINEAR, a, grid)
+        )
+        assert low < middle < high
+
+
+def test_pixelshuffle_at_its_own_rate() -> None:
+    shuffle = "table3a/encnet-os8-pixelshuffle2x"
+    assert not diverged(shuffle, TUNED)
+    own, one = (
+        statistics.fmean(values(shuffle, "miou", s)[n] for n in planned(values(shuffle, "miou", s)))
+        for s in (TUNED, "camvid-imagenet")
+    )
+    assert f"at all ten seeds, and scores {own:.2f} instead of {one:.2f}." in TEXT
+    assert max(d for a in spec.scale(TUNED).rows if a != shuffle for d in differences(shuffle, a, TUNED)) < 0
+    assert {at_ten_seeds(TUNED)[n].verdict for n in ("C9.enc8", "C23.enc8", "C23.enc8-off")} == {"undecided"}
+    assert f"bilinear upsampling is {numbers('C9.enc8', TUNED)} above it." in TEXT
 
 
 def test_what_is_left_has_no_record() -> None:
@@ -269,21 +306,18 @@ def test_the_longer_step() -> None:
     assert picked.verdict == "equivalent at this scale"
 
 
-def differences(one: str, other: str) -> list[float]:
-    """Of mIoU at ten seeds of camvid-imagenet."""
-    a, b = (values(address, "miou", "camvid-imagenet") for address in (one, other))
+def differences(one: str, other: str, scale: str = "camvid-imagenet") -> list[float]:
+    """Of mIoU at seeds 0 to 9."""
+    a, b = (values(address, "miou", scale) for address in (one, other))
     return [a[n] - b[n] for n in range(10)]
 
 
-def single(one: str, other: str) -> str:
+def single(one: str, other: str, scale: str = "camvid-imagenet") -> str:
     """A difference of which the plan has no comparison: its mean and its own 95 % interval, as the page writes them."""
-    found = differences(one, other)
-    jobs = [
-        {r.job for r in results(t, "camvid-imagenet")[row].records} for t, row in (one.split("/"), other.split("/"))
-    ]
-    for (
-        v
-    ) in at_ten_seeds().values():  # by records: a comparison may name the same experiment by its row in another table
+    found = differences(one, other, scale)
+    jobs = [{r.job for r in results(t, scale)[row].records} for t, row in (one.split("/"), other.split("/"))]
+    # By records: a comparison may name the same experiment by its row in another table.
+    for v in at_ten_seeds(scale).values():
         of_both = v.decision and set(v.records) <= jobs[0] | jobs[1] and all(set(v.records) & of for of in jobs)
         assert not of_both or v.claim.metric != "miou60", v.claim.id
     low, high = interval(found) or (math.nan, math.nan)
@@ -398,7 +432,7 @@ def test_the_rows_that_diverge() -> None:
     assert f"{words} {min(others):.1f} to {max(others):.1f}, and is not changed" in TEXT
 
 
-DRAWN = {"evidence.png": "camvid-cpu", "evidence-differences.png": "camvid-imagenet"}
+DRAWN = {"evidence.png": "camvid-cpu", "evidence-differences.png": "camvid-imagenet", "evidence-tuned.png": TUNED}
 
 
 @pytest.mark.parametrize("file", DRAWN)
@@ -432,15 +466,13 @@ def test_figures_are_of_the_committed_records(file: str) -> None:
 def test_the_gain_in_each_sequence() -> None:
     lines = (ROOT / "results" / "REPORT.md").read_text().splitlines()
     part = lines[lines.index("### Seeds and images at scale camvid-imagenet") :]
-    lau = next(line for line in part if "LaU 4x, offset-guided loss, OS 8 over EncNet, bilinear" in line)
-    grid = next(line for line in part if "zero offsets, OS 8 over EncNet, bilinear" in line)
+    lau = next(line for line in part if "EncNet, OS 8: LaU 4x, offset-guided loss over bilinear" in line)
+    grid = next(line for line in part if "zero offsets over bilinear" in line)
     (a, b), (c, d) = (line.strip("| ").split(" | ")[-2:] for line in (lau, grid))
     assert f"LaU with its loss gains {a} and {b} in 0001TP and Seq05VD, the grid alone {c} and {d}." in TEXT
     assert all("\\[+" in line for line in (lau, grid))  # intervals over seeds and images
     part = lines[lines.index(f"### Seeds and images at scale {TUNED}") :]
-    own = next(
-        line for line in part if line.startswith("| EncNet, LaU 4x, offset-guided loss, OS 8 over EncNet, bilinear")
-    )
+    own = next(line for line in part if line.startswith("| EncNet, OS 8: LaU 4x, offset-guided loss over bilinear"))
     cells = own.strip("| ").split(" | ")
     low, high = re.findall(r"[+-]\d\.\d\d", cells[5])
     assert f"{cells[-2]} and {cells[-1]} in 0001TP and Seq05VD; with blocks of frames drawn again too" in TEXT
@@ -461,24 +493,43 @@ def test_the_ceiling_and_its_control() -> None:
     assert round(5 * lau / own[1]) == 1 and control[1] > lau
 
 
-def test_what_both_regimes_agree_on() -> None:
-    grid, without, longer = "table3a/encnet-os8-grid4x", "table4/encnet-os8-lau4x", "tablec/lau4x-long-step"
-    worse = ["table3a/encnet-os8-pixelshuffle2x", "table3a/encnet-os8-pixelshuffle3x", "table4/encnet-os8-deformable"]
+def orders(addresses: Iterable[str], scale: str) -> list[str]:
+    """Rows by their mean of mIoU at a scale, the lowest first."""
+    means = {a: values(a, "miou", scale) for a in addresses}
+    return sorted(means, key=lambda a: statistics.fmean(means[a][seed] for seed in planned(means[a])))
+
+
+def test_what_the_regimes_agree_on() -> None:
+    of_scale = {scale: {a for of, a in MEASURED if of == scale and "-oracle-" not in a} for scale in PARTS}
+    shuffle, dysample, carafe = (
+        "table3a/encnet-os8-pixelshuffle2x",
+        "table9/encnet-dysample4x",
+        "table9/encnet-carafe4x",
+    )
+    _, grid, without, _ = STEADY
+    assert set.intersection(*of_scale.values()) == {shuffle, *STEADY}
+    order = {scale: orders((shuffle, *STEADY), scale) for scale in PARTS}
+    assert {tuple(of[:2]) for of in order.values()} == {(shuffle, BILINEAR)}
+    assert order["camvid-cpu"][:1:-1] == [LAU, grid, without]
+    assert order["camvid-imagenet"][:1:-1] == [LAU, without, grid]
+    assert order[TUNED][:1:-1] == [without, grid, LAU]
+    within = statistics.fmean(differences(without, LAU, TUNED))
+    assert f"LaU with, within {math.ceil(100 * within) / 100:.2f} points." in TEXT
+    assert of_scale["camvid-cpu"] & of_scale[TUNED] == {shuffle, *STEADY, dysample, carafe}
+    for scale in ("camvid-cpu", TUNED):
+        of_both = orders((BILINEAR, grid, LAU, dysample, carafe), scale)
+        assert set(of_both[-2:]) == {grid, LAU} and of_both.index(BILINEAR) == (2 if scale == "camvid-cpu" else 0)
+
+    worse = [shuffle, "table3a/encnet-os8-pixelshuffle3x", "table4/encnet-os8-deformable"]
     ordered = [*worse, BILINEAR, grid, LAU]
-    means_of_loss = [without, "tablec/lau4x-valid", "tablec/lau4x-off-weighted-mean"]
-    one, other = ({a for of, a in MEASURED if of == scale and "-oracle-" not in a} for scale in REGIMES)
-    assert one & other == {*ordered, *means_of_loss, longer}
-
-    def mean(address: str, scale: str) -> float:
-        by_seed = values(address, "miou", scale)
-        return statistics.fmean(by_seed[seed] for seed in planned(by_seed))
-
-    means = {scale: {a: mean(a, scale) for a in one & other} for scale in REGIMES}
-    assert all([of[a] for a in ordered] == sorted(of[a] for a in ordered) for of in means.values())
-    random, imagenet = means["camvid-cpu"], means["camvid-imagenet"]
-    assert all(random[a] < random[grid] and imagenet[a] > imagenet[grid] for a in means_of_loss)
-    rows_of_lau = [a for a in one & other if "lau4x" in a]
-    assert min(rows_of_lau, key=random.__getitem__) == max(rows_of_lau, key=imagenet.__getitem__) == longer
+    weighted, valid, longer = "tablec/lau4x-off-weighted-mean", "tablec/lau4x-valid", "tablec/lau4x-long-step"
+    rows_of_lau = [LAU, without, weighted, valid, longer]
+    random, imagenet = (of_scale[scale] for scale in ("camvid-cpu", "camvid-imagenet"))
+    assert random & imagenet == {*ordered, *rows_of_lau}
+    assert all(orders(ordered, scale) == ordered for scale in ("camvid-cpu", "camvid-imagenet"))
+    for a in (weighted, valid):
+        assert orders((a, grid), "camvid-cpu")[0] == a and orders((a, grid), "camvid-imagenet")[1] == a
+    assert orders(rows_of_lau, "camvid-cpu")[0] == orders(rows_of_lau, "camvid-imagenet")[-1] == longer
 
 
 # -------------------------------------------------------------------------------- how much three seeds can show

@@ -33,6 +33,7 @@ from laurepro.cli import main
 from laurepro.errors import LaureproError
 from laurepro.report import RowResult, blocks, columns, comparison, latex, tables
 from laurepro.report.blocks import Page
+from laurepro.report.finding import comparison_name
 from laurepro.report.grid import notes
 from laurepro.report.rows import scales_of
 from laurepro.spec import Job, parts
@@ -444,8 +445,23 @@ def test_one_measured_comparison_stands_once(compared: Planted) -> None:
     page = report.build(report.gather((), ["camvid-cpu"], results=compared.results))
     (table,) = [b for b in page.blocks if isinstance(b, blocks.Table) and b.title.startswith("Claims of the paper")]
     (line,) = [line for line in table.grid.lines if "C8.enc8:" in line[0].detail]
-    assert "C2.4x-over-bilinear:" in line[0].detail and line[0].text.endswith("EncNet, bilinear 8x, OS 8, mIoU")
+    assert "C2.4x-over-bilinear:" in line[0].detail and "C8.enc8:" in line[0].detail
+    assert line[0].text == "EncNet, OS 8: LaU 4x, offset-guided loss over bilinear 8x, mIoU"
     assert sum("C2.4x-over-bilinear:" in line[0].detail for line in table.grid.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("EncNet, LaU 4x, OS 8", "EncNet, bilinear 8x, OS 8"), "EncNet, OS 8: LaU 4x over bilinear 8x, mIoU"),
+        (("LaU 4x, loss", "bilinear"), "LaU 4x, loss over bilinear, mIoU"),
+        (("LaU 4x, loss", "LaU 4x"), "LaU 4x, loss over LaU 4x, mIoU"),  # nothing of the second's own would be left
+    ],
+)
+def test_a_comparison_is_named_by_what_differs(labels: tuple[str, str], expected: str) -> None:
+    claim = next(c for c in claims.load() if c.id == "C8.enc8")
+    verdict = claims.Verdict(claim, "camvid-cpu", "undecided", "not printed", "", records=("test-camvid-x-s0-0",))
+    assert comparison_name(verdict, dict(zip(claim.addresses, labels, strict=True))) == expected
 
 
 def test_rows_of_which_a_scale_says_nothing_are_marked(empty: Planted) -> None:

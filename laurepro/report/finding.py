@@ -108,18 +108,19 @@ def _decided(scale: Scale, verdicts: list[Verdict], labels: Mapping[str, str]) -
             f"sign here, {other} with the other."
         )
     parts = []
+    of_plan = any(v.decision for v in verdicts)
     for whose, what, members in _families(verdicts):
         decided = [v for v in members if v.verdict in DECIDED]
         of_word = Counter(v.verdict for v in decided)
         of_each = ", ".join(f"{of_word[word]} {word}" for word in DECIDED if len(decided) > 1 and of_word[word])
         judged = sum(v.verdict != "not judged" for v in members)
-        elsewhere = "amounts, speeds and other data are judged at scale paper"
-        at_scale = f"{judged} can be judged at this scale; {elsewhere}" if judged < len(members) else ""
+        at_scale = f"{judged} can be judged at this scale" if judged < len(members) else ""
         about = "; ".join(filter(None, (of_each, at_scale)))
-        groups = _primary_first(decided)
-        named = [_named(group, labels) for group in groups[:_NAMED]]
-        if len(groups) > _NAMED:
-            named.append(f"and {_count(len(groups) - _NAMED, 'more comparison')}")
+        groups = comparisons(decided)
+        shown = [group for group in groups if _is_primary(group[0])] or groups[: 1 if of_plan else _NAMED]
+        named = [_named(group, labels, with_verdict=True) for group in shown]
+        if len(groups) > len(shown):
+            named.append(f"and {_count(len(groups) - len(shown), 'more comparison')}")
         parts.append(
             f"{len(decided) or 'none'} of {whose} {_count(len(members), what)}{'' if decided else ', for or against'}"
             f"{f' ({about})' if about else ''}{': ' * bool(named)}{'; '.join(named)}"
@@ -135,7 +136,7 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
         missing.append(_count(words.count("not run"), what))
     of_one = [v for v in verdicts if v.verdict == "undecided" and v.records]
     primary = [g for g in comparisons(of_one) if _is_primary(g[0])]
-    first_of_all = "".join(f"; {_named(g, labels, word='')}" for g in primary)
+    first_of_all = f", first {' and '.join(_named(g, labels) for g in primary)}" if primary else ""
     waiting = [g for g in comparisons(of_one) if g[0].needed and not g[0].needed_range]  # for seeds that are planned
     enough = [g for g in comparisons(of_one) if g not in waiting and g[0].n >= LEAST_SEEDS]
     needed = sorted(g[0].needed or float("inf") for g in enough)
@@ -143,12 +144,11 @@ def _undecided(verdicts: list[Verdict], labels: Mapping[str, str]) -> str:
     if needed and needed[0] < float("inf"):
         first = next(g[0] for g in enough if g[0].needed == needed[0])
         half = statistics.median_high(needed)
-        several = len(needed) > 1 and half < float("inf")
-        rest = f", and {half:.0f} would for half of these comparisons" if several and half <= _MANY else ""
-        estimate, _, _ = first.found.partition(";")
-        which = f"{first.claim.id} ({comparison_name(first, labels)}: {estimate})"
+        several = len(needed) > 1 and half <= _MANY
         low, high = first.needed_range or (first.needed, first.needed)
         seeds = f"{low} to {high or 'very many'}" if high != low else f"{low}"
+        which = first.claim.id if primary else f"{first.claim.id} ({_measured(first, labels)})"
+        rest = f", and {half:.0f} would for half of these comparisons" if several else ""
         how_many = f"; {seeds} seeds a row in total would probably decide {which}{rest}"
     few = sum(1 < g[0].n < LEAST_SEEDS for g in comparisons(of_one) if g not in waiting)
     how_many += f"; {_count(few, 'comparison')} of fewer than {LEAST_SEEDS} seeds cannot say how many would" * bool(few)
@@ -164,17 +164,16 @@ def _is_primary(v: Verdict) -> bool:
     return v.decision is not None and v.decision.family == "primary"
 
 
-def _primary_first(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
-    """The comparisons, those of the plan's primary family before the others."""
-    return sorted(comparisons(verdicts), key=lambda group: not _is_primary(group[0]))
+def _measured(v: Verdict, labels: Mapping[str, str]) -> str:
+    """`EncNet, OS 8: LaU 4x over bilinear 8x, mIoU: +0.74 [+0.23, +1.26] over 10 seeds`."""
+    return f"{comparison_name(v, labels)}: {v.found.partition(';')[0]}"
 
 
-def _named(group: list[Verdict], labels: Mapping[str, str], word: str | None = None) -> str:
-    """One comparison with all its claims: `C8.enc8 and C2.4x-over-bilinear supported (LaU over bilinear: +0.7 …)`."""
+def _named(group: list[Verdict], labels: Mapping[str, str], with_verdict: bool = False) -> str:
+    """One comparison with all its claims: `C8.enc8 and C2.4x-over-bilinear supported (…)`."""
     first = group[0]
     names = " and ".join(v.claim.id for v in group)
-    words = first.verdict if word is None else word
-    return f"{' '.join(filter(None, (names, words)))} ({comparison_name(first, labels)}: {first.found})"
+    return f"{names}{f' {first.verdict}' if with_verdict else ''} ({_measured(first, labels)})"
 
 
 def _families(verdicts: list[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
@@ -199,10 +198,19 @@ def comparisons(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
 
 
 def comparison_name(v: Verdict, labels: Mapping[str, str]) -> str:
-    """`LaU 4x over bilinear 8x, mIoU`, by the labels of rows; the claim's sentence where it compares no rows."""
+    """`EncNet, OS 8: LaU 4x over bilinear 8x, mIoU`: what the labels of the rows share, and where they differ.
+
+    The claim's sentence where it compares no rows.
+    """
     if not v.records or not v.claim.addresses:
         return v.claim.what
-    return f"{' over '.join(labels.get(a, a) for a in v.claim.addresses)}, {metric_title(v)}"
+    of_rows = [labels.get(a, a).split(", ") for a in v.claim.addresses]
+    shared = [part for part in of_rows[0] if all(part in parts for parts in of_rows)]
+    own = [[part for part in parts if part not in shared] for parts in of_rows]
+    if len(own) == 1 or not all(own):
+        shared, own = [], of_rows
+    head = f"{', '.join(shared)}: " if shared else ""
+    return f"{head}{' over '.join(', '.join(parts) for parts in own)}, {metric_title(v)}"
 
 
 def metric_title(v: Verdict) -> str:
