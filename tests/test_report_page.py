@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -546,10 +548,19 @@ def committed(folder: Path) -> Path:
 def test_the_committed_report_is_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAUREPRO_EXPERIMENTS", str(ROOT / "experiments"))
     results = committed(tmp_path)
-    text, files = report.render_split(report.gather(results=results), results, results / "tables")
+    sources = report.gather(results=results)
+    sections, table = sources.sections, results / "REPORT.csv"
+    text, files = report.render_split(sources, results, results / "tables")
     written = {f: f.read_text() for f in (results / "REPORT.md", *(results / "tables").glob("*.md"))}
     fresh = {f: t + "\n" for f, t in ({results / "REPORT.md": text} | files).items()}
     assert written == fresh, "results/REPORT.md or results/tables is stale: make report"
+
+    def rounded(cell: str) -> str:
+        """With the digits that two processors agree on."""
+        return re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda found: f"{float(found[0]):.6g}", cell)
+
+    made, kept = (list(csv.reader(io.StringIO(t))) for t in (report.render(list(sections), "csv"), table.read_text()))
+    assert [[*map(rounded, line)] for line in made] == [[*map(rounded, line)] for line in kept], "make report"
     scales = {r.scale for r in record.read_all(results)[0].values()}
     size = (results / "REPORT.md").stat().st_size
     assert size <= 10_000 + 30_000 * len(scales), "what is long belongs into a fold of the page"
