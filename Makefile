@@ -151,8 +151,8 @@ evidence: $(VENV)/.run ## Train on CamVid for at most TIME_LIMIT minutes, pack t
 	fi; exit $$failed
 
 report: $(VENV)/.run ## Rewrite results/REPORT.md, REPORT.csv and results/tables/ from results/records
-	rm -f results/tables/*.md
 	$(BIN)/laurepro report --format csv --results-only --output results/REPORT.csv
+	rm -f results/tables/*.md
 	$(BIN)/laurepro report --format markdown --results-only --output results/REPORT.md --details results/tables
 
 # A contradicted claim is a result and no failure: only a job or a data set can fail here. What is missing is named

@@ -215,15 +215,11 @@ def test_what_the_gain_comes_from_at_rates_of_their_own() -> None:
 
 def test_later_upsamplers_at_rates_of_their_own() -> None:
     dysample, carafe, grid = "table9/encnet-dysample4x", "table9/encnet-carafe4x", STEADY[1]
-    one, other = (
-        f"{single(a, BILINEAR, TUNED)} above the former"
-        if a == dysample
-        else f"{single(a, BILINEAR, TUNED)} and {single(a, grid, TUNED)}."
-        for a in (dysample, carafe)
-    )
-    assert f"DySample {one} and {single(dysample, grid, TUNED)} from the latter, CARAFE {other}" in TEXT
-    below = f"cannot be distinguished, {single(LAU, dysample, TUNED)} and {single(LAU, carafe, TUNED)}."
-    assert f"From them LaU with its loss {below}" in TEXT
+    above, below = ([single(a, other, TUNED) for a in (dysample, carafe)] for other in (BILINEAR, grid))
+    assert f"DySample {above[0]} above the former and {below[0]} from the latter," in TEXT
+    assert f"from the latter, CARAFE {above[1]} and {below[1]}." in TEXT
+    gains = f"{single(LAU, dysample, TUNED)} and {single(LAU, carafe, TUNED)}."
+    assert f"From them LaU with its loss cannot be distinguished, {gains}" in TEXT
     for a in (dysample, carafe):
         low, high = interval(differences(LAU, a, TUNED)) or (1.0, 1.0)
         assert low < 0 < high
