@@ -120,7 +120,9 @@ EVIDENCE = $(or $(EVIDENCE_$(EVIDENCE_SCALE)),$(EVIDENCE_CAMVID))
 EVIDENCE_CAMVID = "table3a --seeds 3" "tablec --seeds 3" "table2 --seeds 3" "table1 table4 table7 --seeds 3" \
   "table3a table2 --seeds 5" "table1 table4 table7 --seeds 5"
 OS8 = table3a/encnet-os8
-EVIDENCE_camvid-imagenet = "$(OS8)-bilinear $(OS8)-grid4x $(OS8)-lau4x-off table4/encnet-os8-lau4x --seeds 10" \
+PRIMARY = "$(OS8)-bilinear $(OS8)-grid4x $(OS8)-lau4x-off table4/encnet-os8-lau4x --seeds 10"
+EVIDENCE_camvid-cpu = "table3a --seeds 3" "tablec --seeds 3" $(PRIMARY) "table1 table2 table4 table7 table9 --seeds 3"
+EVIDENCE_camvid-imagenet = $(PRIMARY) \
   "table1 table2 $(addprefix $(OS8)-pixelshuffle,2x 3x 2x2x) table4/encnet-os8-deformable --seeds 10" \
   "$(addprefix tablec/,lau4x-long-step grid4x-long-step lau4x-off-weighted-mean grid4x-valid lau4x-valid) --seeds 10" \
   "$(addprefix tablec/,lau4x-off-valid bilinear-norm-uniform lau4x-norm-uniform) --seeds 10" \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,7 +93,7 @@ def claims(scale: Scale, verdicts: Sequence[Verdict], sections: tuple[Section, .
 
 
 def _seeds(rows: Sequence[RowResult], plan: Plan | None) -> list[str]:
-    """What the seeds of the rows have in common in mIoU: of the distinct rows that have the seeds that most have."""
+    """What rows of one seed have in common in mIoU: of the seeds, and the distinct rows with them, that say most."""
     import numpy as np
 
     from laurepro.claims.moderated import spread
@@ -106,14 +105,16 @@ def _seeds(rows: Sequence[RowResult], plan: Plan | None) -> list[str]:
         jobs = tuple(sorted(rec.job for rec in r.records if rec.stage == "evaluate"))
         if jobs and all(rec.experiment.eval.is_score for rec in r.records):
             scored.setdefault(jobs, r.column("miou60"))
-    seeds = Counter(tuple(sorted(by_seed)) for by_seed in scored.values() if len(by_seed) > 1)
-    common = seeds.most_common(1)[0][0] if seeds else ()
-    table = [[by_seed[s] for s in common] for by_seed in scored.values() if tuple(sorted(by_seed)) == common]
-    found = spread(np.array(table)) if len(table) > 1 else None
+    tables = [
+        np.array([[by_seed[s] for s in seeds] for by_seed in scored.values() if set(seeds) <= set(by_seed)])
+        for seeds in sorted({tuple(sorted(by_seed)) for by_seed in scored.values() if len(by_seed) > 1})
+    ]
+    table = max(tables, key=lambda of: (len(of) - 1) * (of.shape[1] - 1), default=None)  # degrees of freedom
+    found = spread(table) if table is not None and len(table) > 1 else None
     if found is None:
         return []
     return [
-        f"Seeds, mIoU of the {found.rows} rows shown that have {found.seeds} seeds, but for oracles and rows that may "
+        f"Seeds, mIoU of the {found.rows} rows shown that share {found.seeds} seeds, but for oracles and rows that may "
         f"diverge: a difference of two has a pooled deviation of {found.deviation:.2f} ({found.freedom} degrees of "
         f"freedom); what the rows of one seed have in common makes {100 * found.icc:.0f} % of a row's variance (ICC)."
     ]
