@@ -389,6 +389,9 @@ def test_the_cascades() -> None:
     assert f"; {needed('F1.4x')} and {needed('F2.three')} seeds would decide." in TEXT
     above = f"{single(two, BILINEAR)} and {single(three, BILINEAR)} (single comparisons, not of the plan)"
     assert f"They are above bilinear upsampling by {above}" in TEXT
+    verdict = at_ten_seeds()["F3.two"].verdict
+    assert verdict == "equivalent at this scale"
+    assert f"changes less than the margin**: {numbers('F3.two')}, {verdict}." in TEXT
     means = {
         a: statistics.fmean(values(a, "miou", "camvid-imagenet").values())
         for scale, a in MEASURED
