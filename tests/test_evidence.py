@@ -366,7 +366,7 @@ def test_the_regression_loss() -> None:
     low, high = interval(differences(four, step)) or (1.0, 1.0)
     assert low < 0 < high and "the longer step alone cannot be distinguished from it" in TEXT
     assert f"with 36 it is above that step by {single(more, step)}" in TEXT
-    assert "The regression loss has the higher mean**: at all ten seeds it is above" in TEXT
+    assert "has a higher mean than the offset-guided one**: at all ten seeds it is above" in TEXT
     assert f"is undecided**, {numbers('F4.radius3')}; {needed('F4.radius3')} seeds would decide." in TEXT
 
 
@@ -400,7 +400,7 @@ def test_the_cascades() -> None:
     assert max(means, key=lambda a: means[a]) == three
     assert f"The three stages have the highest mean of all rows here, {means[three]:.2f};" in TEXT
     low, high = interval(differences(three, step)) or (1.0, 1.0)
-    assert low < 0 < high and f"they cannot be distinguished, {single(three, step)}." in TEXT
+    assert low < 0 < high and f"they cannot be distinguished, {single(three, step)} (single)." in TEXT
 
 
 def diverged(address: str, scale: str) -> dict[int, int]:
@@ -595,10 +595,8 @@ def test_what_the_decided_comparison_rests_on() -> None:
     chance = stats.chi2.cdf(2 * (first.std / deviation) ** 2, 2)
     assert f"comes up in {100 * chance:.0f} of 100 cases" in TEXT and f"deviation of {first.std:.2f};" in TEXT
     p = 2 * stats.t.sf(first.estimate / (deviation / math.sqrt(3)), freedom)
-    words = (
-        f"the corrected p was {p * families[0]:.3f}, and corrected over all {sum(families)} comparisons of both files"
-    )
-    assert f"{words} {sum(families) * first.p:.2f}: undecided both times." in TEXT
+    assert f"the corrected p was {p * families[0]:.3f}; with its own, corrected over all {sum(families)}" in TEXT
+    assert f"of both files, it was {sum(families) * first.p:.2f}. Undecided either way." in TEXT
     new, every = (at_random_weights(seeds)["K3.enc8"] for seeds in (NEW, ALL))
     assert new.verdict == "undecided" and new.n == 7 and every.verdict == "supported" and every.n == 10
     words = f"alone it is {new.estimate:+.2f}, with a deviation of {new.std:.2f}, p = {new.p:.4f}, corrected"
@@ -606,11 +604,19 @@ def test_what_the_decided_comparison_rests_on() -> None:
     assert f"Over all ten it is {every.estimate:+.2f}, p = {every.p:.4f}, corrected {every.p_holm:.3f}:" in TEXT
     decided = [v.claim.id for v in at_ten_seeds(SCALE).values() if v.verdict in ("supported", "contradicted")]
     assert decided == ["K3.enc8"] and f"one of {sum(families)} comparisons is decided" in TEXT
-    for name, words in (("C8.enc8", "the verdict is undecided**:"), ("K3.enc8", "upsampling in all ten seeds**,")):
+    assert not [v for v in at_random_weights(NEW).values() if v.verdict in ("supported", "contradicted")]
+    assert "over ten seeds of which three had been seen; over seeds 3 to 9 alone none is." in TEXT
+    for name, words in (
+        ("C8.enc8", "the verdict is undecided**: {}"),
+        ("K3.enc8", "upsampling in all ten seeds**, {}"),
+        ("K1.no-loss", "but no offset: {}"),
+        ("K1.off", "above that control by {}"),
+    ):
         v = at_ten_seeds(SCALE)[name]
         assert v.interval is not None and v.n == 10
         low, high = (f"{end:+.2f}".replace("-", "−") for end in v.interval)
-        assert f"{words} {v.estimate:+.2f}, corrected interval [{low}, {high}]" in TEXT
+        assert f"{words.format(f'{v.estimate:+.2f}')}, corrected interval [{low}, {high}]" in TEXT
+    assert {at_ten_seeds(SCALE)[n].verdict for n in ("K1.no-loss", "K1.off")} == {"undecided"}
     assert at_ten_seeds(SCALE)["C8.enc8"].verdict == "undecided"
     assert sum(d > 0 for d in differences(LAU, BILINEAR, SCALE)) == 9 and "It is above in nine of ten seeds." in TEXT
 
@@ -639,19 +645,32 @@ def test_what_seven_more_seeds_show() -> None:
     assert all(size < sizes[one, other, SEEN][0] for (one, other, seeds), (size, _) in sizes.items() if seeds == NEW)
     assert [pair[:2] for pair, (_, excludes) in sizes.items() if pair[2] == NEW and excludes] == [(LAU, BILINEAR)]
     assert round(10 * sizes[LAU, BILINEAR, NEW][0] / sizes[LAU, BILINEAR, SEEN][0]) == 5
-    assert "Of the gain of LaU with its loss over bilinear upsampling half is left;" in TEXT
     gains = [statistics.fmean(differences(a, BILINEAR, SCALE)) for a in (grid, LAU)]
     assert f"as from ImageNet weights: {gains[0]:+.2f} of {gains[1]:+.2f} points." in TEXT and 2 * gains[0] > gains[1]
-    assert f"but no offset: {single(without, grid, SCALE)}. With the loss it is above" in TEXT
-    assert f"above that control by {single(LAU, grid, SCALE)}." in TEXT
-    deviation, freedom, icc = of_table(np.array([[values(a, "miou")[n] for n in ALL] for a in STEADY]))
-    words = f"the ICC is {icc:.2f} and the pooled deviation {deviation:.2f} points ({freedom} degrees of freedom)"
-    assert words in TEXT and abs(pooled("miou")[2]) < 0.1
-    shifts = [
-        statistics.fmean(v[n] for n in SEEN) - statistics.fmean(v[n] for n in NEW)
-        for v in (values(a, "miou") for a in STEADY)
+    after, before = (statistics.fmean(differences(LAU, BILINEAR, SCALE)[n] for n in seeds) for seeds in (NEW, SEEN))
+    assert f"gains {after:+.2f} over bilinear upsampling there instead of {before:+.2f}." in TEXT
+    chances = [
+        stats.ttest_ind([found[n] for n in SEEN], [found[n] for n in NEW]).pvalue
+        for found in (differences(one, other, SCALE) for one, other, seeds in sizes if seeds == ALL)
     ]
-    assert f"in all four rows**, by {min(shifts):.2f} to {max(shifts):.2f} points." in TEXT and min(shifts) > 0
+    assert f"chance may explain each, with p = {min(chances):.2f} at the least." in TEXT
+
+
+def test_what_seeds_have_in_common() -> None:
+    of = {seeds: np.array([[values(a, "miou")[n] for n in seeds] for a in STEADY]) for seeds in (SEEN, NEW, ALL)}
+    (deviation, freedom, icc), seen, new = (of_table(of[seeds]) for seeds in (ALL, SEEN, NEW))
+    words = f"their ICC is {seen[2]:.2f} over seeds 0 to 2, {new[2]:.2f} over seeds 3 to 9, and {icc:.2f} over all ten,"
+    assert f"{words} with a pooled deviation of {deviation:.2f} points ({freedom} degrees of freedom)." in TEXT
+    assert abs(pooled("miou")[2]) < 0.1
+    means = [f"{mean:.2f}" for mean in of[SEEN].mean(1)]
+    assert f"of its first four rows is {means[0]}, {means[1]}, {means[3]} and {means[2]}." in TEXT
+    assert ROWS[:4] == [BILINEAR, STEADY[1], LAU, STEADY[2]]
+    shifts = of[SEEN].mean(1) - of[NEW].mean(1)
+    words = f"by {min(shifts):.2f} to {max(shifts):.2f} points, on average by {shifts.mean():.2f}; that may be chance"
+    chance = stats.ttest_ind(of[SEEN].mean(0), of[NEW].mean(0)).pvalue
+    assert f"in all four rows**, {words} (p = {chance:.2f}, one value a seed)." in TEXT
+    words = f"LaU with its loss scored {shifts[3]:.2f} more than at its other seven seeds, and bilinear upsampling"
+    assert f"There {words} {shifts[0]:.2f} more," in TEXT and shifts[3] == max(shifts) and shifts[0] == min(shifts)
     assert f"instead of {values(LAU, 'miou')[0]:.2f}." in TEXT
 
 
@@ -664,7 +683,17 @@ def test_the_narrowest_interval() -> None:
             assert ends is not None
             half[one, other] = (ends[1] - ends[0]) / 2
     (narrowest, width) = min(half.items(), key=lambda item: item[1])
-    assert narrowest == ("table3a/encnet-os8-grid4x", "tablec/grid8x") and f"±{width:.2f}. Of" in TEXT
+    assert narrowest == ("table3a/encnet-os8-grid4x", "tablec/grid8x") and f"seeds 0 to 2, ±{width:.2f}. Of" in TEXT
+    of = [pair for pair in half if "pixelshuffle2x" not in " ".join(pair)]
+    deviation = width * math.sqrt(3) / stats.t.ppf(0.975, 2)
+    chance = stats.chi2.cdf(2 * (deviation / pooled("miou")[0]) ** 2, 2)
+    cases = ("one", "two", "three", "four", "five", "six", "seven", "eight")[
+        round(1 / (1 - (1 - chance) ** len(of))) - 1
+    ]
+    words = (
+        f"Of {len(of)} such differences, were they independent, the narrowest is that narrow by chance in one case of"
+    )
+    assert f"{words} {cases};" in TEXT, (len(of), cases)
 
 
 def test_the_classes_that_the_score_is_made_of() -> None:
