@@ -389,9 +389,12 @@ def test_the_cascades() -> None:
     assert f"; {needed('F1.4x')} and {needed('F2.three')} seeds would decide." in TEXT
     above = f"{single(two, BILINEAR)} and {single(three, BILINEAR)} (single comparisons, not of the plan)"
     assert f"They are above bilinear upsampling by {above}" in TEXT
-    verdict = at_ten_seeds()["F3.two"].verdict
-    assert verdict == "equivalent at this scale"
-    assert f"changes less than the margin**: {numbers('F3.two')}, {verdict}." in TEXT
+    both, every = (at_ten_seeds()[name] for name in ("F3.two", "F3.three"))
+    assert both.verdict == "equivalent at this scale" and every.verdict == "undecided" and every.decision is not None
+    assert f"less than the margin in two stages**: {numbers('F3.two')}, {both.verdict}." in TEXT
+    words = f"In three it is undecided, {numbers('F3.three')}; {needed('F3.three')} seeds would decide."
+    bound = every.decision.bounds[1]
+    assert f"{words} A gain of half a point is excluded there too, by a bound of {bound:+.2f}." in TEXT and bound < 0.5
     means = {
         a: statistics.fmean(values(a, "miou", "camvid-imagenet").values())
         for scale, a in MEASURED
