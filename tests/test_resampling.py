@@ -198,17 +198,18 @@ def test_the_classes_behind_a_difference_add_up_to_it() -> None:
             matrix = np.array(stored.confusion)
             of_class = [100 * matrix[i, i] / (matrix[i].sum() + matrix[:, i].sum() - matrix[i, i]) for i in range(11)]
             iou[stored.experiment == sources.records[verdict.records[0]].experiment, stored.seed] = of_class
-        assert len(iou) == 6
-        d = np.array([np.array(iou[True, seed]) - iou[False, seed] for seed in range(3)])
+        assert len(iou) == 2 * verdict.n == 20
+        d = np.array([np.array(iou[True, seed]) - iou[False, seed] for seed in range(verdict.n)])
         *classes, total = [[cell.text for cell in line] for line in table.grid.lines]
-        half = scipy.stats.t.ppf(0.975, 2) * d.std(0, ddof=1) / 3**0.5
+        t = scipy.stats.t.ppf(0.975, verdict.n - 1) / verdict.n**0.5
+        half = t * d.std(0, ddof=1)
         for i, line in enumerate(classes):
             assert line[2] == f"{d[:, i].mean():+.2f}".replace("-0.00", "+0.00")
             assert line[3] == f"[{d[:, i].mean() - half[i]:+.2f}, {d[:, i].mean() + half[i]:+.2f}]"
         assert verdict.estimate is not None and total[2] == f"{verdict.estimate:+.2f}" == f"{d.mean():+.2f}"
         assert sum(float(line[4]) for line in classes) == pytest.approx(d.mean(), abs=0.06)
         assert sum(float(line[1]) for line in classes) == pytest.approx(100, abs=0.06)
-        decided = abs(d.mean(1).mean()) > scipy.stats.t.ppf(0.975, 2) * d.mean(1).std(ddof=1) / 3**0.5
+        decided = abs(d.mean(1).mean()) > t * d.mean(1).std(ddof=1)
         shares = [line[5] for line in classes]
         assert (sum(map(int, shares)) == pytest.approx(100, abs=5)) if decided else set(shares) == {MISSING}
     one = sources._replace(records={job: r for job, r in sources.records.items() if r.seed == 0})
