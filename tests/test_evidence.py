@@ -438,6 +438,29 @@ def test_the_cascades() -> None:
     assert low < 0 < high and f"they cannot be distinguished, {single(three, step)} (single)." in TEXT
 
 
+def test_what_the_offsets_add_at_8x() -> None:
+    verdicts = at_ten_seeds()
+    names = [f"K6.{n}" for n in ("corner", "half-pixel")] + [
+        f"K5.{n}" for n in ("corner", "half-pixel", "align-corners")
+    ]
+    assert {verdicts[n].verdict for n in names} == {"undecided"}
+    corner, half, *offsets = map(numbers, names)
+    words = f"The grid i/8 is {corner} above bilinear upsampling, the half-pixel grid {half};"
+    assert f"{words} {needed(names[0])} and {needed(names[1])} seeds would decide." in TEXT
+    words = "on all three grids**: {} on i/8, {} on the half-pixel grid, {} on that of align_corners.".format(*offsets)
+    assert f"The means of the offsets are below 0 {words}" in TEXT
+    assert "without the loss, they are below 0 on three grids, undecided too." in TEXT
+    of = [verdicts[n] for n in names[2:]]
+    assert all(v.estimate is not None and v.estimate < 0 and v.decision is not None for v in of)
+    bounds = [v.decision.bounds[1] for v in of if v.decision]
+    assert bounds[0] < 0.5 < bounds[1] and bounds[2] < 0.5
+    assert f"is excluded on i/8 and on align_corners, by bounds of {bounds[0]:+.2f} and {bounds[2]:+.2f};" in TEXT
+    for pair in (("tablec/lau8x", "tablec/grid8x"), ("tablec/lau8x-align-corners", BILINEAR)):
+        found = differences(*pair)
+        assert len(found) == 5 and max(found) < 0 and (interval(found) or (0, 0))[1] < 0
+    assert statistics.fmean(differences("table4/encnet-os8-lau4x", "table3a/encnet-os8-grid4x")) > 0
+
+
 def test_output_stride_32() -> None:
     of = {name: f"table3a/encnet-os32-{name}" for name in ("bilinear", "lau4x-off", "pixelshuffle2x")}
     loss, plain = numbers("C8.enc32"), numbers("C6.enc32")
@@ -613,7 +636,10 @@ def test_what_the_regimes_agree_on() -> None:
     weighted, valid, longer = "tablec/lau4x-off-weighted-mean", "tablec/lau4x-valid", "tablec/lau4x-long-step"
     rows_of_lau = [LAU, without, weighted, valid, longer]
     random, imagenet = (of_scale[scale] for scale in ("camvid-cpu", "camvid-imagenet"))
-    assert random & imagenet == {*ordered, *rows_of_lau}
+    grid8x, lau8x = "tablec/grid8x", "tablec/lau8x"
+    assert random & imagenet == {*ordered, *rows_of_lau, grid8x, lau8x}
+    assert orders((BILINEAR, grid8x, lau8x), "camvid-cpu") == [BILINEAR, grid8x, lau8x]
+    assert orders((BILINEAR, grid8x, lau8x), "camvid-imagenet") == [BILINEAR, lau8x, grid8x]
     assert all(orders(ordered, scale) == ordered for scale in ("camvid-cpu", "camvid-imagenet"))
     for a in (weighted, valid):
         assert orders((a, grid), "camvid-cpu")[0] == a and orders((a, grid), "camvid-imagenet")[1] == a

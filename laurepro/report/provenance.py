@@ -94,7 +94,7 @@ def environments(sources: Sources) -> list[Block]:
 
 
 def environment_table(sources: Sources) -> Table:
-    """Where the records were measured: one line per device, set of versions and commit."""
+    """Where the records were measured: one line per device, set of versions and scale, with its commits."""
     columns = (
         "device",
         "torch",
@@ -104,19 +104,19 @@ def environment_table(sources: Sources) -> Table:
         "Python",
         "platform",
         "laurepro",
-        "commit",
-        "scales",
+        "scale",
+        "commits",
     )
     groups: dict[tuple[str, ...], list[Record]] = {}
     for r in sources.records.values():
         e = r.environment
         versions = (e.torch, e.torchvision, e.cupy, packages(r), e.python, e.platform, e.laurepro)
-        groups.setdefault((e.device, *(v or MISSING for v in versions), commit(r)), []).append(r)
+        groups.setdefault((e.device, *(v or MISSING for v in versions), r.scale), []).append(r)
     lines = []
     for key, records in sorted(groups.items()):
-        scales = ", ".join(sorted({r.scale for r in records}))
+        commits = ", ".join(sorted({commit(r) for r in records}))
         hours = sum(r.device_seconds for r in records) / 3600
-        lines.append((*map(Cell, key), Cell(scales), Cell(str(len(records))), Cell(f"{hours:.2f}")))
+        lines.append((*map(Cell, key), Cell(commits), Cell(str(len(records))), Cell(f"{hours:.2f}")))
     heads = (*(Column(c, number=False) for c in columns), Column("records"), Column("device hours"))
     return Table("Where the records were measured", Grid(heads, tuple(lines)))
 
