@@ -81,9 +81,10 @@ class Plan(Strict):
 
     def seeds_of(self, claim: Claim) -> int:
         """How many seeds a comparison has: as many as the row with the fewest."""
-        return min(self._row_seeds(address) for address in claim.addresses)
+        return min(self.row_seeds(address) for address in claim.addresses)
 
-    def _row_seeds(self, address: str) -> int:
+    def row_seeds(self, address: str) -> int:
+        """How many seeds a row has."""
         return next((f.seeds for f in self.fewer if _any_match(address, f.rows)), self.seeds)
 
     def is_alone(self, claim: Claim) -> bool:
